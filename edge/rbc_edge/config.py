@@ -1,0 +1,232 @@
+"""Settings: flag, then environment, then file, then default; checked in one place, whoever gave them."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any, Final
+
+from rbc_edge.errors import UsageError
+
+ENV_PREFIX: Final = "RBC_EDGE_"
+CELL_DIAMETER_UM: Final = 7.5
+"""Diameter of a red cell in a dry smear, micrometres (design, section 3)."""
+
+EDGES: Final = ("all", "two-sides", "inside")
+
+_SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
+_SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
+_SMALLEST_CELL_PX, _LARGEST_CELL_PX = 4.0, 4000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run can be told; each name is a key of the file, and in capitals a variable of the environment.
+
+    Attributes:
+        out: Output folder.
+        bundle: Folder of the bundle; None: the one shipped.
+        threads: Threads of the networks; 0: as the processor has.
+        cell_diameter: Diameter of a red cell in pixels; None: not given.
+        um_per_px: Micrometres per pixel; None: not given.
+        slide_pattern: Regular expression that finds the slide in a file's name; None: folders are slides.
+        edges: Edge rule: all, two-sides or inside.
+        cells: Also write a table of cells by slide.
+        max_failures: Stop after this many failed images; None: never.
+        quiet: Say nothing but errors.
+        verbose: Say more.
+    """
+
+    out: Path | None = None
+    bundle: Path | None = None
+    threads: int = 0
+    cell_diameter: float | None = None
+    um_per_px: float | None = None
+    slide_pattern: str | None = None
+    edges: str = "all"
+    cells: bool = False
+    max_failures: int | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def cell_diameter_px(self) -> float | None:
+        """Diameter of a red cell in pixels that the user gave, either way; None: to be estimated."""
+        if self.um_per_px is not None:
+            return CELL_DIAMETER_UM / self.um_per_px
+        return self.cell_diameter
+
+
+_TYPES: Final[dict[str, type]] = {
+    "out": Path,
+    "bundle": Path,
+    "threads": int,
+    "cell_diameter": float,
+    "um_per_px": float,
+    "slide_pattern": str,
+    "edges": str,
+    "cells": bool,
+    "max_failures": int,
+    "quiet": bool,
+    "verbose": bool,
+}
+_WORDS: Final = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and where each came from.
+
+    Attributes:
+        settings: The settings in force.
+        source: For each setting ``flag``, a variable, a file, or ``default``.
+        file: The configuration file read; None without one.
+    """
+
+    settings: Settings
+    source: Mapping[str, str]
+    file: Path | None
+
+
+def load(
+    flags: Mapping[str, Any], *, file: Path | None = None, env: Mapping[str, str] | None = None
+) -> Loaded:
+    """Puts the settings together.
+
+    Args:
+        flags: What the command line gave, by name of the setting; None: not given.
+        file: The file the user named; None: ``RBC_EDGE_CONFIG``, else the user's
+            ``rbc-edge/config.toml`` (XDG), else ``/etc/rbc-edge/config.toml``, else none.
+        env: The environment; None: the process's.
+
+    Returns:
+        The settings, each from the highest source that names it. The two ways to give the scale are one
+        setting: a flag for one of them outranks a file that has the other.
+
+    Raises:
+        UsageError: A key is unknown, a value is of the wrong type or out of range, the file cannot be
+            read, or one source gives the scale both ways.
+    """
+    env = os.environ if env is None else env
+    path = _file(file, env)
+    given = {key: (value, "flag") for key, value in flags.items() if value is not None}
+    layers = [given, _variables(env)]
+    if path is not None:
+        layers.append({key: (value, str(path)) for key, value in _read(path).items()})
+
+    values: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    for layer in layers:
+        scale = [key for key in _SCALE_KEYS if key in layer]
+        if len(scale) > 1:
+            origin = layer[scale[0]][1]
+            where = "the command line" if origin == "flag" else origin
+            raise UsageError(
+                f"{where}: cell_diameter and um_per_px are two ways to say the same", "give one of them"
+            )
+        scale_is_set = any(key in values for key in _SCALE_KEYS)
+        for key, (value, origin) in layer.items():
+            if key not in values and not (key in _SCALE_KEYS and scale_is_set):
+                values[key], source[key] = value, origin
+    settings = Settings(**values)
+    _check(settings, source)
+    return Loaded(settings, {f.name: source.get(f.name, "default") for f in fields(Settings)}, path)
+
+
+def _file(given: Path | None, env: Mapping[str, str]) -> Path | None:
+    if given is None and env.get(f"{ENV_PREFIX}CONFIG"):
+        given = Path(env[f"{ENV_PREFIX}CONFIG"])
+    if given is not None:
+        return given
+    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
+    for path in (home / "rbc-edge" / "config.toml", _SYSTEM_FILE):
+        if os.path.isfile(path):  # noqa: PTH113 -- False, not an error, where we may not look
+            return path
+    return None
+
+
+def _variables(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for name, text in env.items():
+        if not name.startswith(ENV_PREFIX) or name == f"{ENV_PREFIX}CONFIG":
+            continue
+        key = _known(name.removeprefix(ENV_PREFIX).lower(), f"environment variable {name}", ENV_PREFIX)
+        found[key] = (_from_text(key, text, name), name)
+    return found
+
+
+def _from_text(key: str, text: str, where: str) -> object:
+    kind = _TYPES[key]
+    word = text.strip().lower()
+    if kind is bool and word in (*_TRUE, *_FALSE):
+        return word in _TRUE
+    if kind is not bool:
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_WORDS[kind]}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot read the configuration: {error.strerror}", "check --config"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path}: not a TOML file: {error}", "see `rbc-edge config show` for the keys"
+        ) from error
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        kind = _TYPES[_known(key, str(path), "")]
+        if kind is Path and isinstance(value, str):
+            values[key] = path.parent / value  # relative to the file, wherever the program is started
+        elif kind is float and type(value) in (int, float):
+            values[key] = float(value)
+        elif type(value) is kind:  # not isinstance: true is no number
+            values[key] = value
+        else:
+            raise UsageError(f"{path}: {key} is {value!r}", f"it has to be {_WORDS[kind]}")
+    return values
+
+
+def _known(key: str, where: str, prefix: str) -> str:
+    if key in _TYPES:
+        return key
+    near = difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.0)[0]
+    near = prefix + near.upper() if prefix else near
+    raise UsageError(f"{where}: unknown setting {key!r}", f"did you mean {near}?")
+
+
+def _check(settings: Settings, source: Mapping[str, str]) -> None:
+    def wrong(key: str, advice: str) -> UsageError:
+        where = source.get(key, "flag")
+        name = f"--{key.replace('_', '-')}" if where == "flag" else f"{where}: {key}"
+        return UsageError(f"{name} is {getattr(settings, key)}", advice)
+
+    for key in _SCALE_KEYS:
+        value = getattr(settings, key)
+        if value is None:
+            continue
+        if not (isfinite(value) and value > 0):
+            raise wrong(key, "it has to be a positive number")
+        diameter = settings.cell_diameter_px
+        if diameter is not None and not _SMALLEST_CELL_PX <= diameter <= _LARGEST_CELL_PX:
+            raise wrong(
+                key,
+                f"that makes a red cell {diameter:g} pixels wide; it can be from"
+                f" {_SMALLEST_CELL_PX:g} to {_LARGEST_CELL_PX:g}",
+            )
+    if settings.edges not in EDGES:
+        raise wrong("edges", f"it has to be one of {', '.join(EDGES)}")
+    if settings.threads < 0:
+        raise wrong("threads", "it has to be 0 (choose for me) or more")
+    if settings.max_failures is not None and settings.max_failures < 1:
+        raise wrong("max_failures", "it has to be 1 or more")

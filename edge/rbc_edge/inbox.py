@@ -1,0 +1,243 @@
+"""What is there to be counted: image files of folders and arguments, each with its slide and its name.
+
+The scan only looks; it opens no image and writes nothing.
+"""
+
+import logging
+import os
+import re
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.imaging import IMAGE_SUFFIXES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InboxFile:
+    r"""One image file, as the scan saw it.
+
+    Attributes:
+        path: Absolute path; opens the file even where its name is not UTF-8.
+        slide_id: Slide it belongs to, as text (bytes that are not UTF-8 as ``\xNN``).
+        fov: Its name within the slide, as text; unique there.
+        size_bytes: Size in bytes.
+        mtime_ns: Time of last change in nanoseconds since 1970.
+    """
+
+    path: Path
+    slide_id: str
+    fov: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What one scan found.
+
+    Attributes:
+        files: Image files, sorted by slide and field of view in plain character order.
+        unreadable: Sub-folders that could not be listed; their images are not among the files.
+        n_skipped: Files passed over because their name is not an image's, or they are no regular files.
+    """
+
+    files: tuple[InboxFile, ...]
+    unreadable: tuple[Path, ...] = ()
+    n_skipped: int = 0
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    r"""Returns a path as text for any UTF-8 file or terminal: bytes that are not UTF-8 as ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def scan(paths: Sequence[Path], *, slide_pattern: str | None = None) -> Inbox:
+    """Finds the image files of folders and files, and says which slide each belongs to.
+
+    The files directly in a folder given are the slide named after that folder; each of its sub-folders, at
+    any depth, is a slide named by its relative path joined with ``--``. A file given is of the slide named
+    after its folder. A file is taken once, however often and by whichever way it is given. Hidden files and
+    folders, other suffixes and everything that is not a regular file are passed over; a file given by name
+    is taken whatever its suffix. A link that points nowhere is taken, so that it shows up as a failed image.
+
+    Args:
+        paths: Folders and files.
+        slide_pattern: Regular expression searched for in each file's name, with the named group ``slide``
+            and optionally ``fov``. A file in which it is not found falls back to its folder.
+
+    Returns:
+        The files, and what was passed over.
+
+    Raises:
+        UsageError: The pattern is wrong, or two folders (or two files) would go by the same name.
+        UnavailableError: A path is missing or cannot be read, or there is no image at all.
+    """
+    pattern = _compiled(slide_pattern)
+    walk = _Walk()
+    for path in paths:
+        walk.take(Path(os.path.abspath(path)))  # noqa: PTH100 -- resolve() would rename linked slides
+    if not walk.found:
+        where = ", ".join(path_text(p) for p in paths) or "no path given"
+        blocked = "".join(f"; cannot read {path_text(p)}" for p in walk.unreadable)
+        raise UnavailableError(
+            f"no image found: {where}{blocked}",
+            f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
+    for folder in walk.unreadable:
+        log.warning("%s: cannot be read; its images are not counted", path_text(folder))
+    if walk.n_skipped:
+        log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
+    return Inbox(_named(walk.found, pattern), tuple(walk.unreadable), walk.n_skipped)
+
+
+def _compiled(slide_pattern: str | None) -> re.Pattern[str] | None:
+    if slide_pattern is None:
+        return None
+    advice = r"for example (?P<slide>[^_]+)_(?P<fov>\d+)"
+    try:
+        pattern = re.compile(slide_pattern)
+    except re.error as error:
+        raise UsageError(
+            f"slide pattern {slide_pattern!r} is no regular expression: {error}", advice
+        ) from error
+    if "slide" not in pattern.groupindex:
+        raise UsageError(f"slide pattern {slide_pattern!r} has no group named slide", advice)
+    return pattern
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: Path
+    folder_slide: str
+    status: os.stat_result
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The walk over all paths given; remembers real folders and files so that none is taken twice."""
+
+    found: list[_Found] = field(default_factory=list)
+    unreadable: list[Path] = field(default_factory=list)
+    n_skipped: int = 0
+    _folders: set[tuple[int, int]] = field(default_factory=set)
+    _files: set[tuple[int, int, str]] = field(default_factory=set)
+
+    def take(self, path: Path) -> None:
+        """Takes one absolute path the user gave."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UnavailableError(
+                f"{path_text(path)}: {(error.strerror or 'cannot be read').lower()}",
+                "give an existing folder or image file; is the camera's share mounted?",
+            ) from error
+        if stat.S_ISDIR(status.st_mode):
+            try:
+                self._folder(path, status, path_text(path.name or "root"), "")
+            except OSError as error:
+                raise UnavailableError(
+                    f"{path_text(path)}: cannot list the folder: {error.strerror}", "check its permissions"
+                ) from error
+        elif stat.S_ISREG(status.st_mode):
+            self._file(path, status, path_text(path.parent.name or "root"))
+        else:
+            raise UnavailableError(f"{path_text(path)}: neither a folder nor a regular file", "give an image")
+
+    def _folder(self, folder: Path, status: os.stat_result, slide: str, prefix: str) -> None:
+        """Takes a folder's images as `slide`, and its sub-folders as slides named after `prefix`."""
+        # A stack, not recursion: folders may nest deeper than Python's stack.
+        todo = [(folder, status, slide, prefix)]
+        while todo:
+            folder, status, slide, prefix = todo.pop()
+            if (status.st_dev, status.st_ino) in self._folders:
+                continue  # given twice, or a link that leads in a circle
+            self._folders.add((status.st_dev, status.st_ino))
+            try:
+                with os.scandir(folder) as listing:
+                    # Real folders before links to them: a slide keeps its own name.
+                    entries = sorted(listing, key=lambda e: (e.is_symlink(), e.name))
+            except OSError:
+                if prefix == "":
+                    raise
+                self.unreadable.append(folder)
+                continue
+            below = list(self._entries(entries, slide, prefix))
+            todo += reversed(below)
+
+    def _entries(
+        self, entries: list[os.DirEntry[str]], slide: str, prefix: str
+    ) -> Iterator[tuple[Path, os.stat_result, str, str]]:
+        """Takes the images among a folder's entries and yields its sub-folders."""
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+            try:
+                status = _status(entry)
+            except OSError:
+                continue  # gone since the listing
+            if stat.S_ISDIR(status.st_mode):
+                name = prefix + path_text(entry.name)
+                yield Path(entry.path), status, name, f"{name}--"
+            elif is_image and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                self._file(Path(entry.path), status, slide)
+            else:
+                self.n_skipped += 1
+
+    def _file(self, path: Path, status: os.stat_result, slide: str) -> None:
+        # By folder and name, not by the file's own number: two links to one file are two names, which the
+        # ledger tells apart by content.
+        parent = path.parent.stat()
+        key = (parent.st_dev, parent.st_ino, path.name)
+        if key not in self._files:
+            self._files.add(key)
+            self.found.append(_Found(path, slide, status))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Returns what the entry points at, or the link itself when it points nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
+
+
+def _named(found: list[_Found], pattern: re.Pattern[str] | None) -> tuple[InboxFile, ...]:
+    """Gives each file its slide and a name that is unique there."""
+    folder_of: dict[str, Path] = {}
+    by_name: dict[tuple[str, str], list[_Found]] = defaultdict(list)
+    for file in found:
+        match = pattern.search(path_text(file.path.name)) if pattern else None
+        slide = match["slide"] if match else None
+        fov = match["fov"] if match and slide and "fov" in match.re.groupindex else None
+        if not slide:
+            slide = file.folder_slide
+            other = folder_of.setdefault(slide, file.path.parent)
+            if other != file.path.parent:
+                raise UsageError(
+                    f"two folders would be the slide {slide}: {path_text(other)} and "
+                    f"{path_text(file.path.parent)}",
+                    "give their common parent folder instead, or rename one of them",
+                )
+        by_name[slide, fov or path_text(file.path.stem)].append(file)
+
+    files: dict[tuple[str, str], InboxFile] = {}
+    for (slide, fov), same in by_name.items():
+        for file in same:
+            name = fov if len(same) == 1 else path_text(file.path.name)
+            if (slide, name) in files:
+                raise UsageError(
+                    f"two images of slide {slide} would go by the name {name}: "
+                    f"{path_text(files[slide, name].path)} and {path_text(file.path)}",
+                    "rename one of them, or give a --slide-pattern that tells them apart",
+                )
+            files[slide, name] = InboxFile(
+                file.path, slide, name, file.status.st_size, file.status.st_mtime_ns
+            )
+    return tuple(files[key] for key in sorted(files))

@@ -1,0 +1,436 @@
+"""The main job: every image of the paths given, counted once, written down, shown in the tables."""
+
+import hashlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from math import nan
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from rbc_edge.counting import EdgeRule
+from rbc_edge.errors import ExitCode, ImageError, RbcEdgeError, UnavailableError, UsageError
+from rbc_edge.imaging import load_field
+from rbc_edge.inbox import InboxFile, path_text, scan
+from rbc_edge.ledger import Entry, FieldRow, Ledger, Status, Version
+from rbc_edge.tables import SlideSummary, Tables
+from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
+
+log = logging.getLogger(__name__)
+
+SCALE_FIELDS: Final = 8
+"""Fields of view a slide's scale is estimated from."""
+
+_SCALE_PIXELS: Final = 40e6  # all of them together: a few 20-megapixel fields hold cells enough, and memory
+_SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
+_COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
+
+
+class Analyzing(Protocol):
+    """What the runner asks of an analyzer (`rbc_edge.analyzer.Analyzer`)."""
+
+    def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+        """Estimates a slide's scale from uint8 (H, W, 3) images."""
+
+    def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+        """Finds the cells of one field of view."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What one run is asked to do.
+
+    Attributes:
+        paths: Folders and files.
+        out: Output folder; made when missing.
+        scale: The scale the user gave; None: estimated by slide.
+        slide_pattern: See `inbox.scan`.
+        edges: Edge rule of the tables.
+        cells: Also write a table of cells by slide.
+        force: Count again what was counted.
+        max_failures: Stop after this many failed images; None: never.
+    """
+
+    paths: tuple[Path, ...]
+    out: Path
+    scale: Scale | None = None
+    slide_pattern: str | None = None
+    edges: EdgeRule = EdgeRule.ALL
+    cells: bool = False
+    force: bool = False
+    max_failures: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One image is settled; for progress bars and logs.
+
+    Attributes:
+        file: The image.
+        row: What the ledger now says; None where nothing had to be done.
+        n_done: Images settled so far, this one included.
+        n_total: Images of the run.
+    """
+
+    file: InboxFile
+    row: FieldRow | None
+    n_done: int
+    n_total: int
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        n_images: Images found.
+        n_counted: Images analyzed in this run.
+        n_unchanged: Images that needed no analysis: settled before, or only renamed.
+        n_duplicates: Images of the run whose content is counted under another name of their slide.
+        n_failed: Images of the run that could not be counted, now or before.
+        n_unreadable_folders: Sub-folders that could not be listed.
+        stopped_by: The signal that ended the run early.
+        gave_up: The run ended early because of `RunOptions.max_failures`.
+        slides: The rows of ``slides.csv``.
+    """
+
+    n_images: int
+    n_counted: int = 0
+    n_unchanged: int = 0
+    n_duplicates: int = 0
+    n_failed: int = 0
+    n_unreadable_folders: int = 0
+    stopped_by: int | None = None
+    gave_up: bool = False
+    slides: list[SlideSummary] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process tells the shell."""
+        if self.stopped_by is not None:
+            return 128 + self.stopped_by
+        if self.n_failed or self.n_unreadable_folders:
+            return ExitCode.SOME_FAILED
+        return ExitCode.OK
+
+
+@dataclass(slots=True)
+class Stop:
+    """A wish to end after the image in hand.
+
+    Attributes:
+        signal: The signal that asked; None: go on.
+    """
+
+    signal: int | None = None
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Takes SIGINT and SIGTERM as the wish; a second one ends the process at once."""
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            self.signal = number
+            signal.signal(number, before[number])
+
+        before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where time comes from; tests give their own.
+
+    Attributes:
+        now: The time of day, with its zone.
+        monotonic_s: Seconds that never go back.
+    """
+
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    monotonic_s: Callable[[], float] = time.perf_counter
+
+
+def run_once(
+    options: RunOptions,
+    bundle_id: str,
+    make_analyzer: Callable[[], Analyzing],
+    *,
+    on_step: Callable[[Step], None] = lambda _: None,
+    stop: Stop | None = None,
+    clock: Clock | None = None,
+) -> RunSummary:
+    """Counts every image of the paths that is not counted yet, and brings the tables up to date.
+
+    It may be killed at any moment; the next run goes on. One image that cannot be counted is a failed row,
+    and the others are counted.
+
+    Args:
+        options: What to do.
+        bundle_id: The bundle the analyzer works with; another one makes every count stale.
+        make_analyzer: Called once, when the first image needs counting; a run with nothing to do stays light.
+        on_step: Told of every image settled.
+        stop: Ends the run early, with tables that show what was done.
+        clock: Where time comes from.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: The output folder lies inside the source, or names clash (`inbox.scan`).
+        UnavailableError: Source or output cannot be used.
+        BundleError: From `make_analyzer`.
+    """
+    _check_apart(options.paths, options.out)
+    inbox = scan(options.paths, slide_pattern=options.slide_pattern)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{path_text(options.out)}: cannot make the output folder: {error.strerror}",
+            "choose another --out, or check the permissions of its parent",
+        ) from error
+    with Ledger(options.out) as ledger:
+        tables = Tables(options.out, ledger, edges=options.edges, cells=options.cells)
+        if ledger.tables_are_stale():  # a run was killed; its counts show before hours of counting go by
+            tables.write()
+        run = _Run(
+            options,
+            bundle_id,
+            make_analyzer,
+            ledger=ledger,
+            tables=tables,
+            on_step=on_step,
+            stop=stop or Stop(),
+            clock=clock or Clock(),
+        )
+        return run.settle(inbox.files, n_unreadable_folders=len(inbox.unreadable))
+
+
+def _check_apart(paths: Sequence[Path], out: Path) -> None:
+    """Refuses an output folder that lies in the camera's folder: results would be read as its slides."""
+    real_out = Path(os.path.realpath(out))
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
+        if inside or real == real_out / "cells":
+            raise UsageError(
+                f"the output folder {path_text(out)} lies inside the source {path_text(path)}",
+                "give an --out outside the images' folder; that folder is never written to",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look at a file gave: the field, or why not."""
+
+    field: FieldOfView | None
+    failure: str
+    message: str
+    sha256: str
+    elapsed_s: float
+
+
+class _Run:
+    """Settles lists of files; the body that a single run and a watch share."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        bundle_id: str,
+        make_analyzer: Callable[[], Analyzing],
+        *,
+        ledger: Ledger,
+        tables: Tables,
+        on_step: Callable[[Step], None],
+        stop: Stop,
+        clock: Clock,
+    ) -> None:
+        self._options = options
+        self._make_analyzer = make_analyzer
+        self._analyzer: Analyzing | None = None
+        self._ledger = ledger
+        self._tables = tables
+        self._on_step = on_step
+        self._stop = stop
+        self._clock = clock
+        scale = options.scale
+        settings = f"{scale.source}={scale.cell_diameter_px!r}" if scale else "estimated"
+        self._version = Version(bundle_id, settings)
+        self._last_commit_s = clock.monotonic_s()
+        self._n_new_failures = 0
+        self._n_done = 0
+
+    def settle(self, files: tuple[InboxFile, ...], *, n_unreadable_folders: int = 0) -> RunSummary:
+        """Settles the files in order, slide by slide, and writes the tables, also when it ends early."""
+        summary = RunSummary(n_images=len(files), n_unreadable_folders=n_unreadable_folders)
+        self._ledger.claim_paths(files)
+        # One thread reads ahead by one image while this one counts.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rbc-edge-read") as reader:
+            for slide_id, group in groupby(files, key=lambda f: f.slide_id):
+                self._settle_slide(slide_id, list(group), reader, summary)
+                if summary.stopped_by is not None or summary.gave_up:
+                    break
+        self._ledger.commit()
+        summary.slides = self._tables.write()
+        return summary
+
+    def _settle_slide(
+        self, slide_id: str, files: list[InboxFile], reader: ThreadPoolExecutor, summary: RunSummary
+    ) -> None:
+        scale: Scale | None = None
+        ahead: dict[str, Future[_Look]] = {}
+        changed = False
+        for i, file in enumerate(files):
+            if self._ends_early(summary):
+                break
+            row: FieldRow | None = None
+            if self._is_done(file):
+                summary.n_unchanged += 1
+                known = self._ledger.field(slide_id, file.fov)
+                status = known.status if known else Status.OK
+            else:
+                scale = scale or self._slide_scale(slide_id, files)
+                look = ahead.pop(file.fov, None) or reader.submit(_look, file, self._clock)
+                for following in files[i + 1 : i + 2]:
+                    if not self._is_done(following):
+                        ahead[following.fov] = reader.submit(_look, following, self._clock)
+                row = self._settle_file(file, look.result(), scale, summary)
+                changed, status = True, row.status
+                self._n_new_failures += status is Status.FAILED
+            summary.n_failed += status is Status.FAILED
+            summary.n_duplicates += status is Status.DUPLICATE
+            self._n_done += 1
+            self._commit_now_and_then()
+            self._on_step(Step(file, row, self._n_done, summary.n_images))
+        if changed:
+            self._ledger.commit()  # first: a table never shows what a power cut could take back
+            self._tables.write_slide(slide_id)
+
+    def _is_done(self, file: InboxFile) -> bool:
+        return not self._options.force and self._ledger.is_done(file, self._version)
+
+    def _ends_early(self, summary: RunSummary) -> bool:
+        limit = self._options.max_failures
+        summary.stopped_by = self._stop.signal
+        summary.gave_up = limit is not None and self._n_new_failures >= limit
+        return summary.stopped_by is not None or summary.gave_up
+
+    def _commit_now_and_then(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s - self._last_commit_s >= _COMMIT_EVERY_S:
+            self._ledger.commit()
+            self._last_commit_s = now_s
+
+    def _slide_scale(self, slide_id: str, files: list[InboxFile]) -> Scale:
+        """Returns the scale of a slide: the user's, the one kept for it, or a new estimate, then kept."""
+        if self._options.scale is not None:
+            return self._options.scale
+        kept = self._ledger.slide_scale(slide_id)
+        if (
+            kept is not None
+            and kept.bundle_id == self._version.bundle_id
+            and kept.scale.source is not ScaleSource.NONE  # saw no cell then; there may be some now
+            and not self._options.force
+        ):
+            return kept.scale
+        scale = self._estimated(slide_id, files)
+        self._ledger.keep_slide_scale(slide_id, scale, self._version.bundle_id)
+        self._ledger.commit()  # before any field is counted at it: a killed run goes on with the same scale
+        return scale
+
+    def _estimated(self, slide_id: str, files: list[InboxFile]) -> Scale:
+        images: list[UInt8] = []
+        n_pixels = 0
+        for file in _spread(files)[:_SCALE_ATTEMPTS]:
+            try:
+                image = load_field(file.path, slide_id, file.fov).image
+            except Exception:
+                log.debug("%s: not used for the scale", path_text(file.path), exc_info=True)
+                continue
+            images.append(image)
+            n_pixels += image.shape[0] * image.shape[1]
+            if len(images) == SCALE_FIELDS or n_pixels > _SCALE_PIXELS:
+                break
+        if not images:
+            return Scale(nan, ScaleSource.NONE)
+        try:
+            return self._the_analyzer().estimate_scale(images)
+        except RbcEdgeError:
+            raise
+        except Exception:  # the fields are then estimated one by one, and fail one by one if they must
+            log.warning("slide %s: its scale could not be estimated", slide_id)
+            log.debug("slide %s", slide_id, exc_info=True)
+            return Scale(nan, ScaleSource.NONE)
+
+    def _the_analyzer(self) -> Analyzing:
+        if self._analyzer is None:
+            self._analyzer = self._make_analyzer()
+        return self._analyzer
+
+    def _settle_file(self, file: InboxFile, look: _Look, scale: Scale, summary: RunSummary) -> FieldRow:
+        """Brings one file that was read into the ledger."""
+        started_s = self._clock.monotonic_s()
+        now = self._clock.now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        entry = Entry(file, self._version, look.sha256, now, elapsed_ms=look.elapsed_s * 1e3)
+        if look.field is None:
+            return self._ledger.record_failed(entry, look.failure, look.message)
+        entry = replace(entry, captured_at=look.field.captured_at)
+        settled = self._ledger.settle(entry, force=self._options.force)
+        if settled is not None:
+            summary.n_unchanged += settled.status is Status.OK
+            return settled
+        try:
+            result = self._the_analyzer().analyze(look.field, scale)
+        except ImageError as error:
+            return self._ledger.record_failed(entry, error.reason, str(error))
+        except RbcEdgeError:
+            raise
+        except Exception as error:  # whatever it is, the other images are counted
+            log.debug("%s", path_text(file.path), exc_info=True)
+            return self._ledger.record_failed(entry, "error", _unexpected(file.path, error))
+        elapsed_s = look.elapsed_s + self._clock.monotonic_s() - started_s
+        summary.n_counted += 1
+        return self._ledger.record_ok(replace(entry, elapsed_ms=elapsed_s * 1e3), result)
+
+
+def _look(file: InboxFile, clock: Clock) -> _Look:
+    """Reads and decodes one file; runs beside the analysis of the one before."""
+    started_s = clock.monotonic_s()
+    field_of_view, failure, message, sha256 = None, "", "", ""
+    try:
+        field_of_view = load_field(file.path, file.slide_id, file.fov)
+        sha256 = field_of_view.sha256
+    except ImageError as error:
+        failure, message = error.reason, str(error)
+    except Exception as error:
+        log.debug("%s", path_text(file.path), exc_info=True)
+        failure, message = "error", _unexpected(file.path, error)
+    if failure not in ("", "vanished", "unreadable"):
+        with suppress(OSError), file.path.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    return _Look(field_of_view, failure, message, sha256, clock.monotonic_s() - started_s)
+
+
+def _unexpected(path: Path, error: Exception) -> str:
+    return f"{path_text(path)}: could not be counted: {type(error).__name__}: {error}"
+
+
+def _spread(files: list[InboxFile]) -> list[InboxFile]:
+    """Orders files so that the first few lie evenly over all of them; the same files, the same order."""
+    n = min(SCALE_FIELDS, len(files))
+    picked = sorted({round(i * (len(files) - 1) / max(n - 1, 1)) for i in range(n)})
+    rest = sorted(set(range(len(files))) - set(picked))
+    return [files[i] for i in picked + rest]
