@@ -1,0 +1,48 @@
+"""What the station's tests share: a bundle of a few KB, and drawn fields whose truth is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rbc_edge.smear import CREAM, DrawnField, draw_slide
+from rbc_edge.values import UInt8
+
+WriteImage = Callable[[Path, UInt8], Path]
+
+
+@pytest.fixture(scope="session")
+def toy_bundle_path() -> Path:
+    """The committed toy bundle; tests that change a byte copy it first."""
+    return Path(__file__).resolve().parent / "toy_bundle"
+
+
+@pytest.fixture(scope="session")
+def drawn_fields() -> tuple[DrawnField, ...]:
+    """Six small fields of one slide, red cells of 40 px, in the stain the toy bundle knows; read only."""
+    fields = draw_slide(
+        np.random.default_rng(2026),
+        6,
+        width_px=320,
+        height_px=256,
+        cell_diameter_px=40.0,
+        crowding=0.2,
+        stain=CREAM,
+    )
+    return tuple(fields)
+
+
+@pytest.fixture(scope="session")
+def write_image() -> WriteImage:
+    """Writes uint8 (H, W, 3) RGB to a file, by its suffix, and returns the path; makes the folder."""
+
+    def write(path: Path, image: UInt8) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        assert done
+        path.write_bytes(data.tobytes())  # not cv2.imwrite: it cannot write names that are not UTF-8
+        return path
+
+    return write
