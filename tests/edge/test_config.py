@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+
+from rbc_edge import config
+from rbc_edge.config import load
+from rbc_edge.counting import EdgeRule
+from rbc_edge.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _no_system_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "_SYSTEM_FILE", tmp_path / "etc.toml")
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_defaults(tmp_path: Path) -> None:
+    loaded = load({}, env={"HOME": str(tmp_path)})
+    assert loaded.settings == config.Settings()
+    assert set(loaded.source.values()) == {"default"}
+    assert loaded.file is None
+
+
+def test_flag_then_environment_then_file(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.toml", 'threads = 1\nedges = "inside"\ncells = true\nmax_failures = 9\n')
+    env = {"RBC_EDGE_THREADS": "2", "RBC_EDGE_EDGES": "two-sides", "RBC_EDGE_CELLS": "no", "OTHER": "x"}
+    loaded = load({"threads": 3, "edges": None}, file=file, env=env)
+    settings = loaded.settings
+    assert (settings.threads, settings.edges, settings.cells) == (3, "two-sides", False)
+    assert settings.max_failures == 9
+    assert loaded.source["threads"] == "flag"
+    assert loaded.source["edges"] == "RBC_EDGE_EDGES"
+    assert loaded.source["max_failures"] == str(file)
+    assert loaded.source["quiet"] == "default"
+
+
+def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path)}
+    system = written(tmp_path / "etc.toml", "threads = 1")
+    assert load({}, env=env).file == system
+    home = written(tmp_path / ".config" / "rbc-edge" / "config.toml", "threads = 2")
+    assert load({}, env=env).file == home
+    xdg = written(tmp_path / "xdg" / "rbc-edge" / "config.toml", "threads = 3")
+    assert load({}, env={**env, "XDG_CONFIG_HOME": str(tmp_path / "xdg")}).file == xdg
+    named = written(tmp_path / "named.toml", "threads = 4")
+    assert load({}, env={**env, "RBC_EDGE_CONFIG": str(named)}).settings.threads == 4
+    assert load({}, file=xdg, env={**env, "RBC_EDGE_CONFIG": str(named)}).settings.threads == 3
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    file = written(tmp_path / "deep" / "c.toml", 'bundle = "models"\nout = "/results"\n')
+    settings = load({}, file=file, env={}).settings
+    assert (settings.bundle, settings.out) == (tmp_path / "deep" / "models", Path("/results"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("thread = 2", r"unknown setting 'thread'.*did you mean threads\?"),
+        ("max-failures = 2", r"did you mean max_failures\?"),
+        ('threads = "2"', "threads is '2'.*whole number"),
+        ("threads = true", "threads is True.*whole number"),
+        ("threads = 1.5", "whole number"),
+        ("cells = 1", "true or false"),
+        ("cell_diameter = 'x'", "a number"),
+        ("out = 3", "a path"),
+        ("[run]\nthreads = 1", "unknown setting 'run'"),
+        ("threads = ", "not a TOML file"),
+        ("edges = 'left'", "all, two-sides, inside"),
+        ("threads = -1", "0 .*or more"),
+        ("max_failures = 0", "1 or more"),
+        ("cell_diameter = 40\num_per_px = 0.1", "two ways to say the same"),
+    ],
+)
+def test_wrong_file_is_refused_and_named(tmp_path: Path, text: str, said: str) -> None:
+    file = written(tmp_path / "c.toml", text)
+    with pytest.raises(UsageError, match=f"(?s)c.toml: .*{said}") as caught:
+        load({}, file=file, env={})
+    assert caught.value.exit_code == 2
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        load({}, file=tmp_path / "none.toml", env={})
+    (tmp_path / "latin.toml").write_bytes(b"edges = '\xff'")
+    with pytest.raises(UsageError, match="not a TOML file"):
+        load({}, file=tmp_path / "latin.toml", env={})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RBC_EDGE_THREAD", "1", "did you mean RBC_EDGE_THREADS"),
+        ("RBC_EDGE_THREADS", "two", "whole number"),
+        ("RBC_EDGE_CELLS", "maybe", "true or false"),
+        ("RBC_EDGE_UM_PER_PX", "", "a number"),
+    ],
+)
+def test_wrong_environment_is_refused_and_named(name: str, value: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load({}, env={name: value})
+
+
+@pytest.mark.parametrize("diameter", [0.0, -1.0, float("nan"), float("inf"), 3.9, 4001.0])
+def test_impossible_cell_diameter(diameter: float) -> None:
+    with pytest.raises(UsageError, match="--cell-diameter is"):
+        load({"cell_diameter": diameter}, env={})
+
+
+@pytest.mark.parametrize("um_per_px", [0.0, -0.1, float("nan"), 7.5 / 3, 7.5 / 5000])
+def test_impossible_um_per_px(um_per_px: float) -> None:
+    with pytest.raises(UsageError, match="--um-per-px is"):
+        load({"um_per_px": um_per_px}, env={})
+
+
+def test_the_scale_is_one_setting(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.toml", "um_per_px = 0.1")
+    assert load({}, file=file, env={}).settings.cell_diameter_px == pytest.approx(75)
+    settings = load({"cell_diameter": 40.0}, file=file, env={}).settings
+    assert (settings.cell_diameter_px, settings.um_per_px) == (40.0, None)
+    with pytest.raises(UsageError, match=r"the command line: .*two ways"):
+        load({"cell_diameter": 40.0, "um_per_px": 0.1}, env={})
+
+
+def test_edges_are_those_of_the_counting_module() -> None:
+    assert tuple(EdgeRule) == config.EDGES
