@@ -1,0 +1,272 @@
+"""The bundle: the one thing that training hands to the station. The only place that opens ONNX sessions.
+
+A folder with ``manifest.json``, the two networks and a test field with its expected cells (design,
+section 6). `Bundle.open` checks every byte before anything runs; `write` is what the export calls.
+
+The networks' contract:
+
+- ``detector.onnx``: ``image`` uint8 (B, H, W, 3) RGB, H and W multiples of 32 → ``boxes`` float32
+  (B, A, 4) xyxy in pixels of the input, ``scores`` float32 (B, A, 3) probability of each `CellClass`,
+  before suppression.
+- ``classifier.onnx``: ``crops`` uint8 (N, 64, 64, 3) RGB → ``overlap_score`` float32 (N,), probability
+  that the cell in the middle is overlapping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rbc_edge.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+FORMAT: Final = 1
+"""Version of the manifest this program reads and writes."""
+
+MANIFEST: Final = "manifest.json"
+DETECTOR: Final = "detector.onnx"
+DETECTOR_FP32: Final = "detector-fp32.onnx"
+CLASSIFIER: Final = "classifier.onnx"
+TEST_INPUT: Final = "test-input.png"
+TEST_EXPECTED: Final = "test-expected.json"
+_REQUIRED: Final = (DETECTOR, CLASSIFIER, TEST_INPUT, TEST_EXPECTED)
+_ADVICE: Final = "install rbc-edge again, or name another bundle with --bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        format: Version of the manifest's layout.
+        class_names: Names by `CellClass` number.
+        cell_diameter_px: Size at which the detector wants to see a red cell, pixels.
+        tile_px: Largest side of one detector input, pixels at model scale.
+        tile_overlap_px: Least overlap of neighbouring tiles, pixels at model scale.
+        score_threshold: Least detector score that counts, by `CellClass`, 0..1.
+        iou_threshold: Boxes of one class that overlap by more are one cell, by `CellClass`, 0..1.
+        iou_threshold_across: The same for boxes of different classes.
+        crop_margin: Margin of a crop, share of the box's side on each of its four sides.
+        overlap_threshold: Least classifier score of an overlapping cell, 0..1.
+        normalisation: What the networks do with pixel values, in words.
+        calibration: The images that the int8 ranges were measured on.
+        training: Data, commit, seeds and options that made the networks.
+        metrics: Parity and task metrics, fp32 against int8, on validation photographs.
+        licence: SPDX expression.
+        files: SHA-256 of every other file of the folder.
+        bundle_id: First 16 hex digits of the hash over all of the above.
+    """
+
+    format: int
+    class_names: tuple[str, ...]
+    cell_diameter_px: float
+    tile_px: int
+    tile_overlap_px: int
+    score_threshold: tuple[float, ...]
+    iou_threshold: tuple[float, ...]
+    iou_threshold_across: float
+    crop_margin: float
+    overlap_threshold: float
+    normalisation: str
+    calibration: Mapping[str, Any]
+    training: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    licence: str
+    files: Mapping[str, str]
+    bundle_id: str = ""
+
+    def content_id(self) -> str:
+        """Computes the bundle_id: hash over the manifest, which holds the hash of every file."""
+        content = asdict(self)
+        del content["bundle_id"]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Returns the text of ``manifest.json``."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An intact bundle on disk.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def bundle_id(self) -> str:
+        """The hash of the content, 16 hex digits."""
+        return self.manifest.bundle_id
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Bundle:
+        """Opens a bundle and checks that every byte is the one that was exported.
+
+        Args:
+            path: Its folder; the one that ships in this package when None.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            BundleError: If it is missing, of another format, or not intact.
+        """
+        folder = default_path() if path is None else path
+        manifest = _read_manifest(folder / MANIFEST)
+        for name, expected in manifest.files.items():
+            file = folder / name
+            try:
+                with file.open("rb") as stream:
+                    actual = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
+            if actual != expected:
+                raise BundleError(f"{file}: does not match its SHA-256 in the manifest", _ADVICE)
+        return cls(folder, manifest)
+
+    def session(self, file: str, *, threads: int) -> ort.InferenceSession:
+        """Opens one of the bundle's networks on the CPU.
+
+        Args:
+            file: Name of the network in the bundle.
+            threads: Threads inside one operator.
+
+        Returns:
+            The ONNX Runtime session.
+
+        Raises:
+            BundleError: If ONNX Runtime cannot load it.
+        """
+        import onnxruntime as ort  # noqa: PLC0415  a third of a second that `--help` must not pay
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that spin between fields would take the second core from decoding and from the camera.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            return ort.InferenceSession(
+                str(self.path / file), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise BundleError(f"{self.path / file}: ONNX Runtime cannot load it: {error}", _ADVICE) from error
+
+    def describe(self) -> dict[str, object]:
+        """Returns a JSON-able summary, for ``bundle show``."""
+        return {"path": os.fsencode(self.path).decode("utf-8", "backslashreplace"), **asdict(self.manifest)}
+
+
+def default_path() -> Path:
+    """Returns the folder of the bundle that ships in this package."""
+    return Path(str(files("rbc_edge") / "bundles" / "default"))
+
+
+def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundle:
+    """Writes a bundle: copies the files, hashes them, writes the manifest last.
+
+    Args:
+        folder: Folder to write; an earlier bundle in it is replaced.
+        source: Name in the bundle to the file to copy.
+        manifest: Its ``files`` and ``bundle_id`` are filled in here.
+
+    Returns:
+        The bundle, opened and checked.
+
+    Raises:
+        BundleError: If a required file is missing.
+    """
+    missing = [name for name in _REQUIRED if name not in source]
+    if missing:
+        raise BundleError(f"{folder}: a bundle needs {', '.join(missing)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    hashes: dict[str, str] = {}
+    for name, file in sorted(source.items()):
+        if file.resolve() != (folder / name).resolve():
+            shutil.copyfile(file, folder / name)
+        with (folder / name).open("rb") as stream:
+            hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    for stray in folder.iterdir():
+        if stray.name not in hashes and stray.suffix in (".onnx", ".png", ".json"):
+            stray.unlink()
+    values = {f.name: getattr(manifest, f.name) for f in fields(manifest)} | {"files": hashes, "bundle_id": ""}
+    # Through JSON and back, so that the id is of what a reader will see.
+    plain = _parse(json.loads(Manifest(**values).to_json()), folder / MANIFEST)
+    named = Manifest(**{f.name: getattr(plain, f.name) for f in fields(plain)} | {"bundle_id": plain.content_id()})
+    (folder / MANIFEST).write_text(named.to_json(), encoding="utf-8")
+    return Bundle.open(folder)
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file}: is not text: {error}", _ADVICE) from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{file}: is not JSON: {error}", _ADVICE) from error
+    manifest = _parse(content, file)
+    if manifest.content_id() != manifest.bundle_id:
+        raise BundleError(f"{file}: does not match its bundle_id: it was changed after the export", _ADVICE)
+    return manifest
+
+
+def _parse(content: object, file: Path) -> Manifest:
+    """Checks the manifest's layout and the numbers that the pipeline relies on."""
+    if not isinstance(content, dict):
+        raise BundleError(f"{file}: is not a manifest", _ADVICE)
+    if content.get("format") != FORMAT:
+        raise BundleError(
+            f"{file}: format {content.get('format')!r}, this version reads {FORMAT}",
+            "use the rbc-edge version that the bundle was made for",
+        )
+    known = {f.name for f in fields(Manifest)}
+    if set(content) != known:
+        odd = sorted(set(content) ^ known)
+        raise BundleError(f"{file}: missing or unknown: {', '.join(odd)}", _ADVICE)
+    try:
+        manifest = Manifest(
+            **content
+            | {
+                "class_names": tuple(map(str, content["class_names"])),
+                "score_threshold": tuple(map(float, content["score_threshold"])),
+                "iou_threshold": tuple(map(float, content["iou_threshold"])),
+                "files": dict(content["files"]),
+            }
+        )
+        shares = (*manifest.score_threshold, *manifest.iou_threshold, manifest.iou_threshold_across)
+        sound = (
+            len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3
+            and all(0 <= s <= 1 for s in (*shares, manifest.overlap_threshold))
+            and math.isfinite(manifest.cell_diameter_px)
+            and manifest.cell_diameter_px > 0
+            and 0 <= manifest.crop_margin <= 2
+            and 0 < 2 * manifest.tile_overlap_px < manifest.tile_px
+            and all(Path(name).name == name for name in manifest.files)
+            and all(name in manifest.files for name in _REQUIRED)
+        )
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{file}: {error}", _ADVICE) from error
+    if not sound:
+        raise BundleError(f"{file}: a value is out of its range, or a required file is not named", _ADVICE)
+    return manifest

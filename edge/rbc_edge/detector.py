@@ -1,0 +1,127 @@
+"""Finds cells: one field of view in, boxes in pixels of the field out.
+
+The field is resized so that a red cell measures the bundle's `cell_diameter_px`, cut into tiles if it is
+large, and what the network says of each tile is put together. Nothing outside this module knows of any
+frame but the field's.
+"""
+
+import numpy as np
+
+from rbc_edge import imaging
+from rbc_edge.bundle import DETECTOR, Bundle
+from rbc_edge.values import Detections, Float32, Int64, UInt8
+
+_SEAM_PX = 4.0
+"""Two tiles place one cell's centre a little differently; within this both may claim it, and suppression decides."""
+
+
+class Detector:
+    """YOLOv5n of a bundle, on the CPU.
+
+    Args:
+        bundle: The bundle.
+        threads: Threads inside one operator.
+        file: Which of the bundle's networks (int8 or fp32).
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int, file: str = DETECTOR) -> None:
+        self.manifest = bundle.manifest
+        self._session = bundle.session(file, threads=threads)
+        self._score_threshold = np.array(self.manifest.score_threshold, np.float32)
+
+    def detect(
+        self, image: UInt8, cell_diameter_px: float, *, score_threshold: Float32 | None = None
+    ) -> Detections:
+        """Finds the cells of one field of view.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            cell_diameter_px: Diameter of a red cell in the field, pixels, > 0.
+            score_threshold: float32 (3,), least score by class; the bundle's when None.
+
+        Returns:
+            Detections in pixels of the field, after suppression, in reading order of their centres.
+        """
+        least = self._score_threshold if score_threshold is None else score_threshold
+        height, width = image.shape[:2]
+        small = imaging.rescale(image, self.manifest.cell_diameter_px / cell_diameter_px)
+        found = [
+            self._detect_tile(small, tile, least)
+            for tile in imaging.tiles(
+                small.shape[1],
+                small.shape[0],
+                tile_px=self.manifest.tile_px,
+                overlap_px=self.manifest.tile_overlap_px,
+            )
+        ]
+        xyxy = np.concatenate([f.xyxy for f in found])
+        # Sizes are rounded to whole pixels: each axis has its own exact factor.
+        back = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
+        limit = np.array([width, height] * 2, np.float32)
+        merged = Detections(
+            np.clip(xyxy * back, 0, limit).astype(np.float32),
+            np.concatenate([f.score for f in found]),
+            np.concatenate([f.class_id for f in found]),
+        )
+        if len(found) > 1:
+            merged = merged.take(self._suppress(merged))
+        centre = merged.xyxy[:, :2] + merged.xyxy[:, 2:]
+        return merged.take(np.lexsort((centre[:, 0], centre[:, 1])))
+
+    def _detect_tile(self, small: UInt8, tile: imaging.Tile, least: Float32) -> Detections:
+        """Returns what one tile's core holds, in pixels at model scale, after suppression."""
+        window = np.ascontiguousarray(imaging.pad_to_stride(small[tile.y0 : tile.y1, tile.x0 : tile.x1]))
+        boxes, scores = self._session.run(["boxes", "scores"], {"image": window[None]})
+        boxes, scores = boxes[0], scores[0]
+        class_id = scores.argmax(axis=1).astype(np.int64)
+        score = scores.max(axis=1)
+        keep = score >= least[class_id]
+        boxes, score, class_id = boxes[keep], score[keep], class_id[keep]
+        # The padding shows nothing: a box must lie in the image, and is cut at its border.
+        limit = np.array([tile.x1 - tile.x0, tile.y1 - tile.y0] * 2, np.float32)
+        boxes = np.clip(boxes, 0, limit)
+        inside = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(axis=1)
+        found = Detections(boxes[inside], score[inside], class_id[inside])
+        found = found.take(self._suppress(found))
+        xyxy = found.xyxy + np.array([tile.x0, tile.y0] * 2, np.float32)
+        centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+        low = np.array(tile.core[:2], np.float32) - _SEAM_PX
+        high = np.array(tile.core[2:], np.float32) + _SEAM_PX
+        mine = ((centre >= low) & (centre < high)).all(axis=1)
+        return Detections(xyxy, found.score, found.class_id).take(mine)
+
+    def _suppress(self, found: Detections) -> Int64:
+        return suppress(
+            found,
+            np.array(self.manifest.iou_threshold, np.float32),
+            self.manifest.iou_threshold_across,
+        )
+
+
+def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: float) -> Int64:
+    """Greedy non-maximum suppression that leaves cells which lie over each other apart.
+
+    Args:
+        found: N detections.
+        iou_threshold: float32 (3,): boxes of one class with a larger iou are one cell.
+        iou_threshold_across: The same for boxes of different classes.
+
+    Returns:
+        int64 (M,): indices that stay, best score first.
+    """
+    order = np.argsort(-found.score, kind="stable")
+    xyxy, class_id = found.xyxy[order], found.class_id[order]
+    area = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
+    alive = np.ones(len(order), np.bool_)
+    kept: list[int] = []
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        kept.append(i)
+        rest = slice(i + 1, None)
+        side = np.minimum(xyxy[i, 2:], xyxy[rest, 2:]) - np.maximum(xyxy[i, :2], xyxy[rest, :2])
+        shared = np.prod(np.clip(side, 0, None), axis=1)
+        iou = shared / np.maximum(area[i] + area[rest] - shared, 1e-9)
+        limit = np.where(class_id[rest] == class_id[i], iou_threshold[class_id[i]], iou_threshold_across)
+        alive[rest] &= iou <= limit
+    return order[np.array(kept, np.int64)]

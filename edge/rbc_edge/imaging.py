@@ -1,0 +1,327 @@
+"""Images in, model input out: decode, scale, tiles, crops.
+
+This is the only preprocessing in the house. `rbc_train` and `rbc_export` import it, so what a model is
+trained on, calibrated on and fed at the station is the same by construction (design, section 2).
+
+Every image in memory is uint8 (H, W, 3), RGB.
+"""
+
+import hashlib
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from rbc_edge.errors import ImageError
+from rbc_edge.values import FieldOfView, Float32, UInt8
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+
+CROP_PX: Final = 64
+"""Side of a crop, pixels (Gurav et al. 2025, method step 1)."""
+
+PAD_VALUE: Final = 114
+"""Grey level outside the image, in tiles and crops; the one ultralytics pads with in training."""
+
+STRIDE_PX: Final = 32
+"""The detector's coarsest stride: sides of its input are multiples of it."""
+
+TILE_PX: Final = 640
+"""Largest side of one detector input, pixels at model scale."""
+
+TILE_OVERLAP_PX: Final = 128
+"""How far neighbouring tiles overlap: more than a white cell (about twice a red cell of 40 px)."""
+
+_MIN_SIDE_PX: Final = 16
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "MPO")
+_CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
+
+# Cameras' files are checked against our own limit, from the header, before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 250.0) -> FieldOfView:
+    """Reads and decodes one image file.
+
+    The file is read once; the hash is of exactly the bytes that were decoded.
+
+    Args:
+        path: The image file.
+        slide_id: The slide it belongs to.
+        fov: Its name within the slide.
+        max_megapixels: Larger images are refused from their header, before any memory is taken.
+
+    Returns:
+        The field of view, uint8 (H, W, 3) RGB, EXIF rotation applied.
+
+    Raises:
+        ImageError: With reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
+            ``too-large``, ``too-small`` or ``unsupported``.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("vanished", f"{path}: the file is gone", "was it moved while we worked?") from error
+    except OSError as error:
+        raise ImageError(
+            "unreadable", f"{path}: cannot be read: {error.strerror or error}", "check its permissions"
+        ) from error
+    image, captured_at = decode(data, str(path), max_megapixels=max_megapixels)
+    return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), image, captured_at)
+
+
+def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UInt8, str]:
+    """Decodes an image file's bytes to its end, or says why not.
+
+    Pillow decodes, because it looks at the header first and makes truncation an error; 16-bit images go
+    through OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own
+    range to 8 bits (a 12-bit camera fills a sixteenth of the range).
+
+    Args:
+        data: The file's bytes.
+        name: What to call it in messages.
+        max_megapixels: Larger images are refused from their header.
+
+    Returns:
+        The image, uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
+
+    Raises:
+        ImageError: See `load_field`.
+    """
+    if not data:
+        raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern
+        try:
+            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                "not-an-image",
+                f"{name}: not a JPEG, PNG, BMP or TIFF image",
+                "is it another kind of file with an image's name?",
+            ) from error
+        except Exception as error:  # noqa: BLE001  Pillow's readers raise anything on a broken header
+            raise ImageError("truncated", f"{name}: the header is broken: {error}", "copy it again") from error
+        width, height = picture.size
+        if width * height > max_megapixels * 1e6:
+            raise ImageError(
+                "too-large",
+                f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels",
+                "cut it into fields of view",
+            )
+        if min(width, height) < _MIN_SIDE_PX:
+            raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
+        try:
+            captured_at = _captured_at(picture)
+            rgb = _sixteen_bit(data, picture) if _is_deep(picture) else _eight_bit(picture)
+        except ImageError:
+            raise
+        except MemoryError as error:
+            raise ImageError("too-large", f"{name}: {width}x{height} does not fit into memory") from error
+        except Exception as error:  # noqa: BLE001  a decoder may raise OSError, SyntaxError, ValueError, struct.error
+            raise ImageError(
+                "truncated", f"{name}: the image is cut short or damaged: {error}", "copy it again"
+            ) from error
+    return rgb, captured_at
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether the file holds more than 8 bits a channel (Pillow tells only for grey and TIFF)."""
+    if picture.mode.startswith(("I", "F")):
+        return True
+    bits = getattr(picture, "tag_v2", {}).get(258, ())
+    if any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits,))):
+        return True
+    # A 16-bit colour PNG opens as plain RGB; the depth stands in byte 24 of the file (PNG spec, 11.2.2).
+    tile = picture.tile[0] if picture.format == "PNG" and picture.tile else None
+    raw_mode = str(tile[3]) if tile is not None else ""
+    return "16" in raw_mode
+
+
+def _eight_bit(picture: Image.Image) -> UInt8:
+    picture.load()  # raises on a truncated file; verify() does not
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "P" or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        # What lies under full transparency is arbitrary: show it on white, as a viewer does.
+        rgba = upright.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(ground, rgba)
+    return np.asarray(upright.convert("RGB"), dtype=np.uint8)
+
+
+def _sixteen_bit(data: bytes, picture: Image.Image) -> UInt8:
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    picture.load()  # cv2 returns half an image silently; Pillow raises
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        pixels = np.asarray(picture)
+    elif pixels.ndim == 3:
+        if pixels.shape[2] == 4:
+            pixels = pixels[:, :, :3]
+        pixels = pixels[:, :, ::-1]
+    values = pixels.astype(np.float32)
+    # Percentiles, not extremes: one hot pixel must not darken the field. Black stays where it is, so that
+    # an evenly bright field is not stretched into noise.
+    top = float(np.percentile(values, 99.9))
+    bottom = min(0.0, float(values.min()))
+    scaled = np.clip((values - bottom) * (255.0 / max(top - bottom, 1e-6)), 0, 255).astype(np.uint8)
+    if scaled.ndim == 2:
+        scaled = np.repeat(scaled[:, :, None], 3, axis=2)
+    upright = Image.fromarray(np.ascontiguousarray(scaled))
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        upright.info["exif"] = exif.tobytes()
+        upright = ImageOps.exif_transpose(upright)
+    return np.asarray(upright, dtype=np.uint8)
+
+
+def _captured_at(picture: Image.Image) -> str:
+    """Returns the EXIF capture time as ISO 8601, or "" (camera time: no zone is known)."""
+    try:
+        exif = picture.getexif()
+        tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+    except Exception:  # noqa: BLE001  a broken EXIF block must not cost the image
+        return ""
+    for tag in _CAPTURE_TAGS:
+        text = str(tags.get(tag, "")).strip("\0 ")
+        date, _, time = text.partition(" ")
+        if len(date) == 10 and len(time) == 8 and date[:4].isdigit() and date[:4] != "0000":
+            return f"{date.replace(':', '-')}T{time}"
+    return ""
+
+
+def rescale(image: UInt8, factor: float) -> UInt8:
+    """Resizes an image by one factor on both axes.
+
+    Args:
+        image: uint8 (H, W, 3).
+        factor: New size over old size, > 0.
+
+    Returns:
+        uint8 (round(H * factor), round(W * factor), 3), at least 1x1; the image itself for factor 1.
+    """
+    height, width = image.shape[:2]
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if size == (width, height):
+        return image
+    # Area averaging keeps thin gaps between cells when shrinking; it has no meaning when enlarging.
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One window of a field at model scale. All numbers are pixels at model scale.
+
+    Attributes:
+        x0: Left of the window.
+        y0: Top of the window.
+        x1: Right of the window, exclusive.
+        y1: Bottom of the window, exclusive.
+        core: x0, y0, x1, y1 of the part whose cells (by their centre) belong to this tile. The cores of
+            a field's tiles cover it without overlap; at the field's border a core reaches to infinity.
+    """
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    core: tuple[float, float, float, float]
+
+
+def tiles(
+    width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
+) -> Iterator[Tile]:
+    """Cuts a field into windows that overlap; a field that fits into one is one.
+
+    Args:
+        width: Width of the scaled field, pixels.
+        height: Height of the scaled field, pixels.
+        tile_px: Largest side of a window.
+        overlap_px: Least overlap of neighbouring windows.
+
+    Yields:
+        Tiles in reading order, of nearly equal size.
+    """
+    columns = _intervals(width, tile_px, overlap_px)
+    for y0, y1, core_y0, core_y1 in _intervals(height, tile_px, overlap_px):
+        for x0, x1, core_x0, core_x1 in columns:
+            yield Tile(x0, y0, x1, y1, (core_x0, core_y0, core_x1, core_y1))
+
+
+def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, int, float, float]]:
+    if length <= tile_px:
+        return [(0, length, -math.inf, math.inf)]
+    n = math.ceil((length - overlap_px) / (tile_px - overlap_px))
+    starts = [round(i * (length - tile_px) / (n - 1)) for i in range(n)]
+    # Neighbours meet in the middle of what both see.
+    seams = [(a + tile_px + b) / 2 for a, b in zip(starts, starts[1:], strict=False)]
+    lows = [-math.inf, *seams]
+    highs = [*seams, math.inf]
+    return [(s, s + tile_px, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
+
+
+def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> UInt8:
+    """Pads an image on the right and below to sides that are multiples of `stride`.
+
+    Args:
+        image: uint8 (H, W, 3).
+        stride: The detector's coarsest stride, pixels.
+
+    Returns:
+        uint8 (H', W', 3) with H' and W' the next multiples; the padding is `PAD_VALUE`.
+    """
+    height, width = image.shape[:2]
+    down, right = -height % stride, -width % stride
+    if not down and not right:
+        return image
+    padded = cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
+    return np.asarray(padded, dtype=np.uint8)
+
+
+def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX) -> UInt8:
+    """Cuts each box out of the field, with a margin, and resizes it to a square.
+
+    Whether background lies around a cell is seen outside its box: hence the margin. Width and height
+    are stretched apart; what lies outside the field is `PAD_VALUE`.
+
+    Args:
+        image: uint8 (H, W, 3), the field of view.
+        xyxy: float32 (N, 4), pixels of the field.
+        margin: Share of the box's side that is added on each of its four sides.
+        size_px: Side of a crop, pixels.
+
+    Returns:
+        uint8 (N, size_px, size_px, 3).
+    """
+    out = np.empty((len(xyxy), size_px, size_px, 3), np.uint8)
+    height, width = image.shape[:2]
+    grow = (xyxy[:, 2:] - xyxy[:, :2]) * margin
+    low = np.floor(xyxy[:, :2] - grow).astype(np.int64)
+    high = np.ceil(xyxy[:, 2:] + grow).astype(np.int64)
+    high = np.maximum(high, low + 1)
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        window = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+            if window.size == 0:
+                out[i] = PAD_VALUE
+                continue
+            top, left = max(-y0, 0), max(-x0, 0)
+            bottom, right = (y1 - y0) - top - window.shape[0], (x1 - x0) - left - window.shape[1]
+            window = cv2.copyMakeBorder(
+                window, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
+            )
+        shrinks = window.shape[0] > size_px or window.shape[1] > size_px
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)
+    return out

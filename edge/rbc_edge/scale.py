@@ -1,0 +1,142 @@
+"""How large a red cell is, when nobody says: asked of the detector itself.
+
+The detector was trained to see red cells at one size, and forgives a factor of about 1.5 either way. So a
+field is shown to it as if its cells measured 10, 15, 22, ... 385 px; at the right guess it finds the most
+cell, and the boxes it finds there measure the guess. That holds for any stain, camera or resolution the
+detector works on at all, and needs no second rule about what a cell looks like.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from rbc_edge.detector import Detector
+from rbc_edge.values import CellClass, Detections, Scale, ScaleSource, UInt8
+
+GUESSES_PX: Final = tuple(10.0 * 1.5**k for k in range(10))
+"""Diameters that are tried, pixels of the field: 10 to 384."""
+
+AGREES: Final = 1.25
+"""A field whose cells measure more than this factor off its slide's scale has a scale of its own."""
+
+_LEAST_CELLS: Final = 5
+_WINDOW_CELLS: Final = 14  # side of the window that is looked at, in guessed cells: bounds the cost of small guesses
+_BORDER: Final = 0.03  # of a cell: a box this near to the border is cut by it
+_ROUNDS: Final = 4
+_SETTLED: Final = 1.02
+
+
+def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tuple[float, int]:
+    """Measures the red cells that the border does not cut.
+
+    Args:
+        found: Detections of a field.
+        width_px: Width of the field.
+        height_px: Height of the field.
+
+    Returns:
+        Median geometric mean side of their boxes, pixels (NaN without any), and how many they are.
+    """
+    xyxy = found.xyxy[found.class_id == CellClass.RBC]
+    sides = np.sqrt(np.clip(np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1), 0, None))
+    margin = np.maximum(1.0, _BORDER * sides)[:, None]
+    size = np.array([width_px, height_px], np.float32)
+    whole = ((xyxy[:, :2] > margin) & (xyxy[:, 2:] < size - margin)).all(axis=1)
+    return (float(np.median(sides[whole])) if whole.any() else math.nan), int(whole.sum())
+
+
+def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
+    """Estimates the red-cell diameter of one field.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        detector: The detector to ask.
+
+    Returns:
+        Diameter in pixels of the field, NaN when no guess finds red cells; and on how many cells it rests.
+    """
+    best_evidence, best = 0.0, math.nan
+    for guess in GUESSES_PX:
+        window = _window(image, guess)
+        found = detector.detect(window, guess)
+        evidence = _evidence(found, guess, window)
+        if evidence > best_evidence:
+            best_evidence, best = evidence, guess
+    if math.isnan(best):
+        return math.nan, 0
+    count = 0
+    for _ in range(_ROUNDS):
+        window = _window(image, best)
+        measured, n = measured_diameter_px(detector.detect(window, best), window.shape[1], window.shape[0])
+        if n == 0:
+            break
+        count = n
+        settled = max(measured / best, best / measured) < _SETTLED
+        best = measured
+        if settled:
+            break
+    return best, count
+
+
+def estimate_slide(images: Sequence[UInt8], detector: Detector) -> Scale:
+    """Estimates the red-cell diameter of a slide from some of its fields.
+
+    Args:
+        images: Fields, each uint8 (H, W, 3) RGB; may be empty.
+        detector: The detector to ask.
+
+    Returns:
+        The median over cells of the fields' estimates, with source ``estimated-slide``; NaN and ``none``
+        when no field shows red cells.
+    """
+    estimates = [estimate_field(image, detector) for image in images]
+    usable = sorted((d, n) for d, n in estimates if n > 0)
+    # Fields with few cells say little; they are asked only when there is nothing better.
+    usable = [e for e in usable if e[1] >= _LEAST_CELLS] or usable
+    if not usable:
+        return Scale(math.nan, ScaleSource.NONE)
+    half = sum(n for _, n in usable) / 2
+    seen = 0
+    for diameter, n in usable:
+        seen += n
+        if seen >= half:
+            return Scale(diameter, ScaleSource.SLIDE)
+    raise AssertionError("half of the cells lie before the end")
+
+
+def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool:
+    """Tells whether a field's own cells contradict the scale they were found at.
+
+    Args:
+        found: Detections made at `cell_diameter_px`.
+        width_px: Width of the field.
+        height_px: Height of the field.
+        cell_diameter_px: The scale, pixels of the field.
+
+    Returns:
+        True when enough whole cells are seen and their median is off by more than `AGREES`.
+    """
+    measured, n = measured_diameter_px(found, width_px, height_px)
+    return n >= _LEAST_CELLS and max(measured / cell_diameter_px, cell_diameter_px / measured) > AGREES
+
+
+def _window(image: UInt8, guess: float) -> UInt8:
+    """The middle of the field, at most `_WINDOW_CELLS` guessed cells wide and high."""
+    side = math.ceil(_WINDOW_CELLS * guess)
+    height, width = image.shape[:2]
+    y0, x0 = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    return image[y0 : y0 + side, x0 : x0 + side]
+
+
+def _evidence(found: Detections, guess: float, window: UInt8) -> float:
+    """How much a guess explains: the share of the window under red cells, by score and by agreement in size."""
+    rbc = found.class_id == CellClass.RBC
+    xyxy, score = found.xyxy[rbc], found.score[rbc]
+    if len(xyxy) == 0:
+        return 0.0
+    area = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
+    ratio = np.log(np.sqrt(np.maximum(area, 1e-6)) / guess)
+    agreement = np.exp(-0.5 * (ratio / math.log(1.4)) ** 2)
+    return float((score**2 * agreement * area).sum() / (window.shape[0] * window.shape[1]))

@@ -1,0 +1,211 @@
+"""The values that travel through the pipeline: frozen, checked where they are made, no I/O.
+
+One coordinate frame: pixels of the field of view (after EXIF rotation), boxes as xyxy with x to the
+right, y down, and the far edge exclusive. N = 0 cells is legal everywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+class CellClass(IntEnum):
+    """What the detector tells apart; the number is the bundle's class index."""
+
+    RBC = 0
+    WBC = 1
+    PLATELET = 2
+
+
+class Label(StrEnum):
+    """What a cell is called in the tables (design, section 5)."""
+
+    RBC_SINGLE = "rbc_single"
+    RBC_OVERLAPPING = "rbc_overlapping"
+    WBC = "wbc"
+    PLATELET = "platelet"
+
+
+class ScaleSource(StrEnum):
+    """Where the cell diameter came from (column ``scale_source``)."""
+
+    CELL_DIAMETER = "cell-diameter"  # the user gave it in pixels
+    UM_PER_PX = "um-per-px"  # the user gave micrometres per pixel
+    SLIDE = "estimated-slide"  # estimated from the slide's fields
+    FIELD = "estimated-field"  # this field disagrees with its slide: estimated from the field alone
+    NONE = "none"  # nothing to measure: no red cell seen
+
+
+def _check(name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless `array` has `dtype` and `shape` (None stands for any length)."""
+    if array.dtype != dtype:
+        raise ValueError(f"{name}: dtype {array.dtype}, expected {np.dtype(dtype)}")
+    if array.ndim != len(shape) or any(w not in (None, s) for s, w in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a red cell is in the field of view.
+
+    Attributes:
+        cell_diameter_px: Diameter of a red cell in pixels of the field of view, > 0; NaN when unknown.
+        source: Where the number came from.
+    """
+
+    cell_diameter_px: float
+    source: ScaleSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FieldOfView:
+    """One decoded camera image.
+
+    Attributes:
+        slide_id: The slide it belongs to.
+        fov: Its name within the slide.
+        sha256: Hex digest of the file's bytes.
+        image: uint8 (H, W, 3), RGB, EXIF rotation applied.
+        captured_at: ISO 8601 time of capture, or empty when the file does not say.
+    """
+
+    slide_id: str
+    fov: str
+    sha256: str
+    image: UInt8
+    captured_at: str = ""
+
+    def __post_init__(self) -> None:
+        _check("image", self.image, np.uint8, (None, None, 3))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """Boxes with scores, as the detector gives them.
+
+    Attributes:
+        xyxy: float32 (N, 4), pixels of the field of view.
+        score: float32 (N,), 0..1.
+        class_id: int64 (N,), values of `CellClass`.
+    """
+
+    xyxy: Float32
+    score: Float32
+    class_id: Int64
+
+    def __post_init__(self) -> None:
+        _check("xyxy", self.xyxy, np.float32, (None, 4))
+        _check("score", self.score, np.float32, (len(self.xyxy),))
+        _check("class_id", self.class_id, np.int64, (len(self.xyxy),))
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    @classmethod
+    def empty(cls) -> "Detections":
+        """Returns detections with N = 0."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+    def take(self, index: Int64 | Bool) -> "Detections":
+        """Returns the detections that `index` (int64 (M,) or bool (N,)) names, in that order."""
+        return Detections(self.xyxy[index], self.score[index], self.class_id[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Classified detections of one field of view.
+
+    Attributes:
+        detections: N boxes; sorted by box centre in reading order (y, then x) so tables are stable.
+        overlap_score: float32 (N,), probability that the red cell is overlapping; NaN for other classes.
+        overlapping: bool (N,), the verdict; False for other classes.
+        group: int64 (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group.
+        touches_edge: bool (N, 4), whether the box reaches the left, top, right, bottom image border.
+    """
+
+    detections: Detections
+    overlap_score: Float32
+    overlapping: Bool
+    group: Int64
+    touches_edge: Bool
+
+    def __post_init__(self) -> None:
+        n = len(self.detections)
+        _check("overlap_score", self.overlap_score, np.float32, (n,))
+        _check("overlapping", self.overlapping, np.bool_, (n,))
+        _check("group", self.group, np.int64, (n,))
+        _check("touches_edge", self.touches_edge, np.bool_, (n, 4))
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @classmethod
+    def empty(cls) -> "Cells":
+        """Returns a field without cells."""
+        return cls(
+            Detections.empty(),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.bool_),
+            np.zeros(0, np.int64),
+            np.zeros((0, 4), np.bool_),
+        )
+
+    def label(self, i: int) -> Label:
+        """Returns the table's label of cell `i`."""
+        match CellClass(int(self.detections.class_id[i])):
+            case CellClass.RBC:
+                return Label.RBC_OVERLAPPING if self.overlapping[i] else Label.RBC_SINGLE
+            case CellClass.WBC:
+                return Label.WBC
+            case CellClass.PLATELET:
+                return Label.PLATELET
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many cells a field (or a slide) shows. Counts are of cells, never of groups."""
+
+    n_rbc_single: int = 0
+    n_rbc_overlapping: int = 0
+    n_wbc: int = 0
+    n_platelets: int = 0
+
+    @property
+    def n_rbc(self) -> int:
+        """All red cells: single plus overlapping, always."""
+        return self.n_rbc_single + self.n_rbc_overlapping
+
+    @property
+    def overlap_fraction(self) -> float | None:
+        """Overlapping share of the red cells, 0..1; None without red cells."""
+        return self.n_rbc_overlapping / self.n_rbc if self.n_rbc else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FovResult:
+    """What the analyzer found in one field of view.
+
+    Attributes:
+        width_px: Width of the image, after EXIF rotation.
+        height_px: Height of the image, after EXIF rotation.
+        scale: The scale the cells were found at.
+        cells: Every cell, whatever the edge rule.
+        quality_flags: Stable words, sorted, for the ``quality_flags`` column.
+        timings_ms: Wall time by stage, e.g. ``{"decode": 2.1, "detect": 5.0}``.
+    """
+
+    width_px: int
+    height_px: int
+    scale: Scale
+    cells: Cells
+    quality_flags: tuple[str, ...] = ()
+    timings_ms: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""rbc_train: datasets from public smear images, labels, training and evaluation of the two models."""

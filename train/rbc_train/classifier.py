@@ -1,0 +1,431 @@
+"""Training of the overlap classifier: the paper's two networks, and the one that the bundle ships.
+
+Reads top to bottom: the networks (shapes in the margin), the samples, `train`. All networks see uint8
+RGB crops of 64x64 and give one logit: the log odds that the cell in the middle lies overlapping.
+"""
+
+import csv
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rbc_edge import imaging
+from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.values import Bool, Float32, Int64, UInt8
+from rbc_train import datasets, metrics, runs
+from rbc_train.augmentation import paste_neighbour, vary
+
+ModelName = Literal["base", "improved", "station"]
+LabelKind = Literal["weak", "verified"]
+
+
+class PaperNet(nn.Module):
+    """The paper's CNN: two convolutions, each with max-pooling, then fully connected (paper, step 3).
+
+    Args:
+        dropout: 0 for the base network, 0.5 for the improved one.
+    """
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),  # N, 32, 64, 64
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # N, 32, 32, 32
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # N, 64, 16, 16
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(64 * 16 * 16, 64),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(64, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gives logits float (N,) for crops float (N, 3, 64, 64) in 0..1."""
+        return torch.squeeze(self.head(self.features(x)), 1)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.body(x))
+
+
+class StationNet(nn.Module):
+    """The network that ships: a strided stem and three small stages, 8 million multiply-adds a crop."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+
+        def down(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            )
+
+        self.features = nn.Sequential(
+            down(3, 16, 5),  # N, 16, 32, 32
+            down(16, 32, 3),  # N, 32, 16, 16
+            _Residual(32),
+            down(32, 64, 3),  # N, 64, 8, 8
+            _Residual(64),
+            down(64, 96, 3),  # N, 96, 4, 4
+        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(96, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gives logits float (N,) for crops float (N, 3, 64, 64) in 0..1."""
+        return torch.squeeze(self.head(self.features(x)), 1)
+
+
+def build(model: ModelName) -> nn.Module:
+    """Builds a network by its name."""
+    match model:
+        case "base":
+            return PaperNet(dropout=0.0)
+        case "improved":
+            return PaperNet(dropout=0.5)
+        case "station":
+            return StationNet()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierOptions:
+    """How to train a classifier.
+
+    Attributes:
+        dataset: Folder that `datasets.write_dataset` wrote.
+        data: Folder of the public data (the photographs are cut again for every epoch).
+        out: Folder of this run: checkpoint, log, configuration.
+        model: base and improved are the paper's; station ships.
+        labels: weak (Otsu area) or verified.
+        epochs: Passes over the training crops; None takes the model's own.
+        crop_margin: Share of the box's side added on each of its four sides; None takes the model's own.
+        paste: Share of single cells that get a pasted neighbour; None takes the model's own.
+        seed: Of everything random.
+        threads: Of torch.
+    """
+
+    dataset: Path
+    data: Path
+    out: Path
+    model: ModelName = "station"
+    labels: LabelKind = "verified"
+    epochs: int | None = None
+    crop_margin: float | None = None
+    paste: float | None = None
+    seed: int = 0
+    threads: int = 2
+
+    def complete(self) -> "ClassifierOptions":
+        """Returns the options with the model's own values where none was given."""
+        ships = self.model == "station"
+        return replace(
+            self,
+            epochs=self.epochs or (80 if ships else 10),
+            crop_margin=(0.25 if ships else 0.0) if self.crop_margin is None else self.crop_margin,
+            paste=(0.3 if ships else 0.0) if self.paste is None else self.paste,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Labelled boxes of one split, with the photographs they lie in.
+
+    Attributes:
+        images: The photographs, each uint8 (H, W, 3) RGB.
+        image: int64 (N,), index into `images`.
+        xyxy: float32 (N, 4), pixels of the photograph.
+        overlapping: bool (N,), the label.
+        letter: N letters of the verified label, "" where there is none.
+        source: N cameras.
+    """
+
+    images: list[UInt8]
+    image: Int64
+    xyxy: Float32
+    overlapping: Bool
+    letter: list[str]
+    source: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def crops(self, margin: float) -> UInt8:
+        """Cuts all boxes as the station does: uint8 (N, 64, 64, 3)."""
+        cut = [
+            imaging.crops(self.images[i], box[None], margin=margin)
+            for i, box in zip(self.image.tolist(), self.xyxy, strict=True)
+        ]
+        return np.concatenate([np.zeros((0, imaging.CROP_PX, imaging.CROP_PX, 3), np.uint8), *cut])
+
+
+def read_samples(
+    dataset: Path, photographs: dict[str, datasets.Photograph], split: datasets.Split, kind: LabelKind
+) -> Samples:
+    """Reads the labelled boxes of one split.
+
+    Args:
+        dataset: Folder that `datasets.write_dataset` wrote.
+        photographs: By name.
+        split: train or val.
+        kind: Which labels.
+
+    Returns:
+        The boxes that have such a label.
+
+    Raises:
+        UnavailableError: If the dataset or a photograph is not there.
+    """
+    index = dataset / "crops" / f"{split}.csv"
+    if not (dataset / "manifest.json").is_file():
+        raise UnavailableError(f"{dataset}: not a finished dataset", "make it: python -m rbc_train dataset")
+    with index.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row[kind]]
+    names = sorted({row["name"] for row in rows})
+    missing = [n for n in names if n not in photographs]
+    if missing:
+        raise UnavailableError(f"{index}: {missing[0]} is not in the data", "make the dataset again")
+    number = {name: i for i, name in enumerate(names)}
+    return Samples(
+        [photographs[n].read() for n in names],
+        np.array([number[r["name"]] for r in rows], np.int64),
+        np.array([[float(r[k]) for k in ("x0", "y0", "x1", "y1")] for r in rows], np.float32).reshape(-1, 4),
+        np.array([r[kind] == "overlapping" for r in rows], np.bool_),
+        [r["letter"] for r in rows],
+        [r["source"] for r in rows],
+    )
+
+
+def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Random) -> tuple[UInt8, Float32]:
+    """Cuts every training box once, as another detector and another microscope might have.
+
+    Returns:
+        Crops uint8 (N, 64, 64, 3) and targets float32 (N,), 0 single, 1 overlapping.
+    """
+    margin, paste = options.crop_margin or 0.0, options.paste or 0.0
+    singles = [i for i in range(len(samples)) if not samples.overlapping[i]]
+    out = np.empty((len(samples), imaging.CROP_PX, imaging.CROP_PX, 3), np.uint8)
+    targets = samples.overlapping.astype(np.float32)
+    plain = options.model != "station"
+    for i in range(len(samples)):
+        image, box = samples.images[int(samples.image[i])], samples.xyxy[i]
+        if not samples.overlapping[i] and rng.random() < paste:
+            j = rng.choice(singles)
+            touches = rng.random() < 0.7
+            depth = rng.uniform(0.02, 0.5) if touches else -rng.uniform(0.1, 0.3)
+            image, box = paste_neighbour(
+                image, box, samples.images[int(samples.image[j])], samples.xyxy[j], depth, rng
+            )
+            targets[i] = float(touches)
+        if not plain:
+            # The detector's boxes are not the annotator's.
+            side = np.tile(box[2:] - box[:2], 2)
+            box = box + side * np.array([rng.gauss(0, 0.03) for _ in range(4)], np.float32)
+        crop = imaging.crops(image, box[None], margin=margin)[0]
+        if not plain:
+            crop = np.rot90(crop, rng.randrange(4))
+            crop = vary(np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop), rng)
+        elif options.model == "improved":
+            noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 0.05 * 255, crop.shape)
+            crop = np.clip(crop + noise, 0, 255).astype(np.uint8)  # the paper's noise-based augmentation
+        out[i] = crop
+    return out, targets
+
+
+def to_input(crops: UInt8) -> Tensor:
+    """Turns crops uint8 (N, 64, 64, 3) into float (N, 3, 64, 64) in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255.0
+
+
+@torch.no_grad()
+def predict(network: nn.Module, crops: UInt8) -> Float32:
+    """Scores crops.
+
+    Args:
+        network: In any mode; left in evaluation mode.
+        crops: uint8 (N, 64, 64, 3) RGB.
+
+    Returns:
+        float32 (N,): probability of overlapping.
+    """
+    network.eval()
+    parts = [torch.sigmoid(network(to_input(crops[i : i + 256]))) for i in range(0, len(crops), 256)]
+    return torch.cat([torch.zeros(0), *parts]).numpy().astype(np.float32)
+
+
+_LOG_FIELDS: Final = ("epoch", "loss", "accuracy", "auc", "recall_single", "recall_overlapping")
+
+
+def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] | None = None) -> Path:
+    """Trains, or goes on where an earlier run with the same options was cut.
+
+    Chance depends on seed and epoch alone, so a resumed run ends as an uninterrupted one.
+
+    Args:
+        options: The run; written to ``config.json`` in its folder.
+        progress: Called with (epochs done, epochs in all, a line of figures).
+
+    Returns:
+        The checkpoint ``classifier.pt``: weights of the last epoch (station: their running mean).
+
+    Raises:
+        UnavailableError: If the dataset or a photograph is not there.
+        UsageError: If the folder holds a run with other options, or there are no labels to train on.
+    """
+    options = options.complete()
+    epochs = options.epochs or 0
+    config = runs.claim(options.out, asdict(options))
+    done = options.out / "classifier.pt"
+    if done.is_file():
+        return done
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    photographs = {p.name: p for p in datasets.read_public(options.data)[0].photographs}
+    training = read_samples(options.dataset, photographs, "train", options.labels)
+    # Whatever teaches, the verified labels judge.
+    validation = read_samples(options.dataset, photographs, "val", "verified")
+    if len(training) == 0:
+        raise UsageError(f"{options.dataset}: no {options.labels} labels to train on")
+    val_crops = validation.crops(options.crop_margin or 0.0)
+
+    network = build(options.model)
+    ships = options.model == "station"
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3 if ships else 1e-3, weight_decay=0.02 if ships else 0)
+    weights = torch.tensor(_class_weights(training.overlapping) if options.model == "improved" else (1.0, 1.0))
+    kept, first = options.out / "resume.pt", 0
+    if kept.is_file():
+        state = torch.load(kept, weights_only=True)
+        network.load_state_dict(state["network"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = int(state["epoch"])
+    judged = averaged.module if ships else network
+    for epoch in range(first, epochs):
+        torch.manual_seed(options.seed * 100_003 + epoch)
+        rng = random.Random(options.seed * 100_003 + epoch)
+        crops, targets = _epoch_crops(training, options, rng)
+        if ships:
+            # Warm up, then down a cosine to a hundredth.
+            share = epoch / max(epochs - 1, 1)
+            rate = 2e-3 * min(1.0, (epoch + 1) / 4) * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        loss = _run_epoch(network, averaged, optimizer, crops, targets, weights, smoothing=0.03 if ships else 0.0)
+        line = {"epoch": epoch + 1, "loss": loss, **_judge(judged, val_crops, validation.overlapping)}
+        _log(options.out / "log.csv", line, first_row=epoch == 0)
+        runs.save(
+            kept,
+            {
+                "network": network.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch + 1,
+            },
+        )
+        if progress:
+            progress(epoch + 1, epochs, "  ".join(f"{k} {v:.4f}" for k, v in line.items() if k != "epoch"))
+    runs.save(done, {"network": judged.state_dict(), "config": config})
+    return done
+
+
+def load(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a finished network.
+
+    Args:
+        checkpoint: ``classifier.pt`` of a run.
+
+    Returns:
+        The network in evaluation mode, and the configuration of its run.
+
+    Raises:
+        UnavailableError: If the file is not there.
+    """
+    if not checkpoint.is_file():
+        raise UnavailableError(f"{checkpoint}: no such file", "train it: python -m rbc_train classifier")
+    state = torch.load(checkpoint, weights_only=True)
+    network = build(state["config"]["model"])
+    network.load_state_dict(state["network"])
+    return network.eval(), state["config"]
+
+
+def _class_weights(overlapping: Bool) -> tuple[float, float]:
+    """Inverse frequency of single and overlapping, mean 1 over the crops (paper, step 3: w_c)."""
+    share = float(overlapping.mean())
+    return (0.5 / max(1 - share, 1e-6), 0.5 / max(share, 1e-6))
+
+
+def _run_epoch(
+    network: nn.Module,
+    averaged: "torch.optim.swa_utils.AveragedModel",
+    optimizer: torch.optim.Optimizer,
+    crops: UInt8,
+    targets: Float32,
+    weights: Tensor,
+    *,
+    smoothing: float,
+    batch: int = 64,
+) -> float:
+    network.train()
+    order = torch.randperm(len(crops)).numpy()
+    total = 0.0
+    for start in range(0, len(crops), batch):
+        chosen = order[start : start + batch]
+        if len(chosen) < 2:
+            continue  # batch normalisation needs two
+        target = torch.from_numpy(targets[chosen])
+        logits = network(to_input(crops[chosen]))
+        soft = target * (1 - 2 * smoothing) + smoothing
+        losses = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+        loss = (losses * weights[target.long()]).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        averaged.update_parameters(network)
+        total += loss.item() * len(chosen)
+    return total / max(len(crops), 1)
+
+
+def _judge(network: nn.Module, crops: UInt8, overlapping: Bool) -> dict[str, float]:
+    scores = predict(network, crops)
+    called = scores >= 0.5
+    return {
+        "accuracy": float((called == overlapping).mean()),
+        "auc": metrics.auc(scores, overlapping),
+        "recall_single": float((~called[~overlapping]).mean()),
+        "recall_overlapping": float(called[overlapping].mean()),
+    }
+
+
+def _log(file: Path, line: dict[str, float], *, first_row: bool) -> None:
+    with file.open("w" if first_row else "a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _LOG_FIELDS, lineterminator="\n")
+        if first_row:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in line.items()})

@@ -1,0 +1,129 @@
+"""The workshop's command line: dataset, detector, classifier, evaluate. Parsing only."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rbc_edge.errors import ExitCode, RbcEdgeError
+from rbc_train import datasets
+
+app = typer.Typer(
+    help="Builds datasets, trains the two models and scores a bundle.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Option(help="Folder with splits.csv, txl_pbc/ and bccd/.", envvar="RBC_DATA")]
+_DATA = Path("../shared/data")
+
+
+class Model(StrEnum):
+    """Classifier networks."""
+
+    base = "base"
+    improved = "improved"
+    station = "station"
+
+
+class Labels(StrEnum):
+    """What a classifier learns from."""
+
+    weak = "weak"
+    verified = "verified"
+
+
+@app.command()
+def dataset(
+    data: Data = _DATA,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/dataset"),
+    cell_diameter: Annotated[float, typer.Option(min=8, help="Size of a red cell at model scale, px.")] = 40.0,
+    crop_margin: Annotated[float, typer.Option(min=0, max=2, help="Margin of a crop, share of its box.")] = 0.25,
+    strict: Annotated[bool, typer.Option(help="Exit 3 when an annotation has findings.")] = False,
+) -> None:
+    """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
+    txl, bccd = datasets.read_public(data)
+    for finding in [*txl.findings, *bccd.findings]:
+        typer.echo(str(finding), err=True)
+    steps = datasets.write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
+    with typer.progressbar(steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr) as bar:
+        for _ in bar:
+            pass
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    typer.echo(f"{'split':6} {'source':7} {'photographs':>11} {'rbc':>6} {'wbc':>5} {'platelet':>8}")
+    for split, sources in manifest["counts"].items():
+        for source, n in sources.items():
+            cells = " ".join(f"{n.get(c, 0):>{w}}" for c, w in (("rbc", 6), ("wbc", 5), ("platelet", 8)))
+            typer.echo(f"{split:6} {source:7} {n['photographs']:>11} {cells}")
+    n_findings = len(txl.findings) + len(bccd.findings)
+    typer.echo(f"{n_findings} findings (on stderr, and in {out / 'manifest.json'})")
+    if strict and n_findings:
+        raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+@app.command()
+def detector(
+    dataset: Annotated[Path, typer.Option(help="What the dataset command wrote.")] = Path("data/dataset"),
+    weights: Annotated[Path | None, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = Path(
+        "../shared/weights/yolov5n-coco.safetensors"
+    ),
+    from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --weights.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/detector"),
+    epochs: Annotated[int, typer.Option(min=1)] = 45,
+    batch: Annotated[int, typer.Option(min=2)] = 16,
+    image_px: Annotated[int, typer.Option(min=64, help="Side of a training image, a multiple of 32.")] = 256,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="cpu, or 0 for the first CUDA device.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 0,
+) -> None:
+    """Trains YOLOv5n. Run again after a kill, it goes on where it was."""
+    from rbc_train import detector as room  # noqa: PLC0415  torch takes seconds that --help must not pay
+
+    options = room.DetectorOptions(
+        dataset, None if from_scratch else weights, out, epochs, batch, image_px, seed, device, threads, workers
+    )
+    typer.echo(room.train(options))
+
+
+@app.command()
+def classifier(
+    model: Annotated[Model, typer.Option(help="base and improved are the paper's; station ships.")] = Model.station,
+    labels: Annotated[Labels, typer.Option(help="What teaches. The verified labels always judge.")] = Labels.verified,
+    dataset: Annotated[Path, typer.Option(help="What the dataset command wrote.")] = Path("data/dataset"),
+    data: Data = _DATA,
+    out: Annotated[Path | None, typer.Option(help="Folder of this run; runs/classifier-MODEL.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="The model's own when not given.")] = None,
+    crop_margin: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    paste: Annotated[float | None, typer.Option(min=0, max=1, help="Share of singles with a pasted neighbour.")] = None,
+    seed: int = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Trains a single/overlapping CNN. Run again after a kill, it goes on where it was."""
+    from rbc_train import classifier as room  # noqa: PLC0415
+
+    folder = out or Path(f"runs/classifier-{model.value}")
+    options = room.ClassifierOptions(
+        dataset, data, folder, model.value, labels.value, epochs, crop_margin, paste, seed, threads
+    )
+
+    def show(done: int, total: int, line: str) -> None:
+        bar = "#" * round(30 * done / total)
+        typer.echo(f"[{bar:30}] {done}/{total}  {line}", err=True)
+
+    typer.echo(room.train(options, show))
+
+
+def main() -> None:
+    """Runs the command line; errors of ours become a message and an exit code."""
+    try:
+        app()
+    except RbcEdgeError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        if error.advice:
+            typer.echo(f"       {error.advice}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,41 @@
+"""The folder of one training run: its configuration, and files that are whole or not there."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rbc_edge.errors import UsageError
+
+
+def claim(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a run's folder, or takes up the run that was cut there.
+
+    Args:
+        folder: The run's folder.
+        options: All that makes this run what it is; written to ``config.json``.
+
+    Returns:
+        The options as JSON holds them.
+
+    Raises:
+        UsageError: If the folder holds a run with other options: resuming it would mix two.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(options), indent=1, default=str) + "\n"
+    file = folder / "config.json"
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise UsageError(
+            f"{file}: the run in this folder has other options", "choose another --out, or delete the folder"
+        )
+    file.write_text(text, encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def save(file: Path, state: Mapping[str, Any]) -> None:
+    """Saves a checkpoint at once or not at all: a kill must leave the previous one whole."""
+    temporary = file.with_suffix(".tmp")
+    torch.save(dict(state), temporary)
+    temporary.replace(file)
