@@ -39,7 +39,7 @@ _MIN_VISIBLE_WBC: Final = 0.60  # less, and the nucleus that makes it a white ce
 
 _VERTICES: Final = 72
 _ANGLES: Final = np.arange(_VERTICES) * (2 * np.pi / _VERTICES)
-_PRESSED: Final = 0.35
+_PRESSED: Final = 0.5
 _TRIES: Final = 300  # places tried for one cell before the field counts as full
 
 
@@ -69,11 +69,11 @@ class Stain:
 # The numbers were measured on photographs of three laboratories (medians of background and cells).
 GREY: Final = Stain(
     (212, 215, 209),
-    (0.14, 0.33, 0.27),
+    (0.15, 0.33, 0.22),
     (0.15, 0.30, 0.03),
     (0.80, 1.10, 0.03),
     (0.42, 0.52, 0.05),
-    0.45,
+    0.52,
     0.14,
 )
 """Greenish-grey light, dusky red cells, violet nuclei."""
@@ -83,7 +83,7 @@ CREAM: Final = Stain(
     (0.24, 0.34, 0.10),
     (1.15, 1.75, 0.42),
     (0.50, 0.75, 0.20),
-    0.45,
+    0.52,
     0.06,
 )
 """Warm cream light, pinkish-grey red cells, dark blue nuclei."""
@@ -93,7 +93,7 @@ ROSE: Final = Stain(
     (0.16, 0.26, 0.15),
     (0.95, 2.10, 0.55),
     (0.40, 0.65, 0.30),
-    0.22,
+    0.30,
     0.08,
 )
 """Rose light, grey-violet red cells with little pallor, purple nuclei."""
@@ -635,7 +635,7 @@ def _add_red(
     centre_rho = np.hypot(patch.dx - np.float32(shift[0]), patch.dy - np.float32(shift[1])) / np.float32(
         radius_px
     )
-    dimple = np.exp(-((centre_rho / np.float32(width)) ** 3))
+    dimple = np.exp(-((centre_rho / np.float32(width)) ** 2.6))
     rim = np.exp(-(((patch.rho - np.float32(0.86)) / np.float32(0.11)) ** 2))
     body = 1 - np.float32(pallor) * dimple + np.float32(rng.uniform(0.04, 0.16)) * rim
     body *= 1 + 0.035 * _blobs(rng, patch, 0.35 * radius_px)
