@@ -342,7 +342,8 @@ def _report_step(step: "Step", bar: _Bar) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Shows control characters by their escapes: a file name must not steer the terminal."""
+    """Shows control characters and broken ones by escapes: a file name must not steer the terminal."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -54,7 +54,8 @@ class Inbox:
 
 def path_text(path: str | os.PathLike[str]) -> str:
     r"""Returns a path as text for any UTF-8 file or terminal: bytes that are not UTF-8 as ``\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    # Not os.fsencode: in a plain C locale that is ASCII, and fails on text that was made here.
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def scan(paths: Sequence[Path], *, slide_pattern: str | None = None) -> Inbox:

@@ -286,7 +286,8 @@ class Ledger:
                 db.execute(f"PRAGMA user_version = {number}")
                 db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk has rolled it back already
+                    db.execute("ROLLBACK")
                 raise
 
     @contextmanager
@@ -329,7 +330,7 @@ class Ledger:
                 self._db.execute("INSERT OR IGNORE INTO flag VALUES ('tables-stale')")
                 self._db.execute("RELEASE change")
             except BaseException:
-                # A full disk rolls the whole transaction back by itself; then there is nothing to take back.
+                # A full disk rolls the whole transaction back by itself.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK TO change")
                     self._db.execute("RELEASE change")

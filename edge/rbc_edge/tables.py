@@ -135,7 +135,8 @@ class Tables:
         return file_names(self._ledger.slide_ids())
 
     def _write_slide(self, slide_id: str, name: str) -> None:
-        path, cells_path = self._out / f"{name}.csv", self._out / "cells" / f"{name}.csv"
+        file_name = os.fsdecode(f"{name}.csv".encode())  # UTF-8 on disk, whatever the locale
+        path, cells_path = self._out / file_name, self._out / "cells" / file_name
         fields = self._ledger.fields(slide_id)
         first = next(fields, None)
         if (
