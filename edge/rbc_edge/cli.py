@@ -233,15 +233,23 @@ def bundle_show(bundle: BundleOption = None, json_output: JsonOption = False) ->
 
 @bundle_app.command("verify")
 def bundle_verify(bundle: BundleOption = None, json_output: JsonOption = False) -> None:
-    """Check the bundle's files and run its test input on this machine; exit 4 when the result differs."""
+    """Check the bundle's files and run its test field on this machine; exit 4 when the cells differ."""
+    from dataclasses import asdict
+
+    from rbc_edge.analyzer import verify
     from rbc_edge.bundle import Bundle
 
-    opened = Bundle.open(_settings({"bundle": bundle}, None).settings.bundle)
-    opened.verify()
+    settings = _settings({"bundle": bundle}, None).settings
+    opened = Bundle.open(settings.bundle)
+    test = verify(opened, threads=settings.threads)
     if json_output:
-        _print_json({"bundle_id": opened.bundle_id, "verified": True})
+        _print_json({"bundle_id": opened.bundle_id, "verified": True, **asdict(test)})
     else:
-        print(f"bundle {opened.bundle_id} is intact and counts here as it should")
+        print(
+            f"bundle {opened.bundle_id} is intact and sees here what the export saw: {test.n_found} cells of"
+            f" {test.n_expected}, boxes within {test.box_error_px:.1f} px,"
+            f" scores within {test.score_error:.3f}"
+        )
 
 
 @config_app.command("show")

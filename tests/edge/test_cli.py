@@ -12,7 +12,8 @@ import pytest
 from stand_in import TOY_BUNDLE, write_disks
 
 import rbc_edge
-from rbc_edge import cli, config
+from rbc_edge import analyzer, cli, config
+from rbc_edge.errors import BundleError
 
 Run = Callable[..., tuple[int, str, str]]
 SOURCE_ROOT = str(Path(rbc_edge.__file__).parents[1])
@@ -164,6 +165,22 @@ def test_bundle_show(rbc: Run) -> None:
     assert code == 0
     bundle_id = json.loads(said)["bundle_id"]
     assert f"bundle_id: {bundle_id}\n" in rbc("bundle", "show", "--bundle", TOY_BUNDLE)[1]
+
+
+def test_bundle_verify(rbc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("bundle", "verify", "--bundle", TOY_BUNDLE)
+    monkeypatch.setattr(analyzer, "verify", lambda *_, **__: analyzer.SelfTest(20, 19, 0, 0.21, 0.0126))
+    code, said, complained = rbc(*asked)
+    assert (code, complained) == (0, "")
+    assert "19 cells of 20, boxes within 0.2 px, scores within 0.013" in said
+    answer = json.loads(rbc(*asked, "--json")[1])
+    assert (answer["verified"], answer["n_found"]) == (True, 19)
+
+    def differs(*_: object, **__: object) -> None:
+        raise BundleError("this machine sees 3 cells", "report this")
+
+    monkeypatch.setattr(analyzer, "verify", differs)
+    assert rbc(*asked) == (4, "", "rbc-edge: this machine sees 3 cells\n  report this\n")
 
 
 def test_version_help_and_nothing(rbc: Run) -> None:
