@@ -206,10 +206,15 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
     for stray in folder.iterdir():
         if stray.name not in hashes and stray.suffix in (".onnx", ".png", ".json"):
             stray.unlink()
-    values = {f.name: getattr(manifest, f.name) for f in fields(manifest)} | {"files": hashes, "bundle_id": ""}
+    values = {f.name: getattr(manifest, f.name) for f in fields(manifest)} | {
+        "files": hashes,
+        "bundle_id": "",
+    }
     # Through JSON and back, so that the id is of what a reader will see.
     plain = _parse(json.loads(Manifest(**values).to_json()), folder / MANIFEST)
-    named = Manifest(**{f.name: getattr(plain, f.name) for f in fields(plain)} | {"bundle_id": plain.content_id()})
+    named = Manifest(
+        **{f.name: getattr(plain, f.name) for f in fields(plain)} | {"bundle_id": plain.content_id()}
+    )
     (folder / MANIFEST).write_text(named.to_json(), encoding="utf-8")
     return Bundle.open(folder)
 

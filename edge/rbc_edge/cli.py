@@ -2,7 +2,7 @@
 
 The heavy imports are inside the commands: ``rbc-edge --help`` needs no numpy.
 """
-# ruff: noqa: PLC0415, PLR0917  imports inside the commands, see above; typer makes options of arguments
+# ruff: noqa: PLC0415  imports inside the commands, see above; typer makes options of arguments
 
 import json
 import logging

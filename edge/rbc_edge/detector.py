@@ -12,7 +12,7 @@ from rbc_edge.bundle import DETECTOR, Bundle
 from rbc_edge.values import Detections, Float32, Int64, UInt8
 
 _SEAM_PX = 4.0
-"""Two tiles place one cell's centre a little differently; within this both may claim it, and suppression decides."""
+"""Two tiles place a cell's centre a little differently: near the seam both may claim it."""
 
 
 class Detector:
@@ -87,7 +87,7 @@ class Detector:
         centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
         low = np.array(tile.core[:2], np.float32) - _SEAM_PX
         high = np.array(tile.core[2:], np.float32) + _SEAM_PX
-        mine = ((centre >= low) & (centre < high)).all(axis=1)
+        mine = np.asarray(((centre >= low) & (centre < high)).all(axis=1), np.bool_)
         return Detections(xyxy, found.score, found.class_id).take(mine)
 
     def _suppress(self, found: Detections) -> Int64:

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +41,7 @@ TILE_OVERLAP_PX: Final = 128
 """How far neighbouring tiles overlap: more than a white cell (about twice a red cell of 40 px)."""
 
 _MIN_SIDE_PX: Final = 16
-_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "MPO")
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 
 # Cameras' files are checked against our own limit, from the header, before anything is decoded.
@@ -98,7 +99,9 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     if not data:
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern
         try:
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
@@ -107,8 +110,10 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
                 f"{name}: not a JPEG, PNG, BMP or TIFF image",
                 "is it another kind of file with an image's name?",
             ) from error
-        except Exception as error:  # noqa: BLE001  Pillow's readers raise anything on a broken header
-            raise ImageError("truncated", f"{name}: the header is broken: {error}", "copy it again") from error
+        except Exception as error:
+            raise ImageError(
+                "truncated", f"{name}: the header is broken: {error}", "copy it again"
+            ) from error
         width, height = picture.size
         if width * height > max_megapixels * 1e6:
             raise ImageError(
@@ -125,7 +130,7 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
             raise
         except MemoryError as error:
             raise ImageError("too-large", f"{name}: {width}x{height} does not fit into memory") from error
-        except Exception as error:  # noqa: BLE001  a decoder may raise OSError, SyntaxError, ValueError, struct.error
+        except Exception as error:
             raise ImageError(
                 "truncated", f"{name}: the image is cut short or damaged: {error}", "copy it again"
             ) from error
@@ -140,9 +145,8 @@ def _is_deep(picture: Image.Image) -> bool:
     if any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits,))):
         return True
     # A 16-bit colour PNG opens as plain RGB; the depth stands in byte 24 of the file (PNG spec, 11.2.2).
-    tile = picture.tile[0] if picture.format == "PNG" and picture.tile else None
-    raw_mode = str(tile[3]) if tile is not None else ""
-    return "16" in raw_mode
+    pieces = getattr(picture, "tile", []) if picture.format == "PNG" else []
+    return bool(pieces) and "16" in str(pieces[0][3])
 
 
 def _eight_bit(picture: Image.Image) -> UInt8:
@@ -265,7 +269,7 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     n = math.ceil((length - overlap_px) / (tile_px - overlap_px))
     starts = [round(i * (length - tile_px) / (n - 1)) for i in range(n)]
     # Neighbours meet in the middle of what both see.
-    seams = [(a + tile_px + b) / 2 for a, b in zip(starts, starts[1:], strict=False)]
+    seams = [(a + tile_px + b) / 2 for a, b in pairwise(starts)]
     lows = [-math.inf, *seams]
     highs = [*seams, math.inf]
     return [(s, s + tile_px, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
@@ -318,9 +322,10 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
                 continue
             top, left = max(-y0, 0), max(-x0, 0)
             bottom, right = (y1 - y0) - top - window.shape[0], (x1 - x0) - left - window.shape[1]
-            window = cv2.copyMakeBorder(
+            padded = cv2.copyMakeBorder(
                 window, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
             )
+            window = np.asarray(padded, np.uint8)
         shrinks = window.shape[0] > size_px or window.shape[1] > size_px
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)

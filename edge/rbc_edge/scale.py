@@ -22,7 +22,9 @@ AGREES: Final = 1.25
 """A field whose cells measure more than this factor off its slide's scale has a scale of its own."""
 
 _LEAST_CELLS: Final = 5
-_WINDOW_CELLS: Final = 14  # side of the window that is looked at, in guessed cells: bounds the cost of small guesses
+_WINDOW_CELLS: Final = (
+    14  # side of the window that is looked at, in guessed cells: bounds the cost of small guesses
+)
 _BORDER: Final = 0.03  # of a cell: a box this near to the border is cut by it
 _ROUNDS: Final = 4
 _SETTLED: Final = 1.02
@@ -131,7 +133,7 @@ def _window(image: UInt8, guess: float) -> UInt8:
 
 
 def _evidence(found: Detections, guess: float, window: UInt8) -> float:
-    """How much a guess explains: the share of the window under red cells, by score and by agreement in size."""
+    """How much a guess explains: the window's share under red cells, by score and agreement in size."""
     rbc = found.class_id == CellClass.RBC
     xyxy, score = found.xyxy[rbc], found.score[rbc]
     if len(xyxy) == 0:

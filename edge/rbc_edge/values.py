@@ -45,7 +45,9 @@ class ScaleSource(StrEnum):
     NONE = "none"  # nothing to measure: no red cell seen
 
 
-def _check(name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
+def _check(
+    name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> None:
     """Raises ValueError unless `array` has `dtype` and `shape` (None stands for any length)."""
     if array.dtype != dtype:
         raise ValueError(f"{name}: dtype {array.dtype}, expected {np.dtype(dtype)}")

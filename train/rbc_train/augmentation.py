@@ -27,11 +27,11 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
         gain = np.array([light * rng.uniform(0.85, 1.15) for _ in range(3)], np.float32)
         values = np.clip(values * gain, 0, 1) ** rng.uniform(0.75, 1.35)
     if rng.random() < 0.3:
-        values = cv2.GaussianBlur(values, (0, 0), rng.uniform(0.3, 1.1))
+        values = np.asarray(cv2.GaussianBlur(values, (0, 0), rng.uniform(0.3, 1.1)), np.float32)
     if rng.random() < 0.3:
         noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(values.shape, np.float32)
         values = values + noise * rng.uniform(0.005, 0.03)
-    varied = np.clip(values * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    varied: UInt8 = np.asarray(np.clip(values * 255.0 + 0.5, 0, 255), np.uint8)
     if rng.random() < 0.3:
         _, coded = cv2.imencode(".jpg", varied, [cv2.IMWRITE_JPEG_QUALITY, rng.randint(40, 95)])
         varied = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
@@ -102,7 +102,8 @@ def _cut_cell(photograph: UInt8, box: Float32, factor: float) -> tuple[Float32, 
     high = np.ceil(box[2:] + margin).astype(int)
     cut = photograph[low[1] : high[1], low[0] : high[0]]
     size = (max(4, round(cut.shape[1] * factor)), max(4, round(cut.shape[0] * factor)))
-    cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    cut = np.asarray(cv2.resize(cut, size, interpolation=how), np.uint8)
     # The green channel: haemoglobin absorbs it most.
     _, binary = cv2.threshold(cut[:, :, 1], 0, 255, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)
     contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

@@ -94,7 +94,9 @@ class StationNet(nn.Module):
             _Residual(64),
             down(64, 96, 3),  # N, 96, 4, 4
         )
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(96, 1))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(96, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Gives logits float (N,) for crops float (N, 3, 64, 64) in 0..1."""
@@ -314,11 +316,14 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
 
     network = build(options.model)
     ships = options.model == "station"
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)  # type: ignore[no-untyped-call]
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=decay, use_buffers=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=2e-3 if ships else 1e-3, weight_decay=0.02 if ships else 0
     )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3 if ships else 1e-3, weight_decay=0.02 if ships else 0)
-    weights = torch.tensor(_class_weights(training.overlapping) if options.model == "improved" else (1.0, 1.0))
+    weights = torch.tensor(
+        _class_weights(training.overlapping) if options.model == "improved" else (1.0, 1.0)
+    )
     kept, first = options.out / "resume.pt", 0
     if kept.is_file():
         state = torch.load(kept, weights_only=True)
@@ -337,7 +342,9 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
             rate = 2e-3 * min(1.0, (epoch + 1) / 4) * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = _run_epoch(network, averaged, optimizer, crops, targets, weights, smoothing=0.03 if ships else 0.0)
+        loss = _run_epoch(
+            network, averaged, optimizer, crops, targets, weights, smoothing=0.03 if ships else 0.0
+        )
         line = {"epoch": epoch + 1, "loss": loss, **_judge(judged, val_crops, validation.overlapping)}
         _log(options.out / "log.csv", line, first_row=epoch == 0)
         runs.save(

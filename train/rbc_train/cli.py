@@ -41,8 +41,12 @@ class Labels(StrEnum):
 def dataset(
     data: Data = _DATA,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/dataset"),
-    cell_diameter: Annotated[float, typer.Option(min=8, help="Size of a red cell at model scale, px.")] = 40.0,
-    crop_margin: Annotated[float, typer.Option(min=0, max=2, help="Margin of a crop, share of its box.")] = 0.25,
+    cell_diameter: Annotated[
+        float, typer.Option(min=8, help="Size of a red cell at model scale, px.")
+    ] = 40.0,
+    crop_margin: Annotated[
+        float, typer.Option(min=0, max=2, help="Margin of a crop, share of its box.")
+    ] = 0.25,
     strict: Annotated[bool, typer.Option(help="Exit 3 when an annotation has findings.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
@@ -50,7 +54,9 @@ def dataset(
     for finding in [*txl.findings, *bccd.findings]:
         typer.echo(str(finding), err=True)
     steps = datasets.write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
-    with typer.progressbar(steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr) as bar:
+    with typer.progressbar(
+        steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr
+    ) as bar:
         for _ in bar:
             pass
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
@@ -85,21 +91,36 @@ def detector(
     from rbc_train import detector as room  # noqa: PLC0415  torch takes seconds that --help must not pay
 
     options = room.DetectorOptions(
-        dataset, None if from_scratch else weights, out, epochs, batch, image_px, seed, device, threads, workers
+        dataset,
+        None if from_scratch else weights,
+        out,
+        epochs,
+        batch,
+        image_px,
+        seed,
+        device,
+        threads,
+        workers,
     )
     typer.echo(room.train(options))
 
 
 @app.command()
 def classifier(
-    model: Annotated[Model, typer.Option(help="base and improved are the paper's; station ships.")] = Model.station,
-    labels: Annotated[Labels, typer.Option(help="What teaches. The verified labels always judge.")] = Labels.verified,
+    model: Annotated[
+        Model, typer.Option(help="base and improved are the paper's; station ships.")
+    ] = Model.station,
+    labels: Annotated[
+        Labels, typer.Option(help="What teaches. The verified labels always judge.")
+    ] = Labels.verified,
     dataset: Annotated[Path, typer.Option(help="What the dataset command wrote.")] = Path("data/dataset"),
     data: Data = _DATA,
     out: Annotated[Path | None, typer.Option(help="Folder of this run; runs/classifier-MODEL.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="The model's own when not given.")] = None,
     crop_margin: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    paste: Annotated[float | None, typer.Option(min=0, max=1, help="Share of singles with a pasted neighbour.")] = None,
+    paste: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of singles with a pasted neighbour.")
+    ] = None,
     seed: int = 0,
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
@@ -116,6 +137,48 @@ def classifier(
         typer.echo(f"[{bar:30}] {done}/{total}  {line}", err=True)
 
     typer.echo(room.train(options, show))
+
+
+class ScaleChoice(StrEnum):
+    """What the station is told of the scale."""
+
+    estimated = "estimated"
+    labelled = "labelled"
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to score.  [default: the shipped one]")] = None,
+    data: Data = _DATA,
+    scale: Annotated[
+        ScaleChoice, typer.Option(help="estimated: nobody says how large a cell is, as at the station.")
+    ] = ScaleChoice.estimated,
+    out: Annotated[Path | None, typer.Option(help="Also write all figures as JSON to this file.")] = None,
+    threads: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source."""
+    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
+    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import evaluation, labels  # noqa: PLC0415
+
+    opened = Bundle.open(bundle)
+    txl, _ = datasets.read_public(data)
+    validation = txl.of("val")
+    with typer.progressbar(length=len(validation), label="photographs", file=sys.stderr) as bar:
+        examined = evaluation.examine(
+            Analyzer(opened, threads=threads),
+            validation,
+            labels.read_verified(),
+            scale=scale.value,
+            progress=lambda _done, _total: bar.update(1),
+        )
+    figures = evaluation.score(examined, opened.manifest.overlap_threshold)
+    typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
+    typer.echo(evaluation.table(figures))
+    if out:
+        content = {"bundle_id": opened.bundle_id, "scale": scale.value, "figures": evaluation.plain(figures)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ CLASS_NAMES: Final = ("rbc", "wbc", "platelet")  # by CellClass number
 
 _TXL_SOURCES: Final = {(640, 480): "bccd", (416, 416): "bcd", (575, 575): "raabin"}
 TWIN_CORRELATION: Final = 0.97
-"""Thumbnails of one photograph correlate by more than 0.97, of different ones by less than 0.95 (measured)."""
+"""Thumbnails of one photograph correlate by over 0.97, of different ones by less (measured)."""
 
 _BORDER_PX: Final = 2.0
 _OUTSIDE_PX: Final = 1.5  # YOLO text has six decimals and VOC counts from 1: a pixel over is no error
@@ -99,7 +99,7 @@ class Photograph:
         box = self.xyxy[self.class_id == CellClass.RBC]
         size = np.array([self.width_px, self.height_px], np.float32)
         whole = (box[:, :2] > _BORDER_PX).all(1) & (box[:, 2:] < size - _BORDER_PX).all(1)
-        return np.sqrt(np.prod(box[whole, 2:] - box[whole, :2], axis=1)).astype(np.float32)
+        return np.asarray(np.sqrt(np.prod(box[whole, 2:] - box[whole, :2], axis=1)), np.float32)
 
 
 @dataclass(slots=True)
@@ -218,7 +218,9 @@ def keep_apart(
         other = everyone[strictest[find(i)]][1]
         if SPLITS.index(photograph.split) < SPLITS.index(other.split):
             message = f"{photograph.split} shows the same photograph as {other.name} of {other.split}"
-            collection.findings.append(Finding(photograph.image_path, 0, "leak", message, "photograph left out"))
+            collection.findings.append(
+                Finding(photograph.image_path, 0, "leak", message, "photograph left out")
+            )
             collection.photographs.remove(photograph)
 
 
@@ -237,11 +239,15 @@ def read_txl_pbc(folder: Path, splits: Sequence[tuple[Split, str, str]]) -> Coll
     for split, _, txl in splits:
         if txl:
             if txl in names:
-                result.findings.append(Finding(folder / txl, 0, "duplicate", "named twice in the split", "kept"))
+                result.findings.append(
+                    Finding(folder / txl, 0, "duplicate", "named twice in the split", "kept")
+                )
             names[txl] = max(split, names.get(txl, split), key=SPLITS.index)
     for file in sorted((folder / "images").glob("*")):
         if file.name not in names:
-            result.findings.append(Finding(file, 0, "not-in-split", "no split names it", "photograph left out"))
+            result.findings.append(
+                Finding(file, 0, "not-in-split", "no split names it", "photograph left out")
+            )
     for name, split in sorted(names.items()):
         annotation = folder / "labels" / f"{Path(name).stem}.txt"
         looked = _look(folder / "images" / name, result.findings)
@@ -320,7 +326,9 @@ def _yolo_boxes(file: Path, size: tuple[int, int], findings: list[Finding]) -> l
         try:
             number, (cx, cy, w, h) = words[0], (float(v) for v in words[1:])
         except (ValueError, IndexError):
-            findings.append(Finding(file, line, "bad-line", f"{content!r} is not 'class cx cy w h'", "box left out"))
+            findings.append(
+                Finding(file, line, "bad-line", f"{content!r} is not 'class cx cy w h'", "box left out")
+            )
             continue
         name = CLASS_NAMES[YOLO_CLASSES[int(number)]] if number in ("0", "1", "2") else number
         x, y = cx * size[0], cy * size[1]
@@ -364,7 +372,9 @@ def _voc_boxes(file: Path, size: tuple[int, int], findings: list[Finding]) -> li
             x0, y0 = float(text["xmin"]) - 1, float(text["ymin"]) - 1
             x1, y1 = float(text["xmax"]), float(text["ymax"])
         except (KeyError, ValueError) as error:
-            findings.append(Finding(file, start_line, "bad-line", f"object without a box: {error}", "box left out"))
+            findings.append(
+                Finding(file, start_line, "bad-line", f"object without a box: {error}", "box left out")
+            )
             return
         boxes.append(_RawBox(start_line, label, (x0, y0, x1, y1)))
 
@@ -413,7 +423,10 @@ def _add(
             continue
         if max(abs(a - b) for a, b in zip(inside, box.xyxy, strict=True)) > _OUTSIDE_PX:
             find(box.line, "outside", f"{_show(box.xyxy)} in {size[0]}x{size[1]}", "clipped")
-        if any(c == CLASS_NAMES.index(box.class_name) and b == inside for b, c in zip(xyxy, class_id, strict=True)):
+        if any(
+            c == CLASS_NAMES.index(box.class_name) and b == inside
+            for b, c in zip(xyxy, class_id, strict=True)
+        ):
             find(box.line, "duplicate", f"{_show(box.xyxy)} stands there already", "box left out")
             continue
         xyxy.append(inside)
@@ -566,7 +579,19 @@ def _write_crops(
     side = imaging.CROP_PX
     np.save(folder / f"{split}.npy", np.concatenate([np.zeros((0, side, side, 3), np.uint8), *cut]))
     with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
-        fields = ["crop", "name", "source", "x0", "y0", "x1", "y1", "diameter_px", "otsu_area", "weak", "letter"]
+        fields = [
+            "crop",
+            "name",
+            "source",
+            "x0",
+            "y0",
+            "x1",
+            "y1",
+            "diameter_px",
+            "otsu_area",
+            "weak",
+            "letter",
+        ]
         writer = csv.DictWriter(stream, [*fields, "verified"], lineterminator="\n")
         writer.writeheader()
         for crop, row in enumerate(rows):

@@ -147,7 +147,9 @@ def load_coco(model: torch.nn.Module, path: Path) -> None:
     own = model.state_dict()
     fits = {k: v for k, v in load_file(path).items() if k in own and own[k].shape == v.shape}
     if len(fits) != N_COCO_TENSORS:
-        raise UsageError(f"{path}: {len(fits)} of {N_COCO_TENSORS} tensors fit YOLOv5n", "is it YOLOv5n v6.1?")
+        raise UsageError(
+            f"{path}: {len(fits)} of {N_COCO_TENSORS} tensors fit YOLOv5n", "is it YOLOv5n v6.1?"
+        )
     model.load_state_dict({**own, **fits})
 
 

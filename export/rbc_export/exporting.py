@@ -1,0 +1,313 @@
+"""From two checkpoints to a bundle that has been proven: write, quantize, compare, choose, seal.
+
+Parity is shown twice over the whole validation split: as tensor error (torch against fp32 ONNX, on the
+station's own input) and as task error (fp32 against int8, through `rbc_edge`): AP, counts, label flips.
+"""
+
+import json
+import math
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+
+from rbc_edge import analyzer as station
+from rbc_edge import bundle, imaging, smear
+from rbc_edge.bundle import CLASSIFIER, DETECTOR, DETECTOR_FP32, TEST_EXPECTED, TEST_INPUT, Bundle, Manifest
+from rbc_edge.errors import BundleError, UnavailableError
+from rbc_edge.values import CellClass, Float32, UInt8
+from rbc_export import graphs
+from rbc_train import classifier, datasets, evaluation, labels, metrics
+from rbc_train.datasets import Photograph
+
+TEST_DIAMETER_PX: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What a bundle may lose on the validation split; more fails the export.
+
+    Attributes:
+        box_px: torch against fp32 ONNX, largest box difference, pixels at model scale.
+        score: torch against fp32 ONNX, largest difference of a probability.
+        ap50: int8 under fp32, RBC AP50.
+        ap50_95: int8 under fp32, RBC AP50-95.
+        count: int8 against fp32, share of the total red-cell count.
+        flips: int8 against fp32, share of red cells whose single/overlapping verdict changes.
+    """
+
+    box_px: float = 0.05
+    score: float = 0.001
+    ap50: float = 0.005
+    ap50_95: float = 0.01
+    count: float = 0.01
+    flips: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        detector: ultralytics checkpoint of `rbc_train.detector`.
+        classifier: Checkpoint of `rbc_train.classifier`.
+        dataset: Folder of the dataset they were trained on (its scale and crop margin).
+        data: Folder of the public data.
+        out: Folder of the bundle.
+        with_fp32: Also ship the fp32 detector.
+        calibration_images: How many training photographs the int8 ranges are measured on.
+        iou_threshold: Suppression by `CellClass`.
+        iou_threshold_across: Suppression between classes.
+        tolerance: What may be lost.
+    """
+
+    detector: Path
+    classifier: Path
+    dataset: Path
+    data: Path
+    out: Path
+    with_fp32: bool = False
+    calibration_images: int = 200
+    iou_threshold: tuple[float, float, float] = (0.6, 0.6, 0.5)
+    iou_threshold_across: float = 0.7
+    tolerance: Tolerance = Tolerance()
+
+
+Say = Callable[[str], None]
+
+
+def export(options: ExportOptions, say: Say) -> Bundle:
+    """Exports, proves and writes a bundle.
+
+    Args:
+        options: What to export.
+        say: Told of each step and its figures.
+
+    Returns:
+        The finished bundle.
+
+    Raises:
+        UnavailableError: If a checkpoint or the data are not there.
+        BundleError: If parity is beyond its tolerance; nothing is written to `options.out` then.
+    """
+    txl, _ = datasets.read_public(options.data)
+    dataset = _manifest_of(options.dataset)
+    diameter = float(dataset["cell_diameter_px"])
+    work = options.out.parent / (options.out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+
+    detector_graph = graphs.DetectorGraph(graphs.fuse(_load_detector(options.detector)))
+    network, classifier_config = classifier.load(options.classifier)
+    graphs.write_detector(detector_graph, work / DETECTOR_FP32)
+    graphs.write_classifier(graphs.ClassifierGraph(network), work / CLASSIFIER)
+    say("fp32 graphs written")
+
+    chosen = _calibration(txl.of("train"), options.calibration_images)
+    of_source = datasets.source_diameters_px(txl.of("train"))
+    graphs.quantize_detector(
+        work / DETECTOR_FP32, work / DETECTOR, _station_inputs(chosen, of_source, diameter)
+    )
+    say(f"int8 detector calibrated on {len(chosen)} training photographs")
+
+    field = smear.draw_field(
+        np.random.default_rng(1), width_px=480, height_px=360, cell_diameter_px=TEST_DIAMETER_PX
+    )
+    ok, png = cv2.imencode(".png", field.image[:, :, ::-1])
+    if not ok:
+        raise BundleError(f"{work / TEST_INPUT}: could not be encoded")
+    (work / TEST_INPUT).write_bytes(png.tobytes())
+    (work / TEST_EXPECTED).write_text("{}\n", encoding="utf-8")
+
+    manifest = Manifest(
+        format=bundle.FORMAT,
+        class_names=datasets.CLASS_NAMES,
+        cell_diameter_px=diameter,
+        tile_px=imaging.TILE_PX,
+        tile_overlap_px=imaging.TILE_OVERLAP_PX,
+        score_threshold=(0.25, 0.25, 0.25),
+        iou_threshold=options.iou_threshold,
+        iou_threshold_across=options.iou_threshold_across,
+        crop_margin=float(classifier_config["crop_margin"]),
+        overlap_threshold=0.5,
+        normalisation="in the graph: uint8 RGB / 255",
+        calibration={
+            "images": [p.name for p in chosen],
+            "split": "train",
+            "method": "MinMax, moving average; weights int8 per channel in 7 bits, activations uint8",
+        },
+        training=_training(options, classifier_config, dataset),
+        metrics={},
+        licence="AGPL-3.0-or-later",
+        files={},
+    )
+    names = (DETECTOR, DETECTOR_FP32, CLASSIFIER, TEST_INPUT, TEST_EXPECTED)
+    source = {name: work / name for name in names}
+    validation, verified = txl.of("val"), labels.read_verified()
+
+    draft = bundle.write(work / "draft", source, manifest)
+    at_work = station.Analyzer(draft, threads=2)
+    examined = evaluation.examine(at_work, validation, verified, scale="labelled")
+    manifest = replace(
+        manifest,
+        score_threshold=evaluation.unbiased_thresholds(examined),
+        overlap_threshold=evaluation.best_overlap_threshold(examined),
+    )
+    say(
+        f"thresholds from validation: scores {manifest.score_threshold}, overlap {manifest.overlap_threshold}"
+    )
+
+    draft = bundle.write(work / "draft", source, manifest)
+    torch_error = _torch_parity(detector_graph, draft, validation, of_source)
+    say(f"torch to fp32 ONNX: {_show(torch_error)}")
+    examined, task_error, figures = _task_parity(draft, validation, verified)
+    say(f"fp32 to int8: {_show(task_error)}")
+    say(evaluation.table(figures["int8"]))
+    _check(torch_error | task_error, options.tolerance)
+
+    expected = station.expectation(
+        station.Analyzer(draft, threads=1),
+        imaging.load_field(work / TEST_INPUT, "bundle", "test"),
+        TEST_DIAMETER_PX,
+    )
+    (work / TEST_EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
+    if not options.with_fp32:
+        del source[DETECTOR_FP32]
+    manifest = replace(
+        manifest,
+        metrics={
+            "split": "val",
+            "scale": "labelled",
+            "tolerance": asdict(options.tolerance),
+            "parity": torch_error | task_error,
+            **{k: evaluation.plain(v) for k, v in figures.items()},
+        },
+    )
+    finished = bundle.write(options.out, source, manifest)
+    say(f"self-test: {station.verify(finished)}")
+    return finished
+
+
+def _load_detector(checkpoint: Path) -> torch.nn.Module:
+    if not checkpoint.is_file():
+        raise UnavailableError(f"{checkpoint}: no such file", "train it: python -m rbc_train detector")
+    from ultralytics.utils.patches import torch_load  # noqa: PLC0415  ultralytics checkpoints are pickles
+
+    state = torch_load(checkpoint, map_location="cpu")
+    network: torch.nn.Module = state["ema"] if state.get("ema") is not None else state["model"]
+    return network
+
+
+def _manifest_of(dataset: Path) -> dict[str, Any]:
+    file = dataset / "manifest.json"
+    if not file.is_file():
+        raise UnavailableError(f"{file}: no such file", "make the dataset: python -m rbc_train dataset")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _calibration(training: Sequence[Photograph], n: int) -> list[Photograph]:
+    """Training photographs spread evenly over each source."""
+    chosen: list[Photograph] = []
+    sources = sorted({p.source for p in training})
+    for source in sources:
+        own = [p for p in training if p.source == source]
+        count = min(len(own), math.ceil(n / len(sources)))
+        chosen += [own[round(i)] for i in np.linspace(0, len(own) - 1, count)]
+    return chosen
+
+
+def _station_inputs(
+    photographs: Sequence[Photograph], of_source: dict[str, float], cell_diameter_px: float
+) -> Iterator[UInt8]:
+    """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
+    for photograph in photographs:
+        factor = cell_diameter_px / datasets.diameter_px(photograph, of_source)
+        yield np.ascontiguousarray(imaging.pad_to_stride(imaging.rescale(photograph.read(), factor)))
+
+
+@torch.no_grad()
+def _torch_parity(
+    graph: graphs.DetectorGraph, draft: Bundle, photographs: Sequence[Photograph], of_source: dict[str, float]
+) -> dict[str, float]:
+    session = draft.session(DETECTOR_FP32, threads=2)
+    box_px = score = 0.0
+    for image in _station_inputs(photographs, of_source, draft.manifest.cell_diameter_px):
+        boxes, scores = graph.eval()(torch.from_numpy(image[None]))
+        onnx_boxes, onnx_scores = session.run(["boxes", "scores"], {"image": image[None]})
+        box_px = max(box_px, graphs.tensor_error(boxes.numpy(), onnx_boxes))
+        score = max(score, graphs.tensor_error(scores.numpy(), onnx_scores))
+    return {"box_px": box_px, "score": score}
+
+
+def _task_parity(
+    draft: Bundle, photographs: Sequence[Photograph], verified: labels.VerifiedLabels
+) -> tuple[list[evaluation.Examined], dict[str, float], dict[str, Any]]:
+    """Runs fp32 and int8 through the station's pipeline and compares what users see."""
+    runs = {
+        name: evaluation.examine(
+            station.Analyzer(draft, threads=2, detector_file=file), photographs, verified, scale="labelled"
+        )
+        for name, file in (("fp32", DETECTOR_FP32), ("int8", DETECTOR))
+    }
+    figures = {name: evaluation.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
+    whole, small = figures["fp32"]["all"], figures["int8"]["all"]
+    flips = pairs = 0
+    moved: list[Float32] = []
+    for a, b in zip(runs["fp32"], runs["int8"], strict=True):
+        one, two = a.result.cells, b.result.cells
+        rbc_one = np.flatnonzero(one.detections.class_id == CellClass.RBC)
+        rbc_two = np.flatnonzero(two.detections.class_id == CellClass.RBC)
+        partner = metrics.match(
+            two.detections.xyxy[rbc_two],
+            two.detections.score[rbc_two],
+            one.detections.xyxy[rbc_one],
+            least_iou=0.5,
+        )
+        mine, theirs = rbc_two[partner >= 0], rbc_one[partner[partner >= 0]]
+        pairs += len(mine)
+        flips += int((two.overlapping[mine] != one.overlapping[theirs]).sum())
+        moved.append(np.abs(two.detections.xyxy[mine] - one.detections.xyxy[theirs]).mean(axis=1))
+    error = {
+        "ap50": whole["rbc_ap50"] - small["rbc_ap50"],
+        "ap50_95": whole["rbc_ap50_95"] - small["rbc_ap50_95"],
+        "count": abs(small["rbc_counted"] - whole["rbc_counted"]) / max(whole["rbc_counted"], 1),
+        "flips": flips / max(pairs, 1),
+        "int8_box_px_mean": float(np.concatenate(moved).mean()),
+    }
+    return runs["int8"], error, figures
+
+
+def _check(errors: dict[str, float], tolerance: Tolerance) -> None:
+    allowed = asdict(tolerance)
+    beyond = [f"{k} {errors[k]:.5f} (at most {v})" for k, v in allowed.items() if not errors[k] <= v]
+    if beyond:
+        raise BundleError(f"parity is beyond its tolerance: {', '.join(beyond)}", "no bundle was written")
+
+
+def _training(
+    options: ExportOptions, classifier_config: dict[str, Any], dataset: dict[str, Any]
+) -> dict[str, Any]:
+    run = options.detector.parent / "config.json"
+    detector_config = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    keep = ("epochs", "batch", "image_px", "seed", "augmentation", "dataset_manifest")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "data": "TXL-PBC (lugan113/TXL-PBC_Dataset 056d09e), train split; our verified overlap labels",
+        "counts": dataset["counts"],
+        "commit": commit or "unknown",
+        "detector": {"network": "YOLOv5n, COCO-pretrained", **{k: detector_config.get(k) for k in keep}},
+        "classifier": {
+            k: v for k, v in classifier_config.items() if k not in ("dataset", "data", "out", "threads")
+        },
+    }
+
+
+def _show(errors: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:.5f}" for k, v in errors.items())

@@ -1,0 +1,222 @@
+"""Torch networks as ONNX graphs, in the contract of `rbc_edge.bundle`, and their int8 form.
+
+The graphs take uint8 pixels as `rbc_edge.imaging` makes them; normalisation is inside, so there is no
+second place where it could differ.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rbc_edge.values import UInt8
+
+OPSET: Final = 17
+_HEAD: Final = "/model.24"  # YOLOv5's Detect module in ultralytics' yolov5n.yaml
+
+
+class DetectorGraph(nn.Module):
+    """YOLOv5n with its decoding, from pixels to boxes.
+
+    Args:
+        detector: ultralytics' DetectionModel.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        network: Any = detector  # ultralytics is untyped
+        self.layers = network.model
+        self.save: list[int] = network.save
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes one batch.
+
+        Args:
+            image: uint8 (B, H, W, 3) RGB, sides multiples of 32.
+
+        Returns:
+            boxes float32 (B, A, 4), xyxy in pixels of the input; scores float32 (B, A, 3).
+        """
+        x = image.permute(0, 3, 1, 2).float() / 255.0
+        kept: dict[int, Tensor] = {}
+        *body, head = self.layers
+        for layer in body:
+            # ultralytics' wiring: f is where a layer's input comes from, -1 the layer before.
+            sources = [layer.f] if isinstance(layer.f, int) else layer.f
+            inputs = [x if j == -1 else kept[j] for j in sources]
+            x = layer(inputs if len(inputs) > 1 else inputs[0])
+            if layer.i in self.save:
+                kept[layer.i] = x
+        levels = [x if j == -1 else kept[j] for j in head.f]
+        decoded = [
+            _decode(head.cv2[i](level), head.cv3[i](level), bins=head.reg_max, stride=float(head.stride[i]))
+            for i, level in enumerate(levels)
+        ]
+        return torch.cat([boxes for boxes, _ in decoded], 1), torch.cat([scores for _, scores in decoded], 1)
+
+
+def _decode(distances: Tensor, logits: Tensor, *, bins: int, stride: float) -> tuple[Tensor, Tensor]:
+    """Distribution focal loss decoding: a box is four expected distances from its anchor point.
+
+    Args:
+        distances: float (B, 4 * bins, h, w), logits over distances in strides.
+        logits: float (B, 3, h, w), class logits.
+        bins: Distances 0 .. bins - 1 a side.
+        stride: Pixels of the input between anchor points.
+
+    Returns:
+        boxes float (B, h * w, 4), xyxy in pixels of the input; scores float (B, h * w, 3).
+    """
+    batch, _, height, width = distances.shape
+    share = functional.softmax(distances.view(batch, 4, bins, height, width), dim=2)
+    steps = torch.arange(bins, dtype=torch.float32).view(1, 1, bins, 1, 1)
+    left, top, right, bottom = (share * steps).sum(2).unbind(1)  # each B, h, w; in strides
+    y = (torch.arange(height, dtype=torch.float32) + 0.5).view(1, -1, 1)
+    x = (torch.arange(width, dtype=torch.float32) + 0.5).view(1, 1, -1)
+    xyxy = torch.stack([x - left, y - top, x + right, y + bottom], -1) * stride
+    return xyxy.flatten(1, 2), logits.sigmoid().flatten(2).transpose(1, 2)
+
+
+class ClassifierGraph(nn.Module):
+    """The overlap CNN from pixels to probability.
+
+    Args:
+        network: Gives logits for float (N, 3, 64, 64) in 0..1.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Scores crops uint8 (N, 64, 64, 3): float32 (N,)."""
+        scores: Tensor = torch.sigmoid(self.network(crops.permute(0, 3, 1, 2).float() / 255.0))
+        return scores
+
+
+def write_detector(graph: DetectorGraph, file: Path) -> None:
+    """Writes the detector as fp32 ONNX with free batch, height and width."""
+    example = torch.randint(0, 256, (1, 192, 256, 3), dtype=torch.uint8)
+    axes = {0: "batch", 1: "height", 2: "width"}
+    anchors = {0: "batch", 1: "anchors"}
+    _write(graph, example, file, "image", {"image": axes, "boxes": anchors, "scores": anchors})
+
+
+def write_classifier(graph: ClassifierGraph, file: Path) -> None:
+    """Writes the classifier as fp32 ONNX with a free number of crops."""
+    example = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    _write(graph, example, file, "crops", {"crops": {0: "n"}, "overlap_score": {0: "n"}})
+
+
+def _write(graph: nn.Module, example: Tensor, file: Path, name: str, axes: dict[str, dict[int, str]]) -> None:
+    with warnings.catch_warnings():
+        # The tracing exporter is marked old, but it is the one that needs no onnxscript.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph.eval(),
+            (example,),
+            str(file),
+            input_names=[name],
+            output_names=[k for k in axes if k != name],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    onnx.checker.check_model(onnx.load(file))
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: Iterable[UInt8]) -> None:
+        self._images: Iterator[UInt8] = iter(images)
+
+    def get_next(self) -> dict[str, UInt8] | None:
+        image = next(self._images, None)
+        return None if image is None else {"image": image[None]}
+
+
+def quantize_detector(fp32: Path, int8: Path, images: Iterable[UInt8], *, reduce_range: bool = True) -> None:
+    """Quantizes the detector statically: weights int8 per channel, activations uint8.
+
+    The decoding stays in float: its values (distances in strides, probabilities near 0) do not fit one
+    8-bit scale. Weights take 7 bits: on processors without VNNI (an office PC of 2015) the product of
+    two full 8-bit operands saturates in 16 bits, and the counts would depend on the processor.
+
+    Args:
+        fp32: What `write_detector` wrote.
+        int8: File to write.
+        images: Calibration, each uint8 (H, W, 3) RGB at model scale, sides multiples of 32.
+        reduce_range: 7-bit weights.
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = Path(folder) / "prepared.onnx"
+        # Symbolic shape inference needs sympy and gains nothing here.
+        quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
+        quantize_static(
+            str(prepared),
+            str(int8),
+            _Reader(images),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=decode_tail([(n.name, n.op_type, list(n.input), list(n.output)) for n in nodes]),
+            extra_options={"CalibMovingAverage": True},
+        )
+
+
+Node = tuple[str, str, list[str], list[str]]
+
+
+def decode_tail(nodes: Iterable[Node]) -> list[str]:
+    """Names the nodes after the head's last convolutions: those that must stay in float.
+
+    Args:
+        nodes: (name, operator, inputs, outputs) in graph order.
+
+    Returns:
+        Names of the nodes from which no convolution can be reached any more, and of those before the first.
+    """
+    listed = list(nodes)
+    needed: set[str] = set()  # tensors that lead to a convolution
+    tail: list[str] = []
+    for name, operator, inputs, outputs in reversed(listed):
+        if operator == "Conv" or needed & set(outputs):
+            needed |= set(inputs)
+        else:
+            tail.append(name)
+    head: list[str] = []
+    for name, operator, _, _ in listed:
+        if operator == "Conv":
+            break
+        head.append(name)
+    return head + tail
+
+
+def fuse(detector: nn.Module) -> nn.Module:
+    """Folds batch normalisation into the convolutions, in place, and returns the network for inference."""
+    fused: nn.Module = detector.float().eval().fuse(verbose=False)
+    return fused
+
+
+def tensor_error(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
+    """Largest absolute difference of two arrays of one shape."""
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
