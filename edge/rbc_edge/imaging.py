@@ -42,6 +42,7 @@ TILE_OVERLAP_PX: Final = 128
 
 _MIN_SIDE_PX: Final = 16
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
+_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 
 # Cameras' files are checked against our own limit, from the header, before anything is decoded.
@@ -105,6 +106,10 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
         try:
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
+            if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
+                raise ImageError(
+                    "truncated", f"{name}: the image is cut short or damaged", "copy it again"
+                ) from error
             raise ImageError(
                 "not-an-image",
                 f"{name}: not a JPEG, PNG, BMP or TIFF image",
@@ -124,8 +129,9 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
         if min(width, height) < _MIN_SIDE_PX:
             raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
         try:
+            is_deep = _is_deep(picture)  # before the capture time: looking for EXIF loads a PNG
             captured_at = _captured_at(picture)
-            rgb = _sixteen_bit(data, picture) if _is_deep(picture) else _eight_bit(picture)
+            rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
         except ImageError:
             raise
         except MemoryError as error:
@@ -162,8 +168,10 @@ def _eight_bit(picture: Image.Image) -> UInt8:
     return np.asarray(upright.convert("RGB"), dtype=np.uint8)
 
 
-def _sixteen_bit(data: bytes, picture: Image.Image) -> UInt8:
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
+    # Of TIFF files both decoders apply the orientation themselves, whatever they are told.
+    turned = picture.format == "TIFF"
+    orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # cv2 returns half an image silently; Pillow raises
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
@@ -173,6 +181,8 @@ def _sixteen_bit(data: bytes, picture: Image.Image) -> UInt8:
             pixels = pixels[:, :, :3]
         pixels = pixels[:, :, ::-1]
     values = pixels.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("unsupported", f"{name}: holds values that are not numbers", "save it with 16 bits")
     # Percentiles, not extremes: one hot pixel must not darken the field. Black stays where it is, so that
     # an evenly bright field is not stretched into noise.
     top = float(np.percentile(values, 99.9))

@@ -1,0 +1,286 @@
+"""Decode, scale, tiles and crops: what every model is fed, so exactness is asked for."""
+
+import hashlib
+import io
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import ExifTags, Image
+
+from rbc_edge import imaging
+from rbc_edge.errors import ImageError
+from rbc_edge.values import UInt8
+
+
+def scene(height: int = 40, width: int = 60) -> UInt8:
+    """Every pixel its own colour, no two channels alike: shows a swap, a flip, a shift."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 4, y * 6, 255 - x * 2 - y], axis=2).astype(np.uint8)
+
+
+def pillow(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def deep(pixels: npt.NDArray[np.uint16], suffix: str) -> bytes:
+    done, data = cv2.imencode(suffix, pixels)
+    assert done
+    return data.tobytes()
+
+
+def test_a_field_carries_its_names_its_hash_and_rgb(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    data = pillow(Image.fromarray(scene()), "PNG")
+    file.write_bytes(data)
+    field = imaging.load_field(file, "slide", "a")
+    assert (field.slide_id, field.fov, field.captured_at) == ("slide", "a", "")
+    assert field.sha256 == hashlib.sha256(data).hexdigest()
+    np.testing.assert_array_equal(field.image, scene())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_come_back_exactly(kind: str) -> None:
+    image, _ = imaging.decode(pillow(Image.fromarray(scene()), kind), "x")
+    np.testing.assert_array_equal(image, scene())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF16"])
+def test_exif_rotation_is_applied(orientation: int, kind: str) -> None:
+    """EXIF 2.32, tag 0x0112: what to do with the stored pixels to see the scene upright."""
+    turns: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, *range(2, a.ndim)),
+        6: np.rot90,
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, *range(2, a.ndim)),
+        8: lambda a: np.rot90(a, 3),
+    }
+    undo = turns[orientation]
+    upright = scene()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if kind == "TIFF16":
+        grey = (upright[:, :, 0].astype(np.uint16) + 1) * 200
+        data = pillow(Image.fromarray(np.ascontiguousarray(undo(grey))), "TIFF", exif=exif)
+        image, _ = imaging.decode(data, "x")
+        assert image.shape == upright.shape
+        ranks = np.argsort(image[0, :, 0], kind="stable")
+        assert ranks.tolist() == list(range(60))  # brighter to the right, as in the scene
+        assert (np.ptp(image, axis=0) == 0).all()
+    else:
+        stored = Image.fromarray(np.ascontiguousarray(undo(upright)))
+        image, _ = imaging.decode(pillow(stored, kind, exif=exif), "x")
+        np.testing.assert_array_equal(image, upright)
+
+
+def test_capture_time_is_iso_8601() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2024:05:06 07:08:09"
+    exif[ExifTags.Base.DateTime] = "2030:01:01 00:00:00"  # when it was edited: not what is asked
+    picture = Image.fromarray(scene())
+    assert imaging.decode(pillow(picture, "JPEG", exif=exif), "x")[1] == "2024-05-06T07:08:09"
+
+
+@pytest.mark.parametrize("text", ["0000:00:00 00:00:00", "yesterday", "", "    :  :     :  :  "])
+def test_a_clock_that_was_never_set_gives_no_time(text: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.DateTime] = text
+    assert imaging.decode(pillow(Image.fromarray(scene()), "JPEG", exif=exif), "x")[1] == ""
+
+
+def test_a_broken_exif_block_does_not_cost_the_image() -> None:
+    data = pillow(Image.fromarray(scene()), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(imaging.decode(data, "x")[0], scene())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_sixteen_bits_of_colour_keep_their_channels(suffix: str) -> None:
+    stored = scene()[:, :, ::-1].astype(np.uint16) * 257
+    image, _ = imaging.decode(deep(stored, suffix), "x")
+    np.testing.assert_allclose(image.astype(int), scene().astype(int), atol=4)
+    # And are not cut to the upper eight: a camera of 12 bits would leave the field black.
+    dim, _ = imaging.decode(deep(stored // 16, suffix), "x")
+    np.testing.assert_allclose(dim.astype(int), image.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_a_camera_that_fills_part_of_the_range_is_stretched(bits: int) -> None:
+    full = np.tile(np.linspace(0, 2**bits - 1, 256).astype(np.uint16), (64, 1))
+    image, _ = imaging.decode(deep(full, ".tif"), "x")
+    assert image.shape == (64, 256, 3)
+    np.testing.assert_allclose(image[0, :, 1], np.arange(256), atol=2)
+
+
+def test_one_hot_pixel_does_not_darken_the_field() -> None:
+    field = np.full((100, 100), 2000, np.uint16)
+    field[50, 50] = 65535
+    assert (imaging.decode(deep(field, ".png"), "x")[0] == 255).all()
+
+
+def test_an_even_deep_field_is_not_stretched_into_noise() -> None:
+    field = np.random.default_rng(0).integers(2000, 2005, (64, 64)).astype(np.uint16)
+    image, _ = imaging.decode(deep(field, ".png"), "x")
+    assert image.min() >= 252
+
+
+def test_what_lies_under_transparency_is_shown_on_white() -> None:
+    rgba = np.dstack([scene(), np.full((40, 60), 255, np.uint8)])
+    rgba[:10, :, 3] = 0
+    image, _ = imaging.decode(pillow(Image.fromarray(rgba), "PNG"), "x")
+    assert (image[:10] == 255).all()
+    np.testing.assert_array_equal(image[10:], scene()[10:])
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "CMYK"])
+def test_other_colour_modes_look_the_same(mode: str) -> None:
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    checks = np.kron(np.indices((4, 6)).sum(0) % 2, np.ones((10, 10)))[..., None] * [255, 255, 255]
+    picture = Image.fromarray(checks.astype(np.uint8)).convert(mode)
+    image, _ = imaging.decode(pillow(picture, kind), "x")
+    np.testing.assert_array_equal(image, checks)
+
+
+REFUSED = {
+    "empty": b"",
+    "not-an-image": b"GIF89a" + bytes(200),
+    "truncated": pillow(Image.fromarray(scene()), "PNG")[:-100],
+    "too-small": pillow(Image.fromarray(scene(15, 60)), "PNG"),
+    "too-large": pillow(Image.fromarray(np.zeros((1000, 1100, 3), np.uint8)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("reason", sorted(REFUSED))
+def test_a_bad_file_says_what_is_wrong_with_which(reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.png"
+    file.write_bytes(REFUSED[reason])
+    with pytest.raises(ImageError) as caught:
+        imaging.load_field(file, "s", "bad", max_megapixels=1.0)
+    assert caught.value.reason == reason
+    assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "PNG16", "TIFF16"])
+def test_no_format_is_read_half(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    if kind.endswith("16"):
+        data = deep(noise.astype(np.uint16) * 257, ".png" if kind == "PNG16" else ".tif")
+    else:
+        data = pillow(Image.fromarray(noise), kind)
+    assert imaging.decode(data, "x")[0].shape == (64, 64, 3)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(ImageError) as caught:
+            imaging.decode(data[: int(len(data) * share)], "x")
+        assert caught.value.reason == "truncated"
+
+
+def test_a_float_image_with_holes_is_refused_rather_than_shown_black() -> None:
+    values = np.full((32, 32), 0.5, np.float32)
+    values[3, 3] = np.nan
+    with pytest.raises(ImageError) as caught:
+        imaging.decode(pillow(Image.fromarray(values), "TIFF"), "x")
+    assert caught.value.reason == "unsupported"
+
+
+def test_a_file_that_went_away_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as gone:
+        imaging.load_field(tmp_path / "gone.png", "s", "gone")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ImageError) as folder:
+        imaging.load_field(tmp_path / "folder.png", "s", "folder")
+    assert (gone.value.reason, folder.value.reason) == ("vanished", "unreadable")
+
+
+def test_rescale_rounds_each_side_and_never_to_nothing() -> None:
+    image = scene(41, 61)
+    assert imaging.rescale(image, 1.0) is image
+    assert imaging.rescale(image, 0.5).shape == (20, 30, 3)
+    assert imaging.rescale(image, 2.5).shape == (102, 152, 3)
+    assert imaging.rescale(image, 0.001).shape == (1, 1, 3)
+
+
+def test_shrinking_averages_so_that_a_thin_gap_stays_visible() -> None:
+    image = np.full((40, 40, 3), 100, np.uint8)
+    image[:, 19] = 255  # one pixel of background between two cells
+    assert (imaging.rescale(image, 0.25)[:, :, 0].max(axis=1) > 125).all()
+
+
+@pytest.mark.parametrize("size", [(640, 640), (641, 100), (1200, 900), (4000, 3000), (17, 1300)])
+def test_tiles_cover_the_field_and_their_cores_are_disjoint(size: tuple[int, int]) -> None:
+    width, height = size
+    tiles = list(imaging.tiles(width, height))
+    for tile in tiles:
+        assert 0 <= tile.x0 < tile.x1 <= width
+        assert 0 <= tile.y0 < tile.y1 <= height
+        assert tile.x1 - tile.x0 <= imaging.TILE_PX
+        assert tile.y1 - tile.y0 <= imaging.TILE_PX
+    # A point in the field and one outside belong to exactly one core each.
+    for x, y in itertools.product(np.linspace(-5, width + 5, 97), np.linspace(-5, height + 5, 89)):
+        owners = [t for t in tiles if t.core[0] <= x < t.core[2] and t.core[1] <= y < t.core[3]]
+        assert len(owners) == 1
+        # A white cell around it, twice a red one, is whole in its owner's window, or cut by the field.
+        (t,) = owners
+        reach = imaging.TILE_OVERLAP_PX / 2 - 1
+        assert t.x0 <= max(0.0, x - reach)
+        assert t.x1 >= min(width, x + reach)
+        assert t.y0 <= max(0.0, y - reach)
+        assert t.y1 >= min(height, y + reach)
+
+
+def test_a_small_field_is_one_tile() -> None:
+    (tile,) = imaging.tiles(640, 480)
+    assert (tile.x0, tile.y0, tile.x1, tile.y1) == (0, 0, 640, 480)
+    assert tile.core == (-math.inf, -math.inf, math.inf, math.inf)
+
+
+def test_padding_goes_right_and_below() -> None:
+    image = scene(33, 64)
+    padded = imaging.pad_to_stride(image)
+    assert padded.shape == (64, 64, 3)
+    np.testing.assert_array_equal(padded[:33], image)
+    assert (padded[33:] == imaging.PAD_VALUE).all()
+    assert imaging.pad_to_stride(padded) is padded
+
+
+def test_a_crop_of_64_px_is_the_pixels_themselves() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3)).astype(np.uint8)
+    box = np.array([[20, 10, 84, 74]], np.float32)
+    np.testing.assert_array_equal(imaging.crops(image, box, margin=0.0)[0], image[10:74, 20:84])
+    inner = np.array([[36, 26, 68, 58]], np.float32)  # 32 px and half of it on each side
+    np.testing.assert_array_equal(imaging.crops(image, inner, margin=0.5)[0], image[10:74, 20:84])
+
+
+def test_a_crop_at_the_border_is_padded_where_the_field_ends() -> None:
+    image = np.full((64, 64, 3), 200, np.uint8)
+    boxes = np.array([[-32, 0, 32, 64], [0, 32, 64, 96], [500, 500, 520, 520], [-50, -50, -10, -10]])
+    left, below, away, before = imaging.crops(image, boxes.astype(np.float32), margin=0.0)
+    assert (left[:, :32] == imaging.PAD_VALUE).all()
+    assert (left[:, 32:] == 200).all()
+    assert (below[:32] == 200).all()
+    assert (below[32:] == imaging.PAD_VALUE).all()
+    assert (away == imaging.PAD_VALUE).all()
+    assert (before == imaging.PAD_VALUE).all()
+
+
+def test_crops_of_nothing_and_of_a_box_without_area() -> None:
+    assert imaging.crops(scene(), np.zeros((0, 4), np.float32), margin=0.25).shape == (0, 64, 64, 3)
+    (point,) = imaging.crops(scene(), np.array([[10, 10, 10, 10]], np.float32), margin=0.25)
+    np.testing.assert_array_equal(point, np.broadcast_to(scene()[10, 10], (64, 64, 3)))
+
+
+def test_a_crop_is_stretched_apart_in_width_and_height() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[40:60, 10:90] = 255
+    (crop,) = imaging.crops(image, np.array([[10, 40, 90, 60]], np.float32), margin=0.0)
+    assert (crop == 255).all()
