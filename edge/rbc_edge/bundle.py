@@ -228,7 +228,7 @@ def _read_manifest(file: Path) -> Manifest:
         raise BundleError(f"{file}: is not text: {error}", _ADVICE) from error
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: is not JSON: {error}", _ADVICE) from error
     manifest = _parse(content, file)
     if manifest.content_id() != manifest.bundle_id:
@@ -266,8 +266,10 @@ def _parse(content: object, file: Path) -> Manifest:
             and math.isfinite(manifest.cell_diameter_px)
             and manifest.cell_diameter_px > 0
             and 0 <= manifest.crop_margin <= 2
+            and isinstance(manifest.tile_px, int)
+            and isinstance(manifest.tile_overlap_px, int)
             and 0 < 2 * manifest.tile_overlap_px < manifest.tile_px
-            and all(Path(name).name == name for name in manifest.files)
+            and not any(name in ("", "..") or set(name) & {"/", "\0"} for name in manifest.files)
             and all(name in manifest.files for name in _REQUIRED)
         )
     except (TypeError, ValueError) as error:
