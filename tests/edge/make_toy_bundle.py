@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rbc_edge import bundle, imaging, smear
+from rbc_edge.analyzer import Analyzer, expectation
 from rbc_edge.values import Float32
 
 FOLDER = Path(__file__).resolve().parent / "toy_bundle"
@@ -235,7 +236,12 @@ def main() -> None:
             noise=0.0,  # so that the PNG stays small
         )
         cv2.imwrite(str(source[bundle.TEST_INPUT]), cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
-        source[bundle.TEST_EXPECTED].write_text(json.dumps({}))
+        # What the networks see is asked of a draft, as the export does it.
+        source[bundle.TEST_EXPECTED].write_text("{}\n", encoding="utf-8")
+        draft = bundle.write(build / "draft", source, manifest())
+        field = imaging.load_field(source[bundle.TEST_INPUT], "bundle", "test")
+        expected = expectation(Analyzer(draft, threads=1), field, CELL_DIAMETER_PX)
+        source[bundle.TEST_EXPECTED].write_text(json.dumps(expected) + "\n", encoding="utf-8")
         print(bundle.write(FOLDER, source, manifest()).bundle_id)
 
 
