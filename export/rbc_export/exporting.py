@@ -154,7 +154,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     examined = evaluation.examine(at_work, validation, verified, scale="labelled")
     manifest = replace(
         manifest,
-        score_threshold=evaluation.unbiased_thresholds(examined),
+        score_threshold=evaluation.score_thresholds(examined),
         overlap_threshold=evaluation.best_overlap_threshold(examined),
     )
     say(

@@ -23,9 +23,11 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
     """
     values = image.astype(np.float32) / 255.0
     if rng.random() < 0.8:
-        light = rng.uniform(0.75, 1.2)
-        gain = np.array([light * rng.uniform(0.85, 1.15) for _ in range(3)], np.float32)
+        light = rng.uniform(0.7, 1.2)
+        gain = np.array([light * rng.uniform(0.8, 1.2) for _ in range(3)], np.float32)
         values = np.clip(values * gain, 0, 1) ** rng.uniform(0.75, 1.35)
+    if rng.random() < 0.05:
+        values = np.repeat(values.mean(axis=2, keepdims=True), 3, axis=2)  # a monochrome camera
     if rng.random() < 0.3:
         values = np.asarray(cv2.GaussianBlur(values, (0, 0), rng.uniform(0.3, 1.1)), np.float32)
     if rng.random() < 0.3:

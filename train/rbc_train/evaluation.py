@@ -204,6 +204,14 @@ def _counts(group: Sequence[Examined], cell_class: CellClass, *, labelled: bool)
 
 
 def _average_precision(group: Sequence[Examined], cell_class: CellClass, least_iou: float) -> float:
+    scores, hits, n_truth = _ranked_hits(group, cell_class, least_iou)
+    return metrics.average_precision(scores, hits, n_truth)
+
+
+def _ranked_hits(
+    group: Sequence[Examined], cell_class: CellClass, least_iou: float
+) -> tuple[Float32, Bool, int]:
+    """Returns scores float32 (N,), whether each found a labelled box bool (N,), and the labelled boxes."""
     scores: list[Float32] = [np.zeros(0, np.float32)]
     hits: list[Bool] = [np.zeros(0, np.bool_)]
     n_truth = 0
@@ -213,7 +221,7 @@ def _average_precision(group: Sequence[Examined], cell_class: CellClass, least_i
         hits.append(metrics.match(own.xyxy, own.score, truth, least_iou=least_iou) >= 0)
         scores.append(own.score)
         n_truth += len(truth)
-    return metrics.average_precision(np.concatenate(scores), np.concatenate(hits), n_truth)
+    return np.concatenate(scores), np.concatenate(hits), n_truth
 
 
 def _precision_recall(group: Sequence[Examined]) -> dict[str, float]:
@@ -229,33 +237,47 @@ def _precision_recall(group: Sequence[Examined]) -> dict[str, float]:
     return {"rbc_precision": hits / max(n_found, 1), "rbc_recall": hits / max(n_truth, 1)}
 
 
-def unbiased_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
-    """Chooses each class's score threshold so that counts are unbiased: as many found as labelled.
+def score_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
+    """Chooses each class's score threshold on validation photographs.
 
-    Every source weighs the same, so that one with many cells does not decide for all.
+    Red cells: as many found as labelled, so that counts are unbiased; every source weighs the same, so
+    that one with many cells does not decide for all. White cells and platelets are few, and an unbiased
+    count of few is chance: best F1 at iou 0.5 instead.
 
     Args:
         examined: Validation photographs.
 
     Returns:
-        By `CellClass`: the threshold where the mean over sources of counted / labelled is 1.
+        By `CellClass`.
     """
-    chosen: list[float] = []
-    sources = sorted({e.photograph.source for e in examined})
-    candidates = np.round(np.arange(0.05, 0.9, 0.005), 3)
-    for cell_class in CellClass:
-        ratios: list[Float32] = []
-        for source in sources:
-            own = [e for e in examined if e.photograph.source == source]
-            n_truth = int(_counts(own, cell_class, labelled=True).sum())
-            if n_truth < 10:
-                continue
-            scores = np.concatenate([e.ranked.score[e.ranked.class_id == cell_class] for e in own])
-            counted = (scores[None, :] >= candidates[:, None]).sum(axis=1)
-            ratios.append((counted / n_truth).astype(np.float32))
-        bias = np.abs(np.log(np.maximum(np.mean(ratios, axis=0), 1e-6)))
-        chosen.append(float(candidates[int(bias.argmin())]))
-    return tuple(chosen)
+    return (
+        _unbiased_threshold(examined, CellClass.RBC),
+        _best_f1_threshold(examined, CellClass.WBC),
+        _best_f1_threshold(examined, CellClass.PLATELET),
+    )
+
+
+_CANDIDATES: Final = np.round(np.arange(0.1, 0.9, 0.005), 3)
+
+
+def _unbiased_threshold(examined: Sequence[Examined], cell_class: CellClass) -> float:
+    ratios: list[Float32] = []
+    for source in sorted({e.photograph.source for e in examined}):
+        own = [e for e in examined if e.photograph.source == source]
+        n_truth = int(_counts(own, cell_class, labelled=True).sum())
+        scores = np.concatenate([e.ranked.score[e.ranked.class_id == cell_class] for e in own])
+        if n_truth:
+            ratios.append((scores[None, :] >= _CANDIDATES[:, None]).sum(axis=1).astype(np.float32) / n_truth)
+    bias = np.abs(np.log(np.maximum(np.mean(ratios, axis=0), 1e-6)))
+    return float(_CANDIDATES[int(bias.argmin())])
+
+
+def _best_f1_threshold(examined: Sequence[Examined], cell_class: CellClass) -> float:
+    scores, hits, n_truth = _ranked_hits(examined, cell_class, 0.5)
+    over = scores[None, :] >= _CANDIDATES[:, None]
+    f1 = 2 * (over & hits[None, :]).sum(axis=1) / np.maximum(over.sum(axis=1) + n_truth, 1)
+    smooth = np.convolve(np.pad(f1, 5, mode="edge"), np.full(11, 1 / 11), mode="valid")
+    return float(_CANDIDATES[int(smooth.argmax())])
 
 
 def best_overlap_threshold(examined: Sequence[Examined]) -> float:
