@@ -155,9 +155,9 @@ def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float)
     cells = analyzer.analyze(field, Scale(cell_diameter_px, ScaleSource.CELL_DIAMETER)).cells
     return {
         "cell_diameter_px": cell_diameter_px,
-        "xyxy": np.round(cells.detections.xyxy, 2).tolist(),
+        "xyxy": np.round(cells.detections.xyxy.astype(float), 2).tolist(),
         "class_id": cells.detections.class_id.tolist(),
-        "score": np.round(cells.detections.score, 4).tolist(),
+        "score": np.round(cells.detections.score.astype(float), 4).tolist(),
         "overlap_score": [None if np.isnan(s) else round(float(s), 4) for s in cells.overlap_score],
     }
 
@@ -188,6 +188,10 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
         )
         diameter = float(expected["cell_diameter_px"])
         wanted_overlap = np.array([np.nan if s is None else s for s in expected["overlap_score"]], np.float32)
+        if len(wanted_overlap) != len(wanted) or not 0 < diameter < math.inf:
+            raise ValueError("lengths or diameter make no sense")
+        if not set(wanted.class_id.tolist()) <= set(CellClass):
+            raise ValueError("unknown class")
         field = imaging.load_field(bundle.path / TEST_INPUT, "bundle", "test")
     except (OSError, ValueError, KeyError, TypeError, ImageError) as error:
         raise BundleError(
