@@ -502,8 +502,13 @@ def write_dataset(
         UnavailableError: If `out` holds something that is not a dataset of ours, or cannot be written.
     """
     photographs = collection.of("train", "val")
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+    # Where an earlier run was cut there is no manifest yet: then the marker says that the folder is ours.
+    unfinished = out / "unfinished"
+    ours = (out / "manifest.json").is_file() or unfinished.is_file()
+    if out.exists() and any(out.iterdir()) and not ours:
         raise UnavailableError(f"{out}: is not empty and not a dataset", "choose another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished.touch()
     for part in ("detector", "crops"):
         shutil.rmtree(out / part, ignore_errors=True)
     (out / "manifest.json").unlink(missing_ok=True)
@@ -541,6 +546,7 @@ def write_dataset(
     for split in ("train", "val"):
         _write_crops(out / "crops", split, cut[split], rows[split], threshold, files, out)
     _write_manifest(collection, out, files, counts, cell_diameter_px, crop_margin, threshold, of_source)
+    unfinished.unlink()
 
 
 def _write_detector_photograph(

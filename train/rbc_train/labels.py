@@ -136,13 +136,16 @@ def read_verified(folder: Path | None = None) -> VerifiedLabels:
     for name in ("train.csv", "val.csv"):
         with (place / name).open(newline="", encoding="utf-8") as stream:
             for number, row in enumerate(csv.DictReader(stream), start=2):
-                letter, label = row["letter"], row["label"]
+                try:
+                    letter, label, passes = row["letter"] or "", row["label"], int(row["passes"])
+                    xyxy = (float(row["x0"]), float(row["y0"]), float(row["x1"]), float(row["y1"]))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UsageError(f"{place / name}:{number}: not a verified label: {error}") from error
                 if set(letter) - set(LETTERS) or label not in ("single", "overlapping", ""):
                     raise UsageError(f"{place / name}:{number}: letter {letter!r} with label {label!r}")
-                xyxy = (float(row["x0"]), float(row["y0"]), float(row["x1"]), float(row["y1"]))
                 verified: VerifiedName = (
                     "single" if label == "single" else "overlapping" if label == "overlapping" else ""
                 )
                 image = row["image"].rpartition("/")[2]
-                rows.append(VerifiedLabel(image, row["source"], xyxy, letter, verified, int(row["passes"])))
+                rows.append(VerifiedLabel(image, row["source"], xyxy, letter, verified, passes))
     return VerifiedLabels(rows)

@@ -26,11 +26,14 @@ def claim(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(options), indent=1, default=str) + "\n"
     file = folder / "config.json"
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
+    if not file.is_file():
+        temporary = file.with_suffix(".tmp")  # a kill must not leave half a configuration
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    elif file.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{file}: the run in this folder has other options", "choose another --out, or delete the folder"
         )
-    file.write_text(text, encoding="utf-8")
     return dict(json.loads(text))
 
 

@@ -1,0 +1,96 @@
+"""Metrics against their definitions, on cases small enough to reckon by hand."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+
+from rbc_edge.values import Bool, Float32
+from rbc_train import metrics
+
+
+def f32(*values: float) -> Float32:
+    return np.array(values, np.float32)
+
+
+def bools(text: str) -> Bool:
+    return np.array([c == "1" for c in text], np.bool_)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    result = doctest.testmod(metrics)
+    assert (result.attempted, result.failed) == (5, 0)
+
+
+def test_iou_by_hand_and_symmetric() -> None:
+    a = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 5, 5]], np.float32)
+    table = metrics.iou(a, a)
+    assert table.tolist() == [[1.0, 0.0, 0.25], [0.0, 1.0, 0.0], [0.25, 0.0, 1.0]]
+    assert metrics.iou(a[:0], a).shape == (0, 3)
+    assert metrics.iou(a, a[:0]).shape == (3, 0)
+    assert metrics.iou(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)).tolist() == [[0.0]]
+
+
+def test_a_match_takes_the_best_score_first_and_each_box_once() -> None:
+    truth = np.array([[0, 0, 10, 10], [8, 0, 18, 10]], np.float32)
+    found = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [8, 0, 18, 10], [50, 0, 60, 10]], np.float32)
+    assert metrics.match(found, f32(0.5, 0.9, 0.4, 1.0), truth, least_iou=0.5).tolist() == [-1, 0, 1, -1]
+    assert metrics.match(found, f32(0.9, 0.5, 0.4, 1.0), truth, least_iou=0.5).tolist() == [0, -1, 1, -1]
+    assert metrics.match(found[:0], f32(), truth, least_iou=0.5).tolist() == []
+    assert metrics.match(found, f32(1, 1, 1, 1), truth[:0], least_iou=0.5).tolist() == [-1] * 4
+
+
+def test_a_match_needs_the_least_iou() -> None:
+    half = np.array([[0, 0, 10, 5]], np.float32)
+    whole = np.array([[0, 0, 10, 10]], np.float32)
+    assert metrics.match(half, f32(1), whole, least_iou=0.5).tolist() == [0]
+    assert metrics.match(half, f32(1), whole, least_iou=0.51).tolist() == [-1]
+
+
+def test_average_precision_by_hand() -> None:
+    assert metrics.average_precision(f32(0.9, 0.8), bools("11"), 2) == 1.0
+    assert metrics.average_precision(f32(), bools(""), 3) == 0.0
+    assert math.isnan(metrics.average_precision(f32(0.5), bools("0"), 0))
+    # One of two found, nothing wrong: recall 0, 0.01, ... 0.5 at precision 1, that is 51 of 101.
+    assert metrics.average_precision(f32(0.9), bools("1"), 2) == pytest.approx(51 / 101)
+    # A false one before the second: precision 1 to recall 0.5, then 2/3.
+    assert metrics.average_precision(f32(0.9, 0.8, 0.7), bools("101"), 2) == pytest.approx(
+        (51 + 50 * 2 / 3) / 101
+    )
+    # The same in another order of the arguments: the score decides.
+    assert metrics.average_precision(f32(0.7, 0.9, 0.8), bools("110"), 2) == pytest.approx(
+        (51 + 50 * 2 / 3) / 101
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_is_the_share_of_pairs_in_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    score = np.round(rng.uniform(0, 1, 60), 1).astype(np.float32)  # many ties
+    positive = rng.uniform(0, 1, 60) < 0.4
+    pairs = [(p > n) + 0.5 * (p == n) for p in score[positive] for n in score[~positive]]
+    assert metrics.auc(score, positive) == pytest.approx(np.mean(pairs))
+
+
+def test_auc_needs_both_classes() -> None:
+    assert math.isnan(metrics.auc(f32(0.1, 0.2), bools("11")))
+    assert math.isnan(metrics.auc(f32(), bools("")))
+
+
+def test_verdicts_by_hand() -> None:
+    v = metrics.verdicts(f32(0.1, 0.5, 0.9, 0.7, 0.4), bools("00110"), 0.5)
+    assert v.n == 5
+    assert v.accuracy == pytest.approx(4 / 5)  # a score at the threshold is overlapping, as at the station
+    assert v.recall_single == pytest.approx(2 / 3)
+    assert v.recall_overlapping == 1.0
+    assert v.precision_overlapping == pytest.approx(2 / 3)
+    assert v.auc == 1.0
+
+
+def test_verdicts_of_nothing_are_not_numbers() -> None:
+    v = metrics.verdicts(f32(), bools(""), 0.5)
+    assert v.n == 0
+    assert math.isnan(v.accuracy)
+    assert math.isnan(v.recall_single)
+    assert math.isnan(v.precision_overlapping)

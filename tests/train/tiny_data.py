@@ -1,0 +1,137 @@
+"""The public data in small: a few drawn photographs in the folders and formats of the originals."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from rbc_edge.smear import CREAM, DrawnField, draw_field
+from rbc_edge.values import Float32, UInt8
+from rbc_train.labels import VerifiedLabel, VerifiedLabels
+
+YOLO_NUMBER = {0: 1, 1: 0, 2: 2}  # TXL-PBC: 0 WBC, 1 RBC, 2 platelet
+VOC_NAME = {0: "RBC", 1: "WBC", 2: "Platelets"}
+
+
+def photograph(seed: int, *, width_px: int = 192, height_px: int = 160) -> DrawnField:
+    """A drawn photograph with red cells of 40 px."""
+    return draw_field(
+        np.random.default_rng(seed),
+        width_px=width_px,
+        height_px=height_px,
+        cell_diameter_px=40.0,
+        n_single=3,
+        group_sizes=(2,),
+        n_wbc=seed % 2,
+        n_platelets=1,
+        stain=CREAM,
+    )
+
+
+def yolo(drawn: DrawnField) -> str:
+    """The labels of a photograph in TXL-PBC's format."""
+    height, width = drawn.image.shape[:2]
+    lines = []
+    for (x0, y0, x1, y1), c in zip(drawn.xyxy.tolist(), drawn.class_id.tolist(), strict=True):
+        values = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+        lines.append(f"{YOLO_NUMBER[c]} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+    return "".join(lines)
+
+
+def voc(xyxy: Float32, names: Sequence[str], size: tuple[int, int]) -> str:
+    """The labels of a photograph in BCCD's format, a tag a line, boxes counted from 1."""
+    lines = ["<annotation>", "<size>", f"<width>{size[0]}</width>", f"<height>{size[1]}</height>", "</size>"]
+    for (x0, y0, x1, y1), name in zip(np.round(xyxy).astype(int).tolist(), names, strict=True):
+        lines += ["<object>", f"<name>{name}</name>", "<bndbox>", f"<xmin>{x0 + 1}</xmin>"]
+        lines += [
+            f"<ymin>{y0 + 1}</ymin>",
+            f"<xmax>{x1}</xmax>",
+            f"<ymax>{y1}</ymax>",
+            "</bndbox>",
+            "</object>",
+        ]
+    return "\n".join([*lines, "</annotation>"]) + "\n"
+
+
+def write_image(file: Path, image: UInt8) -> None:
+    """Writes RGB losslessly, whatever the suffix says (the decoder looks at the content)."""
+    done, data = cv2.imencode(".png", image[:, :, ::-1])
+    assert done
+    file.write_bytes(data.tobytes())
+
+
+@dataclass
+class TinyData:
+    """A folder laid out as the public data, and what was drawn into it."""
+
+    folder: Path
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    drawn: dict[str, DrawnField] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in ("txl_pbc/images", "txl_pbc/labels", "bccd/JPEGImages", "bccd/Annotations"):
+            (self.folder / part).mkdir(parents=True)
+
+    def add_txl(self, split: str, name: str, drawn: DrawnField, *, bccd_name: str = "") -> None:
+        """Adds a photograph to TXL-PBC."""
+        write_image(self.folder / "txl_pbc" / "images" / f"{name}.jpg", drawn.image)
+        self.label_file(name).write_text(yolo(drawn))
+        self.drawn[name] = drawn
+        self.name(split, bccd_name, f"{name}.jpg")
+
+    def add_bccd(self, split: str, name: str, drawn: DrawnField) -> None:
+        """Adds a photograph to BCCD."""
+        size = (drawn.image.shape[1], drawn.image.shape[0])
+        write_image(self.folder / "bccd" / "JPEGImages" / f"{name}.jpg", drawn.image)
+        names = [VOC_NAME[c] for c in drawn.class_id.tolist()]
+        self.voc_file(name).write_text(voc(drawn.xyxy, names, size))
+        self.drawn[name] = drawn
+        self.name(split, name, "")
+
+    def name(self, split: str, bccd: str, txl: str) -> None:
+        """Adds a row to splits.csv."""
+        self.rows.append((split, bccd, txl))
+        with (self.folder / "splits.csv").open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(
+                [("split", "bccd_image", "txl_pbc_image"), *self.rows]
+            )
+
+    def label_file(self, name: str) -> Path:
+        """Where TXL-PBC keeps the labels of a photograph."""
+        return self.folder / "txl_pbc" / "labels" / f"{name}.txt"
+
+    def voc_file(self, name: str) -> Path:
+        """Where BCCD keeps the labels of a photograph."""
+        return self.folder / "bccd" / "Annotations" / f"{name}.xml"
+
+    def verified(self) -> VerifiedLabels:
+        """The drawn truth as verified labels; boxes rounded as in the label files."""
+        rows = []
+        for name, drawn in self.drawn.items():
+            for box, c, overlapping in zip(drawn.xyxy, drawn.class_id, drawn.overlapping, strict=True):
+                if c == 0:
+                    x0, y0, x1, y1 = (float(v) for v in np.round(box))
+                    letter = "O" if overlapping else "S"
+                    rows.append(
+                        VerifiedLabel(
+                            f"{name}.jpg", "pbc", (x0 + 1, y0 + 1, x1, y1), letter,
+                            "overlapping" if overlapping else "single", 1,
+                        )
+                    )  # fmt: skip
+        return VerifiedLabels(rows)
+
+
+def usual(folder: Path) -> TinyData:
+    """Four photographs to train on, two to validate, one to test, and two of BCCD."""
+    data = TinyData(folder)
+    for seed in range(4):
+        data.add_txl("train", f"t{seed}", photograph(seed))
+    for seed in (10, 11):
+        data.add_txl("val", f"v{seed}", photograph(seed))
+    data.add_txl("test", "e20", photograph(20))
+    data.add_bccd("train", "BloodImage_00001", photograph(30))
+    data.add_bccd("val", "BloodImage_00002", photograph(31))
+    return data
