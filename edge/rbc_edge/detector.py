@@ -70,9 +70,9 @@ class Detector:
 
     def _detect_tile(self, small: UInt8, tile: imaging.Tile, least: Float32) -> Detections:
         """Returns what one tile's core holds, in pixels at model scale, after suppression."""
-        window = np.ascontiguousarray(imaging.pad_to_stride(small[tile.y0 : tile.y1, tile.x0 : tile.x1]))
+        window, left, top = imaging.pad_to_stride(small[tile.y0 : tile.y1, tile.x0 : tile.x1])
         boxes, scores = self._session.run(["boxes", "scores"], {"image": window[None]})
-        boxes, scores = boxes[0], scores[0]
+        boxes, scores = boxes[0] - np.array([left, top] * 2, np.float32), scores[0]
         class_id = scores.argmax(axis=1).astype(np.int64)
         score = scores.max(axis=1)
         keep = score >= least[class_id]

@@ -31,6 +31,9 @@ CROP_PX: Final = 64
 PAD_VALUE: Final = 114
 """Grey level outside the image, in tiles and crops; the one ultralytics pads with in training."""
 
+PAD_LEAST_PX: Final = 4
+"""Least padding on each side of a detector input, pixels."""
+
 STRIDE_PX: Final = 32
 """The detector's coarsest stride: sides of its input are multiples of it."""
 
@@ -285,22 +288,28 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     return [(s, s + tile_px, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
 
 
-def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> UInt8:
-    """Pads an image on the right and below to sides that are multiples of `stride`.
+def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
+    """Pads an image on all sides, by at least `PAD_LEAST_PX`, to sides that are multiples of `stride`.
+
+    In training every photograph lies in grey. A cell that the image border cuts is seen as one only with
+    some grey beyond the cut; padded on two sides alone, the error of the count was a tenth larger.
 
     Args:
         image: uint8 (H, W, 3).
         stride: The detector's coarsest stride, pixels.
 
     Returns:
-        uint8 (H', W', 3) with H' and W' the next multiples; the padding is `PAD_VALUE`.
+        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`; and how many
+        columns on the left and rows on top are padding.
     """
     height, width = image.shape[:2]
-    down, right = -height % stride, -width % stride
-    if not down and not right:
-        return image
-    padded = cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
-    return np.asarray(padded, dtype=np.uint8)
+    down = 2 * PAD_LEAST_PX + -(height + 2 * PAD_LEAST_PX) % stride
+    right = 2 * PAD_LEAST_PX + -(width + 2 * PAD_LEAST_PX) % stride
+    top, left = down // 2, right // 2
+    padded = cv2.copyMakeBorder(
+        image, top, down - top, left, right - left, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
+    )
+    return np.asarray(padded, dtype=np.uint8), left, top
 
 
 def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX) -> UInt8:

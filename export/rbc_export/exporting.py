@@ -73,7 +73,7 @@ class ExportOptions:
     out: Path
     with_fp32: bool = False
     calibration_images: int = 200
-    iou_threshold: tuple[float, float, float] = (0.6, 0.6, 0.5)
+    iou_threshold: tuple[float, float, float] = (0.65, 0.6, 0.5)
     iou_threshold_across: float = 0.7
     tolerance: Tolerance = Tolerance()
 
@@ -227,7 +227,7 @@ def _station_inputs(
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
         factor = cell_diameter_px / datasets.diameter_px(photograph, of_source)
-        yield np.ascontiguousarray(imaging.pad_to_stride(imaging.rescale(photograph.read(), factor)))
+        yield imaging.pad_to_stride(imaging.rescale(photograph.read(), factor))[0]
 
 
 @torch.no_grad()

@@ -184,11 +184,14 @@ def test_boxes_are_cut_at_the_border_and_none_lies_in_the_padding(
                 [10, 71, 20, 90],
                 [99.5, 5, 120, 30],
             ]
-            return [np.array([rows], np.float32), np.tile(np.array([0.9, 0, 0], np.float32), (1, 5, 1))]
+            boxes = np.array([rows], np.float32) + np.array([left, top] * 2, np.float32)
+            return [boxes, np.tile(np.array([0.9, 0, 0], np.float32), (1, 5, 1))]
 
+    image = np.zeros((70, 100, 3), np.uint8)
+    _, left, top = imaging.pad_to_stride(image)
     monkeypatch.setattr(Bundle, "session", lambda *_args, **_more: Network())
     detector = Detector(Bundle.open(toy_bundle_path), threads=1)
-    found = detector.detect(np.zeros((70, 100, 3), np.uint8), 40.0)
+    found = detector.detect(image, 40.0)
     assert found.xyxy.tolist() == [[0, 0, 20, 20], [90, 60, 100, 70]]
 
 

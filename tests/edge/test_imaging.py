@@ -244,13 +244,17 @@ def test_a_small_field_is_one_tile() -> None:
     assert tile.core == (-math.inf, -math.inf, math.inf, math.inf)
 
 
-def test_padding_goes_right_and_below() -> None:
-    image = scene(33, 64)
-    padded = imaging.pad_to_stride(image)
-    assert padded.shape == (64, 64, 3)
-    np.testing.assert_array_equal(padded[:33], image)
-    assert (padded[33:] == imaging.PAD_VALUE).all()
-    assert imaging.pad_to_stride(padded) is padded
+@pytest.mark.parametrize(("height", "width"), [(33, 64), (56, 57), (1, 1), (184, 244)])
+def test_padding_lies_on_every_side(height: int, width: int) -> None:
+    image = scene(height, width)
+    padded, left, top = imaging.pad_to_stride(image)
+    assert padded.shape[0] % 32 == 0 and padded.shape[1] % 32 == 0
+    right, below = padded.shape[1] - width - left, padded.shape[0] - height - top
+    assert min(left, top, right, below) >= imaging.PAD_LEAST_PX
+    assert max(right - left, below - top) <= 1
+    np.testing.assert_array_equal(padded[top : top + height, left : left + width], image)
+    padded[top : top + height, left : left + width] = imaging.PAD_VALUE
+    assert (padded == imaging.PAD_VALUE).all()
 
 
 def test_a_crop_of_64_px_is_the_pixels_themselves() -> None:

@@ -126,7 +126,7 @@ class ClassifierOptions:
         labels: weak (Otsu area) or verified.
         epochs: Passes over the training crops; None takes the model's own.
         crop_margin: Share of the box's side added on each of its four sides; None takes the model's own.
-        paste: Share of single cells that get a pasted neighbour; None takes the model's own.
+        paste: Share of single cells that get a pasted neighbour; None for 0.
         seed: Of everything random.
         threads: Of torch.
     """
@@ -149,7 +149,8 @@ class ClassifierOptions:
             self,
             epochs=self.epochs or (80 if ships else 10),
             crop_margin=(0.25 if ships else 0.0) if self.crop_margin is None else self.crop_margin,
-            paste=(0.3 if ships else 0.0) if self.paste is None else self.paste,
+            # Pasted overlaps were tried: with a share of 0.3, AUC on validation fell from 0.984 to 0.980.
+            paste=self.paste or 0.0,
         )
 
 
@@ -331,6 +332,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["epoch"])
+        _cut_log(options.out / "log.csv", first)
     judged = averaged.module if ships else network
     for epoch in range(first, epochs):
         torch.manual_seed(options.seed * 100_003 + epoch)
@@ -420,14 +422,15 @@ def _run_epoch(
 
 
 def _judge(network: nn.Module, crops: UInt8, overlapping: Bool) -> dict[str, float]:
-    scores = predict(network, crops)
-    called = scores >= 0.5
-    return {
-        "accuracy": float((called == overlapping).mean()),
-        "auc": metrics.auc(scores, overlapping),
-        "recall_single": float((~called[~overlapping]).mean()),
-        "recall_overlapping": float(called[overlapping].mean()),
-    }
+    verdicts = asdict(metrics.verdicts(predict(network, crops), overlapping, 0.5))
+    return {name: verdicts[name] for name in _LOG_FIELDS if name in verdicts}
+
+
+def _cut_log(file: Path, epochs: int) -> None:
+    """Drops lines that were logged after the last checkpoint: their epochs come again."""
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        file.write_text("".join(lines[: 1 + epochs]), encoding="utf-8")
 
 
 def _log(file: Path, line: dict[str, float], *, first_row: bool) -> None:

@@ -1,0 +1,63 @@
+# Two commands on a fresh machine: `make demo` and `make test`. They need python3 (3.11+), its venv, and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
+PIP_VERSION := pip>=25.1
+
+.PHONY: demo test check format lint types imports bench clean help
+
+help:
+	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
+	@echo "make test    install everything and run all tests"
+	@echo "make check   format, lint, types, import direction, tests"
+	@echo "make bench   time the station on drawn fields"
+	@echo "make format  rewrite the sources in the house's format"
+	@echo "make clean   remove what these made"
+
+demo: $(VENV)/.station
+	$(BIN)/rbc-edge demo
+
+test: $(VENV)/.workshop
+	$(BIN)/python -m pytest
+
+check: lint types imports test
+
+lint: $(VENV)/.workshop
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.workshop
+	$(BIN)/mypy
+
+imports: $(VENV)/.workshop
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.station
+	$(BIN)/python -m tests.bench
+
+format: $(VENV)/.workshop
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rbc-edge needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade "$(PIP_VERSION)"
+
+$(VENV)/.station: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable .
+	touch $@
+
+# ultralytics asks for opencv-python, which would lie over the headless one: one cv2 in an environment.
+$(VENV)/.workshop: $(VENV)/.station
+	$(PIP) install --constraint constraints.txt --editable '.[train,export]' --group dev
+	-$(PIP) uninstall --yes opencv-python
+	$(PIP) install --constraint constraints.txt --no-deps --force-reinstall opencv-python-headless
+	touch $@
