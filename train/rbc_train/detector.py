@@ -17,6 +17,7 @@ os.environ.setdefault("YOLO_OFFLINE", "True")  # training must not reach for the
 
 import cv2
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -145,7 +146,11 @@ def load_coco(model: torch.nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UnavailableError(f"{path}: no such file", "give the COCO weights with --weights")
     own = model.state_dict()
-    fits = {k: v for k, v in load_file(path).items() if k in own and own[k].shape == v.shape}
+    try:
+        given = load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path}: not a safetensors file: {error}", "is it YOLOv5n v6.1?") from error
+    fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if len(fits) != N_COCO_TENSORS:
         raise UsageError(
             f"{path}: {len(fits)} of {N_COCO_TENSORS} tensors fit YOLOv5n", "is it YOLOv5n v6.1?"
