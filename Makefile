@@ -36,7 +36,7 @@ imports: $(VENV)/.workshop
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.station
-	$(BIN)/python -m tests.bench
+	$(BIN)/python bench/station.py
 
 format: $(VENV)/.workshop
 	$(BIN)/ruff format .

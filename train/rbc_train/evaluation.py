@@ -257,6 +257,7 @@ def score_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
     )
 
 
+_USUAL_THRESHOLD: Final = 0.25  # of a class that no photograph shows: there is nothing to choose by
 _CANDIDATES: Final = np.round(np.arange(0.1, 0.9, 0.005), 3)
 
 
@@ -268,12 +269,16 @@ def _unbiased_threshold(examined: Sequence[Examined], cell_class: CellClass) -> 
         scores = np.concatenate([e.ranked.score[e.ranked.class_id == cell_class] for e in own])
         if n_truth:
             ratios.append((scores[None, :] >= _CANDIDATES[:, None]).sum(axis=1).astype(np.float32) / n_truth)
+    if not ratios:
+        return _USUAL_THRESHOLD
     bias = np.abs(np.log(np.maximum(np.mean(ratios, axis=0), 1e-6)))
     return float(_CANDIDATES[int(bias.argmin())])
 
 
 def _best_f1_threshold(examined: Sequence[Examined], cell_class: CellClass) -> float:
     scores, hits, n_truth = _ranked_hits(examined, cell_class, 0.5)
+    if n_truth == 0:
+        return _USUAL_THRESHOLD
     over = scores[None, :] >= _CANDIDATES[:, None]
     f1 = 2 * (over & hits[None, :]).sum(axis=1) / np.maximum(over.sum(axis=1) + n_truth, 1)
     smooth = np.convolve(np.pad(f1, 5, mode="edge"), np.full(11, 1 / 11), mode="valid")
@@ -294,6 +299,8 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
     scores = np.concatenate([e.found_score for e in examined])
     overlapping = np.concatenate([e.overlapping for e in examined])
     found = ~np.isnan(scores)
+    if not found.any():
+        return 0.5
     candidates = np.round(np.arange(0.2, 0.801, 0.01), 2)
     accuracy = np.array([((scores[found] >= c) == overlapping[found]).mean() for c in candidates])
     smooth = np.convolve(np.pad(accuracy, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")

@@ -1,0 +1,210 @@
+"""Scoring: figures from examined photographs by hand, and the toy bundle run as the station runs it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_data import TinyData
+
+from rbc_edge.analyzer import Analyzer
+from rbc_edge.bundle import Bundle
+from rbc_edge.counting import groups, touches_edge
+from rbc_edge.values import Cells, Detections, Float32, FovResult, Scale, ScaleSource
+from rbc_train import datasets, evaluation
+from rbc_train.datasets import Photograph
+from rbc_train.evaluation import Examined, ScaleMode
+
+TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
+
+
+def lattice(n: int, *, first: int = 0) -> Float32:
+    """n boxes of 20 px that do not overlap."""
+    x0 = (np.arange(first, first + n) % 10) * 30.0 + 5
+    y0 = (np.arange(first, first + n) // 10) * 30.0 + 5
+    return np.stack([x0, y0, x0 + 20, y0 + 20], axis=1).astype(np.float32)
+
+
+def examined(
+    truth: Float32,
+    found: Float32,
+    score: list[float],
+    *,
+    source: str = "pbc",
+    overlapping: list[bool] | None = None,
+    found_score: list[float] | None = None,
+    letter: str = "",
+    least: float = 0.25,
+) -> Examined:
+    """A photograph of red cells; `found` down to any score, of which those over `least` are counted."""
+    verdicts = np.array(overlapping or [], np.bool_)
+    scores = np.array(found_score or [], np.float32)
+    ranked = Detections(found, np.array(score, np.float32), np.zeros(len(found), np.int64))
+    counted = ranked.take(ranked.score >= least)
+    none = np.zeros(len(counted), np.bool_)
+    cells = Cells(
+        counted,
+        np.zeros(len(counted), np.float32),
+        none,
+        groups(counted.xyxy, counted.class_id, none),
+        touches_edge(counted.xyxy, 400, 400),
+    )
+    thumbnail = np.zeros((32, 32), np.float32)
+    return Examined(
+        Photograph(
+            Path("x.jpg"), "x", source, "val", 400, 400, truth, np.zeros(len(truth), np.int64), thumbnail
+        ),
+        FovResult(400, 400, Scale(20.0, ScaleSource.CELL_DIAMETER), cells),
+        ranked,
+        scores,
+        scores,
+        verdicts,
+        tuple(letter or "O" * len(verdicts)),
+    )
+
+
+def test_a_perfect_station_gets_perfect_figures() -> None:
+    boxes = lattice(12)
+    one = examined(
+        boxes, boxes, [0.9] * 12, overlapping=[True, False, True], found_score=[0.9, 0.2, 0.8], letter="OST"
+    )
+    figures = evaluation.score([one], 0.5)
+    assert set(figures) == {"all", "pbc"}
+    f = figures["all"]
+    assert f["rbc_ap50"] == f["rbc_ap50_95"] == f["map50"] == 1.0
+    assert f["rbc_count_ratio"] == f["rbc_precision"] == f["rbc_recall"] == 1.0
+    assert f["rbc_field_error_median"] == 0.0
+    assert math.isnan(f["wbc_ap50"])  # none labelled: neither good nor bad
+    v = f["overlap_on_found_boxes"]
+    assert (v["n"], v["accuracy"], v["auc"], v["recall_over"], v["recall_touching"]) == (
+        3,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    )
+    assert math.isnan(v["recall_several"])
+
+
+def test_misses_and_false_cells_cost_what_they_should() -> None:
+    truth = lattice(10)
+    found = np.concatenate([truth[:8], lattice(4, first=50)])
+    f = evaluation.score([examined(truth, found, [0.9] * 8 + [0.3, 0.3, 0.1, 0.1])], 0.5)["all"]
+    assert (f["rbc_labelled"], f["rbc_counted"]) == (10, 10)  # 8 + 2 over the threshold
+    assert f["rbc_precision"] == pytest.approx(0.8)
+    assert f["rbc_recall"] == pytest.approx(0.8)
+    assert f["rbc_ap50"] == pytest.approx(81 / 101)  # recall to 0.8 at precision 1, nothing beyond
+
+
+def test_a_box_that_is_half_off_counts_at_50_and_not_at_95() -> None:
+    truth = lattice(4)
+    shifted = truth + np.array([5, 0, 5, 0], np.float32)  # iou 15 / 25
+    f = evaluation.score([examined(truth, shifted, [0.9] * 4)], 0.5)["all"]
+    assert f["rbc_ap50"] == 1.0
+    assert f["rbc_ap50_95"] == pytest.approx(0.3)  # 0.50, 0.55 and 0.60 of ten
+
+
+def test_sources_are_told_apart() -> None:
+    good, bad = lattice(5), lattice(5, first=50)
+    figures = evaluation.score(
+        [examined(good, good, [0.9] * 5, source="a"), examined(good, bad, [0.9] * 5, source="b")], 0.5
+    )
+    assert (figures["a"]["rbc_ap50"], figures["b"]["rbc_ap50"]) == (1.0, 0.0)
+    assert 0.2 < figures["all"]["rbc_ap50"] < 0.8
+    assert figures["all"]["photographs"] == 2
+
+
+def test_a_label_without_a_detection_is_said_and_judged_by_its_own_crop() -> None:
+    one = examined(
+        lattice(2), lattice(2), [0.9] * 2, overlapping=[True, False], found_score=[math.nan, 0.1], letter="OS"
+    )
+    f = evaluation.score([one], 0.5)["all"]
+    assert f["overlap_labels_not_found"] == 1
+    assert f["overlap_on_found_boxes"]["n"] == 1
+    assert f["overlap_on_labelled_boxes"]["n"] == 2
+
+
+def test_the_score_threshold_makes_counts_unbiased() -> None:
+    truth = lattice(20)
+    found = np.concatenate([truth, lattice(20, first=50)])
+    scores = [*np.linspace(0.6, 0.9, 20).tolist(), *np.linspace(0.1, 0.4, 20).tolist()]
+    chosen = evaluation.score_thresholds([examined(truth, found, scores)])
+    assert 0.4 < chosen[0] <= 0.6
+    counted = sum(s >= chosen[0] for s in scores)
+    assert counted == 20
+
+
+def test_every_source_weighs_the_same() -> None:
+    """A hundred cells of one camera do not outvote twenty of another."""
+    many, few = lattice(100), lattice(20)
+    wants_high = examined(many, np.concatenate([many, many]), [0.8] * 100 + [0.5] * 100, source="a")
+    wants_low = examined(few, few, [0.3] * 20, source="b")
+    chosen = evaluation.score_thresholds([wants_high, wants_low])[0]
+    assert 0.3 < chosen <= 0.5  # ratios 2 and 0, mean 1; by cells it would lie over 0.5
+
+
+@pytest.mark.parametrize("class_id", [1, 2])
+def test_other_cells_get_the_threshold_of_the_best_f1(class_id: int) -> None:
+    """Hits at 0.6 and over, false ones at 0.4 and under."""
+    truth = lattice(6)
+    found = np.concatenate([truth, lattice(6, first=50)])
+    one = examined(truth, found, [0.6, 0.65, 0.7, 0.75, 0.8, 0.85] + [0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
+    one.photograph.class_id[:] = class_id
+    one.ranked.class_id[:] = class_id
+    assert 0.4 < evaluation.score_thresholds([one])[class_id] <= 0.6
+
+
+def test_a_class_that_no_photograph_shows_keeps_a_usual_threshold() -> None:
+    one = examined(lattice(20), lattice(20), [0.9] * 20)
+    assert evaluation.score_thresholds([one])[1:] == (0.25, 0.25)
+    one.photograph.class_id[:] = 1
+    assert evaluation.score_thresholds([one])[0] == 0.25
+
+
+def test_the_overlap_threshold_is_the_middle_of_the_best() -> None:
+    one = examined(
+        lattice(1), lattice(1), [0.9],
+        overlapping=[False] * 5 + [True] * 5, found_score=[0.1, 0.2, 0.25, 0.3, 0.35, 0.61, 0.7, 0.8, 0.9, 0.99],
+    )  # fmt: skip
+    assert 0.37 < evaluation.best_overlap_threshold([one]) < 0.6
+
+
+def test_without_overlap_labels_the_threshold_is_a_half() -> None:
+    assert evaluation.best_overlap_threshold([examined(lattice(1), lattice(1), [0.9])]) == 0.5
+
+
+def test_json_has_no_nan() -> None:
+    figures = {"a": {"b": math.nan, "c": 0.1234567, "d": 3}, "e": math.inf}
+    assert evaluation.plain(figures) == {"a": {"b": None, "c": 0.12346, "d": 3}, "e": None}
+    json.dumps(evaluation.plain(figures), allow_nan=False)
+
+
+@pytest.mark.parametrize("scale", ["estimated", "labelled"])
+def test_the_toy_bundle_on_drawn_photographs(data: TinyData, scale: ScaleMode) -> None:
+    photographs = datasets.read_public(data.folder)[0].photographs
+    seen: list[tuple[int, int]] = []
+    entries = evaluation.examine(
+        Analyzer(Bundle.open(TOY), threads=1),
+        photographs,
+        data.verified(),
+        scale=scale,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(i, 7) for i in range(1, 8)]
+    expected = ScaleSource.SLIDE if scale == "estimated" else ScaleSource.CELL_DIAMETER
+    for entry, photograph in zip(entries, photographs, strict=True):
+        assert entry.photograph is photograph
+        assert entry.result.scale.source in (expected, ScaleSource.FIELD)
+        assert len(entry.overlapping) == data.drawn[photograph.name].counts.n_rbc
+        assert int(entry.overlapping.sum()) == data.drawn[photograph.name].counts.n_rbc_overlapping
+        assert len(entry.ranked) >= len(entry.result.cells)
+    figures = evaluation.score(entries, 0.5)
+    # The toy is no good model; a mix-up of photographs, labels or frames would leave nothing of these.
+    assert figures["all"]["rbc_ap50"] > 0.6
+    assert 0.7 < figures["all"]["rbc_count_ratio"] < 1.3
+    assert figures["all"]["overlap_on_labelled_boxes"]["auc"] > 0.8
+    text = evaluation.table(figures)
+    assert [line.split()[0] for line in text.splitlines()] == ["source", "all", "pbc"]
+    assert len({len(line) for line in text.splitlines()[1:]}) == 1
+    json.dumps(evaluation.plain(figures), allow_nan=False)
