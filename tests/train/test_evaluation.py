@@ -149,7 +149,7 @@ def test_other_cells_get_the_threshold_of_the_best_f1(class_id: int) -> None:
     """Hits at 0.6 and over, false ones at 0.4 and under."""
     truth = lattice(6)
     found = np.concatenate([truth, lattice(6, first=50)])
-    one = examined(truth, found, [0.6, 0.65, 0.7, 0.75, 0.8, 0.85] + [0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
+    one = examined(truth, found, [0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
     one.photograph.class_id[:] = class_id
     one.ranked.class_id[:] = class_id
     assert 0.4 < evaluation.score_thresholds([one])[class_id] <= 0.6
@@ -165,7 +165,8 @@ def test_a_class_that_no_photograph_shows_keeps_a_usual_threshold() -> None:
 def test_the_overlap_threshold_is_the_middle_of_the_best() -> None:
     one = examined(
         lattice(1), lattice(1), [0.9],
-        overlapping=[False] * 5 + [True] * 5, found_score=[0.1, 0.2, 0.25, 0.3, 0.35, 0.61, 0.7, 0.8, 0.9, 0.99],
+        overlapping=[False] * 5 + [True] * 5,
+        found_score=[0.1, 0.2, 0.25, 0.3, 0.35, 0.61, 0.7, 0.8, 0.9, 0.99],
     )  # fmt: skip
     assert 0.37 < evaluation.best_overlap_threshold([one]) < 0.6
 

@@ -5,7 +5,7 @@ shipped thresholds, single/overlapping on the verified labels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -305,6 +305,57 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
     accuracy = np.array([((scores[found] >= c) == overlapping[found]).mean() for c in candidates])
     smooth = np.convolve(np.pad(accuracy, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
     return float(candidates[int(smooth.argmax())])
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleTrial:
+    """How fields fare whose scale nobody says, all resized by one factor.
+
+    Attributes:
+        factor: New size over old size.
+        n_fields: Fields tried, each on its own.
+        n_rbc: Red cells counted in all of them.
+        ratio_low: 5th percentile of estimated over labelled diameter.
+        ratio_median: Median of it.
+        ratio_high: 95th percentile of it.
+        n_off: Fields whose estimate is off by more than a third, or that gave none.
+    """
+
+    factor: float
+    n_fields: int
+    n_rbc: int
+    ratio_low: float
+    ratio_median: float
+    ratio_high: float
+    n_off: int
+
+
+def try_scales(
+    analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float]
+) -> Iterator[ScaleTrial]:
+    """Resizes photographs and lets the station find each one's scale, field by field.
+
+    Args:
+        analyzer: The bundle at work.
+        photographs: What to resize.
+        factors: New size over old size, each.
+
+    Yields:
+        One trial a factor.
+    """
+    of_source = source_diameters_px(photographs)
+    unknown = Scale(math.nan, ScaleSource.NONE)
+    for factor in factors:
+        ratios: list[float] = []
+        n_rbc = 0
+        for photograph in photographs:
+            image = imaging.rescale(photograph.read(), factor)
+            result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), unknown)
+            n_rbc += int((result.cells.detections.class_id == CellClass.RBC).sum())
+            ratios.append(result.scale.cell_diameter_px / (diameter_px(photograph, of_source) * factor))
+        off = [not 3 / 4 <= r <= 4 / 3 for r in ratios]
+        low, middle, high = np.nanpercentile(ratios, (5, 50, 95)).tolist()
+        yield ScaleTrial(factor, len(photographs), n_rbc, low, middle, high, sum(off))
 
 
 def plain(figures: Any) -> Any:
