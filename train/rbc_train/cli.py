@@ -181,6 +181,32 @@ def evaluate(
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+@app.command()
+def scale(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to try.  [default: the shipped one]")] = None,
+    data: Data = _DATA,
+    every: Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")] = 3,
+    threads: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Enlarges and shrinks validation photographs and lets the station find the scale of each alone."""
+    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
+    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import evaluation  # noqa: PLC0415
+
+    txl, _ = datasets.read_public(data)
+    photographs = txl.of("val")[::every]
+    analyzer = Analyzer(Bundle.open(bundle), threads=threads)
+    typer.echo("factor  fields   rbc  change  estimated / labelled (5 %, median, 95 %)  off by a third")
+    reference = 0
+    for trial in evaluation.try_scales(analyzer, photographs, (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)):
+        reference = reference or trial.n_rbc
+        change = trial.n_rbc / max(reference, 1) - 1
+        typer.echo(
+            f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {change:+7.1%}"
+            f"  {trial.ratio_low:17.2f} {trial.ratio_median:7.2f} {trial.ratio_high:6.2f} {trial.n_off:17}"
+        )
+
+
 def main() -> None:
     """Runs the command line; errors of ours become a message and an exit code."""
     try:
