@@ -1,34 +1,38 @@
-"""What the workshop's tests share. ultralytics' own settings stay out of the user's home."""
+"""What the workshop's and the export's tests share. ultralytics' settings stay out of the user's home."""
 
 import atexit
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny_data import TinyData
 
 _SETTINGS = tempfile.mkdtemp(prefix="rbc-edge-tests-")
 atexit.register(shutil.rmtree, _SETTINGS, ignore_errors=True)
 os.environ["YOLO_CONFIG_DIR"] = _SETTINGS  # read when ultralytics is first imported
 os.environ["YOLO_OFFLINE"] = "True"
 
-import tiny_data  # noqa: E402
-
-from rbc_train import datasets  # noqa: E402
-
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tiny_data.TinyData:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TinyData":
     """Drawn public data, whose verified labels are the drawn truth."""
-    made = tiny_data.usual(tmp_path / "public")
+    from tiny_data import usual
+
+    made = usual(tmp_path / "public")
     monkeypatch.setattr("rbc_train.labels.read_verified", made.verified)
     return made
 
 
 @pytest.fixture
-def dataset(data: tiny_data.TinyData, tmp_path: Path) -> Path:
+def dataset(data: "TinyData", tmp_path: Path) -> Path:
     """The dataset made of it, at 24 px a cell."""
+    from rbc_train import datasets
+
     out = tmp_path / "dataset"
     txl, _ = datasets.read_public(data.folder)
     for _step in datasets.write_dataset(txl, out, cell_diameter_px=24.0, crop_margin=0.25):
