@@ -51,6 +51,10 @@ _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 # Cameras' files are checked against our own limit, from the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
+# Kept from before anybody imports ultralytics, whose own `Image.open` tries to install a HEIC reader on
+# whatever is not an image, and fails with another error than Pillow's.
+_open: Final = Image.open
+
 
 def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 250.0) -> FieldOfView:
     """Reads and decodes one image file.
@@ -107,7 +111,7 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
             "ignore"
         )  # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern
         try:
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+            picture = _open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
             if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
                 raise ImageError(
