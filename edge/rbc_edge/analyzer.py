@@ -54,7 +54,7 @@ class Analyzer:
         Returns:
             The scale with source ``estimated-slide``, or NaN and ``none``.
         """
-        return scale.estimate_slide(images, self.detector)
+        return scale.estimate_slide([imaging.balance(image) for image in images], self.detector)
 
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.
@@ -72,9 +72,11 @@ class Analyzer:
         """
         clock = _Clock()
         height, width = field.image.shape[:2]
-        found, used, flags = self._detect(field.image, given, clock)
+        image = imaging.balance(field.image)
+        clock.lap("balance")
+        found, used, flags = self._detect(image, given, clock)
         rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-        crops = imaging.crops(field.image, found.xyxy[rbc], margin=self.classifier.margin)
+        crops = imaging.crops(image, found.xyxy[rbc], margin=self.classifier.margin)
         clock.lap("crop")
         overlap_score = np.full(len(found), np.nan, np.float32)
         overlap_score[rbc] = self.classifier.overlap_score(crops)

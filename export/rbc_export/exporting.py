@@ -227,7 +227,7 @@ def _station_inputs(
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
         factor = cell_diameter_px / datasets.diameter_px(photograph, of_source)
-        yield imaging.pad_to_stride(imaging.rescale(photograph.read(), factor))[0]
+        yield imaging.pad_to_stride(imaging.rescale(imaging.balance(photograph.read()), factor))[0]
 
 
 @torch.no_grad()

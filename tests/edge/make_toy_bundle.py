@@ -124,7 +124,7 @@ def make_detector(file: Path) -> None:
     discs = [
         disc(size, 0, d / 2, STEP_PX) - disc(size, 0.55 * d, 0.75 * d, STEP_PX) for d in RBC_DIAMETERS_PX
     ]
-    nucleus = score(g, convolved(g, red, [disc(size, 0, 14, STEP_PX)]), 5.0, 0.40)
+    nucleus = score(g, convolved(g, red, [disc(size, 0, 14, STEP_PX)]), 5.0, 0.36)
     no_nucleus = g(
         "Sub", g.constant(1.0), g("Clip", g("Mul", nucleus, g.constant(10.0)), "", g.constant(1.0))
     )

@@ -288,3 +288,25 @@ def test_a_crop_is_stretched_apart_in_width_and_height() -> None:
     image[40:60, 10:90] = 255
     (crop,) = imaging.crops(image, np.array([[10, 40, 90, 60]], np.float32), margin=0.0)
     assert (crop == 255).all()
+
+
+@pytest.mark.parametrize("cast", [(1.0, 1.0, 1.0), (0.45, 0.45, 0.45), (0.75, 0.9, 1.1), (1.05, 1.0, 0.6)])
+def test_balance_takes_lamp_and_cast_away(cast: tuple[float, float, float]) -> None:
+    plain = np.full((120, 160, 3), 220, np.uint8)
+    plain[40:80, 50:90] = (180, 90, 110)
+    seen = np.clip(plain * np.array(cast), 0, 255).astype(np.uint8)
+    balanced = imaging.balance(seen)
+    assert np.abs(balanced[0, 0].astype(int) - round(imaging.BACKGROUND_LEVEL)).max() <= 1
+    expected = np.array((180, 90, 110)) / 220 * imaging.BACKGROUND_LEVEL
+    assert np.abs(balanced[60, 70] - expected).max() <= 4  # what rounding at less light leaves
+    assert seen[60, 70].tolist() != balanced[60, 70].tolist()
+
+
+def test_balance_makes_no_image_of_a_black_field() -> None:
+    dark = np.random.default_rng(0).integers(0, 4, (64, 64, 3), np.uint8)
+    assert imaging.balance(dark).max() <= 12
+
+
+def test_balance_of_an_even_field_leaves_it_even() -> None:
+    balanced = imaging.balance(np.full((40, 50, 3), (200, 210, 190), np.uint8))
+    assert (balanced == round(imaging.BACKGROUND_LEVEL)).all()

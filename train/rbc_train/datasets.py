@@ -519,7 +519,7 @@ def write_dataset(
     cut: dict[Split, list[UInt8]] = {"train": [], "val": []}
     rows: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
     for done, photograph in enumerate(photographs, start=1):
-        image = photograph.read()
+        image = imaging.balance(photograph.read())  # as the station sees it
         diameter = diameter_px(photograph, of_source)
         _write_detector_photograph(photograph, image, cell_diameter_px / diameter, out, files)
         for class_id in photograph.class_id.tolist():

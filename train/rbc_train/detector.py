@@ -72,7 +72,7 @@ AUGMENTATION: Final = {
     "degrees": 0.0,
     "flipud": 0.5,
     "fliplr": 0.5,
-    "hsv_h": 0.02,
+    "hsv_h": 0.03,
     "hsv_s": 0.6,
     "hsv_v": 0.3,
     "mixup": 0.0,

@@ -107,14 +107,15 @@ def _examine_one(
 ) -> Examined:
     result = analyzer.analyze(field, given)
     used = result.scale.cell_diameter_px
+    image = imaging.balance(field.image)
     ranked = (
         Detections.empty()
         if math.isnan(used)
-        else analyzer.detector.detect(field.image, used, score_threshold=_LEAST_SCORE)
+        else analyzer.detector.detect(image, used, score_threshold=_LEAST_SCORE)
     )
     labels = [v for v in verified.of_image(photograph.image_path.name) if v.label]
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
-    crops = imaging.crops(field.image, boxes, margin=analyzer.classifier.margin)
+    crops = imaging.crops(image, boxes, margin=analyzer.classifier.margin)
     found = result.cells.detections
     rbc = np.flatnonzero(found.class_id == CellClass.RBC)
     pairs = metrics.match(found.xyxy[rbc], found.score[rbc], boxes, least_iou=0.5)
