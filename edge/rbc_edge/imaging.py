@@ -9,15 +9,19 @@ Every image in memory is uint8 (H, W, 3), RGB.
 import hashlib
 import io
 import math
+import os
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rbc_edge.errors import ImageError
@@ -51,11 +55,21 @@ _BALANCE_PIXELS: Final = 20_000  # enough for a percentile
 _GAIN_RANGE: Final = (0.6, 4.0)
 _MIN_SIDE_PX: Final = 16
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
-_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
+_TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
+_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
+_MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
+_BLOCK_ROWS: Final = 256
+# TIFF 6.0, section 8: numbers of tags, and of the kinds of pixel.
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 
 # Cameras' files are checked against our own limit, from the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+# What OpenCV has to say of a broken file stands in the file's row, not across the progress bar.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # Kept from before anybody imports ultralytics, whose own `Image.open` tries to install a HEIC reader on
 # whatever is not an image, and fails with another error than Pillow's.
@@ -81,7 +95,16 @@ def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 2
             ``too-large``, ``too-small`` or ``unsupported``.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            # Before it is read: a camera that went mad, or a sparse file, must not take all memory.
+            if n_bytes > max_megapixels * 1e6 * _MOST_BYTES_A_PIXEL:
+                raise ImageError(
+                    "too-large",
+                    f"{path}: {n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take",
+                    "save one field of view as one image",
+                )
+            data = file.read()
     except FileNotFoundError as error:
         raise ImageError("vanished", f"{path}: the file is gone", "was it moved while we worked?") from error
     except OSError as error:
@@ -119,6 +142,12 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
         try:
             picture = _open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
+            if _has_tiff_directory(data):
+                raise ImageError(
+                    "unsupported",
+                    f"{name}: a kind of TIFF that cannot be read",
+                    "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again",
+                ) from error
             if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
                 raise ImageError(
                     "truncated", f"{name}: the image is cut short or damaged", "copy it again"
@@ -156,11 +185,24 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     return rgb, captured_at
 
 
+def _has_tiff_directory(data: bytes) -> bool:
+    """Whether the first directory of a TIFF file is there as a whole (TIFF 6.0, section 2)."""
+    if not data.startswith(_TIFF_SIGNATURES):
+        return False
+    order = "<" if data.startswith(b"II") else ">"
+    try:
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (n_entries,) = struct.unpack_from(f"{order}H", data, start)
+    except struct.error:
+        return False
+    return bool(start >= 8 and n_entries > 0 and start + 2 + 12 * n_entries + 4 <= len(data))
+
+
 def _is_deep(picture: Image.Image) -> bool:
     """Whether the file holds more than 8 bits a channel (Pillow tells only for grey and TIFF)."""
     if picture.mode.startswith(("I", "F")):
         return True
-    bits = getattr(picture, "tag_v2", {}).get(258, ())
+    bits = getattr(picture, "tag_v2", {}).get(_BITS_TAG, ())
     if any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits,))):
         return True
     # A 16-bit colour PNG opens as plain RGB; the depth stands in byte 24 of the file (PNG spec, 11.2.2).
@@ -170,37 +212,42 @@ def _is_deep(picture: Image.Image) -> bool:
 
 def _eight_bit(picture: Image.Image) -> UInt8:
     picture.load()  # raises on a truncated file; verify() does not
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode == "P" or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    # No copy that is not needed: each takes 80 MB of a 20-megapixel field.
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode == "P" or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         # What lies under full transparency is arbitrary: show it on white, as a viewer does.
-        rgba = upright.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(ground, rgba)
-    return np.asarray(upright.convert("RGB"), dtype=np.uint8)
+        rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        picture = Image.new("RGB", rgba.size, (255, 255, 255))
+        picture.paste(rgba, mask=rgba)
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
 
 
 def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
     # Of TIFF files both decoders apply the orientation themselves, whatever they are told.
     turned = picture.format == "TIFF"
+    kind = _deep_kind(picture, name)
     orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # cv2 returns half an image silently; Pillow raises
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
+        if not picture.mode.startswith(("I", "F")):  # of colour Pillow gives the upper bytes only
+            raise ImageError(
+                "unsupported" if turned else "truncated",
+                f"{name}: its 16-bit pixels cannot be read, or are not all there",
+                "copy it again, or save it with 8 bits",
+            )
         pixels = np.asarray(picture)
     elif pixels.ndim == 3:
         if pixels.shape[2] == 4:
             pixels = pixels[:, :, :3]
         pixels = pixels[:, :, ::-1]
-    values = pixels.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ImageError("unsupported", f"{name}: holds values that are not numbers", "save it with 16 bits")
-    # Percentiles, not extremes: one hot pixel must not darken the field. Black stays where it is, so that
-    # an evenly bright field is not stretched into noise.
-    top = float(np.percentile(values, 99.9))
-    bottom = min(0.0, float(values.min()))
-    scaled = np.clip((values - bottom) * (255.0 / max(top - bottom, 1e-6)), 0, 255).astype(np.uint8)
+    if kind == _WHITE_IS_ZERO:  # neither decoder turns 16 bits round
+        if pixels.dtype != np.uint16:
+            raise ImageError("unsupported", f"{name}: white is zero in it", "save it with black as zero")
+        pixels = 65535 - pixels
+    scaled = _stretched(pixels, name)
     if scaled.ndim == 2:
         scaled = np.repeat(scaled[:, :, None], 3, axis=2)
     upright = Image.fromarray(np.ascontiguousarray(scaled))
@@ -210,6 +257,51 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
         upright.info["exif"] = exif.tobytes()
         upright = ImageOps.exif_transpose(upright)
     return np.asarray(upright, dtype=np.uint8)
+
+
+def _deep_kind(picture: Image.Image, name: str) -> int:
+    """Returns what a deep image's pixels mean; refuses what both decoders are known to read wrongly."""
+    tags = getattr(picture, "tag_v2", {})
+    kind = int(tags.get(_PHOTOMETRIC_TAG, _BLACK_IS_ZERO))
+    if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+        raise ImageError(
+            "unsupported", f"{name}: 16 bits, but neither grey nor RGB", "save it as grey or RGB"
+        )
+    if tags.get(_SAMPLES_TAG, 1) > 1 and tags.get(_PLANAR_TAG, 1) == _SEPARATE_PLANES:
+        raise ImageError(
+            "unsupported",
+            f"{name}: 16-bit colour in separate planes",
+            "save its channels interleaved (planar configuration: contiguous)",
+        )
+    return kind
+
+
+def _stretched(pixels: npt.NDArray[Any], name: str) -> UInt8:
+    """Stretches deep pixels to 8 bits: black stays where it is, the brightest thousandth becomes white.
+
+    A percentile, not the extreme: one hot pixel must not darken the field. Black stays, so that an evenly
+    bright field is not stretched into noise.
+    """
+    out = np.empty(pixels.shape, np.uint8)
+    blocks = [slice(y, y + _BLOCK_ROWS) for y in range(0, len(pixels), _BLOCK_ROWS)]
+    if pixels.dtype == np.uint16:
+        # By a table, block by block: a copy in floats takes 240 MB of a 20-megapixel field.
+        seen = sum(
+            (np.bincount(pixels[rows].ravel(), minlength=65536) for rows in blocks), np.zeros(65536, np.int64)
+        )
+        brightest = int(np.searchsorted(np.cumsum(seen), 0.999 * pixels.size))
+        table = np.clip(np.arange(65536) * (255.0 / max(brightest, 1e-6)), 0, 255).astype(np.uint8)
+        for rows in blocks:
+            out[rows] = table[pixels[rows]]
+        return out
+    values = pixels.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("unsupported", f"{name}: holds values that are not numbers", "save it with 16 bits")
+    top = float(np.percentile(values, 99.9))
+    bottom = min(0.0, float(values.min()))
+    for rows in blocks:
+        out[rows] = np.clip((values[rows] - bottom) * (255.0 / max(top - bottom, 1e-6)), 0, 255)
+    return out
 
 
 def _captured_at(picture: Image.Image) -> str:
@@ -222,8 +314,11 @@ def _captured_at(picture: Image.Image) -> str:
     for tag in _CAPTURE_TAGS:
         text = str(tags.get(tag, "")).strip("\0 ")
         date, _, time = text.partition(" ")
-        if len(date) == 10 and len(time) == 8 and date[:4].isdigit() and date[:4] != "0000":
-            return f"{date.replace(':', '-')}T{time}"
+        try:
+            moment = datetime.strptime(f"{date} {time}", "%Y:%m:%d %H:%M:%S")
+        except ValueError:  # a clock that was never set says 0000:00:00
+            continue
+        return moment.isoformat()
     return ""
 
 

@@ -31,6 +31,7 @@ SCALE_FIELDS: Final = 8
 
 _SCALE_PIXELS: Final = 40e6  # all of them together: a few 20-megapixel fields hold cells enough, and memory
 _SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
+_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 
 
@@ -418,7 +419,7 @@ def _look(file: InboxFile, clock: Clock) -> _Look:
     except Exception as error:
         log.debug("%s", path_text(file.path), exc_info=True)
         failure, message = "error", _unexpected(file.path, error)
-    if failure not in ("", "vanished", "unreadable"):
+    if failure not in ("", "vanished", "unreadable") and file.size_bytes <= _HASHED_BYTES:
         with suppress(OSError), file.path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     return _Look(field_of_view, failure, message, sha256, clock.monotonic_s() - started_s)

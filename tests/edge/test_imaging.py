@@ -4,6 +4,8 @@ import hashlib
 import io
 import itertools
 import math
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,3 +312,67 @@ def test_balance_makes_no_image_of_a_black_field() -> None:
 def test_balance_of_an_even_field_leaves_it_even() -> None:
     balanced = imaging.balance(np.full((40, 50, 3), (200, 210, 190), np.uint8))
     assert (balanced == round(imaging.BACKGROUND_LEVEL)).all()
+
+
+def tagged(data: bytes, tag: int, value: int, n: int = 1) -> bytes:
+    """Changes a SHORT of an uncompressed little-endian TIFF's first directory (TIFF 6.0, section 2)."""
+    (start,) = struct.unpack_from("<I", data, 4)
+    (n_entries,) = struct.unpack_from("<H", data, start)
+    for at in range(start + 2, start + 2 + 12 * n_entries, 12):
+        if struct.unpack_from("<H", data, at) == (tag,):
+            return data[:at] + struct.pack("<HHIHH", tag, 3, n, value, 0) + data[at + 12 :]
+    raise AssertionError(f"no tag {tag}")
+
+
+def deep_tiff(pixels: npt.NDArray[np.uint16]) -> bytes:
+    done, data = cv2.imencode(".tif", pixels, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    assert done
+    return data.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "words"), [(284, 2, "separate planes"), (262, 5, "neither grey nor RGB")]
+)
+def test_deep_colour_that_both_decoders_read_wrongly_is_refused(tag: int, value: int, words: str) -> None:
+    data = deep_tiff(scene().astype(np.uint16) * 257)
+    imaging.decode(data, "x")
+    if tag == 262:
+        data = tagged(data, 277, 4)
+        data = tagged(data, 258, 16)
+    with pytest.raises(ImageError, match=words) as caught:
+        imaging.decode(tagged(data, tag, value), "x")
+    assert caught.value.reason == "unsupported"
+
+
+def test_deep_grey_with_white_as_zero_is_turned_round() -> None:
+    grey = scene()[:, :, 0].astype(np.uint16) * 257
+    as_usual, _ = imaging.decode(deep_tiff(grey), "x")
+    turned, _ = imaging.decode(tagged(deep_tiff(65535 - grey), 262, 0), "x")
+    np.testing.assert_array_equal(turned, as_usual)
+
+
+def test_a_deep_image_that_lost_its_end_is_not_read_with_half_its_depth() -> None:
+    """Pillow is content without the last chunk, and then gives the upper bytes: near black for 12 bits."""
+    data = deep(scene().astype(np.uint16) * 16, ".png")
+    with pytest.raises(ImageError, match="x: its 16-bit pixels") as caught:
+        imaging.decode(data[:-8], "x")
+    assert caught.value.reason == "truncated"
+
+
+def test_a_tiff_of_another_kind_is_not_called_truncated() -> None:
+    data = pillow(Image.fromarray(scene()), "TIFF")
+    with pytest.raises(ImageError, match="x: a kind of TIFF") as caught:
+        imaging.decode(tagged(data, 262, 99), "x")
+    assert caught.value.reason == "unsupported"
+    with pytest.raises(ImageError) as caught:
+        imaging.decode(data[:60], "x")
+    assert caught.value.reason == "truncated"
+
+
+def test_a_file_larger_than_any_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "sparse.jpg"
+    file.touch()
+    os.truncate(file, 1 << 40)  # a terabyte of nothing takes no place on the disk
+    with pytest.raises(ImageError, match=r"sparse\.jpg: 1099512 MB is more than 250 megapixels") as caught:
+        imaging.load_field(file, "s", "f")
+    assert caught.value.reason == "too-large"
