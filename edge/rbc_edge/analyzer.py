@@ -107,7 +107,9 @@ class Analyzer:
             used = Scale(own, ScaleSource.FIELD)
         found = self.detector.detect(image, used.cell_diameter_px)
         clock.lap("detect")
-        if used is given and scale.disagrees(found, width, height, used.cell_diameter_px):
+        if used is not given:
+            return found, used, flags
+        if scale.disagrees(found, width, height, used.cell_diameter_px):
             if estimated:
                 own, n = scale.estimate_field(image, self.detector)
                 clock.lap("scale")
@@ -117,6 +119,17 @@ class Analyzer:
                     clock.lap("detect")
             else:
                 flags.append("scale-mismatch")
+        elif scale.sees_little(found, width, height):
+            # Sparse, or so far out of scale that the detector is blind: what it sees cannot tell which.
+            own, n = scale.estimate_field(image, self.detector)
+            clock.lap("scale")
+            if scale.blind_at(used.cell_diameter_px, own, n):
+                if estimated:
+                    used = Scale(own, ScaleSource.FIELD)
+                    found = self.detector.detect(image, own)
+                    clock.lap("detect")
+                else:
+                    flags.append("scale-mismatch")
         return found, used, flags
 
 

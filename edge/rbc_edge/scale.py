@@ -21,6 +21,9 @@ GUESSES_PX: Final = tuple(10.0 * 1.5**k for k in range(10))
 AGREES: Final = 1.25
 """A field whose cells measure more than this factor off its slide's scale has a scale of its own."""
 
+BLIND: Final = 1.8
+"""Beyond this factor the detector sees few cells or none, and what it sees cannot contradict the scale."""
+
 _LEAST_CELLS: Final = 5
 _WINDOW_CELLS: Final = (
     14  # side of the window that is looked at, in guessed cells: bounds the cost of small guesses
@@ -122,6 +125,34 @@ def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px
     """
     measured, n = measured_diameter_px(found, width_px, height_px)
     return n >= _LEAST_CELLS and max(measured / cell_diameter_px, cell_diameter_px / measured) > AGREES
+
+
+def sees_little(found: Detections, width_px: int, height_px: int) -> bool:
+    """Tells whether too few whole red cells are seen to say anything of the scale.
+
+    Args:
+        found: Detections of a field.
+        width_px: Width of the field.
+        height_px: Height of the field.
+
+    Returns:
+        True for a sparse field, and for one whose cells are far from the scale it was looked at.
+    """
+    return measured_diameter_px(found, width_px, height_px)[1] < _LEAST_CELLS
+
+
+def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
+    """Tells whether a field's own estimate shows that it was looked at in a scale that hides its cells.
+
+    Args:
+        cell_diameter_px: The scale it was looked at.
+        own_px: The field's own estimate (`estimate_field`).
+        n_cells: On how many cells that rests.
+
+    Returns:
+        True when enough cells say so, and the factor is one that the detector does not forgive.
+    """
+    return n_cells >= _LEAST_CELLS and max(own_px / cell_diameter_px, cell_diameter_px / own_px) > BLIND
 
 
 def _window(image: UInt8, guess: float) -> UInt8:

@@ -59,7 +59,7 @@ def test_only_red_cells_are_judged_and_groups_follow_the_verdicts(
         )
         np.testing.assert_array_equal(cells.touches_edge, counting.touches_edge(found.xyxy, 320, 256))
         assert (result.width_px, result.height_px) == (320, 256)
-        assert set(result.timings_ms) == {"balance", "detect", "crop", "classify"}
+        assert set(result.timings_ms) - {"scale"} == {"balance", "detect", "crop", "classify"}
         assert all(ms >= 0 for ms in result.timings_ms.values())
     assert classes == {0, 1, 2}
 
@@ -237,3 +237,17 @@ def test_a_test_file_of_another_kind_is_an_error_of_the_bundle(
     opened = bundle.write(copy, source, Bundle.open(toy_bundle_path).manifest)
     with pytest.raises(BundleError, match="the bundle's test is broken"):
         verify(opened, threads=1)
+
+
+def test_a_field_far_out_of_its_slides_scale_is_not_called_empty(
+    analyzer: Analyzer, crowded: DrawnField
+) -> None:
+    """At four times the size the detector sees next to nothing, so nothing contradicts the scale."""
+    right = analyzer.analyze(field(crowded.image), GIVEN)
+    far = analyzer.analyze(field(crowded.image), Scale(160.0, ScaleSource.SLIDE))
+    assert far.scale.source is ScaleSource.FIELD
+    assert far.scale.cell_diameter_px == pytest.approx(40.0, rel=0.15)
+    assert len(far.cells) == pytest.approx(len(right.cells), abs=2)
+    told = analyzer.analyze(field(crowded.image), Scale(160.0, ScaleSource.CELL_DIAMETER))
+    assert "scale-mismatch" in told.quality_flags
+    assert told.scale.cell_diameter_px == 160.0

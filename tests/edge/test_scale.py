@@ -142,3 +142,20 @@ def test_small_guesses_look_at_the_middle_of_a_large_field(
     # Never more than a tile or two of the network, whatever the guess.
     assert all(max(h, w) * 40 / guess <= imaging.TILE_PX for h, w, guess in seen)
     assert seen[-1][:2] == (3000, 4000)
+
+
+@pytest.mark.parametrize(
+    ("own_px", "n_cells", "verdict"),
+    [
+        (20.0, 5, True),
+        (75.0, 5, True),
+        (20.0, 4, False),
+        (30.0, 50, False),
+        (60.0, 50, False),
+        (math.nan, 0, False),
+    ],
+)
+def test_blindness_takes_enough_cells_of_a_size_the_detector_does_not_forgive(
+    own_px: float, n_cells: int, verdict: bool
+) -> None:
+    assert scale.blind_at(40.0, own_px, n_cells) == verdict
