@@ -422,10 +422,15 @@ class Ledger:
     def is_done(self, file: InboxFile, version: Version) -> bool:
         """Tells whether a file needs no look: nothing about it, the bundle or the settings has changed.
 
+        A file of the same name elsewhere is looked at: the folder was moved, or it is another image that a
+        camera's clock of two seconds and a format of one size make look the same.
+
         A failed image is not tried again until it changes, except where the failure was about access.
         """
         row = self.field(file.slide_id, file.fov)
         if row is None or (row.size_bytes, row.mtime_ns) != (file.size_bytes, file.mtime_ns):
+            return False
+        if os.fsencode(row.path) != os.fsencode(file.path):
             return False
         if row.version != version:
             return False

@@ -105,6 +105,8 @@ def test_done_is_done_until_file_bundle_or_settings_change(desk: Desk) -> None:
     assert not desk.ledger.is_done(file, Version("bundle-2", "estimated"))
     assert not desk.ledger.is_done(file, Version("bundle-1", "cell-diameter=40.0"))
     assert not desk.ledger.is_done(desk.file("b"), VERSION)
+    elsewhere = file.path.parent / "moved" / file.path.name
+    assert not desk.ledger.is_done(replace(file, path=elsewhere), VERSION)
 
 
 @pytest.mark.parametrize(

@@ -329,3 +329,15 @@ def test_source_is_not_written_to(station: Station) -> None:
     before = {p: p.stat().st_mtime_ns for p in (station.source, *station.source.rglob("*"))}
     station.run(cells=True)
     assert {p: p.stat().st_mtime_ns for p in (station.source, *station.source.rglob("*"))} == before
+
+
+def test_a_folder_that_moved_is_shown_where_it_is_and_counted_once(station: Station) -> None:
+    station.write("moved/a.png", 3)
+    station.run()
+    before = station.table("moved")
+    moved = station.source.with_name("archive")
+    station.source.rename(moved)
+    summary = station.run(moved)
+    assert (summary.n_counted, summary.n_unchanged) == (0, summary.n_images)
+    path = str(moved / "moved" / "a.png")
+    assert station.table("moved") == [row | {"path": path} for row in before]
