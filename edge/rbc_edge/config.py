@@ -19,6 +19,7 @@ EDGES: Final = ("all", "two-sides", "inside")
 
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
 _SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
+_MOST_THREADS: Final = 64  # ten thousand bring a small computer down, and nothing gains from ten
 _SMALLEST_CELL_PX, _LARGEST_CELL_PX = 4.0, 4000.0
 
 
@@ -226,7 +227,7 @@ def _check(settings: Settings, source: Mapping[str, str]) -> None:
             )
     if settings.edges not in EDGES:
         raise wrong("edges", f"it has to be one of {', '.join(EDGES)}")
-    if settings.threads < 0:
-        raise wrong("threads", "it has to be 0 (choose for me) or more")
+    if not 0 <= settings.threads <= _MOST_THREADS:
+        raise wrong("threads", f"it has to be 0 (choose for me) or more, up to {_MOST_THREADS}")
     if settings.max_failures is not None and settings.max_failures < 1:
         raise wrong("max_failures", "it has to be 1 or more")

@@ -73,6 +73,7 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("threads = ", "not a TOML file"),
         ("edges = 'left'", "all, two-sides, inside"),
         ("threads = -1", "0 .*or more"),
+        ("threads = 10000", "or more, up to 64"),
         ("max_failures = 0", "1 or more"),
         ("cell_diameter = 40\num_per_px = 0.1", "two ways to say the same"),
     ],
