@@ -165,7 +165,7 @@ def _from_text(key: str, text: str, where: str) -> object:
     word = text.strip().lower()
     if kind is bool and word in (*_TRUE, *_FALSE):
         return word in _TRUE
-    if kind is not bool:
+    if kind is not bool and word:  # an empty path would be the current folder
         try:
             return kind(text)
         except ValueError:

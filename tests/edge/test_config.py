@@ -130,3 +130,9 @@ def test_the_scale_is_one_setting(tmp_path: Path) -> None:
 
 def test_edges_are_those_of_the_counting_module() -> None:
     assert tuple(EdgeRule) == config.EDGES
+
+
+@pytest.mark.parametrize("name", ["RBC_EDGE_OUT", "RBC_EDGE_BUNDLE", "RBC_EDGE_THREADS"])
+def test_an_empty_variable_is_an_error_and_not_the_current_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=name):
+        load({}, env={name: " ", "HOME": str(tmp_path)})
