@@ -202,7 +202,9 @@ def test_what_stays_float_is_told_by_the_graph_alone() -> None:
         ("sigmoid", "Sigmoid", ["yc"], ["scores"]),
         ("reshape", "Reshape", ["yd", "s"], ["boxes"]),
     ]
-    assert set(graphs.stays_float(nodes)) == {"cast", "a", "c", "d", "shape", "sigmoid", "reshape"}
+    ends = {"cast", "a", "c", "d", "shape", "sigmoid", "reshape"}
+    assert set(graphs.stays_float(nodes, first=1)) == ends
+    assert set(graphs.stays_float(nodes, first=2)) == {*ends, "relu", "b"}
     assert graphs.stays_float([]) == []
 
 
