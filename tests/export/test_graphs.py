@@ -173,7 +173,8 @@ def test_decoding_and_both_ends_stay_in_float(int8: Path) -> None:
         assert all(n.input[1] in float_names for n in last)
     convs = [n for n in graph.node if n.op_type == "Conv"]
     quantized = [n for n in convs if maker.get(n.input[1]) is not None]
-    assert len(convs) - len(quantized) == 7  # the first, and two heads of three levels
+    # The stem and the first stage, and two heads of three levels.
+    assert len(convs) - len(quantized) == graphs.N_FLOAT_CONVOLUTIONS + 6
     assert convs[0] not in quantized
 
 
