@@ -1,12 +1,11 @@
 """The export's command line. Parsing only."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rbc_edge.errors import RbcEdgeError
+from rbc_train.cli import answer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,11 +33,5 @@ def export(
 
 
 def main() -> None:
-    """Runs the command line; errors of ours become a message and an exit code."""
-    try:
-        app()
-    except RbcEdgeError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        if error.advice:
-            typer.echo(f"       {error.advice}", err=True)
-        sys.exit(error.exit_code)
+    """Runs the export's command line."""
+    answer(app)

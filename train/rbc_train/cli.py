@@ -207,12 +207,17 @@ def scale(
         )
 
 
-def main() -> None:
-    """Runs the command line; errors of ours become a message and an exit code."""
+def answer(program: typer.Typer) -> None:
+    """Runs a command line; an error of ours becomes a message, advice and an exit code."""
     try:
-        app()
+        program()
     except RbcEdgeError as error:
         typer.echo(f"error: {error.message}", err=True)
         if error.advice:
             typer.echo(f"       {error.advice}", err=True)
         sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Runs the workshop's command line."""
+    answer(app)
