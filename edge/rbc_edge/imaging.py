@@ -326,8 +326,7 @@ def balance(image: UInt8) -> UInt8:
     """Makes the background of a field neutral and bright, whatever the lamp, the stain and the exposure.
 
     A gain for each channel brings the field's bright level (the glass between the cells) to
-    `BACKGROUND_LEVEL`. On validation photographs this takes the change of the count under a colour cast or
-    at 40 % of the light from up to 4.5 % to under 1 %, without any training for it.
+    `BACKGROUND_LEVEL`. What light and colour then still change, ``python -m rbc_train disturb`` prints.
 
     Args:
         image: uint8 (H, W, 3) RGB.

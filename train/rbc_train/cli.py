@@ -207,6 +207,32 @@ def scale(
         )
 
 
+@app.command()
+def disturb(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to try.  [default: the shipped one]")] = None,
+    data: Data = _DATA,
+    every: Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")] = 3,
+    threads: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Counts validation photographs under other light, colour, focus and compression."""
+    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
+    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import evaluation  # noqa: PLC0415
+
+    photographs = datasets.read_public(data)[0].of("val")[::every]
+    analyzer = Analyzer(Bundle.open(bundle), threads=threads)
+    typer.echo(f"{len(photographs)} photographs     rbc  change  overlapping  change  wbc")
+    plain: evaluation.DisturbanceTrial | None = None
+    for trial in evaluation.try_disturbances(analyzer, photographs):
+        plain = plain or trial
+        rbc = trial.n_rbc / max(plain.n_rbc, 1) - 1
+        overlapping = trial.n_overlapping / max(plain.n_overlapping, 1) - 1
+        typer.echo(
+            f"{trial.name:20} {trial.n_rbc:4} {rbc:+7.1%} {trial.n_overlapping:12} {overlapping:+7.1%}"
+            f" {trial.n_wbc:4}"
+        )
+
+
 def answer(program: typer.Typer) -> None:
     """Runs a command line; an error of ours becomes a message, advice and an exit code."""
     try:

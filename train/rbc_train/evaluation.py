@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import cv2
 import numpy as np
 
 from rbc_edge import imaging
@@ -23,6 +24,7 @@ from rbc_edge.values import (
     Int64,
     Scale,
     ScaleSource,
+    UInt8,
 )
 from rbc_train import metrics
 from rbc_train.datasets import CLASS_NAMES, Photograph, diameter_px, source_diameters_px
@@ -306,6 +308,85 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
     accuracy = np.array([((scores[found] >= c) == overlapping[found]).mean() for c in candidates])
     smooth = np.convolve(np.pad(accuracy, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
     return float(candidates[int(smooth.argmax())])
+
+
+def _gain(red: float, green: float, blue: float) -> Callable[[UInt8], UInt8]:
+    """Light and colour of another lamp: a factor for each channel."""
+    factors = np.array([red, green, blue], np.float32)
+    return lambda image: np.clip(image * factors, 0, 255).astype(np.uint8)
+
+
+def _jpeg(quality: int) -> Callable[[UInt8], UInt8]:
+    def coded(image: UInt8) -> UInt8:
+        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+
+    return coded
+
+
+def _blur(cells: float) -> Callable[[UInt8], UInt8]:
+    """Gaussian of `cells` percent of the shorter side: photographs show four to five cells across it."""
+    return lambda image: np.asarray(
+        cv2.GaussianBlur(image, (0, 0), cells / 100 * min(image.shape[:2])), np.uint8
+    )
+
+
+DISTURBANCES: Final[dict[str, Callable[[UInt8], UInt8]]] = {
+    "none": lambda image: image,
+    "light -30 %": _gain(0.7, 0.7, 0.7),
+    "light -60 %": _gain(0.4, 0.4, 0.4),
+    "light +30 %, clipped": _gain(1.3, 1.3, 1.3),
+    "red cast": _gain(1.2, 1.0, 0.8),
+    "blue cast": _gain(0.75, 0.9, 1.2),
+    "green cast": _gain(0.85, 1.15, 0.85),
+    "yellow cast": _gain(1.1, 1.05, 0.6),
+    "half the contrast": lambda image: (image * 0.5 + 110).astype(np.uint8),
+    "monochrome": lambda image: np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2),
+    "JPEG quality 50": _jpeg(50),
+    "slight blur": _blur(0.4),
+    "strong blur": _blur(0.8),
+}
+"""What other lamps, cameras and hands do to a photograph; uint8 (H, W, 3) RGB to the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class DisturbanceTrial:
+    """How counts fare under one disturbance, the scale being known.
+
+    Attributes:
+        name: The disturbance.
+        n_rbc: Red cells counted in all fields.
+        n_overlapping: Those called overlapping.
+        n_wbc: White cells counted.
+    """
+
+    name: str
+    n_rbc: int
+    n_overlapping: int
+    n_wbc: int
+
+
+def try_disturbances(analyzer: Analyzer, photographs: Sequence[Photograph]) -> Iterator[DisturbanceTrial]:
+    """Counts photographs under each of `DISTURBANCES`.
+
+    Args:
+        analyzer: The bundle at work.
+        photographs: What to disturb.
+
+    Yields:
+        One trial a disturbance; the first is the photographs as they are.
+    """
+    of_source = source_diameters_px(photographs)
+    for name, disturb in DISTURBANCES.items():
+        n_rbc = n_overlapping = n_wbc = 0
+        for photograph in photographs:
+            image = np.ascontiguousarray(disturb(photograph.read()))
+            given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
+            cells = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), given).cells
+            n_rbc += int((cells.detections.class_id == CellClass.RBC).sum())
+            n_overlapping += int(cells.overlapping.sum())
+            n_wbc += int((cells.detections.class_id == CellClass.WBC).sum())
+        yield DisturbanceTrial(name, n_rbc, n_overlapping, n_wbc)
 
 
 @dataclass(frozen=True, slots=True)
