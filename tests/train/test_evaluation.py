@@ -218,7 +218,7 @@ def test_disturbances_keep_the_image_s_form_and_the_first_is_none() -> None:
     for name, disturb in evaluation.DISTURBANCES.items():
         before = image.copy()
         disturbed = disturb(image)
-        assert (disturbed.shape, disturbed.dtype) == (image.shape, np.uint8)
+        assert disturbed.shape == image.shape and disturbed.dtype == np.uint8
         assert np.array_equal(disturbed, image) is (name == "none")
         np.testing.assert_array_equal(image, before)
 
