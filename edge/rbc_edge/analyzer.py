@@ -95,42 +95,38 @@ class Analyzer:
         return FovResult(width, height, used, cells, tuple(sorted(flags)), clock.laps_ms)
 
     def _detect(self, image: UInt8, given: Scale, clock: "_Clock") -> tuple[Detections, Scale, list[str]]:
+        """Returns the field's detections, the scale they were made at, and flags about that scale."""
         height, width = image.shape[:2]
-        flags: list[str] = []
-        used = given
-        estimated = given.source in (ScaleSource.SLIDE, ScaleSource.NONE)
         if math.isnan(given.cell_diameter_px):
-            own, n = scale.estimate_field(image, self.detector)
-            clock.lap("scale")
+            own, n = self._own_scale(image, clock)
             if n == 0:
-                return Detections.empty(), Scale(math.nan, ScaleSource.NONE), flags
-            used = Scale(own, ScaleSource.FIELD)
-        found = self.detector.detect(image, used.cell_diameter_px)
+                return Detections.empty(), Scale(math.nan, ScaleSource.NONE), []
+            return *self._detect_at_own(image, own, clock), []
+        found = self.detector.detect(image, given.cell_diameter_px)
         clock.lap("detect")
-        if used is not given:
-            return found, used, flags
-        if scale.disagrees(found, width, height, used.cell_diameter_px):
-            if estimated:
-                own, n = scale.estimate_field(image, self.detector)
-                clock.lap("scale")
-                if n > 0:
-                    used = Scale(own, ScaleSource.FIELD)
-                    found = self.detector.detect(image, own)
-                    clock.lap("detect")
-            else:
-                flags.append("scale-mismatch")
-        elif scale.sees_little(found, width, height):
-            # Sparse, or so far out of scale that the detector is blind: what it sees cannot tell which.
-            own, n = scale.estimate_field(image, self.detector)
-            clock.lap("scale")
-            if scale.blind_at(used.cell_diameter_px, own, n):
-                if estimated:
-                    used = Scale(own, ScaleSource.FIELD)
-                    found = self.detector.detect(image, own)
-                    clock.lap("detect")
-                else:
-                    flags.append("scale-mismatch")
-        return found, used, flags
+        by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
+        contradicted = scale.disagrees(found, width, height, given.cell_diameter_px)
+        if contradicted and by_user:
+            return found, given, ["scale-mismatch"]
+        # Few cells: a sparse field, or a scale so far off that the detector is blind; they look the same.
+        if not contradicted and not scale.sees_little(found, width, height):
+            return found, given, []
+        own, n = self._own_scale(image, clock)
+        if not (n > 0 if contradicted else scale.blind_at(given.cell_diameter_px, own, n)):
+            return found, given, []
+        if by_user:
+            return found, given, ["scale-mismatch"]
+        return *self._detect_at_own(image, own, clock), []
+
+    def _own_scale(self, image: UInt8, clock: "_Clock") -> tuple[float, int]:
+        estimate = scale.estimate_field(image, self.detector)
+        clock.lap("scale")
+        return estimate
+
+    def _detect_at_own(self, image: UInt8, own_px: float, clock: "_Clock") -> tuple[Detections, Scale]:
+        found = self.detector.detect(image, own_px)
+        clock.lap("detect")
+        return found, Scale(own_px, ScaleSource.FIELD)
 
 
 class _Clock:

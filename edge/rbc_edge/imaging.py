@@ -136,9 +136,8 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     if not data:
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern
+        # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern.
+        warnings.simplefilter("ignore")
         try:
             picture = _open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:

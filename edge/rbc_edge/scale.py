@@ -25,9 +25,7 @@ BLIND: Final = 1.8
 """Beyond this factor the detector sees few cells or none, and what it sees cannot contradict the scale."""
 
 _LEAST_CELLS: Final = 5
-_WINDOW_CELLS: Final = (
-    14  # side of the window that is looked at, in guessed cells: bounds the cost of small guesses
-)
+_WINDOW_CELLS: Final = 14  # side of the window looked at, in guessed cells: bounds what small guesses cost
 _BORDER: Final = 0.03  # of a cell: a box this near to the border is cut by it
 _ROUNDS: Final = 4
 _SETTLED: Final = 1.02

@@ -164,7 +164,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     draft = bundle.write(work / "draft", source, manifest)
     torch_error = _torch_parity(detector_graph, draft, validation, of_source)
     say(f"torch to fp32 ONNX: {_show(torch_error)}")
-    examined, task_error, figures = _task_parity(draft, validation, verified)
+    task_error, figures = _task_parity(draft, validation, verified)
     say(f"fp32 to int8: {_show(task_error)}")
     say(evaluation.table(figures["int8"]))
     _check(torch_error | task_error, options.tolerance)
@@ -246,7 +246,7 @@ def _torch_parity(
 
 def _task_parity(
     draft: Bundle, photographs: Sequence[Photograph], verified: labels.VerifiedLabels
-) -> tuple[list[evaluation.Examined], dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Runs fp32 and int8 through the station's pipeline and compares what users see."""
     runs = {
         name: evaluation.examine(
@@ -279,7 +279,7 @@ def _task_parity(
         "flips": flips / max(pairs, 1),
         "int8_box_px_mean": float(np.concatenate(moved).mean()),
     }
-    return runs["int8"], error, figures
+    return error, figures
 
 
 def _check(errors: dict[str, float], tolerance: Tolerance) -> None:

@@ -238,6 +238,16 @@ def test_a_missing_voc_file_and_one_without_objects(empty: TinyData) -> None:
     ]
 
 
+def test_a_photograph_that_only_the_split_knows_is_said_to_be_missing(empty: TinyData) -> None:
+    empty.name("train", "gone", "")
+    read = read_bccd(empty)
+    assert read.photographs == []
+    image = empty.folder / "bccd" / "JPEGImages" / "gone.jpg"
+    assert [(f.file, f.kind, f.action) for f in read.findings] == [
+        (image, "missing-image", "photograph left out")
+    ]
+
+
 def turned(drawn: DrawnField, how: str) -> UInt8:
     """The same photograph as another collection might hold it."""
     image = {

@@ -4,12 +4,15 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rbc_edge.errors import ExitCode, RbcEdgeError
 from rbc_train import datasets
+
+if TYPE_CHECKING:
+    from rbc_edge.analyzer import Analyzer
 
 app = typer.Typer(
     help="Builds datasets, trains the two models and scores a bundle.",
@@ -19,6 +22,9 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Option(help="Folder with splits.csv, txl_pbc/ and bccd/.", envvar="RBC_DATA")]
+BundleOption = Annotated[Path | None, typer.Option(help="Bundle to run.  [default: the shipped one]")]
+Every = Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of the networks; 0: as the processor has.")]
 _DATA = Path("../shared/data")
 
 
@@ -79,7 +85,7 @@ def detector(
     ),
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --weights.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/detector"),
-    epochs: Annotated[int, typer.Option(min=1)] = 45,
+    epochs: Annotated[int, typer.Option(min=1)] = 50,
     batch: Annotated[int, typer.Option(min=2)] = 16,
     image_px: Annotated[int, typer.Option(min=64, help="Side of a training image, a multiple of 32.")] = 256,
     seed: int = 0,
@@ -148,30 +154,27 @@ class ScaleChoice(StrEnum):
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to score.  [default: the shipped one]")] = None,
+    bundle: BundleOption = None,
     data: Data = _DATA,
     scale: Annotated[
         ScaleChoice, typer.Option(help="estimated: nobody says how large a cell is, as at the station.")
     ] = ScaleChoice.estimated,
     out: Annotated[Path | None, typer.Option(help="Also write all figures as JSON to this file.")] = None,
-    threads: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source."""
-    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
-    from rbc_edge.bundle import Bundle  # noqa: PLC0415
     from rbc_train import evaluation, labels  # noqa: PLC0415
 
-    opened = Bundle.open(bundle)
-    txl, _ = datasets.read_public(data)
-    validation = txl.of("val")
+    analyzer, validation = _at_work(bundle, data, threads)
     with typer.progressbar(length=len(validation), label="photographs", file=sys.stderr) as bar:
         examined = evaluation.examine(
-            Analyzer(opened, threads=threads),
+            analyzer,
             validation,
             labels.read_verified(),
             scale=scale.value,
             progress=lambda _done, _total: bar.update(1),
         )
+    opened = analyzer.bundle
     figures = evaluation.score(examined, opened.manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
     typer.echo(evaluation.table(figures))
@@ -183,19 +186,16 @@ def evaluate(
 
 @app.command()
 def scale(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to try.  [default: the shipped one]")] = None,
+    bundle: BundleOption = None,
     data: Data = _DATA,
-    every: Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")] = 3,
-    threads: Annotated[int, typer.Option(min=0)] = 0,
+    every: Every = 3,
+    threads: Threads = 0,
 ) -> None:
     """Enlarges and shrinks validation photographs and lets the station find the scale of each alone."""
-    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
-    from rbc_edge.bundle import Bundle  # noqa: PLC0415
     from rbc_train import evaluation  # noqa: PLC0415
 
-    txl, _ = datasets.read_public(data)
-    photographs = txl.of("val")[::every]
-    analyzer = Analyzer(Bundle.open(bundle), threads=threads)
+    analyzer, validation = _at_work(bundle, data, threads)
+    photographs = validation[::every]
     typer.echo("factor  fields   rbc  change  estimated / labelled (5 %, median, 95 %)  off by a third")
     reference = 0
     for trial in evaluation.try_scales(analyzer, photographs, (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)):
@@ -209,18 +209,16 @@ def scale(
 
 @app.command()
 def disturb(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to try.  [default: the shipped one]")] = None,
+    bundle: BundleOption = None,
     data: Data = _DATA,
-    every: Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")] = 3,
-    threads: Annotated[int, typer.Option(min=0)] = 0,
+    every: Every = 3,
+    threads: Threads = 0,
 ) -> None:
     """Counts validation photographs under other light, colour, focus and compression."""
-    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
-    from rbc_edge.bundle import Bundle  # noqa: PLC0415
     from rbc_train import evaluation  # noqa: PLC0415
 
-    photographs = datasets.read_public(data)[0].of("val")[::every]
-    analyzer = Analyzer(Bundle.open(bundle), threads=threads)
+    analyzer, validation = _at_work(bundle, data, threads)
+    photographs = validation[::every]
     typer.echo(f"{len(photographs)} photographs     rbc  change  overlapping  change  wbc")
     plain: evaluation.DisturbanceTrial | None = None
     for trial in evaluation.try_disturbances(analyzer, photographs):
@@ -231,6 +229,14 @@ def disturb(
             f"{trial.name:20} {trial.n_rbc:4} {rbc:+7.1%} {trial.n_overlapping:12} {overlapping:+7.1%}"
             f" {trial.n_wbc:4}"
         )
+
+
+def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":
+    """Opens a bundle and the validation photographs of TXL-PBC."""
+    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
+    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+
+    return Analyzer(Bundle.open(bundle), threads=threads), datasets.read_public(data)[0].of("val")
 
 
 def answer(program: typer.Typer) -> None:

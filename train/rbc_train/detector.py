@@ -52,7 +52,7 @@ class DetectorOptions:
     dataset: Path
     weights: Path | None
     out: Path
-    epochs: int = 40
+    epochs: int = 50
     batch: int = 16
     image_px: int = 256
     seed: int = 0
