@@ -22,7 +22,7 @@ from rbc_edge.bundle import CLASSIFIER, DETECTOR, DETECTOR_FP32, TEST_EXPECTED, 
 from rbc_edge.errors import BundleError, UnavailableError
 from rbc_edge.values import CellClass, Float32, UInt8
 from rbc_export import graphs
-from rbc_train import classifier, datasets, evaluation, labels, metrics
+from rbc_train import classifier, datasets, evaluation, labels, metrics, results
 from rbc_train.datasets import Photograph
 
 TEST_DIAMETER_PX: Final = 60.0
@@ -184,7 +184,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
             "scale": "labelled",
             "tolerance": asdict(options.tolerance),
             "parity": torch_error | task_error,
-            **{k: evaluation.plain(v) for k, v in figures.items()},
+            **{k: results.plain(v) for k, v in figures.items()},
         },
     )
     finished = bundle.write(options.out, source, manifest)

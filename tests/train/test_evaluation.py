@@ -12,7 +12,7 @@ from rbc_edge.analyzer import Analyzer
 from rbc_edge.bundle import Bundle
 from rbc_edge.counting import groups, touches_edge
 from rbc_edge.values import Cells, Detections, Float32, FovResult, Scale, ScaleSource
-from rbc_train import datasets, evaluation
+from rbc_train import datasets, evaluation, results
 from rbc_train.datasets import Photograph
 from rbc_train.evaluation import Examined, ScaleMode
 
@@ -175,12 +175,6 @@ def test_without_overlap_labels_the_threshold_is_a_half() -> None:
     assert evaluation.best_overlap_threshold([examined(lattice(1), lattice(1), [0.9])]) == 0.5
 
 
-def test_json_has_no_nan() -> None:
-    figures = {"a": {"b": math.nan, "c": 0.1234567, "d": 3}, "e": math.inf}
-    assert evaluation.plain(figures) == {"a": {"b": None, "c": 0.12346, "d": 3}, "e": None}
-    json.dumps(evaluation.plain(figures), allow_nan=False)
-
-
 @pytest.mark.parametrize("scale", ["estimated", "labelled"])
 def test_the_toy_bundle_on_drawn_photographs(data: TinyData, scale: ScaleMode) -> None:
     photographs = datasets.read_public(data.folder)[0].photographs
@@ -208,37 +202,4 @@ def test_the_toy_bundle_on_drawn_photographs(data: TinyData, scale: ScaleMode) -
     text = evaluation.table(figures)
     assert [line.split()[0] for line in text.splitlines()] == ["source", "all", "pbc"]
     assert len({len(line) for line in text.splitlines()[1:]}) == 1
-    json.dumps(evaluation.plain(figures), allow_nan=False)
-
-
-def test_disturbances_keep_the_image_s_form_and_the_first_is_none() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
-    names = list(evaluation.DISTURBANCES)
-    assert names[0] == "none"
-    for name, disturb in evaluation.DISTURBANCES.items():
-        before = image.copy()
-        disturbed = disturb(image)
-        assert disturbed.shape == image.shape and disturbed.dtype == np.uint8
-        assert np.array_equal(disturbed, image) is (name == "none")
-        np.testing.assert_array_equal(image, before)
-
-
-def test_the_toy_counts_alike_under_another_lamp(data: TinyData) -> None:
-    photographs = datasets.read_public(data.folder)[0].of("val")
-    trials = {
-        t.name: t for t in evaluation.try_disturbances(Analyzer(Bundle.open(TOY), threads=1), photographs)
-    }
-    assert list(trials) == list(evaluation.DISTURBANCES)
-    assert trials["none"].n_rbc > 5
-    assert trials["blue cast"].n_rbc == pytest.approx(trials["none"].n_rbc, abs=2)
-    assert 0 < trials["none"].n_overlapping < trials["none"].n_rbc
-
-
-def test_a_scale_trial_measures_against_the_labels(data: TinyData) -> None:
-    photographs = datasets.read_public(data.folder)[0].of("val")
-    one, twice = evaluation.try_scales(Analyzer(Bundle.open(TOY), threads=1), photographs, (1.0, 2.0))
-    assert (one.factor, twice.factor, one.n_fields) == (1.0, 2.0, len(photographs))
-    assert one.n_rbc > 5
-    for trial in (one, twice):
-        assert 0.75 < trial.ratio_low <= trial.ratio_median <= trial.ratio_high < 4 / 3
-        assert trial.n_off == 0
+    json.dumps(results.plain(figures), allow_nan=False)

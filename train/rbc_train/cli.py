@@ -163,7 +163,7 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source."""
-    from rbc_train import evaluation, labels  # noqa: PLC0415
+    from rbc_train import evaluation, labels, results  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
     with typer.progressbar(length=len(validation), label="photographs", file=sys.stderr) as bar:
@@ -179,7 +179,7 @@ def evaluate(
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
     typer.echo(evaluation.table(figures))
     if out:
-        content = {"bundle_id": opened.bundle_id, "scale": scale.value, "figures": evaluation.plain(figures)}
+        content = {"bundle_id": opened.bundle_id, "scale": scale.value, "figures": results.plain(figures)}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -192,13 +192,13 @@ def scale(
     threads: Threads = 0,
 ) -> None:
     """Enlarges and shrinks validation photographs and lets the station find the scale of each alone."""
-    from rbc_train import evaluation  # noqa: PLC0415
+    from rbc_train import trials  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
     photographs = validation[::every]
     typer.echo("factor  fields   rbc  change  estimated / labelled (5 %, median, 95 %)  off by a third")
     reference = 0
-    for trial in evaluation.try_scales(analyzer, photographs, (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)):
+    for trial in trials.try_scales(analyzer, photographs, (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)):
         reference = reference or trial.n_rbc
         change = trial.n_rbc / max(reference, 1) - 1
         typer.echo(
@@ -215,13 +215,13 @@ def disturb(
     threads: Threads = 0,
 ) -> None:
     """Counts validation photographs under other light, colour, focus and compression."""
-    from rbc_train import evaluation  # noqa: PLC0415
+    from rbc_train import trials  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
     photographs = validation[::every]
     typer.echo(f"{len(photographs)} photographs     rbc  change  overlapping  change  wbc")
-    plain: evaluation.DisturbanceTrial | None = None
-    for trial in evaluation.try_disturbances(analyzer, photographs):
+    plain: trials.DisturbanceTrial | None = None
+    for trial in trials.try_disturbances(analyzer, photographs):
         plain = plain or trial
         rbc = trial.n_rbc / max(plain.n_rbc, 1) - 1
         overlapping = trial.n_overlapping / max(plain.n_overlapping, 1) - 1

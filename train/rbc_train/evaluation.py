@@ -5,11 +5,10 @@ shipped thresholds, single/overlapping on the verified labels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import cv2
 import numpy as np
 
 from rbc_edge import imaging
@@ -24,11 +23,10 @@ from rbc_edge.values import (
     Int64,
     Scale,
     ScaleSource,
-    UInt8,
 )
 from rbc_train import metrics
 from rbc_train.datasets import CLASS_NAMES, Photograph, diameter_px, source_diameters_px
-from rbc_train.labels import VerifiedLabels
+from rbc_train.labels import VerifiedLabel, VerifiedLabels
 
 ScaleMode = Literal["estimated", "labelled"]
 
@@ -115,9 +113,34 @@ def _examine_one(
         if math.isnan(used)
         else analyzer.detector.detect(image, used, score_threshold=_LEAST_SCORE)
     )
-    labels = [v for v in verified.of_image(photograph.image_path.name) if v.label]
+    labels = _usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     crops = imaging.crops(image, boxes, margin=analyzer.classifier.margin)
+    return beside_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
+
+
+def beside_labels(
+    photograph: Photograph,
+    result: FovResult,
+    ranked: Detections,
+    verified: VerifiedLabels,
+    label_score: Float32 | None = None,
+) -> Examined:
+    """Lays what a counter saw in one photograph beside its labels.
+
+    Args:
+        photograph: The photograph.
+        result: Cells at the counter's own thresholds.
+        ranked: Detections for the precision curve.
+        verified: Overlap labels.
+        label_score: float32 (K,), overlap scores of the usable verified boxes; NaN for a counter that
+            judges only cells it finds itself.
+
+    Returns:
+        What `score` takes.
+    """
+    labels = _usable(verified, photograph)
+    boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     found = result.cells.detections
     rbc = np.flatnonzero(found.class_id == CellClass.RBC)
     pairs = metrics.match(found.xyxy[rbc], found.score[rbc], boxes, least_iou=0.5)
@@ -127,11 +150,15 @@ def _examine_one(
         photograph,
         result,
         ranked,
-        analyzer.classifier.overlap_score(crops),
+        np.full(len(labels), np.nan, np.float32) if label_score is None else label_score,
         found_score,
         np.array([v.label == "overlapping" for v in labels], np.bool_),
         tuple(v.letter for v in labels),
     )
+
+
+def _usable(verified: VerifiedLabels, photograph: Photograph) -> list[VerifiedLabel]:
+    return [v for v in verified.of_image(photograph.image_path.name) if v.label]
 
 
 def score(examined: Sequence[Examined], overlap_threshold: float) -> dict[str, Any]:
@@ -308,145 +335,6 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
     accuracy = np.array([((scores[found] >= c) == overlapping[found]).mean() for c in candidates])
     smooth = np.convolve(np.pad(accuracy, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
     return float(candidates[int(smooth.argmax())])
-
-
-def _gain(red: float, green: float, blue: float) -> Callable[[UInt8], UInt8]:
-    """Light and colour of another lamp: a factor for each channel."""
-    factors = np.array([red, green, blue], np.float32)
-    return lambda image: np.clip(image * factors, 0, 255).astype(np.uint8)
-
-
-def _jpeg(quality: int) -> Callable[[UInt8], UInt8]:
-    def coded(image: UInt8) -> UInt8:
-        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-
-    return coded
-
-
-def _blur(cells: float) -> Callable[[UInt8], UInt8]:
-    """Gaussian of `cells` percent of the shorter side: photographs show four to five cells across it."""
-    return lambda image: np.asarray(
-        cv2.GaussianBlur(image, (0, 0), cells / 100 * min(image.shape[:2])), np.uint8
-    )
-
-
-DISTURBANCES: Final[dict[str, Callable[[UInt8], UInt8]]] = {
-    "none": lambda image: image,
-    "light -30 %": _gain(0.7, 0.7, 0.7),
-    "light -60 %": _gain(0.4, 0.4, 0.4),
-    "light +30 %, clipped": _gain(1.3, 1.3, 1.3),
-    "red cast": _gain(1.2, 1.0, 0.8),
-    "blue cast": _gain(0.75, 0.9, 1.2),
-    "green cast": _gain(0.85, 1.15, 0.85),
-    "yellow cast": _gain(1.1, 1.05, 0.6),
-    "half the contrast": lambda image: (image * 0.5 + 110).astype(np.uint8),
-    "monochrome": lambda image: np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2),
-    "JPEG quality 50": _jpeg(50),
-    "slight blur": _blur(0.4),
-    "strong blur": _blur(0.8),
-}
-"""What other lamps, cameras and hands do to a photograph; uint8 (H, W, 3) RGB to the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class DisturbanceTrial:
-    """How counts fare under one disturbance, the scale being known.
-
-    Attributes:
-        name: The disturbance.
-        n_rbc: Red cells counted in all fields.
-        n_overlapping: Those called overlapping.
-        n_wbc: White cells counted.
-    """
-
-    name: str
-    n_rbc: int
-    n_overlapping: int
-    n_wbc: int
-
-
-def try_disturbances(analyzer: Analyzer, photographs: Sequence[Photograph]) -> Iterator[DisturbanceTrial]:
-    """Counts photographs under each of `DISTURBANCES`.
-
-    Args:
-        analyzer: The bundle at work.
-        photographs: What to disturb.
-
-    Yields:
-        One trial a disturbance; the first is the photographs as they are.
-    """
-    of_source = source_diameters_px(photographs)
-    for name, disturb in DISTURBANCES.items():
-        n_rbc = n_overlapping = n_wbc = 0
-        for photograph in photographs:
-            image = np.ascontiguousarray(disturb(photograph.read()))
-            given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
-            cells = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), given).cells
-            n_rbc += int((cells.detections.class_id == CellClass.RBC).sum())
-            n_overlapping += int(cells.overlapping.sum())
-            n_wbc += int((cells.detections.class_id == CellClass.WBC).sum())
-        yield DisturbanceTrial(name, n_rbc, n_overlapping, n_wbc)
-
-
-@dataclass(frozen=True, slots=True)
-class ScaleTrial:
-    """How fields fare whose scale nobody says, all resized by one factor.
-
-    Attributes:
-        factor: New size over old size.
-        n_fields: Fields tried, each on its own.
-        n_rbc: Red cells counted in all of them.
-        ratio_low: 5th percentile of estimated over labelled diameter.
-        ratio_median: Median of it.
-        ratio_high: 95th percentile of it.
-        n_off: Fields whose estimate is off by more than a third, or that gave none.
-    """
-
-    factor: float
-    n_fields: int
-    n_rbc: int
-    ratio_low: float
-    ratio_median: float
-    ratio_high: float
-    n_off: int
-
-
-def try_scales(
-    analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float]
-) -> Iterator[ScaleTrial]:
-    """Resizes photographs and lets the station find each one's scale, field by field.
-
-    Args:
-        analyzer: The bundle at work.
-        photographs: What to resize.
-        factors: New size over old size, each.
-
-    Yields:
-        One trial a factor.
-    """
-    of_source = source_diameters_px(photographs)
-    unknown = Scale(math.nan, ScaleSource.NONE)
-    for factor in factors:
-        ratios: list[float] = []
-        n_rbc = 0
-        for photograph in photographs:
-            image = imaging.rescale(photograph.read(), factor)
-            result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), unknown)
-            n_rbc += int((result.cells.detections.class_id == CellClass.RBC).sum())
-            ratios.append(result.scale.cell_diameter_px / (diameter_px(photograph, of_source) * factor))
-        off = [not 3 / 4 <= r <= 4 / 3 for r in ratios]
-        low, middle, high = np.nanpercentile(ratios, (5, 50, 95)).tolist()
-        yield ScaleTrial(factor, len(photographs), n_rbc, low, middle, high, sum(off))
-
-
-def plain(figures: Any) -> Any:
-    """Rounds figures for JSON, which has no NaN: those that do not exist become null."""
-    if isinstance(figures, dict):
-        return {k: plain(v) for k, v in figures.items()}
-    if isinstance(figures, float):
-        return round(figures, 5) if math.isfinite(figures) else None
-    return figures
 
 
 def table(figures: dict[str, Any]) -> str:
