@@ -231,6 +231,51 @@ def disturb(
         )
 
 
+class Comparator(StrEnum):
+    """Comparators that must be trained first."""
+
+    bccd640 = "bccd640"
+    two_class = "two-class"
+
+
+@app.command()
+def compare(
+    train: Annotated[
+        Comparator | None, typer.Option(help="Train this comparator into --out, and score nothing.")
+    ] = None,
+    data: Data = _DATA,
+    bundle: BundleOption = None,
+    dataset: Annotated[Path, typer.Option(help="What the dataset command wrote (two-class).")] = Path(
+        "data/dataset"
+    ),
+    weights: Annotated[Path, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = Path(
+        "../shared/weights/yolov5n-coco.safetensors"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run (runs/compare-NAME) or of the results.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="bccd640: 100, two-class: 50.")] = None,
+    batch: Annotated[int, typer.Option(min=2)] = 16,
+    image_px: Annotated[int | None, typer.Option(min=64, help="The comparator's own when not given.")] = None,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="cpu, or 0 for the first CUDA device.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="For training.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 0,
+) -> None:
+    """Scores what else counts red cells: Hough circles, blobs, watershed, components, other YOLOv5n."""
+    from rbc_train import comparators  # noqa: PLC0415
+
+    if train is not None:
+        plain = train is Comparator.bccd640
+        folder = out or Path(f"runs/compare-{train.value}")
+        options = comparators.TrainingOptions(
+            data, dataset, bundle, weights, folder, epochs or (100 if plain else 50),
+            batch, image_px, seed, device, threads, workers,
+        )  # fmt: skip
+        typer.echo((comparators.train_bccd640 if plain else comparators.train_two_class)(options))
+        return
+
+
 def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":
     """Opens a bundle and the validation photographs of TXL-PBC."""
     from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime

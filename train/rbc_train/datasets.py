@@ -557,16 +557,28 @@ def _write_detector_photograph(
     ok, png = cv2.imencode(".png", small[:, :, ::-1])
     if not ok:
         raise UnavailableError(f"{image_file}: could not be encoded")
-    size = np.array([photograph.width_px, photograph.height_px] * 2, np.float32)
-    box = photograph.xyxy / size
-    lines = [
-        f"{c} {(x0 + x1) / 2:.6f} {(y0 + y1) / 2:.6f} {x1 - x0:.6f} {y1 - y0:.6f}\n"
-        for c, (x0, y0, x1, y1) in zip(photograph.class_id.tolist(), box.tolist(), strict=True)
-    ]
     image_file.write_bytes(png.tobytes())
-    label_file.write_text("".join(lines), encoding="utf-8")
+    label_file.write_text(yolo_text(photograph), encoding="utf-8")
     for file in (image_file, label_file):
         files[file.relative_to(out).as_posix()] = sha256(file)
+
+
+def yolo_text(photograph: Photograph) -> str:
+    """Returns a photograph's boxes as YOLO text, classes in the order of `CellClass`, at any scale."""
+    size = np.array([photograph.width_px, photograph.height_px] * 2, np.float32)
+    box = photograph.xyxy / size
+    return "".join(
+        f"{c} {(x0 + x1) / 2:.6f} {(y0 + y1) / 2:.6f} {x1 - x0:.6f} {y1 - y0:.6f}\n"
+        for c, (x0, y0, x1, y1) in zip(photograph.class_id.tolist(), box.tolist(), strict=True)
+    )
+
+
+def write_data_yaml(folder: Path, names: Iterable[str]) -> Path:
+    """Writes ``data.yaml``, by which ultralytics finds images, labels and class names; returns it."""
+    numbered = "".join(f"  {i}: {name}\n" for i, name in enumerate(names))
+    file = folder / "data.yaml"
+    file.write_text(f"train: images/train\nval: images/val\nnames:\n{numbered}", encoding="utf-8")
+    return file
 
 
 def _write_crops(
@@ -614,10 +626,7 @@ def _write_manifest(
     threshold: int,
     of_source: dict[str, float],
 ) -> None:
-    names = "".join(f"  {int(c)}: {CLASS_NAMES[c]}\n" for c in CellClass)
-    data_yaml = f"train: images/train\nval: images/val\nnames:\n{names}"
-    (out / "detector" / "data.yaml").write_text(data_yaml, encoding="utf-8")
-    files["detector/data.yaml"] = sha256(out / "detector" / "data.yaml")
+    files["detector/data.yaml"] = sha256(write_data_yaml(out / "detector", CLASS_NAMES))
     table: dict[str, dict[str, dict[str, int]]] = {}
     for (split, source, what), n in sorted(counts.items()):
         table.setdefault(split, {}).setdefault(source, {})[what] = n
