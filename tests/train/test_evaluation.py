@@ -11,7 +11,8 @@ from tiny_data import TinyData
 from rbc_edge.analyzer import Analyzer
 from rbc_edge.bundle import Bundle
 from rbc_edge.counting import groups, touches_edge
-from rbc_edge.values import Cells, Detections, Float32, FovResult, Scale, ScaleSource
+from rbc_edge.detector import suppress
+from rbc_edge.values import CellClass, Cells, Detections, Float32, FovResult, Scale, ScaleSource
 from rbc_train import datasets, evaluation, results
 from rbc_train.datasets import Photograph
 from rbc_train.evaluation import Examined, ScaleMode
@@ -57,7 +58,7 @@ def examined(
         ),
         FovResult(400, 400, Scale(20.0, ScaleSource.CELL_DIAMETER), cells),
         ranked,
-        scores,
+        np.nan_to_num(scores, nan=0.5),
         scores,
         verdicts,
         tuple(letter or "O" * len(verdicts)),
@@ -123,6 +124,93 @@ def test_a_label_without_a_detection_is_said_and_judged_by_its_own_crop() -> Non
     assert f["overlap_labels_not_found"] == 1
     assert f["overlap_on_found_boxes"]["n"] == 1
     assert f["overlap_on_labelled_boxes"]["n"] == 2
+    assert f["overlap_on_labelled_boxes"]["accuracy"] == 1.0
+
+
+def test_a_counter_that_judges_only_what_it_finds_has_no_verdicts_on_labelled_boxes() -> None:
+    one = examined(lattice(2), lattice(2), [0.9] * 2, overlapping=[True, False], found_score=[0.9, 0.1])
+    one.label_score[:] = math.nan
+    f = evaluation.score([one], 0.5)["all"]
+    assert f["overlap_on_labelled_boxes"]["n"] == 0
+    assert math.isnan(f["overlap_on_labelled_boxes"]["accuracy"])
+    assert f["overlap_on_found_boxes"]["accuracy"] == 1.0
+
+
+def test_counts_and_precision_of_every_class() -> None:
+    truth = lattice(10)
+    one = examined(truth, truth[:8], [0.9] * 8)
+    two = examined(truth, lattice(12), [0.9] * 12)
+    two.photograph.class_id[:4] = 1  # four white cells, all called red
+    f = evaluation.score([one, two], 0.5)["all"]
+    assert (f["rbc_labelled"], f["rbc_counted"], f["wbc_labelled"], f["wbc_counted"]) == (16, 20, 4, 0)
+    assert (f["rbc_precision"], f["rbc_recall"]) == (14 / 20, 14 / 16)
+    assert math.isnan(f["wbc_precision"]) and f["wbc_recall"] == 0.0
+    assert math.isnan(f["platelet_recall"])
+    assert f["rbc_bias"] == 2.0  # -2 and +6
+    assert f["rbc_limit_high"] == pytest.approx(2 + 1.96 * math.sqrt(32))
+    assert f["rbc_field_error_median"] == pytest.approx((0.2 + 1.0) / 2)
+
+
+def test_crowded_fields_are_told_from_sparse_ones() -> None:
+    """Eight fields, in the k-th of which 2 k of 20 cells lie over another; the crowded ones miss cells."""
+    entries = []
+    for k in range(8):
+        boxes = lattice(20)
+        boxes[1 : 2 * k : 2] = boxes[0 : 2 * k : 2] + 5  # iou 0.39
+        assert evaluation.crowding(examined(boxes, boxes, [0.9] * 20).photograph) == pytest.approx(2 * k / 20)
+        entries.append(examined(boxes, boxes[: 20 - k], [0.9] * (20 - k)))
+    parts = evaluation.score(entries, 0.5)["all"]["rbc_by_crowding"]
+    assert [p["photographs"] for p in parts] == [2, 2, 2, 2]
+    assert [p["from"] for p in parts] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert [p["counted"] for p in parts] == [39, 35, 31, 27]
+    none = examined(lattice(0), lattice(0), [])
+    assert math.isnan(evaluation.crowding(none.photograph))
+    assert evaluation.score([none], 0.5)["all"]["rbc_by_crowding"] == []
+
+
+def test_intervals_resample_photographs_and_not_cells() -> None:
+    """Cells of a photograph are all right or all wrong: what varies is which photographs were taken."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for i in range(40):
+        truth = lattice(10)
+        label = [bool(b) for b in rng.uniform(size=10) < 0.5]
+        score = [0.9 if b == (i % 4 > 0) else 0.1 for b in label]
+        entries.append(
+            examined(
+                truth, truth[: 8 + i % 5], [0.9] * min(10, 8 + i % 5), overlapping=label, found_score=score
+            )
+        )
+    figures = evaluation.score(entries, 0.5)["all"]
+    found = evaluation.intervals(entries, 0.5, draws=400)
+    assert set(found) == {"all", "pbc"} and found["all"] == found["pbc"]
+    assert evaluation.intervals(entries, 0.5, draws=400) == found  # seeded
+    low, high = found["all"]["accuracy"]
+    assert figures["overlap_on_found_boxes"]["accuracy"] == 0.75
+    # Of 40 photographs: sd 0.068. Of 400 cells it would be 0.022.
+    assert low == pytest.approx(0.75 - 1.96 * 0.068, abs=0.03)
+    assert high == pytest.approx(0.75 + 1.96 * 0.068, abs=0.03)
+    for name in ("rbc_ap50", "rbc_ap50_95", "rbc_count_ratio", "rbc_field_error_median"):
+        low, high = found["all"][name]
+        assert low <= figures[name] <= high
+        assert low < high
+    assert all(math.isnan(v) for v in found["all"]["wbc_ap50"])
+
+
+def test_a_red_cell_under_its_threshold_may_suppress_a_platelet_over_its() -> None:
+    """Why the photographs are looked at twice: the tail's boxes over the thresholds are not the station's."""
+    both = Detections(
+        np.array([[0, 0, 20, 20], [0, 0, 20, 21]], np.float32),
+        np.array([0.40, 0.30], np.float32),
+        np.array([CellClass.RBC, CellClass.PLATELET]),
+    )
+    least = np.array([0.465, 0.36, 0.22], np.float32)
+    iou = np.array([0.65, 0.6, 0.5], np.float32)
+    station = both.take(both.score >= least[both.class_id])
+    station = station.take(suppress(station, iou, 0.7))
+    tail = both.take(suppress(both, iou, 0.7))
+    tail = tail.take(tail.score >= least[tail.class_id])
+    assert (len(station), len(tail)) == (1, 0)
 
 
 def test_the_score_threshold_makes_counts_unbiased() -> None:

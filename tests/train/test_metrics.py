@@ -20,7 +20,7 @@ def bools(text: str) -> Bool:
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     result = doctest.testmod(metrics)
-    assert (result.attempted, result.failed) == (5, 0)
+    assert (result.attempted, result.failed) == (7, 0)
 
 
 def test_iou_by_hand_and_symmetric() -> None:
@@ -86,6 +86,11 @@ def test_verdicts_by_hand() -> None:
     assert v.recall_overlapping == 1.0
     assert v.precision_overlapping == pytest.approx(2 / 3)
     assert v.auc == 1.0
+    assert v.precision_single == 1.0
+    assert v.f1_single == pytest.approx(4 / 5)
+    assert v.f1_overlapping == pytest.approx(4 / 5)
+    assert v.recall_overlapping_at_95 == 1.0
+    assert v.brier == pytest.approx((0.01 + 0.25 + 0.01 + 0.09 + 0.16) / 5)
 
 
 def test_verdicts_of_nothing_are_not_numbers() -> None:
@@ -94,3 +99,69 @@ def test_verdicts_of_nothing_are_not_numbers() -> None:
     assert math.isnan(v.accuracy)
     assert math.isnan(v.recall_single)
     assert math.isnan(v.precision_overlapping)
+    assert all(math.isnan(x) for x in (v.f1_single, v.recall_overlapping_at_95, v.brier, v.calibration_error))
+
+
+def test_a_weight_of_two_is_a_detection_seen_twice() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.uniform(0, 1, 50).astype(np.float32)
+    hit = rng.uniform(0, 1, 50) < 0.6
+    weight = rng.integers(0, 4, 50)
+    # Ties would be settled by order: give the copies scores that keep theirs.
+    repeated = np.repeat(score, weight)
+    expected = metrics.average_precision(repeated, np.repeat(hit, weight), 90)
+    found = metrics.average_precision(score, hit, 90, weight.astype(np.float64))
+    assert found == pytest.approx(expected, abs=0.02)  # between copies the envelope has a step more
+    assert metrics.average_precision(score, hit, 90, np.ones(50)) == metrics.average_precision(score, hit, 90)
+
+
+def test_roc_of_resamplings_is_the_roc_of_the_resampled() -> None:
+    rng = np.random.default_rng(1)
+    score = np.round(rng.uniform(0, 1, 80), 1).astype(np.float32)  # many ties
+    positive = rng.uniform(0, 1, 80) < score
+    drawn = metrics.resample(80, 5, seed=3)
+    weight = np.stack([np.bincount(d, minlength=80) for d in drawn]).astype(np.float64)
+    curves = metrics.roc(score, positive, weight)
+    for i, d in enumerate(drawn):
+        own = metrics.roc(score[d], positive[d])
+        assert curves.area()[i] == pytest.approx(float(own.area()))
+        assert curves.true_positive_at(0.8)[i] == pytest.approx(float(own.true_positive_at(0.8)))
+
+
+def test_recall_where_singles_are_left_alone() -> None:
+    # 20 singles, one of which scores 0.8; thresholds over 0.75 leave 19 of 20 single.
+    score = f32(*[0.1] * 19, 0.8, 0.9, 0.7, 0.05, 0.85)
+    positive = bools("0" * 20 + "1111")
+    curve = metrics.roc(score, positive)
+    assert float(curve.true_positive_at(0.95)) == 0.75
+    assert float(curve.true_positive_at(1.0)) == 0.5
+    assert curve.threshold[0] == math.inf
+    assert curve.false_positive[-1] == curve.true_positive[-1] == 1.0
+
+
+def test_calibration_by_hand() -> None:
+    found = metrics.calibration(f32(0.05, 0.15, 0.15, 1.0), bools("0011"), bins=10)
+    assert found.n.tolist() == [1, 2, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert found.share[:2].tolist() == [0.0, 0.5]
+    assert math.isnan(found.mean_score[5])
+    assert found.error == pytest.approx((0.05 + 2 * 0.35 + 0.0) / 4)
+    assert found.brier == pytest.approx((0.05**2 + 0.15**2 + 0.85**2) / 4)
+
+
+def test_agreement_and_relative_error_by_hand() -> None:
+    counted, labelled = np.array([9, 12, 3]), np.array([10, 10, 0])
+    found = metrics.agreement(counted, labelled)
+    spread = 1.96 * math.sqrt(((-7 / 3) ** 2 + (2 / 3) ** 2 + (5 / 3) ** 2) / 2)
+    assert [found.bias, found.low] == pytest.approx([4 / 3, 4 / 3 - spread])
+    assert metrics.relative_error(counted, labelled)[:2].tolist() == pytest.approx([-0.1, 0.2])
+    assert math.isnan(metrics.relative_error(counted, labelled)[2])
+    assert math.isnan(metrics.agreement(counted[:1], labelled[:1]).bias)
+
+
+def test_resampling_draws_with_replacement_and_the_interval_leaves_out_what_is_no_number() -> None:
+    drawn = metrics.resample(10, 50)
+    assert drawn.shape == (50, 10) and drawn.min() == 0 and drawn.max() == 9
+    assert any(len(set(d)) < 10 for d in drawn.tolist())
+    values = np.append(np.arange(101.0), math.nan)
+    assert metrics.interval(values) == (2.5, 97.5)
+    assert all(math.isnan(v) for v in metrics.interval(np.full(3, math.nan)))

@@ -6,7 +6,7 @@ shipped thresholds, single/overlapping on the verified labels.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -27,12 +27,15 @@ from rbc_edge.values import (
 from rbc_train import metrics
 from rbc_train.datasets import CLASS_NAMES, Photograph, diameter_px, source_diameters_px
 from rbc_train.labels import VerifiedLabel, VerifiedLabels
+from rbc_train.metrics import Float64
 
 ScaleMode = Literal["estimated", "labelled"]
 
 IOUS: Final = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # COCO's AP50-95
 _LEAST_SCORE: Final = np.full(3, 0.01, np.float32)  # the precision curve needs its tail
 _SCALE_FIELDS: Final = 8  # as many as the station looks at
+_TOUCHES_IOU: Final = 0.1  # boxes of cells that merely lie close share less
+_AP_DRAWS: Final = 4  # a quarter of the resamplings do for the AP, which takes the longest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +109,8 @@ def _examine_one(
     analyzer: Analyzer, photograph: Photograph, field: FieldOfView, given: Scale, verified: VerifiedLabels
 ) -> Examined:
     result = analyzer.analyze(field, given)
+    # A second look, down to the tail of the precision curve. Its boxes over the thresholds need not be the
+    # station's: thresholds differ by class, and a red cell under its own may suppress a platelet over its.
     used = result.scale.cell_diameter_px
     image = imaging.balance(field.image)
     ranked = (
@@ -113,7 +118,7 @@ def _examine_one(
         if math.isnan(used)
         else analyzer.detector.detect(image, used, score_threshold=_LEAST_SCORE)
     )
-    labels = _usable(verified, photograph)
+    labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     crops = imaging.crops(image, boxes, margin=analyzer.classifier.margin)
     return beside_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
@@ -139,7 +144,7 @@ def beside_labels(
     Returns:
         What `score` takes.
     """
-    labels = _usable(verified, photograph)
+    labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     found = result.cells.detections
     rbc = np.flatnonzero(found.class_id == CellClass.RBC)
@@ -157,7 +162,8 @@ def beside_labels(
     )
 
 
-def _usable(verified: VerifiedLabels, photograph: Photograph) -> list[VerifiedLabel]:
+def usable(verified: VerifiedLabels, photograph: Photograph) -> list[VerifiedLabel]:
+    """Returns the verified labels of a photograph that can be used, in the order of `Examined`."""
     return [v for v in verified.of_image(photograph.image_path.name) if v.label]
 
 
@@ -171,12 +177,7 @@ def score(examined: Sequence[Examined], overlap_threshold: float) -> dict[str, A
     Returns:
         ``{"all": {...}, "bccd": {...}, ...}``, JSON-able.
     """
-    sources = sorted({e.photograph.source for e in examined})
-    groups = {
-        "all": list(examined),
-        **{s: [e for e in examined if e.photograph.source == s] for s in sources},
-    }
-    return {name: _score_group(group, overlap_threshold) for name, group in groups.items()}
+    return {name: _score_group(group, overlap_threshold) for name, group in _groups(examined)}
 
 
 def _score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str, Any]:
@@ -185,63 +186,179 @@ def _score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[st
         name = CLASS_NAMES[cell_class]
         precisions = [_average_precision(group, cell_class, least) for least in IOUS]
         figures[f"{name}_ap50"], figures[f"{name}_ap50_95"] = precisions[0], float(np.mean(precisions))
-        labelled = _counts(group, cell_class, labelled=True)
-        counted = _counts(group, cell_class, labelled=False)
-        total = int(labelled.sum())
-        figures[f"{name}_labelled"], figures[f"{name}_counted"] = total, int(counted.sum())
-        figures[f"{name}_count_ratio"] = float(counted.sum()) / total if total else math.nan
-        some = labelled > 0
-        error = np.abs(counted[some] - labelled[some]) / labelled[some]
-        figures[f"{name}_field_error_median"] = float(np.median(error)) if some.any() else math.nan
-        figures[f"{name}_field_error_mean"] = float(error.mean()) if some.any() else math.nan
+        figures |= {f"{name}_{k}": v for k, v in _count_figures(*field_counts(group, cell_class)).items()}
+        figures |= {f"{name}_{k}": v for k, v in _precision_recall(group, cell_class).items()}
     present = [figures[f"{n}_ap50"] for n in CLASS_NAMES if not math.isnan(figures[f"{n}_ap50"])]
     figures["map50"] = float(np.mean(present)) if present else math.nan
-    figures |= _precision_recall(group)
-    overlapping = np.concatenate([e.overlapping for e in group])
-    label_score = np.concatenate([e.label_score for e in group])
-    found_score = np.concatenate([e.found_score for e in group])
-    letters = [letter for e in group for letter in e.letter]
-    found = ~np.isnan(found_score)
-    figures["overlap_on_labelled_boxes"] = _verdicts(label_score, overlapping, letters, overlap_threshold)
-    figures["overlap_on_found_boxes"] = _verdicts(
-        found_score[found],
-        overlapping[found],
-        [c for c, f in zip(letters, found, strict=True) if f],
-        overlap_threshold,
-    )
-    figures["overlap_labels_not_found"] = int((~found).sum())
+    figures["rbc_by_crowding"] = _by_crowding(group)
+    for name, judged in (("labelled", judged_labels(group)), ("found", judged_found(group))):
+        figures[f"overlap_on_{name}_boxes"] = _verdicts(judged, overlap_threshold)
+    figures["overlap_labels_not_found"] = sum(int(np.isnan(e.found_score).sum()) for e in group)
     return figures
 
 
-def _verdicts(
-    scores: Float32, overlapping: Bool, letters: Sequence[str], threshold: float
-) -> dict[str, float]:
-    verdict = metrics.verdicts(scores, overlapping, threshold)
-    figures = {name: getattr(verdict, name) for name in type(verdict).__slots__}
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """Verdicts beside verified labels, of N cells.
+
+    Attributes:
+        score: float32 (N,), overlap scores.
+        overlapping: bool (N,), the verified labels.
+        letter: N letters of them.
+        source: N cameras.
+    """
+
+    score: Float32
+    overlapping: Bool
+    letter: tuple[str, ...]
+    source: tuple[str, ...]
+
+    def take(self, source: str) -> "Judged":
+        """Returns the cells of one camera."""
+        own = [i for i, s in enumerate(self.source) if s == source]
+        letters = tuple(self.letter[i] for i in own)
+        return Judged(self.score[own], self.overlapping[own], letters, (source,) * len(own))
+
+
+def judged_found(examined: Sequence[Examined]) -> Judged:
+    """Returns the verified cells that were found, judged on the box that found them."""
+    return _judged(examined, [e.found_score for e in examined])
+
+
+def judged_labels(examined: Sequence[Examined]) -> Judged:
+    """Returns the verified cells, judged on the labelled box; none of a counter that does not do so."""
+    return _judged(examined, [e.label_score for e in examined])
+
+
+def _judged(examined: Sequence[Examined], scores: Sequence[Float32]) -> Judged:
+    cells = [
+        (s, o, letter, e.photograph.source)
+        for e, own in zip(examined, scores, strict=True)
+        for s, o, letter in zip(own.tolist(), e.overlapping.tolist(), e.letter, strict=True)
+        if not math.isnan(s)
+    ]
+    return Judged(
+        np.array([c[0] for c in cells], np.float32),
+        np.array([c[1] for c in cells], np.bool_),
+        tuple(c[2] for c in cells),
+        tuple(c[3] for c in cells),
+    )
+
+
+def _verdicts(judged: Judged, threshold: float) -> dict[str, float]:
+    figures: dict[str, float] = asdict(metrics.verdicts(judged.score, judged.overlapping, threshold))
     # Touching is where eyes differ: say how each kind of overlap fares.
     for name, letter in (("over", "O"), ("touching", "T"), ("several", "M")):
-        own = np.array([c[:1] == letter for c in letters], np.bool_) & overlapping
-        figures[f"recall_{name}"] = float((scores[own] >= threshold).mean()) if own.any() else math.nan
+        own = np.array([c[:1] == letter for c in judged.letter], np.bool_) & judged.overlapping
+        figures[f"n_{name}"] = int(own.sum())
+        figures[f"recall_{name}"] = float((judged.score[own] >= threshold).mean()) if own.any() else math.nan
+    figures["n_single"] = int((~judged.overlapping).sum())
     return figures
 
 
-def _counts(group: Sequence[Examined], cell_class: CellClass, *, labelled: bool) -> Int64:
-    """int64 (F,): cells of a class in each photograph."""
-    ids: Iterable[Int64] = (
-        e.photograph.class_id if labelled else e.result.cells.detections.class_id for e in group
+def field_counts(examined: Sequence[Examined], cell_class: CellClass) -> tuple[Int64, Int64]:
+    """Counts a class in each photograph.
+
+    Args:
+        examined: Photographs.
+        cell_class: Which cells.
+
+    Returns:
+        int64 (F,) by the program, int64 (F,) by the labels.
+    """
+
+    def count(ids: Iterable[Int64]) -> Int64:
+        return np.array([int((i == cell_class).sum()) for i in ids], np.int64)
+
+    return (
+        count(e.result.cells.detections.class_id for e in examined),
+        count(e.photograph.class_id for e in examined),
     )
-    return np.array([int((i == cell_class).sum()) for i in ids], np.int64)
+
+
+def _count_figures(counted: Int64, labelled: Int64) -> dict[str, float]:
+    total = int(labelled.sum())
+    error = np.abs(metrics.relative_error(counted, labelled)[labelled > 0])
+    agree = metrics.agreement(counted, labelled)
+    return {
+        "labelled": total,
+        "counted": int(counted.sum()),
+        "count_ratio": float(counted.sum()) / total if total else math.nan,
+        "field_error_median": float(np.median(error)) if len(error) else math.nan,
+        "field_error_mean": float(error.mean()) if len(error) else math.nan,
+        "bias": agree.bias,
+        "limit_low": agree.low,
+        "limit_high": agree.high,
+    }
+
+
+def crowding(photograph: Photograph) -> float:
+    """Measures how crowded a field is: the share of its labelled red cells whose boxes overlap another's.
+
+    Of what was tried (red cells or their boxes' area for the area of the field, the area they cover, how
+    many boxes deep it is covered) this and the last go along with the error of the count most, and this is
+    understood without a picture.
+
+    Args:
+        photograph: With its labelled boxes.
+
+    Returns:
+        0..1, boxes with an iou over 0.1 taken to overlap; NaN without red cells.
+    """
+    boxes = photograph.xyxy[photograph.class_id == CellClass.RBC]
+    if len(boxes) == 0:
+        return math.nan
+    shared = metrics.iou(boxes, boxes)
+    np.fill_diagonal(shared, 0.0)
+    return float((shared.max(axis=1) > _TOUCHES_IOU).mean())
+
+
+def crowding_quartiles(group: Sequence[Examined]) -> list[tuple[float, float, list[Examined]]]:
+    """Sorts photographs by `crowding` into four parts of nearly equal size.
+
+    Args:
+        group: Photographs.
+
+    Returns:
+        For each part the least and the greatest crowding, and the photographs; those without red cells
+        are in none, a part without photographs is left out.
+    """
+    some = [(crowding(e.photograph), e) for e in group]
+    ranked = sorted((c for c in some if not math.isnan(c[0])), key=lambda c: c[0])
+    parts = [[ranked[i] for i in part] for part in np.array_split(np.arange(len(ranked)), 4)]
+    return [(part[0][0], part[-1][0], [e for _, e in part]) for part in parts if part]
+
+
+def _by_crowding(group: Sequence[Examined]) -> list[dict[str, float]]:
+    return [
+        {
+            "from": low,
+            "to": high,
+            "photographs": len(part),
+            **_count_figures(*field_counts(part, CellClass.RBC)),
+        }
+        for low, high, part in crowding_quartiles(group)
+    ]
 
 
 def _average_precision(group: Sequence[Examined], cell_class: CellClass, least_iou: float) -> float:
-    scores, hits, n_truth = _ranked_hits(group, cell_class, least_iou)
+    scores, hits, n_truth = ranked_hits(group, cell_class, least_iou)
     return metrics.average_precision(scores, hits, n_truth)
 
 
-def _ranked_hits(
+def ranked_hits(
     group: Sequence[Examined], cell_class: CellClass, least_iou: float
 ) -> tuple[Float32, Bool, int]:
-    """Returns scores float32 (N,), whether each found a labelled box bool (N,), and the labelled boxes."""
+    """Matches the ranked detections of a class with its labelled boxes, photograph by photograph.
+
+    Args:
+        group: Photographs.
+        cell_class: Which cells.
+        least_iou: Least iou of a pair.
+
+    Returns:
+        Scores float32 (N,), whether each found a labelled box bool (N,), and how many boxes are labelled.
+    """
     scores: list[Float32] = [np.zeros(0, np.float32)]
     hits: list[Bool] = [np.zeros(0, np.bool_)]
     n_truth = 0
@@ -254,17 +371,104 @@ def _ranked_hits(
     return np.concatenate(scores), np.concatenate(hits), n_truth
 
 
-def _precision_recall(group: Sequence[Examined]) -> dict[str, float]:
-    """Red cells at the shipped threshold, iou 0.5."""
+def _precision_recall(group: Sequence[Examined], cell_class: CellClass) -> dict[str, float]:
+    """At the shipped threshold, iou 0.5."""
     hits = n_found = n_truth = 0
     for e in group:
-        truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
+        truth = e.photograph.xyxy[e.photograph.class_id == cell_class]
         found = e.result.cells.detections
-        found = found.take(found.class_id == CellClass.RBC)
+        found = found.take(found.class_id == cell_class)
         hits += int((metrics.match(found.xyxy, found.score, truth, least_iou=0.5) >= 0).sum())
         n_found += len(found)
         n_truth += len(truth)
-    return {"rbc_precision": hits / max(n_found, 1), "rbc_recall": hits / max(n_truth, 1)}
+    return {
+        "precision": hits / n_found if n_found else math.nan,
+        "recall": hits / n_truth if n_truth else math.nan,
+    }
+
+
+def intervals(
+    examined: Sequence[Examined], overlap_threshold: float, *, draws: int = 1000, seed: int = 0
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """How far the headline figures could lie elsewhere had other photographs been taken.
+
+    Bootstrap: photographs are drawn with replacement, all cells of one together, for cells of one
+    photograph are alike (percentile interval, Efron 1979). The AP takes a quarter of the draws.
+
+    Args:
+        examined: What `examine` returned.
+        overlap_threshold: The bundle's.
+        draws: How many samples.
+        seed: Of the draws.
+
+    Returns:
+        As `score`, (low, high) of the 95 % interval for each figure; those of the verdicts (accuracy,
+        auc, recall_overlapping_at_95) on found boxes.
+    """
+    return {
+        name: _group_intervals(group, overlap_threshold, draws, seed) for name, group in _groups(examined)
+    }
+
+
+def _groups(examined: Sequence[Examined]) -> list[tuple[str, list[Examined]]]:
+    sources = sorted({e.photograph.source for e in examined})
+    own = [(s, [e for e in examined if e.photograph.source == s]) for s in sources]
+    return [("all", list(examined)), *own]
+
+
+def _group_intervals(
+    group: Sequence[Examined], threshold: float, draws: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    drawn = metrics.resample(len(group), draws, seed)
+    weight = np.stack([np.bincount(d, minlength=len(group)) for d in drawn]).astype(np.float64)
+    counted, labelled = field_counts(group, CellClass.RBC)
+    error = np.abs(metrics.relative_error(counted, labelled))
+    total = weight @ labelled
+    found = [~np.isnan(e.found_score) for e in group]
+    of_photograph = np.repeat(np.arange(len(group)), [int(f.sum()) for f in found])
+    judged = judged_found(group)
+    of_cell = weight[:, of_photograph]
+    right = (judged.score >= threshold) == judged.overlapping
+    n_judged = of_cell.sum(axis=1)
+    curves = metrics.roc(judged.score, judged.overlapping, of_cell)
+    samples = {
+        "rbc_count_ratio": np.where(total > 0, weight @ counted / np.maximum(total, 1), np.nan),
+        "rbc_field_error_median": np.array([_median(error[d]) for d in drawn]),
+        "accuracy": np.where(n_judged > 0, of_cell @ right / np.maximum(n_judged, 1), np.nan),
+        "auc": curves.area(),
+        "recall_overlapping_at_95": curves.true_positive_at(0.95),
+    }
+    few = weight[: max(1, draws // _AP_DRAWS)]
+    for cell_class in CellClass:
+        name = CLASS_NAMES[cell_class]
+        samples[f"{name}_ap50"] = _resampled_precision(group, cell_class, IOUS[0], few)
+    by_iou = [_resampled_precision(group, CellClass.RBC, least, few) for least in IOUS]
+    samples["rbc_ap50_95"] = np.mean(by_iou, axis=0)
+    return {name: metrics.interval(values) for name, values in samples.items()}
+
+
+def _median(values: Float64) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _resampled_precision(
+    group: Sequence[Examined], cell_class: CellClass, least_iou: float, weight: Float64
+) -> Float64:
+    """Average precision float64 (D,) of each of D resamplings, `weight` float64 (D, photographs)."""
+    score, hit, _ = ranked_hits(group, cell_class, least_iou)
+    of_photograph = np.repeat(
+        np.arange(len(group)), [int((e.ranked.class_id == cell_class).sum()) for e in group]
+    )
+    n_truth = weight @ field_counts(group, cell_class)[1]
+    order = np.argsort(-score, kind="stable")  # sorted once, the sort of each draw has nothing to do
+    score, hit, of_photograph = score[order], hit[order], of_photograph[order]
+    return np.array(
+        [
+            metrics.average_precision(score, hit, float(n), w[of_photograph])
+            for n, w in zip(n_truth, weight, strict=True)
+        ]
+    )
 
 
 def score_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
@@ -295,7 +499,7 @@ def _unbiased_threshold(examined: Sequence[Examined], cell_class: CellClass) -> 
     ratios: list[Float32] = []
     for source in sorted({e.photograph.source for e in examined}):
         own = [e for e in examined if e.photograph.source == source]
-        n_truth = int(_counts(own, cell_class, labelled=True).sum())
+        n_truth = int(field_counts(own, cell_class)[1].sum())
         scores = np.concatenate([e.ranked.score[e.ranked.class_id == cell_class] for e in own])
         if n_truth:
             ratios.append((scores[None, :] >= _CANDIDATES[:, None]).sum(axis=1).astype(np.float32) / n_truth)
@@ -306,7 +510,7 @@ def _unbiased_threshold(examined: Sequence[Examined], cell_class: CellClass) -> 
 
 
 def _best_f1_threshold(examined: Sequence[Examined], cell_class: CellClass) -> float:
-    scores, hits, n_truth = _ranked_hits(examined, cell_class, 0.5)
+    scores, hits, n_truth = ranked_hits(examined, cell_class, 0.5)
     if n_truth == 0:
         return _USUAL_THRESHOLD
     over = scores[None, :] >= _CANDIDATES[:, None]

@@ -1,5 +1,6 @@
 """Pure functions that score: no I/O, no models (in the manner of stardist's ``matching.py``)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +62,34 @@ def match(found: Float32, score: Float32, truth: Float32, *, least_iou: float) -
     return pairs
 
 
-def average_precision(score: Float32, hit: Bool, n_truth: int) -> float:
+def precision_recall(
+    score: Float32, hit: Bool, n_truth: float, weight: Float64 | None = None
+) -> tuple[Float64, Float64]:
+    """Precision and recall of the detections down to each score, best first.
+
+    Args:
+        score: float32 (N,), over all photographs.
+        hit: bool (N,), whether the detection found a labelled box.
+        n_truth: Labelled boxes in all (weighted, where weights are given), > 0.
+        weight: float64 (N,), how often each detection counts: that of its photograph in a resampling.
+
+    Returns:
+        Precision float64 (N,) and recall float64 (N,), 0..1.
+    """
+    order = np.argsort(-score, kind="stable")
+    counted = np.ones(len(score)) if weight is None else weight[order]
+    hits = np.cumsum(counted * hit[order])
+    return hits / np.maximum(np.cumsum(counted), 1e-12), hits / n_truth
+
+
+def average_precision(score: Float32, hit: Bool, n_truth: float, weight: Float64 | None = None) -> float:
     """Area under the precision envelope at 101 recalls (COCO).
 
     Args:
         score: float32 (N,), over all photographs.
         hit: bool (N,), whether the detection found a labelled box.
-        n_truth: Labelled boxes in all.
+        n_truth: Labelled boxes in all (weighted, where weights are given).
+        weight: See `precision_recall`.
 
     Returns:
         0..1; NaN without labelled boxes.
@@ -77,14 +99,68 @@ def average_precision(score: Float32, hit: Bool, n_truth: int) -> float:
     """
     if n_truth == 0:
         return float("nan")
-    order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(hit[order])
-    precision = hits / np.arange(1, len(hits) + 1)
-    recall = hits / n_truth
+    precision, recall = precision_recall(score, hit, n_truth, weight)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     where = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
     padded = np.append(envelope, 0.0)
     return float(padded[np.minimum(where, len(envelope))].mean())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Roc:
+    """Receiver operating characteristic, from the strictest threshold to the loosest.
+
+    Attributes:
+        threshold: float64 (T + 1,): infinity, then each distinct score, falling.
+        false_positive: float64 (..., T + 1): share of negatives at or over the threshold; NaN without any.
+        true_positive: float64 (..., T + 1): share of positives at or over it; NaN without any.
+    """
+
+    threshold: Float64
+    false_positive: Float64
+    true_positive: Float64
+
+    def area(self) -> Float64:
+        """Area under the curve, float64 (...), 0..1: how often a positive outranks a negative."""
+        middle = (self.true_positive[..., 1:] + self.true_positive[..., :-1]) / 2
+        area = (np.diff(self.false_positive, axis=-1) * middle).sum(axis=-1)
+        return np.where(self._defined(), area, np.nan)
+
+    def true_positive_at(self, true_negative: float) -> Float64:
+        """Best share of positives found, float64 (...), where at least `true_negative` of negatives pass."""
+        allowed = self.false_positive <= 1 - true_negative + 1e-9
+        best = np.where(allowed, self.true_positive, 0.0).max(axis=-1)
+        return np.where(self._defined(), best, np.nan)
+
+    def _defined(self) -> Bool:
+        return np.asarray(~np.isnan(self.false_positive[..., -1] + self.true_positive[..., -1]), np.bool_)
+
+
+def roc(score: Float32, positive: Bool, weight: Float64 | None = None) -> Roc:
+    """Draws the ROC of a score, of each of D resamplings where weights are given.
+
+    Args:
+        score: float32 (N,).
+        positive: bool (N,).
+        weight: float64 (D, N) or (N,), how often each case counts; once each when None.
+
+    Returns:
+        Curves of shape (D, T + 1) or (T + 1,), T distinct scores.
+    """
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order].astype(np.float64)
+    last = (
+        np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.zeros(0, np.int64)
+    )
+    counted = (np.ones(len(score)) if weight is None else weight)[..., order]
+
+    def share(of: Bool) -> Float64:
+        upto = np.cumsum(counted * of[order], axis=-1)[..., last]
+        upto = np.concatenate([np.zeros((*upto.shape[:-1], 1)), upto], axis=-1)
+        total = upto[..., -1:]
+        return np.where(total > 0, upto / np.maximum(total, 1e-12), np.nan)
+
+    return Roc(np.append(np.inf, ranked[last]), share(~positive), share(positive))
 
 
 def auc(score: Float32, positive: Bool) -> float:
@@ -100,14 +176,115 @@ def auc(score: Float32, positive: Bool) -> float:
     >>> auc(np.array([0.1, 0.9], np.float32), np.array([False, True]))
     1.0
     """
-    n_pos = int(positive.sum())
-    n_neg = len(positive) - n_pos
-    if n_pos == 0 or n_neg == 0:
-        return float("nan")
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    rank = (last - counts + 1 + last) / 2  # mean rank of tied scores, from 1
-    return float((rank[inverse][positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    return float(roc(score, positive).area())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """How far a score can be read as a probability.
+
+    Attributes:
+        n: int64 (B,): cases in each of B bins of equal width over 0..1.
+        mean_score: float64 (B,): their mean score; NaN in an empty bin.
+        share: float64 (B,): share of positives among them; NaN in an empty bin.
+        error: Expected calibration error: mean distance of the two over the cases (Guo et al. 2017, eq. 3).
+        brier: Mean squared distance of score and label (Brier 1950).
+    """
+
+    n: Int64
+    mean_score: Float64
+    share: Float64
+    error: float
+    brier: float
+
+
+def calibration(score: Float32, positive: Bool, *, bins: int = 10) -> Calibration:
+    """Compares scores with what they promise.
+
+    Args:
+        score: float32 (N,), 0..1.
+        positive: bool (N,).
+        bins: How many.
+
+    Returns:
+        The comparison; error and brier NaN without cases.
+
+    >>> calibration(np.array([0.0, 1.0], np.float32), np.array([False, True])).error
+    0.0
+    """
+    which = np.clip(score * bins, 0, bins - 1).astype(np.int64)
+    n = np.bincount(which, minlength=bins).astype(np.int64)
+    some = np.where(n > 0, n, np.nan)
+    mean_score = np.bincount(which, score, bins) / some
+    share = np.bincount(which, positive, bins) / some
+    if len(score) == 0:
+        return Calibration(n, mean_score, share, math.nan, math.nan)
+    error = float(np.nansum(n * np.abs(mean_score - share)) / len(score))
+    return Calibration(n, mean_score, share, error, float(np.mean((score - positive) ** 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How two ways to count agree, field by field (Bland, Altman 1986).
+
+    Attributes:
+        bias: Mean of counted less labelled, cells a field.
+        low: Lower limit of agreement, bias less 1.96 standard deviations, cells a field.
+        high: Upper limit.
+    """
+
+    bias: float
+    low: float
+    high: float
+
+
+def agreement(counted: Int64, labelled: Int64) -> Agreement:
+    """Measures how counts agree.
+
+    Args:
+        counted: int64 (F,), cells in each field.
+        labelled: int64 (F,), the same by the labels.
+
+    Returns:
+        Bias and limits; NaN with fewer than two fields.
+    """
+    difference = (counted - labelled).astype(np.float64)
+    if len(difference) < 2:
+        return Agreement(math.nan, math.nan, math.nan)
+    bias, spread = float(difference.mean()), 1.96 * float(difference.std(ddof=1))
+    return Agreement(bias, bias - spread, bias + spread)
+
+
+def relative_error(counted: Int64, labelled: Int64) -> Float64:
+    """Relative error of each field's count: float64 (F,), 0 is right; NaN where nothing is labelled."""
+    return np.where(labelled > 0, (counted - labelled) / np.maximum(labelled, 1), np.nan)
+
+
+def resample(n: int, draws: int, seed: int = 0) -> Int64:
+    """Draws bootstrap samples.
+
+    Args:
+        n: What there is to draw from, photographs as a rule: the cells of one are alike.
+        draws: How many samples.
+        seed: Of the generator.
+
+    Returns:
+        int64 (draws, n): indices, drawn with replacement.
+    """
+    return np.random.default_rng(seed).integers(0, n, (draws, n), np.int64)
+
+
+def interval(values: Float64) -> tuple[float, float]:
+    """The middle 95 % of what bootstrap samples gave; samples that gave nothing (NaN) are left out.
+
+    >>> interval(np.arange(101.0))
+    (2.5, 97.5)
+    """
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        return math.nan, math.nan
+    low, high = np.percentile(known, (2.5, 97.5)).tolist()
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +298,13 @@ class Verdicts:
         recall_single: Share of single cells called single.
         recall_overlapping: Share of overlapping cells called overlapping.
         precision_overlapping: Share of cells called overlapping that are.
+        precision_single: Share of cells called single that are.
+        f1_single: Harmonic mean of precision and recall, single cells.
+        f1_overlapping: The same, overlapping cells.
+        recall_overlapping_at_95: Best recall of overlapping cells at any threshold that leaves 0.95 of the
+            single cells single.
+        calibration_error: Expected calibration error of the score (see `Calibration`).
+        brier: Its Brier score.
     """
 
     n: int
@@ -129,6 +313,12 @@ class Verdicts:
     recall_single: float
     recall_overlapping: float
     precision_overlapping: float
+    precision_single: float
+    f1_single: float
+    f1_overlapping: float
+    recall_overlapping_at_95: float
+    calibration_error: float
+    brier: float
 
 
 def verdicts(score: Float32, overlapping: Bool, threshold: float) -> Verdicts:
@@ -143,15 +333,26 @@ def verdicts(score: Float32, overlapping: Bool, threshold: float) -> Verdicts:
         The figures; NaN where a class is missing.
     """
     called = score >= threshold
+    curve = roc(score, overlapping)
+    calibrated = calibration(score, overlapping)
 
     def share(of: Bool, among: Bool) -> float:
         return float(of[among].mean()) if among.any() else float("nan")
 
+    def f1(of: Bool, said: Bool) -> float:
+        return float(2 * (of & said).sum() / (of.sum() + said.sum())) if (of | said).any() else float("nan")
+
     return Verdicts(
-        len(score),
-        share(called == overlapping, np.ones(len(score), np.bool_)),
-        auc(score, overlapping),
-        share(~called, ~overlapping),
-        share(called, overlapping),
-        share(overlapping, called),
+        n=len(score),
+        accuracy=share(called == overlapping, np.ones(len(score), np.bool_)),
+        auc=float(curve.area()),
+        recall_single=share(~called, ~overlapping),
+        recall_overlapping=share(called, overlapping),
+        precision_overlapping=share(overlapping, called),
+        precision_single=share(~overlapping, ~called),
+        f1_single=f1(~overlapping, ~called),
+        f1_overlapping=f1(overlapping, called),
+        recall_overlapping_at_95=float(curve.true_positive_at(0.95)),
+        calibration_error=calibrated.error,
+        brier=calibrated.brier,
     )
