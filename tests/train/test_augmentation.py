@@ -2,11 +2,13 @@
 
 import random
 
+import cv2
 import numpy as np
 import pytest
 from tiny_data import photograph
 
 from rbc_edge.smear import CREAM, DrawnField, draw_field
+from rbc_edge.values import Float32, UInt8
 from rbc_train.augmentation import paste_neighbour, vary
 
 
@@ -34,12 +36,19 @@ def test_variation_keeps_shape_and_input_and_depends_on_chance_alone() -> None:
 
 
 def test_variation_moves_nothing() -> None:
-    """Boxes stay true: light and dark stay where they were."""
+    """Boxes stay true: what is small stays where it was, whatever the light around it does."""
+
+    def detail(image: UInt8) -> Float32:
+        grey = image.mean(axis=2, dtype=np.float32)
+        return np.asarray(cv2.GaussianBlur(grey, (0, 0), 2) - cv2.GaussianBlur(grey, (0, 0), 15), np.float32)
+
     image = photograph(0).image
-    grey = image.mean(axis=2).ravel()
+    shifted = np.roll(image, 12, axis=1)
     for seed in range(30):
-        varied = vary(image, random.Random(seed)).mean(axis=2).ravel()
-        assert np.corrcoef(grey, varied)[0, 1] > 0.8
+        varied = detail(vary(image, random.Random(seed))).ravel()
+        same = np.corrcoef(detail(image).ravel(), varied)[0, 1]
+        assert same > 0.8
+        assert same > np.corrcoef(detail(shifted).ravel(), varied)[0, 1] + 0.2
 
 
 def whole(drawn: DrawnField) -> list[int]:

@@ -12,7 +12,8 @@ from rbc_edge.values import Float32, UInt8
 def vary(image: UInt8, rng: random.Random) -> UInt8:
     """Shows a photograph as another microscope, stain or camera might have.
 
-    Colour cast and light by a gain per channel and a gamma, focus by a blur, a camera's noise, JPEG.
+    Colour cast and light by a gain per channel and a gamma, a weak stain, a lamp that lights one side more,
+    focus by a blur, fewer pixels, a camera's noise, JPEG.
 
     Args:
         image: uint8 (H, W, 3), any channel order.
@@ -27,8 +28,15 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
         light = rng.uniform(0.85, 1.12)
         gain = np.array([light * rng.uniform(0.9, 1.1) for _ in range(3)], np.float32)
         values = np.clip(values * gain, 0, 1) ** rng.uniform(0.75, 1.35)
+    if rng.random() < 0.25:
+        # A weak stain, or a condenser wide open: everything nearer to the background.
+        values = 0.9 + (values - 0.9) * rng.uniform(0.45, 1.0)
+    if rng.random() < 0.25:
+        values = values * _shade(values.shape[0], values.shape[1], rng)[:, :, None]
     if rng.random() < 0.05:
         values = np.repeat(values.mean(axis=2, keepdims=True), 3, axis=2)  # a monochrome camera
+    if rng.random() < 0.15:
+        values = _coarser(values, rng.uniform(0.45, 0.9))
     if rng.random() < 0.3:
         values = np.asarray(cv2.GaussianBlur(values, (0, 0), rng.uniform(0.3, 1.1)), np.float32)
     if rng.random() < 0.3:
@@ -39,6 +47,24 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
         _, coded = cv2.imencode(".jpg", varied, [cv2.IMWRITE_JPEG_QUALITY, rng.randint(40, 95)])
         varied = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
     return varied
+
+
+def _shade(height: int, width: int, rng: random.Random) -> Float32:
+    """float32 (height, width): light that falls off towards one side, down to 0.65."""
+    angle = rng.uniform(0, 2 * math.pi)
+    along = (
+        np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :] * math.cos(angle)
+        + np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] * math.sin(angle)
+    )
+    return np.asarray(1.0 - rng.uniform(0.1, 0.35) * (along + 0.5).clip(0, 1) ** 1.5, np.float32)
+
+
+def _coarser(values: Float32, factor: float) -> Float32:
+    """A camera with fewer pixels a cell: made smaller by `factor`, and as large again."""
+    height, width = values.shape[:2]
+    size = (max(8, round(width * factor)), max(8, round(height * factor)))
+    small = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def paste_neighbour(

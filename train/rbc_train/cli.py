@@ -85,7 +85,7 @@ def detector(
     ),
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --weights.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/detector"),
-    epochs: Annotated[int, typer.Option(min=1)] = 50,
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
     batch: Annotated[int, typer.Option(min=2)] = 16,
     image_px: Annotated[int, typer.Option(min=64, help="Side of a training image, a multiple of 32.")] = 256,
     seed: int = 0,
