@@ -9,7 +9,7 @@ import pytest
 
 from rbc_edge import imaging
 from rbc_edge.bundle import Bundle
-from rbc_edge.detector import Detector, suppress
+from rbc_edge.detector import Detector, suppress, vote
 from rbc_edge.smear import CREAM, DrawnField, draw_field
 from rbc_edge.values import CellClass, Detections, Float32, UInt8
 
@@ -55,6 +55,21 @@ def test_an_iou_at_the_limit_stays() -> None:
     found = boxes((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 5, 0.8, 0))  # iou exactly a half
     assert len(suppress(found, limits(0.5, 1, 1), 1.0)) == 2
     assert len(suppress(found, limits(0.499, 1, 1), 1.0)) == 1
+
+
+def test_boxes_that_mean_the_same_cell_vote_by_score() -> None:
+    found = boxes((0, 0, 20, 20, 0.9, 0), (2, 0, 22, 20, 0.6, 0), (10, 0, 30, 20, 0.8, 0))
+    # iou 18/22 with the second, 1/3 with the third: the third is another cell.
+    (own,) = vote(found, np.array([0]), np.ones(3, np.bool_)).tolist()
+    shift = 2 * 0.6 * (18 / 22) / (0.9 + 0.6 * (18 / 22))
+    assert own == pytest.approx([shift, 0, 20 + shift, 20])
+
+
+def test_only_the_sure_of_the_same_class_vote_and_a_lone_box_stays() -> None:
+    found = boxes((0, 0, 20, 20, 0.3, 0), (2, 0, 22, 20, 0.9, 1), (0, 2, 20, 22, 0.2, 0))
+    sure = np.array([False, True, False])
+    assert vote(found, np.array([0, 1]), sure).tolist() == [[0, 0, 20, 20], [2, 0, 22, 20]]
+    assert vote(Detections.empty(), np.zeros(0, np.int64), np.zeros(0, np.bool_)).shape == (0, 4)
 
 
 def test_what_is_suppressed_suppresses_nothing() -> None:
