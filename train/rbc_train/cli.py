@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rbc_edge.errors import ExitCode, RbcEdgeError
-from rbc_train import datasets
+from rbc_train import datasets, results
 
 if TYPE_CHECKING:
     from rbc_edge.analyzer import Analyzer
@@ -25,6 +25,7 @@ Data = Annotated[Path, typer.Option(help="Folder with splits.csv, txl_pbc/ and b
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle to run.  [default: the shipped one]")]
 Every = Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the networks; 0: as the processor has.")]
+Out = Annotated[Path, typer.Option(help="Folder of results; the page made of them lies one above.")]
 _DATA = Path("../shared/data")
 
 
@@ -159,59 +160,101 @@ def evaluate(
     scale: Annotated[
         ScaleChoice, typer.Option(help="estimated: nobody says how large a cell is, as at the station.")
     ] = ScaleChoice.estimated,
-    out: Annotated[Path | None, typer.Option(help="Also write all figures as JSON to this file.")] = None,
+    out: Out = results.FOLDER,
+    sheets: Annotated[
+        Path | None,
+        typer.Option(help="Also write pictures of the worst verdicts and counts here. They are not public."),
+    ] = None,
     threads: Threads = 0,
 ) -> None:
-    """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source."""
-    from rbc_train import evaluation, labels, results  # noqa: PLC0415
+    """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source.
+
+    Run it last: the targets that scale and disturb measure are read from what those published.
+    """
+    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415
+    from rbc_edge.bundle import DETECTOR_FP32  # noqa: PLC0415
+    from rbc_train import evaluation, figures, labels, scorecard  # noqa: PLC0415
+    from rbc_train import sheets as worst  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
-    with typer.progressbar(length=len(validation), label="photographs", file=sys.stderr) as bar:
-        examined = evaluation.examine(
-            analyzer,
-            validation,
-            labels.read_verified(),
-            scale=scale.value,
-            progress=lambda _done, _total: bar.update(1),
-        )
-    opened = analyzer.bundle
-    figures = evaluation.score(examined, opened.manifest.overlap_threshold)
+    opened, verified = analyzer.bundle, labels.read_verified()
+    manifest = opened.manifest
+
+    def examine(at_work: Analyzer, name: str) -> list[evaluation.Examined]:
+        with typer.progressbar(length=len(validation), label=name, file=sys.stderr) as bar:
+            return evaluation.examine(
+                at_work, validation, verified, scale=scale.value, progress=lambda _done, _total: bar.update(1)
+            )
+
+    examined = examine(analyzer, "photographs")
+    found = evaluation.score(examined, manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
-    typer.echo(evaluation.table(figures))
-    if out:
-        content = {"bundle_id": opened.bundle_id, "scale": scale.value, "figures": results.plain(figures)}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    typer.echo(evaluation.table(found))
+    runs = [run for run in (scorecard.at_export(manifest.metrics),) if run]
+    if DETECTOR_FP32 in manifest.files:
+        whole = examine(Analyzer(opened, threads=threads, detector_file=DETECTOR_FP32), "fp32")
+        fp32 = evaluation.score(whole, manifest.overlap_threshold)["all"]
+        runs.append(scorecard.Runs(f"now, scale {scale.value}", found["all"], fp32))
+    between = evaluation.intervals(examined, manifest.overlap_threshold)
+    lines = scorecard.targets(found, between, runs, opened.bundle_id, out)
+    typer.echo(scorecard.targets_text(lines))
+    pictures = figures.draw_all(examined, manifest.score_threshold, manifest.overlap_threshold, out)
+    names = (*datasets.CLASS_NAMES, "overlap")
+    section = scorecard.section(
+        found, between, lines, runs, pictures,
+        bundle_id=opened.bundle_id,
+        scale=scale.value,
+        thresholds=dict(zip(names, (*manifest.score_threshold, manifest.overlap_threshold), strict=True)),
+    )  # fmt: skip
+    typer.echo(results.publish(section, out), err=True)
+    if sheets:
+        for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
+            typer.echo(file, err=True)
 
 
 @app.command()
 def scale(
     bundle: BundleOption = None,
     data: Data = _DATA,
-    every: Every = 3,
+    every: Every = 1,
+    out: Out = results.FOLDER,
     threads: Threads = 0,
 ) -> None:
-    """Enlarges and shrinks validation photographs and lets the station find the scale of each alone."""
+    """Enlarges, shrinks and tiles validation photographs and lets the station find the scale of each."""
     from rbc_train import trials  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
     photographs = validation[::every]
     typer.echo("factor  fields   rbc  change  estimated / labelled (5 %, median, 95 %)  off by a third")
-    reference = 0
-    for trial in trials.try_scales(analyzer, photographs, (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)):
-        reference = reference or trial.n_rbc
-        change = trial.n_rbc / max(reference, 1) - 1
+    tried: list[trials.ScaleTrial] = []
+    for trial in trials.try_scales(analyzer, photographs):
+        tried.append(trial)
+        change = trial.n_rbc / max(tried[0].n_rbc, 1) - 1
         typer.echo(
             f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {change:+7.1%}"
             f"  {trial.ratio_low:17.2f} {trial.ratio_median:7.2f} {trial.ratio_high:6.2f} {trial.n_off:17}"
         )
+    typer.echo(
+        "mosaic      parts  megapixels  labelled px  estimated     rbc  part by part  inner  part by part"
+    )
+    mosaics: list[trials.MosaicTrial] = []
+    for tiled in trials.try_mosaics(analyzer, validation):
+        mosaics.append(tiled)
+        typer.echo(
+            f"{tiled.source:10} {tiled.n_parts:6} {tiled.width_px * tiled.height_px / 1e6:11.1f}"
+            f" {tiled.labelled_px:12.1f} {tiled.estimated_px:10.1f} {tiled.mosaic:7} {tiled.parts:13}"
+            f" {tiled.inner_mosaic:6} {tiled.inner_parts:13}"
+        )
+    section = trials.scale_section(tried, mosaics, analyzer.bundle.bundle_id, every=every)
+    typer.echo(results.publish(section, out), err=True)
 
 
 @app.command()
 def disturb(
     bundle: BundleOption = None,
     data: Data = _DATA,
-    every: Every = 3,
+    every: Every = 1,
+    out: Out = results.FOLDER,
     threads: Threads = 0,
 ) -> None:
     """Counts validation photographs under other light, colour, focus and compression."""
@@ -220,15 +263,17 @@ def disturb(
     analyzer, validation = _at_work(bundle, data, threads)
     photographs = validation[::every]
     typer.echo(f"{len(photographs)} photographs     rbc  change  overlapping  change  wbc")
-    plain: trials.DisturbanceTrial | None = None
+    tried: list[trials.DisturbanceTrial] = []
     for trial in trials.try_disturbances(analyzer, photographs):
-        plain = plain or trial
-        rbc = trial.n_rbc / max(plain.n_rbc, 1) - 1
-        overlapping = trial.n_overlapping / max(plain.n_overlapping, 1) - 1
+        tried.append(trial)
+        rbc = trial.n_rbc / max(tried[0].n_rbc, 1) - 1
+        overlapping = trial.n_overlapping / max(tried[0].n_overlapping, 1) - 1
         typer.echo(
             f"{trial.name:20} {trial.n_rbc:4} {rbc:+7.1%} {trial.n_overlapping:12} {overlapping:+7.1%}"
             f" {trial.n_wbc:4}"
         )
+    section = trials.disturbance_section(tried, len(photographs), analyzer.bundle.bundle_id, every=every)
+    typer.echo(results.publish(section, out), err=True)
 
 
 class Comparator(StrEnum):
@@ -243,6 +288,9 @@ def compare(
     train: Annotated[
         Comparator | None, typer.Option(help="Train this comparator into --out, and score nothing.")
     ] = None,
+    bccd640: Annotated[Path | None, typer.Option(help="Its trained checkpoint.")] = None,
+    two_class: Annotated[Path | None, typer.Option(help="Its trained checkpoint.")] = None,
+    every: Every = 1,
     data: Data = _DATA,
     bundle: BundleOption = None,
     dataset: Annotated[Path, typer.Option(help="What the dataset command wrote (two-class).")] = Path(
@@ -254,7 +302,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (runs/compare-NAME) or of the results.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="bccd640: 100, two-class: 50.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="The comparator's own when not given.")] = None,
     batch: Annotated[int, typer.Option(min=2)] = 16,
     image_px: Annotated[int | None, typer.Option(min=64, help="The comparator's own when not given.")] = None,
     seed: int = 0,
@@ -269,11 +317,33 @@ def compare(
         plain = train is Comparator.bccd640
         folder = out or Path(f"runs/compare-{train.value}")
         options = comparators.TrainingOptions(
-            data, dataset, bundle, weights, folder, epochs or (100 if plain else 50),
-            batch, image_px, seed, device, threads, workers,
-        )  # fmt: skip
+            data, dataset, bundle, weights, folder, epochs, batch, image_px, seed, device, threads, workers
+        )
         typer.echo((comparators.train_bccd640 if plain else comparators.train_two_class)(options))
         return
+    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415
+    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import labels, results  # noqa: PLC0415
+
+    txl, bccd = datasets.read_public(data)
+    steps = comparators.compare(
+        Analyzer(Bundle.open(bundle), threads=1),  # all on one thread
+        txl.photographs,
+        bccd.photographs,
+        labels.read_verified(),
+        bccd640=bccd640,
+        two_class=two_class,
+        every=every,
+    )
+    outcomes = []
+    with typer.progressbar(steps, length=comparators.N_OUTCOMES, label="methods", file=sys.stderr) as bar:
+        outcomes += bar
+    given = (("--bccd640", bccd640), ("--two-class", two_class))
+    command = "python -m rbc_train compare" + "".join(f" {k} {v.name}" for k, v in given if v)
+    command += f" --every {every}" if every > 1 else ""
+    folder = out or results.FOLDER
+    typer.echo(comparators.text_table(outcomes))
+    typer.echo(results.publish(comparators.section(outcomes, folder, command), folder), err=True)
 
 
 def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":

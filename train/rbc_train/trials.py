@@ -1,8 +1,9 @@
 """Counts under what the station will meet: other light, colour and focus, and scales that nobody says."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import cv2
@@ -10,8 +11,15 @@ import numpy as np
 
 from rbc_edge import imaging
 from rbc_edge.analyzer import Analyzer
-from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.values import CellClass, FieldOfView, Float32, Int64, Scale, ScaleSource, UInt8
 from rbc_train.datasets import Photograph, diameter_px, source_diameters_px
+from rbc_train.results import Section, Table
+
+FACTORS: Final = (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)
+"""New size over old size of the scale trials; the first is what the others are compared with."""
+
+_UNKNOWN: Final = Scale(math.nan, ScaleSource.NONE)
+_MEGAPIXELS: Final = 20.0  # what a microscope's camera gives
 
 
 def _gain(red: float, green: float, blue: float) -> Callable[[UInt8], UInt8]:
@@ -52,6 +60,12 @@ DISTURBANCES: Final[dict[str, Callable[[UInt8], UInt8]]] = {
 }
 """What other lamps, cameras and hands do to a photograph; uint8 (H, W, 3) RGB to the same."""
 
+TARGETED: Final = (
+    "light -30 %", "light +30 %, clipped", "red cast", "blue cast", "green cast", "yellow cast",
+    "JPEG quality 50", "slight blur",
+)  # fmt: skip
+"""Those under which counts shall change by less than 2 % each; the others show where it ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class DisturbanceTrial:
@@ -62,12 +76,14 @@ class DisturbanceTrial:
         n_rbc: Red cells counted in all fields.
         n_overlapping: Those called overlapping.
         n_wbc: White cells counted.
+        n_rbc_of_source: Red cells counted of each camera.
     """
 
     name: str
     n_rbc: int
     n_overlapping: int
     n_wbc: int
+    n_rbc_of_source: Mapping[str, int]
 
 
 def try_disturbances(analyzer: Analyzer, photographs: Sequence[Photograph]) -> Iterator[DisturbanceTrial]:
@@ -82,15 +98,16 @@ def try_disturbances(analyzer: Analyzer, photographs: Sequence[Photograph]) -> I
     """
     of_source = source_diameters_px(photographs)
     for name, disturb in DISTURBANCES.items():
-        n_rbc = n_overlapping = n_wbc = 0
+        n_overlapping = n_wbc = 0
+        of_camera = dict.fromkeys(sorted(of_source), 0)
         for photograph in photographs:
             image = np.ascontiguousarray(disturb(photograph.read()))
             given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
             cells = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), given).cells
-            n_rbc += int((cells.detections.class_id == CellClass.RBC).sum())
+            of_camera[photograph.source] += int((cells.detections.class_id == CellClass.RBC).sum())
             n_overlapping += int(cells.overlapping.sum())
             n_wbc += int((cells.detections.class_id == CellClass.WBC).sum())
-        yield DisturbanceTrial(name, n_rbc, n_overlapping, n_wbc)
+        yield DisturbanceTrial(name, sum(of_camera.values()), n_overlapping, n_wbc, of_camera)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,7 @@ class ScaleTrial:
         ratio_median: Median of it.
         ratio_high: 95th percentile of it.
         n_off: Fields whose estimate is off by more than a third, or that gave none.
+        n_rbc_of_source: Red cells counted of each camera.
     """
 
     factor: float
@@ -114,10 +132,11 @@ class ScaleTrial:
     ratio_median: float
     ratio_high: float
     n_off: int
+    n_rbc_of_source: Mapping[str, int]
 
 
 def try_scales(
-    analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float]
+    analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float] = FACTORS
 ) -> Iterator[ScaleTrial]:
     """Resizes photographs and lets the station find each one's scale, field by field.
 
@@ -130,15 +149,248 @@ def try_scales(
         One trial a factor.
     """
     of_source = source_diameters_px(photographs)
-    unknown = Scale(math.nan, ScaleSource.NONE)
     for factor in factors:
         ratios: list[float] = []
-        n_rbc = 0
+        of_camera = dict.fromkeys(sorted(of_source), 0)
         for photograph in photographs:
             image = imaging.rescale(photograph.read(), factor)
-            result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), unknown)
-            n_rbc += int((result.cells.detections.class_id == CellClass.RBC).sum())
+            result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), _UNKNOWN)
+            of_camera[photograph.source] += int((result.cells.detections.class_id == CellClass.RBC).sum())
             ratios.append(result.scale.cell_diameter_px / (diameter_px(photograph, of_source) * factor))
         off = [not 3 / 4 <= r <= 4 / 3 for r in ratios]
         low, middle, high = np.nanpercentile(ratios, (5, 50, 95)).tolist()
-        yield ScaleTrial(factor, len(photographs), n_rbc, low, middle, high, sum(off))
+        n_rbc = sum(of_camera.values())
+        yield ScaleTrial(factor, len(photographs), n_rbc, low, middle, high, sum(off), of_camera)
+
+
+@dataclass(frozen=True, slots=True)
+class MosaicTrial:
+    """How one large field fares whose scale nobody says: photographs of one camera, tiled.
+
+    A seam cuts cells in two and lays strangers against each other, so cells whose centre lies nearer to a
+    seam than half a cell are in the totals only; `inner` ones are the same cells in the mosaic and out of it.
+
+    Attributes:
+        source: The camera.
+        width_px: Width of the mosaic.
+        height_px: Height of the mosaic.
+        n_parts: Photographs in it; where there are too few, some stand there again mirrored.
+        labelled_px: Median diameter of the labelled red cells.
+        estimated_px: What the station took.
+        labelled: Labelled red cells, all of them.
+        parts: Red cells counted part by part, each at its own labelled scale.
+        mosaic: Red cells counted in the mosaic.
+        inner_labelled: As `labelled`, inner cells only.
+        inner_parts: As `parts`, inner cells only.
+        inner_mosaic: As `mosaic`, inner cells only.
+    """
+
+    source: str
+    width_px: int
+    height_px: int
+    n_parts: int
+    labelled_px: float
+    estimated_px: float
+    labelled: int
+    parts: int
+    mosaic: int
+    inner_labelled: int
+    inner_parts: int
+    inner_mosaic: int
+
+
+def try_mosaics(
+    analyzer: Analyzer, photographs: Sequence[Photograph], *, megapixels: float = _MEGAPIXELS
+) -> Iterator[MosaicTrial]:
+    """Tiles the photographs of each camera into one large field and counts it, its scale unknown.
+
+    Each photograph's background is balanced first: in one field there is one lamp.
+
+    Args:
+        analyzer: The bundle at work.
+        photographs: What to tile; of each camera those of its commonest size.
+        megapixels: About how large.
+
+    Yields:
+        One trial a camera.
+    """
+    of_source = source_diameters_px(photographs)
+    for source in sorted(of_source):
+        own = [p for p in photographs if p.source == source]
+        (width, height), _ = Counter((p.width_px, p.height_px) for p in own).most_common(1)[0]
+        own = [p for p in own if (p.width_px, p.height_px) == (width, height)]
+        columns = max(1, round(math.sqrt(megapixels * 1e6 * 4 / 3) / width))
+        rows = max(1, round(megapixels * 1e6 / (columns * width * height)))
+        image = np.empty((rows * height, columns * width, 3), np.uint8)
+        near = of_source[source] / 2
+        labelled, parts = np.zeros(2, np.int64), np.zeros(2, np.int64)
+        for i in range(rows * columns):
+            photograph = own[i % len(own)]
+            mirrored, upside_down = i // len(own) % 2 == 1, i // len(own) // 2 % 2 == 1
+            part = imaging.balance(photograph.read())[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+            part = np.ascontiguousarray(part)
+            y, x = divmod(i, columns)
+            image[y * height : (y + 1) * height, x * width : (x + 1) * width] = part
+            given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
+            found = analyzer.analyze(FieldOfView(source, str(i), "", part), given).cells.detections
+            parts += _all_and_inner(found.xyxy[found.class_id == CellClass.RBC], width, height, near)
+            truth = photograph.xyxy[photograph.class_id == CellClass.RBC]
+            labelled += _all_and_inner(truth, width, height, near)
+        result = analyzer.analyze(FieldOfView(source, "mosaic", "", image), _UNKNOWN)
+        found = result.cells.detections
+        mosaic = _all_and_inner(found.xyxy[found.class_id == CellClass.RBC], width, height, near)
+        yield MosaicTrial(
+            source=source,
+            width_px=columns * width,
+            height_px=rows * height,
+            n_parts=rows * columns,
+            labelled_px=of_source[source],
+            estimated_px=result.scale.cell_diameter_px,
+            labelled=int(labelled[0]),
+            parts=int(parts[0]),
+            mosaic=int(mosaic[0]),
+            inner_labelled=int(labelled[1]),
+            inner_parts=int(parts[1]),
+            inner_mosaic=int(mosaic[1]),
+        )
+
+
+def _all_and_inner(xyxy: Float32, width: int, height: int, near: float) -> Int64:
+    """int64 (2,): how many boxes, and how many whose centre lies inside its part by `near` px or more."""
+    centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+    size = np.array([width, height], np.float32)
+    inside = np.minimum(centre % size, size - centre % size) >= near
+    return np.array([len(xyxy), int(inside.all(axis=1).sum())], np.int64)
+
+
+def scale_section(
+    trials: Sequence[ScaleTrial], mosaics: Sequence[MosaicTrial], bundle_id: str, *, every: int = 1
+) -> Section:
+    """Makes the section ``scale``.
+
+    Args:
+        trials: Of `try_scales`; the first is what the others are compared with.
+        mosaics: Of `try_mosaics`.
+        bundle_id: Of the bundle.
+        every: Every how many-th photograph was tried.
+
+    Returns:
+        The section; its ``changes`` and ``mosaic_changes`` are what the targets look at.
+    """
+    plain, sources = trials[0], tuple(trials[0].n_rbc_of_source)
+    rows = tuple(
+        (
+            f"{t.factor:g}",
+            str(t.n_rbc),
+            *_changes(t.n_rbc, t.n_rbc_of_source, plain.n_rbc, plain.n_rbc_of_source),
+            f"{t.ratio_low:.2f}, {t.ratio_median:.2f}, {t.ratio_high:.2f}",
+            str(t.n_off),
+        )
+        for t in trials
+    )
+    tables = [
+        Table(
+            f"{plain.n_fields} photographs resized; changes are of the red cells counted",
+            ("factor", "red cells", "change", *sources, "estimated / labelled (5 %, median, 95 %)",
+             "off by a third"),
+            rows,
+        )
+    ]  # fmt: skip
+    if mosaics:
+        tables.append(
+            Table(
+                "Mosaics; inner: cells whose centre lies half a cell or more from every seam",
+                ("source", "parts", "size, px", "diameter labelled", "estimated", "red cells labelled",
+                 "part by part", "mosaic", "inner: labelled", "part by part", "mosaic", "change"),
+                tuple(
+                    (
+                        m.source, str(m.n_parts), f"{m.width_px}x{m.height_px}", f"{m.labelled_px:.1f}",
+                        f"{m.estimated_px:.1f}", str(m.labelled), str(m.parts), str(m.mosaic),
+                        str(m.inner_labelled), str(m.inner_parts), str(m.inner_mosaic),
+                        _change(m.inner_mosaic, m.inner_parts),
+                    )
+                    for m in mosaics
+                ),
+            )
+        )  # fmt: skip
+    return Section(
+        name="scale",
+        page="results",
+        title="Scale without being told",
+        command=_command("scale", every),
+        text=(
+            f"Bundle `{bundle_id}`. Validation photographs enlarged and shrunk; the station finds the scale "
+            "of each alone.",
+            "Large fields are photographs of one camera tiled to about 20 megapixels, backgrounds balanced. "
+            "Seams cut cells and lay halves against each other, so the comparison is of cells that no seam "
+            "cuts; where a camera has too few photographs they stand there again, mirrored.",
+        ),
+        tables=tuple(tables),
+        data={
+            "bundle_id": bundle_id,
+            "changes": {f"{t.factor:g}": t.n_rbc / max(plain.n_rbc, 1) - 1 for t in trials[1:]},
+            "mosaic_changes": {m.source: m.inner_mosaic / max(m.inner_parts, 1) - 1 for m in mosaics},
+            "trials": [asdict(t) for t in trials],
+            "mosaics": [asdict(m) for m in mosaics],
+        },
+    )
+
+
+def disturbance_section(
+    trials: Sequence[DisturbanceTrial], n_fields: int, bundle_id: str, *, every: int = 1
+) -> Section:
+    """Makes the section ``disturbances``.
+
+    Args:
+        trials: Of `try_disturbances`; the first is the photographs as they are.
+        n_fields: Photographs tried.
+        bundle_id: Of the bundle.
+        every: Every how many-th photograph was tried.
+
+    Returns:
+        The section; its ``changes`` are what the targets look at.
+    """
+    plain, sources = trials[0], tuple(trials[0].n_rbc_of_source)
+    rows = tuple(
+        (
+            t.name,
+            str(t.n_rbc),
+            *_changes(t.n_rbc, t.n_rbc_of_source, plain.n_rbc, plain.n_rbc_of_source),
+            _change(t.n_overlapping, plain.n_overlapping),
+            _change(t.n_wbc, plain.n_wbc),
+            "2 %" if t.name in TARGETED else "–",
+        )
+        for t in trials
+    )
+    return Section(
+        name="disturbances",
+        page="results",
+        title="Other light, colour, focus and compression",
+        command=_command("disturb", every),
+        text=(
+            f"Bundle `{bundle_id}` on {n_fields} validation photographs, their scale being known. Changes "
+            "are of what is counted in the photographs as they are.",
+        ),
+        tables=(
+            Table(
+                "Red cells counted",
+                ("disturbance", "red cells", "change", *sources, "overlapping", "white cells", "allowed"),
+                rows,
+            ),
+        ),
+        data={
+            "bundle_id": bundle_id,
+            "changes": {t.name: t.n_rbc / max(plain.n_rbc, 1) - 1 for t in trials if t.name in TARGETED},
+            "trials": [asdict(t) for t in trials],
+        },
+    )
+
+
+def _changes(
+    n: int, of_source: Mapping[str, int], plain: int, plain_of_source: Mapping[str, int]
+) -> list[str]:
+    return [_change(n, plain), *(_change(of_source[s], plain_of_source[s]) for s in plain_of_source)]
+
+
+def _change(n: int, plain: int) -> str:
+    return f"{100 * (n / plain - 1):+.1f} %" if plain else "–"
