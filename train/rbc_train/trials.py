@@ -386,6 +386,10 @@ def disturbance_section(
     )
 
 
+def _command(name: str, every: int) -> str:
+    return f"python -m rbc_train {name}" + (f" --every {every}" if every > 1 else "")
+
+
 def _changes(
     n: int, of_source: Mapping[str, int], plain: int, plain_of_source: Mapping[str, int]
 ) -> list[str]:
