@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tiny_data import TinyData
 
-from rbc_train import cli
+from rbc_train import cli, trials
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
@@ -33,11 +34,11 @@ def test_help_loads_no_torch() -> None:
         "import sys; from rbc_train.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
-        "sys.exit(','.join({'torch', 'ultralytics', 'onnxruntime'} & set(sys.modules)) or 0)"
+        "sys.exit(','.join({'torch', 'ultralytics', 'onnxruntime', 'matplotlib'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("dataset", "detector", "classifier", "evaluate"):
+    for command in ("dataset", "detector", "classifier", "evaluate", "scale", "disturb"):
         assert command in done.stdout
 
 
@@ -92,7 +93,7 @@ def test_a_classifier_is_trained_and_its_checkpoint_named(
         1,
     )
     code, out, err = rbc_train(monkeypatch, capsys, *words, "--model", "base", "--epochs", 2)
-    assert (code, out.strip()) == (0, str(tmp_path / "run" / "classifier.pt"))
+    assert (code, out.splitlines()[-1]) == (0, str(tmp_path / "run" / "classifier.pt"))  # ultralytics greets
     assert "[###############               ] 1/2" in err
     assert "accuracy" in err
     code, out, err = rbc_train(monkeypatch, capsys, *words, "--model", "improved", "--epochs", 2)
@@ -130,26 +131,60 @@ def test_what_goes_wrong_has_its_message_and_code(
     assert out == "" or words[0] == "detector"  # ultralytics greets on stdout
 
 
-def test_evaluate_scores_a_bundle(
+def test_evaluate_scores_a_bundle_and_publishes(
     data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
-        "evaluate",
-        "--bundle",
-        TOY,
-        "--data",
-        data.folder,
-        "--out",
-        tmp_path / "a" / "figures.json",
-        "--threads",
-        1,
+    folder = tmp_path / "docs" / "results"
+    words = ("evaluate", "--bundle", TOY, "--data", data.folder, "--out", folder, "--threads", 1)
+    code, out, err = rbc_train(
+        monkeypatch, capsys, *words, "--scale", "labelled", "--sheets", tmp_path / "sheets"
     )
-    code, out, _ = rbc_train(monkeypatch, capsys, *words, "--scale", "labelled")
     assert code == 0
-    assert "scale labelled, validation photographs of TXL-PBC" in out
-    assert [line.split()[:2] for line in out.splitlines()[2:]] == [["all", "2"], ["pbc", "2"]]
-    written = json.loads((tmp_path / "a" / "figures.json").read_text())
+    lines = out.splitlines()
+    assert "scale labelled, validation photographs of TXL-PBC" in lines[0]
+    assert [line.split()[:2] for line in lines[2:4]] == [["all", "2"], ["pbc", "2"]]
+    assert lines[4].split() == ["target", "goal", "ours", "reached"]
+    assert any(line.startswith("count, total") for line in lines[5:])
+    assert str(tmp_path / "docs" / "results.md") in err
+    assert "sheets" in err
+    written = json.loads((folder / "metrics.json").read_text())["data"]
     assert written["scale"] == "labelled"
     assert written["figures"]["all"]["photographs"] == 2
     n = sum(data.drawn[name].counts.n_rbc for name in ("v10", "v11"))
     assert written["figures"]["all"]["rbc_labelled"] == n
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "python -m rbc_train evaluate --scale labelled" in page
+    assert "(results/metrics-roc.png)" in page
+
+
+def test_scale_and_disturb_publish_what_the_targets_read(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trials, "try_scales", partial(trials.try_scales, factors=(1.0, 1.5)))
+    monkeypatch.setattr(trials, "try_mosaics", partial(trials.try_mosaics, megapixels=0.1))
+    folder = tmp_path / "docs" / "results"
+    rest = ("--bundle", TOY, "--data", data.folder, "--out", folder, "--threads", 1)
+    code, out, _ = rbc_train(monkeypatch, capsys, "scale", *rest)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["factor", "1.00", "1.50", "mosaic", "pbc"]
+    code, out, _ = rbc_train(monkeypatch, capsys, "disturb", *rest, "--every", 2)
+    assert code == 0
+    assert out.startswith("1 photographs")
+    assert "disturb --every 2`" in (tmp_path / "docs" / "results.md").read_text()
+    code, out, _ = rbc_train(monkeypatch, capsys, "evaluate", *rest)
+    assert code == 0
+    measured = {line.split("  ")[0]: line for line in out.splitlines() if line.startswith("count change")}
+    assert len(measured) == 3
+    assert not any("not run" in line for line in measured.values())
+
+
+def test_a_folder_that_cannot_be_is_said(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = rbc_train(
+        monkeypatch, capsys, "evaluate", "--bundle", TOY, "--data", data.folder, "--threads", 1,
+        "--out", tmp_path / "file" / "results",
+    )  # fmt: skip
+    assert code == 5
+    assert "error: " in err and "--out" in err and "Traceback" not in err

@@ -430,8 +430,11 @@ def _parity_table(runs: Sequence[Runs]) -> Table:
     for run in runs:
         for title, key in _PARITY:
             whole, small = run.fp32[key], run.int8[key]
-            change = _percent(small / max(whole, 1) - 1) if key == "rbc_counted" else f"{small - whole:+.4f}"
-            rows.append((run.where, title, _figure(whole), _figure(small), change))
+            change = small - whole
+            said = f"{100 * change / max(whole, 1):+.2f} %" if key == "rbc_counted" else f"{change:+.4f}"
+            rows.append(
+                (run.where, title, _figure(whole), _figure(small), _NONE if math.isnan(change) else said)
+            )
     return Table("int8 beside fp32, through `rbc_edge`", ("run", "", "fp32", "int8", "change"), tuple(rows))
 
 
