@@ -311,7 +311,7 @@ def compare(
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 0,
 ) -> None:
     """Scores what else counts red cells: Hough circles, blobs, watershed, components, other YOLOv5n."""
-    from rbc_train import comparators  # noqa: PLC0415
+    from rbc_train import comparators, labels  # noqa: PLC0415
 
     if train is not None:
         plain = train is Comparator.bccd640
@@ -323,7 +323,6 @@ def compare(
         return
     from rbc_edge.analyzer import Analyzer  # noqa: PLC0415
     from rbc_edge.bundle import Bundle  # noqa: PLC0415
-    from rbc_train import labels, results  # noqa: PLC0415
 
     txl, bccd = datasets.read_public(data)
     steps = comparators.compare(
@@ -335,9 +334,8 @@ def compare(
         two_class=two_class,
         every=every,
     )
-    outcomes = []
     with typer.progressbar(steps, length=comparators.N_OUTCOMES, label="methods", file=sys.stderr) as bar:
-        outcomes += bar
+        outcomes = list(bar)
     given = (("--bccd640", bccd640), ("--two-class", two_class))
     command = "python -m rbc_train compare" + "".join(f" {k} {v.name}" for k, v in given if v)
     command += f" --every {every}" if every > 1 else ""
