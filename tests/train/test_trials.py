@@ -100,8 +100,9 @@ def test_sections_say_the_change_and_only_what_is_targeted_is_judged() -> None:
     plain = trials.ScaleTrial(1.0, 4, 200, 0.9, 1.0, 1.1, 0, {"a": 50, "b": 150})
     small = trials.ScaleTrial(0.3, 4, 197, 0.9, 1.0, 1.2, 1, {"a": 50, "b": 147})
     tiled = trials.MosaicTrial("a", 4000, 5000, 9, 100.0, 98.0, 90, 91, 80, 50, 50, 49)
-    section = trials.scale_section([plain, small], [tiled], "id", every=3)
-    assert section.command == "python -m rbc_train scale --every 3"
+    section = trials.scale_section([plain, small], [tiled], "id", every=8)
+    assert section.command == "python -m rbc_train scale --every 8"
+    assert trials.scale_section([plain], [], "id").command == "python -m rbc_train scale"
     assert section.data["changes"] == {"0.3": pytest.approx(-0.015)}
     assert section.data["mosaic_changes"] == {"a": pytest.approx(-0.02)}
     assert section.tables[0].rows[1][:5] == ("0.3", "197", "-1.5 %", "+0.0 %", "-2.0 %")

@@ -26,7 +26,11 @@ BundleOption = Annotated[Path | None, typer.Option(help="Bundle to run.  [defaul
 Every = Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the networks; 0: as the processor has.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; the page made of them lies one above.")]
+DatasetOption = Annotated[Path, typer.Option(help="What the dataset command wrote.")]
+DetectorOption = Annotated[Path, typer.Option(help="Detector checkpoint whose first stages it begins from.")]
 _DATA = Path("../shared/data")
+_DATASET = Path("data/dataset")
+_DETECTOR = Path("runs/detector/detector.pt")
 
 
 class Model(StrEnum):
@@ -35,6 +39,7 @@ class Model(StrEnum):
     base = "base"
     improved = "improved"
     station = "station"
+    teacher = "teacher"
 
 
 class Labels(StrEnum):
@@ -42,6 +47,7 @@ class Labels(StrEnum):
 
     weak = "weak"
     verified = "verified"
+    taught = "taught"
 
 
 @app.command()
@@ -113,15 +119,43 @@ def detector(
 
 
 @app.command()
+def teach(
+    dataset: DatasetOption = _DATASET,
+    data: Data = _DATA,
+    detector: DetectorOption = _DETECTOR,
+    out: Annotated[Path, typer.Option(help="Folder of the teachers.")] = Path("runs/teachers"),
+    folds: Annotated[int, typer.Option(min=2, help="How many teachers.")] = 4,
+    epochs: Annotated[int | None, typer.Option(min=1, help="The teacher's own when not given.")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Trains teachers on the verified labels and lets them judge every training crop."""
+    from rbc_train import classifier, teaching  # noqa: PLC0415
+
+    options = teaching.TeachingOptions(dataset, data, detector, out, folds, epochs, threads)
+    taught = teaching.teach(options, _show)
+    rows = classifier.read_rows(dataset, "train")
+    known = teaching.agreement(rows, classifier.read_taught(out, dataset))
+    typer.echo(
+        f"{len(rows)} crops taught; {known.n} of them were inspected and not seen by the teacher that "
+        f"judged them: accuracy {known.accuracy:.4f}, AUC {known.auc:.4f}"
+    )
+    typer.echo(taught)
+
+
+@app.command()
 def classifier(
     model: Annotated[
         Model, typer.Option(help="base and improved are the paper's; station ships.")
     ] = Model.station,
     labels: Annotated[
-        Labels, typer.Option(help="What teaches. The verified labels always judge.")
-    ] = Labels.verified,
-    dataset: Annotated[Path, typer.Option(help="What the dataset command wrote.")] = Path("data/dataset"),
+        Labels | None,
+        typer.Option(help="What teaches; taught for station when not given. The verified labels judge."),
+    ] = None,
+    dataset: DatasetOption = _DATASET,
     data: Data = _DATA,
+    detector: DetectorOption = _DETECTOR,
+    from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
+    taught: Annotated[Path, typer.Option(help="What the teach command wrote.")] = Path("runs/teachers"),
     out: Annotated[Path | None, typer.Option(help="Folder of this run; runs/classifier-MODEL.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="The model's own when not given.")] = None,
     crop_margin: Annotated[float | None, typer.Option(min=0, max=2)] = None,
@@ -134,16 +168,28 @@ def classifier(
     """Trains a single/overlapping CNN. Run again after a kill, it goes on where it was."""
     from rbc_train import classifier as room  # noqa: PLC0415
 
-    folder = out or Path(f"runs/classifier-{model.value}")
+    kind: room.LabelKind = (labels or (Labels.taught if model is Model.station else Labels.verified)).value
+    paper = model.value in room.PAPER
     options = room.ClassifierOptions(
-        dataset, data, folder, model.value, labels.value, epochs, crop_margin, paste, seed, threads
+        dataset,
+        data,
+        out or Path(f"runs/classifier-{model.value}"),
+        model.value,
+        kind,
+        detector=None if from_scratch or paper else detector,
+        taught=taught if kind == "taught" else None,
+        epochs=epochs,
+        crop_margin=crop_margin,
+        paste=paste,
+        seed=seed,
+        threads=threads,
     )
+    typer.echo(room.train(options, _show))
 
-    def show(done: int, total: int, line: str) -> None:
-        bar = "#" * round(30 * done / total)
-        typer.echo(f"[{bar:30}] {done}/{total}  {line}", err=True)
 
-    typer.echo(room.train(options, show))
+def _show(done: int, total: int, line: str) -> None:
+    bar = "#" * round(30 * done / total)
+    typer.echo(f"[{bar:30}] {done}/{total}  {line}", err=True)
 
 
 class ScaleChoice(StrEnum):
@@ -216,7 +262,7 @@ def evaluate(
 def scale(
     bundle: BundleOption = None,
     data: Data = _DATA,
-    every: Every = 1,
+    every: Every = 3,  # trials.SCALE_EVERY
     out: Out = results.FOLDER,
     threads: Threads = 0,
 ) -> None:

@@ -18,6 +18,9 @@ from rbc_train.results import Section, Table
 FACTORS: Final = (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)
 """New size over old size of the scale trials; the first is what the others are compared with."""
 
+SCALE_EVERY: Final = 3
+"""Every how many-th photograph the scale is tried on: all of them take half an hour."""
+
 _UNKNOWN: Final = Scale(math.nan, ScaleSource.NONE)
 _MEGAPIXELS: Final = 20.0  # what a microscope's camera gives
 
@@ -264,7 +267,7 @@ def _all_and_inner(xyxy: Float32, width: int, height: int, near: float) -> Int64
 
 
 def scale_section(
-    trials: Sequence[ScaleTrial], mosaics: Sequence[MosaicTrial], bundle_id: str, *, every: int = 1
+    trials: Sequence[ScaleTrial], mosaics: Sequence[MosaicTrial], bundle_id: str, *, every: int = SCALE_EVERY
 ) -> Section:
     """Makes the section ``scale``.
 
@@ -317,7 +320,7 @@ def scale_section(
         name="scale",
         page="results",
         title="Scale without being told",
-        command=_command("scale", every),
+        command=_command("scale", every, SCALE_EVERY),
         text=(
             f"Bundle `{bundle_id}`. Validation photographs enlarged and shrunk; the station finds the scale "
             "of each alone.",
@@ -366,7 +369,7 @@ def disturbance_section(
         name="disturbances",
         page="results",
         title="Other light, colour, focus and compression",
-        command=_command("disturb", every),
+        command=_command("disturb", every, 1),
         text=(
             f"Bundle `{bundle_id}` on {n_fields} validation photographs, their scale being known. Changes "
             "are of what is counted in the photographs as they are.",
@@ -386,8 +389,8 @@ def disturbance_section(
     )
 
 
-def _command(name: str, every: int) -> str:
-    return f"python -m rbc_train {name}" + (f" --every {every}" if every > 1 else "")
+def _command(name: str, every: int, usual: int) -> str:
+    return f"python -m rbc_train {name}" + (f" --every {every}" if every != usual else "")
 
 
 def _changes(
