@@ -372,7 +372,7 @@ def test_cells_that_were_not_found_are_not_right(data: TinyData, tmp_path: Path)
             return Sight(Detections.empty(), np.zeros((0, 0), np.float32))
 
     photographs: list[Photograph] = datasets.read_public(data.folder)[0].of("val")
-    looked, _ = comparators._look(Blind(), photographs)
+    looked, _ = comparators._look(Blind(), comparators._read(photographs))
     examined = comparators._beside(looked, photographs, data.verified(), 0.5)
     figures = evaluation.score(examined, 0.5)
     outcome = comparators.Outcome("blind", "", figures, 0.1)

@@ -886,8 +886,9 @@ def tune(candidates: Iterable[Method], photographs: Sequence[Photograph], verifi
         The best.
     """
     tried: list[Tuned] = []
+    read = list(_read(photographs))
     for method in candidates:
-        looked = _look(method, photographs)[0]
+        looked = _look(method, read)[0]
         least = evaluation.score_thresholds(_beside(looked, photographs, verified, 0.5))[CellClass.RBC]
         examined = _beside(looked, photographs, verified, least)
         sources = sorted({p.source for p in photographs})
@@ -903,13 +904,18 @@ def _f1(examined: Sequence[Examined], least_score: float) -> float:
     return 2 * int((over & hits).sum()) / max(int(over.sum()) + n_truth, 1)
 
 
-def _look(method: Method, photographs: Sequence[Photograph]) -> tuple[list[Sight], list[float]]:
-    """Returns what a method saw in each photograph, and the seconds it took."""
+def _read(photographs: Sequence[Photograph]) -> Iterator[tuple[UInt8, float]]:
+    """Yields each photograph's image and labelled diameter, pixels."""
     of_source = datasets.source_diameters_px(photographs)
+    for photograph in photographs:
+        yield photograph.read(), datasets.diameter_px(photograph, of_source)
+
+
+def _look(method: Method, read: Iterable[tuple[UInt8, float]]) -> tuple[list[Sight], list[float]]:
+    """Returns what a method saw in each photograph, and the seconds it took."""
     looked: list[Sight] = []
     seconds: list[float] = []
-    for photograph in photographs:
-        image, diameter = photograph.read(), datasets.diameter_px(photograph, of_source)
+    for image, diameter in read:
         start = time.perf_counter()
         looked.append(method.look(image, diameter))
         seconds.append(time.perf_counter() - start)
@@ -981,7 +987,7 @@ def compare(
     choosing = tuning_photographs(txl, verified)[::every]
     for name, candidates in CANDIDATES.items():
         best = tune(candidates, choosing, verified)
-        looked, seconds = _look(best.method, validation)
+        looked, seconds = _look(best.method, _read(validation))
         figures = evaluation.score(
             _beside(looked, validation, verified, best.score_threshold), best.overlap_threshold
         )
@@ -1026,7 +1032,7 @@ def _plain_outcome(
     if checkpoint is None:
         return Outcome(_PLAIN, "not run: no checkpoint given with --bccd640", {}, math.nan)
     area = weak_area_threshold(bccd)
-    looked, seconds = _look(PlainYolo(checkpoint), validation)
+    looked, seconds = _look(PlainYolo(checkpoint), _read(validation))
     overlap = (area + 0.5) / imaging.CROP_PX**2  # overlapping if A > T
     figures = evaluation.score(_beside(looked, validation, verified, _USUAL_CONFIDENCE), overlap)
     how = (
@@ -1041,7 +1047,7 @@ def _two_class_outcome(
 ) -> Outcome:
     if checkpoint is None:
         return Outcome(_TWO_CLASS, "not run: no checkpoint given with --two-class", {}, math.nan)
-    looked, seconds = _look(TwoClassYolo(checkpoint, bundle), validation)
+    looked, seconds = _look(TwoClassYolo(checkpoint, bundle), _read(validation))
     least = evaluation.score_thresholds(_beside(looked, validation, verified, 0.5))[CellClass.RBC]
     examined = _beside(looked, validation, verified, least)
     overlap = evaluation.best_overlap_threshold(examined)
@@ -1060,10 +1066,10 @@ _TEXT: Final = (
     "on the verified train labels. Circles overlap when they intersect, regions of the watershed when they "
     "share a border, components when they hold the area of several cells, all of them when they lie against "
     "a white cell.",
-    "Blobs are OpenCV's SimpleBlobDetector behind a colour filter, after Meimban et al. (2018): of the green "
-    "channel only what is darker than Otsu's threshold and not coloured as a nucleus is left; their own "
-    "limits are not published, ours come from the grid. Hough circles are Guan and Yan's (2011) and Varun "
-    "and Priya's (2018) step, by OpenCV's gradient method.",
+    "Blobs are OpenCV's SimpleBlobDetector behind a colour filter, after Meimban et al. (2018), whose paper "
+    "we know by its abstract: of the green channel only what is darker than Otsu's threshold and not "
+    "coloured as a nucleus is left; the detector's limits come from the grid. Hough circles are the step of "
+    "Guan and Yan (2011) and of Varun and Priya (2018), by OpenCV's gradient method.",
     "YOLOv5n on BCCD's own boxes (its train split without the photographs that our validation or test shows "
     "again) is trained and run by ultralytics' defaults at 640 px on the photograph as it came, told "
     "nothing; its overlap verdict is the paper's Otsu area rule. YOLOv5n with two red classes has our "
