@@ -383,7 +383,11 @@ def compare(
     with typer.progressbar(steps, length=comparators.N_OUTCOMES, label="methods", file=sys.stderr) as bar:
         outcomes = list(bar)
     given = (("--bccd640", bccd640), ("--two-class", two_class))
-    command = "python -m rbc_train compare" + "".join(f" {k} {v.name}" for k, v in given if v)
+    command = "python -m rbc_train compare" + "".join(
+        f" {k} {v.name if v.is_absolute() else v}"  # a machine's paths are nobody else's
+        for k, v in given
+        if v
+    )
     command += f" --every {every}" if every > 1 else ""
     folder = out or results.FOLDER
     typer.echo(comparators.text_table(outcomes))
