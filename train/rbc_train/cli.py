@@ -394,6 +394,47 @@ def compare(
     typer.echo(results.publish(comparators.section(outcomes, folder, command), folder), err=True)
 
 
+class Part(StrEnum):
+    """Parts of the work on the paper."""
+
+    experiments = "experiments"
+    learning = "learning"
+    ablations = "ablations"
+
+
+@app.command()
+def paper(
+    dataset: DatasetOption = _DATASET,
+    data: Data = _DATA,
+    detector: DetectorOption = _DETECTOR,
+    from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
+    seeds: Annotated[int, typer.Option(min=2, help="Draws of each experiment.")] = 30,
+    part: Annotated[Part | None, typer.Option(help="Only this.  [default: all three]")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of the trials; a cut command goes on there.")] = Path(
+        "runs/paper"
+    ),
+    out: Out = results.FOLDER,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Repeats the paper's experiments over many draws and asks what crops, labels and tricks are worth."""
+    from rbc_train import paper as room  # noqa: PLC0415
+    from rbc_train import paper_page  # noqa: PLC0415
+
+    trials, rule = room.repeat(
+        room.Plan(seeds=seeds),
+        (part.value,) if part else room.PARTS,
+        work,
+        dataset=dataset,
+        data=data,
+        begin=None if from_scratch else detector,
+        threads=threads,
+        progress=_show,
+    )
+    for section in paper_page.sections(trials, rule, out, begun=not from_scratch):
+        typer.echo(paper_page.as_text(section))
+        typer.echo(results.publish(section, out), err=True)
+
+
 def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":
     """Opens a bundle and the validation photographs of TXL-PBC."""
     from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
