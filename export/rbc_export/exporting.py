@@ -22,7 +22,7 @@ from rbc_edge.bundle import CLASSIFIER, DETECTOR, DETECTOR_FP32, TEST_EXPECTED, 
 from rbc_edge.errors import BundleError, UnavailableError
 from rbc_edge.values import CellClass, Float32, UInt8
 from rbc_export import graphs
-from rbc_train import classifier, datasets, evaluation, labels, metrics, results
+from rbc_train import classifier, datasets, detector, evaluation, labels, metrics, results
 from rbc_train.datasets import Photograph
 
 TEST_DIAMETER_PX: Final = 60.0
@@ -101,7 +101,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     work = options.out.parent / (options.out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
 
-    detector_graph = graphs.DetectorGraph(graphs.fuse(_load_detector(options.detector)))
+    detector_graph = graphs.DetectorGraph(graphs.fuse(detector.load(options.detector)))
     network, classifier_config = classifier.load(options.classifier)
     graphs.write_detector(detector_graph, work / DETECTOR_FP32)
     graphs.write_classifier(graphs.ClassifierGraph(network), work / CLASSIFIER)
@@ -190,16 +190,6 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     finished = bundle.write(options.out, source, manifest)
     say(f"self-test: {station.verify(finished)}")
     return finished
-
-
-def _load_detector(checkpoint: Path) -> torch.nn.Module:
-    if not checkpoint.is_file():
-        raise UnavailableError(f"{checkpoint}: no such file", "train it: python -m rbc_train detector")
-    from ultralytics.utils.patches import torch_load  # noqa: PLC0415  ultralytics checkpoints are pickles
-
-    state = torch_load(checkpoint, map_location="cpu")
-    network: torch.nn.Module = state["ema"] if state.get("ema") is not None else state["model"]
-    return network
 
 
 def _manifest_of(dataset: Path) -> dict[str, Any]:
@@ -304,7 +294,9 @@ def _training(
         "commit": commit or "unknown",
         "detector": {"network": "YOLOv5n, COCO-pretrained", **{k: detector_config.get(k) for k in keep}},
         "classifier": {
-            k: v for k, v in classifier_config.items() if k not in ("dataset", "data", "out", "threads")
+            k: v
+            for k, v in classifier_config.items()
+            if k not in ("dataset", "data", "out", "threads", "detector", "taught")
         },
     }
 

@@ -84,7 +84,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
         )  # fmt: skip
 
     monkeypatch.setattr("rbc_edge.smear.draw_field", field)
-    monkeypatch.setattr(exporting, "_load_detector", lambda _file: None)
+    monkeypatch.setattr("rbc_train.detector.load", lambda _file: None)
     monkeypatch.setattr(graphs, "fuse", lambda detector: detector)
     monkeypatch.setattr(graphs, "DetectorGraph", ToyGraph)
     monkeypatch.setattr(graphs, "write_detector", lambda _graph, file: shutil.copyfile(TOY / DETECTOR, file))
@@ -203,20 +203,6 @@ def test_what_is_missing_is_named(options: ExportOptions, tmp_path: Path, what: 
     with pytest.raises(UnavailableError, match=message):
         exporting.export(replace(options, **dict[str, Any]({what: tmp_path / "nowhere"})), silent)
     assert not options.out.exists()
-
-
-def test_a_missing_detector_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="python -m rbc_train detector"):
-        exporting._load_detector(tmp_path / "detector.pt")
-
-
-def test_a_detector_checkpoint_is_read(tmp_path: Path) -> None:
-    """ultralytics keeps the running mean under `ema`, or, stripped, the network under `model`."""
-    network = nn.Linear(2, 3)
-    for state in ({"ema": None, "model": network}, {"ema": network, "model": None}):
-        torch.save(state, tmp_path / "detector.pt")
-        loaded = exporting._load_detector(tmp_path / "detector.pt")
-        assert torch.equal(loaded.weight, network.weight)  # type: ignore[arg-type]
 
 
 def test_calibration_is_spread_over_the_sources() -> None:

@@ -35,7 +35,7 @@ def log_of(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("model", ["base", "improved", "station"])
+@pytest.mark.parametrize("model", ["base", "improved", "station", "teacher"])
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
     options: ClassifierOptions, tmp_path: Path, model: ModelName
 ) -> None:
@@ -178,7 +178,7 @@ def test_samples_are_the_labelled_boxes(data: TinyData, dataset: Path) -> None:
     assert samples.letter.count("O") == n_overlapping
 
 
-@pytest.mark.parametrize("model", ["base", "improved", "station"])
+@pytest.mark.parametrize("model", ["base", "improved", "station", "teacher"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_networks_give_a_logit_a_crop(model: ModelName, n: int) -> None:
     network = classifier.build(model).eval()

@@ -178,3 +178,17 @@ def test_what_is_no_image_stays_so_after_ultralytics_was_imported() -> None:
     with pytest.raises(ImageError) as caught:
         imaging.decode(b"text", "x")
     assert caught.value.reason == "not-an-image"
+
+
+def test_a_missing_detector_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="python -m rbc_train detector"):
+        detector.load(tmp_path / "detector.pt")
+
+
+def test_a_detector_checkpoint_is_read(tmp_path: Path) -> None:
+    """ultralytics keeps the running mean under `ema`, or, stripped, the network under `model`."""
+    network = torch.nn.Linear(2, 3)
+    for state in ({"ema": None, "model": network}, {"ema": network, "model": None}):
+        torch.save(state, tmp_path / "detector.pt")
+        loaded = detector.load(tmp_path / "detector.pt")
+        assert torch.equal(loaded.weight, network.weight)

@@ -52,10 +52,9 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
 def _shade(height: int, width: int, rng: random.Random) -> Float32:
     """float32 (height, width): light that falls off towards one side, down to 0.65."""
     angle = rng.uniform(0, 2 * math.pi)
-    along = (
-        np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :] * math.cos(angle)
-        + np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] * math.sin(angle)
-    )
+    along = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :] * math.cos(angle) + np.linspace(
+        -0.5, 0.5, height, dtype=np.float32
+    )[:, None] * math.sin(angle)
     return np.asarray(1.0 - rng.uniform(0.1, 0.35) * (along + 0.5).clip(0, 1) ** 1.5, np.float32)
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.patches import torch_load
 
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import UInt8
@@ -235,3 +236,22 @@ def train(options: DetectorOptions) -> Path:
     shutil.copyfile(trainer.best, options.out / "detector.tmp")
     (options.out / "detector.tmp").replace(done)
     return done
+
+
+def load(checkpoint: Path) -> DetectionModel:
+    """Loads a trained detector.
+
+    Args:
+        checkpoint: ``detector.pt`` of a run (a pickle of ultralytics: load only your own).
+
+    Returns:
+        The network, with the running mean of its weights where there is one.
+
+    Raises:
+        UnavailableError: If the file is not there.
+    """
+    if not checkpoint.is_file():
+        raise UnavailableError(f"{checkpoint}: no such file", "train it: python -m rbc_train detector")
+    state = torch_load(checkpoint, map_location="cpu")
+    network: DetectionModel = state["ema"] if state.get("ema") is not None else state["model"]
+    return network
