@@ -304,6 +304,13 @@ def test_chance_is_counted_exactly() -> None:
     assert (low, high) == pytest.approx((0.490, 0.943), abs=1e-3)  # Wilson 1927
 
 
+def test_shuffled_labels_tell_what_the_labels_did() -> None:
+    """Fisher's exact test, by hand: all five of five against none of five is one way in 252."""
+    assert paper_page.by_chance(5, 5, 0, 5) == pytest.approx(1 / 252)
+    assert paper_page.by_chance(0, 30, 3, 30) == pytest.approx(1)
+    assert paper_page.by_chance(30, 30, 28, 30) == pytest.approx(30 * 29 / 2 / (60 * 59 / 2))
+
+
 def test_crops_are_read_as_the_paper_cuts_them(data: TinyData, dataset: Path) -> None:
     train, val = paper.read_crops(dataset, data.folder)
     assert len(train) == sum(data.drawn[f"t{i}"].counts.n_rbc for i in range(4))

@@ -180,6 +180,7 @@ def _draw_confidence(axes: Axes, name: str, own: Sequence[Trial]) -> None:
     axes.set_xlabel("confidence of the verdict")
     axes.set_ylabel("test crops")
     axes.set_title(f"{name}: confidence", fontsize=10)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize=8)
 
 
@@ -275,9 +276,11 @@ def draw_curves(curves: Curves, rule: RuleFigures, shipped: dict[str, float], fo
         if which in shipped:
             axes.axhline(shipped[which], color="black", linewidth=1, label="what ships")
         axes.set_xscale("log")
+        axes.set_xticks((20, 100, 1000, 10000), ("20", "100", "1,000", "10,000"))
         axes.set_xlabel("training crops")
         axes.set_ylabel({"accuracy": "accuracy", "auc": "ROC AUC"}[which] + ", verified validation labels")
-    axes.legend(fontsize=7, loc="best")
+    handles, words = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside upper center", ncols=4, fontsize=8)
     save(figure, folder / "learning-curves.png")
     return Picture(
         "learning-curves.png",

@@ -230,6 +230,7 @@ def _experiments_text(trials: Sequence[Trial], own: dict[str, list[Trial]], rule
     low, high = wilson(hits, n_test)
     majority = max(size.test) / n_test
     text = [
+        _in_short(trials, own, rule),
         "**How.** Each draw takes other crops of BCCD's training photographs, with the paper's classes, and "
         "another initialisation; 10 epochs of Adam. The paper gives no batch size: 32 takes all its crops at "
         "once (10 steps), 4 makes up to 70 steps. The first two tables show the one that gives the paper's "
@@ -249,13 +250,13 @@ def _experiments_text(trials: Sequence[Trial], own: dict[str, list[Trial]], rule
         alike = sum(t.calls_all_alike for t in each)
         near = " (the paper: near 0.52)" if name == "base" else ""
         shuffled = of(trials, study="shuffled", name=name, n=EXPERIMENTS[name].n, batch=each[0].task.batch)
-        by_chance = sum(t.confusion == EXPERIMENTS[name].confusion for t in shuffled)
+        untaught = sum(t.confusion == EXPERIMENTS[name].confusion for t in shuffled)
         good = [
             sum(t.on_own_test("weak")["accuracy"] >= 0.8 - 1e-9 for t in group) for group in (each, shuffled)
         ]
         text.append(
             f"**{name.capitalize()}.** {exact} of {len(each)} draws give exactly the paper's confusion "
-            f"matrix ({by_chance} of {len(shuffled)} when the training labels are shuffled), {good[0]} reach "
+            f"matrix ({untaught} of {len(shuffled)} when the training labels are shuffled), {good[0]} reach "
             f"80 % ({good[1]} shuffled), {alike} call all their test crops the same; mean confidence "
             f"{confidence(each).mean():.2f}{near}. Accuracy is {weak['mean']:.2f} by the labels of the rule "
             f"that taught it, {verified['mean']:.2f} on the same crops by verified labels, and "
@@ -270,6 +271,40 @@ def _experiments_text(trials: Sequence[Trial], own: dict[str, list[Trial]], rule
         "that: the rule judged what the rule had taught."
     )
     return text
+
+
+def _in_short(trials: Sequence[Trial], own: dict[str, list[Trial]], rule: RuleFigures) -> str:
+    said = []
+    for name, each in own.items():
+        shuffled = of(trials, study="shuffled", name=name, n=EXPERIMENTS[name].n, batch=each[0].task.batch)
+        taught, untaught = (
+            sum(t.confusion == EXPERIMENTS[name].confusion for t in group) for group in (each, shuffled)
+        )
+        chance = by_chance(taught, len(each), untaught, len(shuffled))
+        said.append(
+            f"the {name} network's outcome comes in {taught} of {len(each)} draws and, with the training "
+            f"labels shuffled, in {untaught} of {len(shuffled)}: "
+            + ("the labels had a part in it" if chance < 0.05 else "chance can do that without the labels")
+            + f" (p = {chance:.2f})"
+        )
+    better = {n: float(figure_of(each, "accuracy").mean()) - rule.val_majority for n, each in own.items()}
+    winners = [f"{name} by {100 * gain:.0f} points" for name, gain in better.items() if gain > 0.005]
+    return (
+        f"**In short.** Judged as the paper judged, {'; '.join(said)}. By verified labels, "
+        + (f"better than calling all cells the same: {', '.join(winners)}." if winners else "")
+        + ("" if winners else "neither network is better than calling all cells the same.")
+    )
+
+
+def by_chance(a: int, of_a: int, b: int, of_b: int) -> float:
+    """Returns the chance of at least `a` of `of_a` where `b` of `of_b` are so too (Fisher's exact test).
+
+    >>> round(by_chance(3, 30, 0, 30), 3)
+    0.119
+    """
+    both = range(a, min(a + b, of_a) + 1)
+    ways = sum(math.comb(of_a, k) * math.comb(of_b, a + b - k) for k in both if a + b - k <= of_b)
+    return ways / math.comb(of_a + of_b, a + b)
 
 
 def _hypergeometric(a: int, of_a: int, b: int, of_b: int) -> float:
@@ -416,7 +451,7 @@ def _curve_text(curves: Curves, rule: RuleFigures, shipped: dict[str, float]) ->
         enough = [n for n in sizes if accuracy(n, steps, name, "verified") >= best]
         said.append(f"{words} {f'with {enough[0]:,}' if enough else f'not with {known:,}'}")
     at_all = [
-        f"{100 * pairs.mean():+.1f} ± {100 * pairs.std(ddof=1):.1f} points after {s} steps"
+        f"{100 * pairs.mean():+.1f} ± {100 * pairs.std(ddof=1):.1f} points of accuracy after {s} steps"
         for s in sorted({s for n, s, name, _ in curves if (n, name) == (known, "improved")})
         if len(
             pairs := _pairs(
@@ -434,7 +469,7 @@ def _curve_text(curves: Curves, rule: RuleFigures, shipped: dict[str, float]) ->
         f"**What the weak labels cost.** Taught by all {n_weak:,} weak labels the paper's network is right "
         f"in {best:.1%} of the validation crops; the rule itself in {rule.val_agreement:.1%}. Verified "
         f"labels reach that with fewer crops: {', '.join(said)}. On the same {known:,} crops, verified less "
-        f"weak labels are worth {', '.join(at_all) or 'what the table says'} of accuracy.",
+        f"weak labels are worth {', '.join(at_all) or 'what the table says'}.",
         f"**More crops.** From {sizes[0]} to {known:,} verified crops the station's network goes from "
         f"{first:.1%} to {last:.1%} in {steps} steps"
         + (f" (what ships: {shipped['accuracy']:.1%})" if "accuracy" in shipped else "")
