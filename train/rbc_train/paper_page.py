@@ -539,15 +539,19 @@ def _ablation_table(trials: Sequence[Trial], ablated: Differences) -> Table:
 
 
 def _ablation_text(ablated: Differences) -> str:
-    sure = [
-        f"{name} ({both['auc'].mean():+.3f})" for name, both in ablated.items() if _beyond_chance(both["auc"])
-    ]
-    unsure = [name for name, both in ablated.items() if not _beyond_chance(both["auc"])]
+    said = []
+    for figure, words in (("accuracy", "accuracy"), ("auc", "AUC")):
+        sure = [
+            f"{name} ({both[figure].mean():+.3f})"
+            for name, both in ablated.items()
+            if _beyond_chance(both[figure])
+        ]
+        said.append(f"{words} changes {', '.join(sure) if sure else 'with nothing'}")
+    unsure = [name for name, both in ablated.items() if not any(_beyond_chance(v) for v in both.values())]
     return (
-        "**One change at a time.** Beyond what another seed does, AUC changes "
-        + (", ".join(sure) if sure else "with nothing")
-        + (f". Not told from chance: {', '.join(unsure)}" if unsure else "")
-        + "."
+        f"**One change at a time.** Beyond what another seed does, {'; '.join(said)}. "
+        + (f"Not told from chance: {', '.join(unsure)}. " if unsure else "")
+        + f"Of {2 * len(ablated)} comparisons at 95 %, chance alone passes {0.05 * 2 * len(ablated):.1f}."
     )
 
 
