@@ -316,10 +316,11 @@ def draw_ablations(ablated: Differences, mixed: Sequence[Trial], folder: Path) -
                 marker=MARKERS[i], color=COLOURS[i],
                 label=f"{figure_name.removeprefix('recall_')} cells found, {name}",
             )  # fmt: skip
-    right.set_ylim(0, 1.02)
+    right.set_ylim(-0.02, 1.45)  # room for the legend
+    right.set_yticks((0, 0.2, 0.4, 0.6, 0.8, 1))
     right.set_xlabel("share of overlapping crops in training")
     right.set_ylabel("share of validation cells found")
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="upper center")
     save(figure, folder / "learning-ablations.png")
     return Picture(
         "learning-ablations.png",
