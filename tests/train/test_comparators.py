@@ -20,7 +20,7 @@ from rbc_edge.bundle import Bundle
 from rbc_edge.classifier import Classifier
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import Detections, Float32, UInt8
-from rbc_train import cli, comparators, datasets, evaluation, metrics, results
+from rbc_train import cli, comparators, datasets, detector, evaluation, metrics, results
 from rbc_train.comparators import Blobs, Components, Hough, Method, Sight, TrainingOptions, Watershed
 from rbc_train.datasets import Photograph
 
@@ -256,7 +256,7 @@ def test_yolo_on_bccds_boxes_is_cut_goes_on_and_looks(
     data: TinyData, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = options(data, dataset, tmp_path / "run", 2)
-    real, kept_epochs = comparators._keep, []
+    real, kept_epochs = detector._keep, []
 
     def keep_then_cut(trainer: Any, *, keep: Path) -> None:
         real(trainer, keep=keep)
@@ -264,7 +264,7 @@ def test_yolo_on_bccds_boxes_is_cut_goes_on_and_looks(
         if trainer.epoch == 0:
             raise CutError
 
-    monkeypatch.setattr(comparators, "_keep", keep_then_cut)
+    monkeypatch.setattr(detector, "_keep", keep_then_cut)
     with pytest.raises(CutError):
         comparators.train_bccd640(run)
     checkpoint = comparators.train_bccd640(run)

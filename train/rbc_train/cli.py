@@ -31,6 +31,7 @@ DetectorOption = Annotated[Path, typer.Option(help="Detector checkpoint whose fi
 _DATA = Path("../shared/data")
 _DATASET = Path("data/dataset")
 _DETECTOR = Path("runs/detector/detector.pt")
+_WEIGHTS = Path("../shared/weights/yolov5n-coco.safetensors")
 
 
 class Model(StrEnum):
@@ -87,9 +88,7 @@ def dataset(
 @app.command()
 def detector(
     dataset: Annotated[Path, typer.Option(help="What the dataset command wrote.")] = Path("data/dataset"),
-    weights: Annotated[Path | None, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = Path(
-        "../shared/weights/yolov5n-coco.safetensors"
-    ),
+    weights: Annotated[Path | None, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = _WEIGHTS,
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --weights.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/detector"),
     epochs: Annotated[int, typer.Option(min=1)] = 100,
@@ -342,9 +341,7 @@ def compare(
     dataset: Annotated[Path, typer.Option(help="What the dataset command wrote (two-class).")] = Path(
         "data/dataset"
     ),
-    weights: Annotated[Path, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = Path(
-        "../shared/weights/yolov5n-coco.safetensors"
-    ),
+    weights: Annotated[Path, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = _WEIGHTS,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (runs/compare-NAME) or of the results.")
     ] = None,
@@ -433,6 +430,99 @@ def paper(
     for section in paper_page.sections(trials, rule, out, begun=not from_scratch):
         typer.echo(paper_page.as_text(section))
         typer.echo(results.publish(section, out), err=True)
+
+
+class BccdSplit(StrEnum):
+    """Splits of BCCD."""
+
+    val = "val"
+    test = "test"
+
+
+@app.command()
+def bccd(
+    split: Annotated[BccdSplit, typer.Option(help="test is touched once, at the end.")] = BccdSplit.val,
+    bundle: BundleOption = None,
+    data: Data = _DATA,
+    out: Out = results.FOLDER,
+    threads: Threads = 0,
+) -> None:
+    """Scores a bundle against BCCD's own boxes, as the literature does."""
+    from rbc_train import evaluation, labels, scorecard  # noqa: PLC0415
+
+    analyzer, validation = _at_work(bundle, data, threads)
+    photographs = datasets.read_public(data)[1].photographs
+
+    def score(chosen: list[datasets.Photograph]) -> dict[str, object]:
+        # Overlap is not judged here.
+        seen = evaluation.examine(analyzer, chosen, labels.VerifiedLabels([]), scale="estimated")
+        return dict(evaluation.score(seen, analyzer.bundle.manifest.overlap_threshold)["all"])
+
+    named = {p.name: p for p in photographs if p.split == "val"}
+    twins = [p for p in validation if p.name in named]
+    both = {
+        "BCCD's boxes": score([named[p.name] for p in twins]),
+        "TXL-PBC's boxes": score(twins),
+    }
+    figures = score([p for p in photographs if p.split == split.value])
+    section = scorecard.bccd_section(split.value, figures, both, analyzer.bundle.bundle_id)
+    typer.echo(_published(section, out))
+
+
+@app.command()
+def overlap(
+    checkpoint: Annotated[list[Path], typer.Argument(help="classifier.pt of each run to compare.")],
+    dataset: DatasetOption = _DATASET,
+    data: Data = _DATA,
+    out: Out = results.FOLDER,
+) -> None:
+    """Judges overlap CNNs that were taught differently, on the verified validation labels."""
+    from rbc_train import choices  # noqa: PLC0415
+
+    typer.echo(_published(choices.overlap_section(choices.judge_overlap(checkpoint, dataset, data)), out))
+
+
+@app.command()
+def suppression(
+    bundle: BundleOption = None,
+    data: Data = _DATA,
+    out: Out = results.FOLDER,
+) -> None:
+    """Judges ways to suppress boxes on what the bundle's detector sees before suppression."""
+    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import choices  # noqa: PLC0415
+
+    opened = Bundle.open(bundle)
+    validation = datasets.read_public(data)[0].of("val")
+    seen = choices.candidates(choices.bundle_look(opened), validation, opened.manifest.cell_diameter_px)
+    judged = dict(choices.try_suppressions(seen))
+    typer.echo(_published(choices.suppression_section(judged, opened.bundle_id), out))
+
+
+@app.command()
+def diameter(
+    data: Data = _DATA,
+    weights: Annotated[Path, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = _WEIGHTS,
+    runs: Annotated[Path, typer.Option(help="Folder of the datasets and runs.")] = Path("runs/diameter"),
+    epochs: Annotated[int, typer.Option(min=1, help="Of each training.")] = 12,
+    out: Out = results.FOLDER,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Trains a detector at each of several cell sizes and measures accuracy against cost."""
+    from rbc_train import choices  # noqa: PLC0415
+
+    options = choices.DiameterOptions(data, weights, runs, epochs, threads)
+    judged = {d: choices.try_diameter(options, d) for d in choices.DIAMETERS_PX}
+    typer.echo(_published(choices.diameter_section(judged, epochs), out))
+
+
+def _published(section: results.Section, folder: Path) -> str:
+    """Publishes a section; returns its tables as text."""
+    results.publish(section, folder)
+    lines = []
+    for table in section.tables:
+        lines += [table.caption, *("  ".join(row) for row in (table.columns, *table.rows))]
+    return "\n".join(lines)
 
 
 def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import cycle, product, starmap
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -112,11 +111,7 @@ def train_bccd640(options: TrainingOptions) -> Path:
     """
     own = {k: v for k, v in asdict(options).items() if k not in ("dataset", "bundle")}
     runs.claim(options.out, {"comparator": "bccd640", **own})
-    done = options.out / "detector.pt"
-    if done.is_file():
-        return done
     data = write_bccd(datasets.read_public(options.data)[1].photographs, options.out / "dataset")
-    kept = options.out / "resume.pt"
     overrides: dict[str, Any] = {
         "model": "yolov5n.yaml",
         "data": str(data.resolve()),
@@ -133,22 +128,7 @@ def train_bccd640(options: TrainingOptions) -> Path:
         "amp": False,  # its self-test downloads a model
         "plots": False,
     }
-    if kept.is_file():
-        overrides = {"resume": str(kept), "device": options.device, "workers": options.workers}
-    trainer = _PlainTrainer(overrides=overrides)
-    torch.set_num_threads(options.threads)  # after the trainer, which sets its own number
-    trainer.coco_weights = options.weights
-    trainer.add_callback("on_model_save", partial(_keep, keep=kept))
-    trainer.train()
-    shutil.copyfile(trainer.best, options.out / "detector.tmp")
-    (options.out / "detector.tmp").replace(done)
-    return done
-
-
-def _keep(trainer: DetectionTrainer, *, keep: Path) -> None:
-    temporary = keep.with_suffix(".tmp")
-    shutil.copyfile(trainer.last, temporary)
-    temporary.replace(keep)
+    return ours.run(_PlainTrainer, overrides, options.out, options.weights, options.threads)
 
 
 def write_bccd(photographs: Sequence[Photograph], out: Path) -> Path:

@@ -196,11 +196,6 @@ def train(options: DetectorOptions) -> Path:
             "dataset_manifest": manifest,
         },
     )
-    done = options.out / "detector.pt"
-    if done.is_file():
-        return done
-    torch.set_num_threads(options.threads)
-    kept = options.out / "resume.pt"
     overrides: dict[str, Any] = {
         "model": "yolov5n.yaml",
         "data": str(data),
@@ -227,14 +222,40 @@ def train(options: DetectorOptions) -> Path:
         "close_mosaic": round(WHOLE_SHARE * options.epochs),
         **AUGMENTATION,
     }
+    return run(DetectorTrainer, overrides, options.out, options.weights, options.threads)
+
+
+def run(
+    trainer_class: type[DetectorTrainer],
+    overrides: dict[str, Any],
+    out: Path,
+    weights: Path | None,
+    threads: int,
+) -> Path:
+    """Runs ultralytics' training in a folder of ours, so that a kill at any moment costs an epoch at most.
+
+    Args:
+        trainer_class: Whose dataset and model to take.
+        overrides: ultralytics' settings for a fresh run.
+        out: Folder of the run, claimed by the caller.
+        weights: COCO-pretrained YOLOv5n; None starts from noise.
+        threads: Of torch on the CPU.
+
+    Returns:
+        ``detector.pt``, the best checkpoint by ultralytics' fitness; at once if the run is finished.
+    """
+    done, kept = out / "detector.pt", out / "resume.pt"
+    if done.is_file():
+        return done
     if kept.is_file():
-        overrides = {"resume": str(kept), "device": options.device, "workers": options.workers}
-    trainer = DetectorTrainer(overrides=overrides)
-    trainer.coco_weights = options.weights
+        overrides = {"resume": str(kept), **{k: overrides[k] for k in ("device", "workers")}}
+    trainer = trainer_class(overrides=overrides)
+    torch.set_num_threads(threads)  # after the trainer is made, which sets a number of its own
+    trainer.coco_weights = weights
     trainer.add_callback("on_model_save", partial(_keep, keep=kept))
     trainer.train()
-    shutil.copyfile(trainer.best, options.out / "detector.tmp")
-    (options.out / "detector.tmp").replace(done)
+    shutil.copyfile(trainer.best, out / "detector.tmp")
+    (out / "detector.tmp").replace(done)
     return done
 
 

@@ -37,6 +37,7 @@ _INTRODUCTIONS: Final[dict[Page, str]] = {
 }
 _ORDER: Final = (
     "metrics",
+    "bccd-test",
     "comparators",
     "disturbances",
     "scale",
