@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny_data import TinyData
+from tiny_data import TinyData, photograph, voc
 
-from rbc_train import cli, trials
+from rbc_train import cli, datasets, results, trials
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
@@ -176,6 +176,33 @@ def test_scale_and_disturb_publish_what_the_targets_read(
     measured = {line.split("  ")[0]: line for line in out.splitlines() if line.startswith("count change")}
     assert len(measured) == 3
     assert not any("not run" in line for line in measured.values())
+
+
+def test_bccd_s_own_boxes_judge_what_both_sets_annotate(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # BCCD's annotation of the one photograph that both have lacks all red cells but one.
+    twice = photograph(41)
+    data.add_txl("val", "twin", twice, bccd_name="BloodImage_00009")
+    data.add_bccd("val", "BloodImage_00009", twice)
+    names = ["RBC" if c == 0 else "WBC" for c in twice.class_id.tolist()]
+    keep = [i for i, n in enumerate(names) if n != "RBC"] + [names.index("RBC")]
+    size = (twice.image.shape[1], twice.image.shape[0])
+    data.voc_file("BloodImage_00009").write_text(voc(twice.xyxy[keep], [names[i] for i in keep], size))
+    txl, bccd = datasets.read_public(data.folder)
+    ((own, theirs),) = datasets.annotated_twice(data.folder, txl, bccd)
+    assert (own.name, theirs.name) == ("BloodImage_00009", "twin")
+    code, out, _ = rbc_train(
+        monkeypatch, capsys, "bccd", "--bundle", TOY, "--data", data.folder, "--threads", 1,
+        "--out", tmp_path / "results",
+    )  # fmt: skip
+    assert code == 0
+    rows = {line.split("  ")[0]: line.split("  ") for line in out.splitlines()}
+    assert rows["val split, BCCD's boxes"][1] == "2"
+    assert rows["validation, BCCD's boxes"][6] == "1"
+    assert int(rows["validation, TXL-PBC's boxes"][6]) == twice.counts.n_rbc
+    found = results.read_section("bccd-test", tmp_path / "results")
+    assert found["map50"] is None  # of the test split only
 
 
 def test_a_folder_that_cannot_be_is_said(

@@ -450,21 +450,20 @@ def bccd(
     """Scores a bundle against BCCD's own boxes, as the literature does."""
     from rbc_train import evaluation, labels, scorecard  # noqa: PLC0415
 
-    analyzer, validation = _at_work(bundle, data, threads)
-    photographs = datasets.read_public(data)[1].photographs
+    analyzer, _ = _at_work(bundle, data, threads)
+    txl, own = datasets.read_public(data)
 
     def score(chosen: list[datasets.Photograph]) -> dict[str, object]:
         # Overlap is not judged here.
         seen = evaluation.examine(analyzer, chosen, labels.VerifiedLabels([]), scale="estimated")
         return dict(evaluation.score(seen, analyzer.bundle.manifest.overlap_threshold)["all"])
 
-    named = {p.name: p for p in photographs if p.split == "val"}
-    twins = [p for p in validation if p.name in named]
+    pairs = datasets.annotated_twice(data, txl, own)
     both = {
-        "BCCD's boxes": score([named[p.name] for p in twins]),
-        "TXL-PBC's boxes": score(twins),
+        "BCCD's boxes": score([b for b, _ in pairs]),
+        "TXL-PBC's boxes": score([t for _, t in pairs]),
     }
-    figures = score([p for p in photographs if p.split == split.value])
+    figures = score(own.of(split.value))
     section = scorecard.bccd_section(split.value, figures, both, analyzer.bundle.bundle_id)
     typer.echo(_published(section, out))
 

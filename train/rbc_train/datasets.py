@@ -173,6 +173,23 @@ def read_public(data: Path) -> tuple[Collection, Collection]:
     return txl, bccd
 
 
+def annotated_twice(data: Path, txl: Collection, bccd: Collection) -> list[tuple[Photograph, Photograph]]:
+    """Finds the validation photographs that both sets annotate, in the same pixels.
+
+    Args:
+        data: Folder with ``splits.csv``.
+        txl: TXL-PBC.
+        bccd: BCCD.
+
+    Returns:
+        (with BCCD's boxes, with TXL-PBC's boxes) of each.
+    """
+    own = {p.name: p for p in bccd.of("val")}
+    theirs = {p.image_path.name: p for p in txl.of("val")}
+    pairs = [(own[b], theirs[t]) for _, b, t in read_splits(data / "splits.csv") if b in own and t in theirs]
+    return [(b, t) for b, t in pairs if (b.width_px, b.height_px) == (t.width_px, t.height_px)]
+
+
 def keep_apart(
     collections: Sequence[Collection], *, same_as: dict[str, str], alike: float = TWIN_CORRELATION
 ) -> None:
