@@ -109,10 +109,10 @@ def export(options: ExportOptions, say: Say) -> Bundle:
 
     chosen = _calibration(txl.of("train"), options.calibration_images)
     of_source = datasets.source_diameters_px(txl.of("train"))
-    graphs.quantize_detector(
-        work / DETECTOR_FP32, work / DETECTOR, _station_inputs(chosen, of_source, diameter)
-    )
-    say(f"int8 detector calibrated on {len(chosen)} training photographs")
+    inputs = list(_station_inputs(chosen, of_source, diameter))
+    graphs.quantize_detector(work / DETECTOR_FP32, work / DETECTOR, inputs)
+    shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
+    say(f"int8 detector calibrated on {len(chosen)} training photographs; logits corrected by {_show(shift)}")
 
     field = smear.draw_field(
         np.random.default_rng(1), width_px=480, height_px=360, cell_diameter_px=TEST_DIAMETER_PX
@@ -138,7 +138,9 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         calibration={
             "images": [p.name for p in chosen],
             "split": "train",
-            "method": "MinMax, moving average; weights int8 per channel in 7 bits, activations uint8",
+            "method": "MinMax, moving average; weights int8 per channel in 7 bits, activations uint8; "
+            "bias correction of the logits",
+            "logit_shift": shift,
         },
         training=_training(options, classifier_config, dataset),
         metrics={},

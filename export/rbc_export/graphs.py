@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -25,6 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rbc_edge.errors import BundleError
 from rbc_edge.values import UInt8
 
 OPSET: Final = 17
@@ -183,6 +185,61 @@ def quantize_detector(fp32: Path, int8: Path, images: Iterable[UInt8], *, reduce
             nodes_to_exclude=stays_float([(n.name, n.op_type, list(n.input), list(n.output)) for n in nodes]),
             extra_options={"CalibMovingAverage": True},
         )
+
+
+_UNSURE: Final = (0.2, 0.9)
+"""Probabilities in fp32 that decide whether a cell is counted."""
+
+
+def correct_scores(fp32: Path, int8: Path, images: Iterable[UInt8]) -> dict[str, float]:
+    """Takes the systematic error of quantization out of the int8 detector's scores (bias correction).
+
+    Quantized, the logits of a class are a little off all the same way, and counts with them: by 0.9 % for
+    one detector. Their mean error over the calibration images goes into the bias of the last convolutions,
+    which are in float (Nagel et al. 2019, Data-Free Quantization, section 4.2, with data). It costs nothing.
+
+    Args:
+        fp32: What `write_detector` wrote.
+        int8: What `quantize_detector` wrote; corrected in place.
+        images: Calibration, as for `quantize_detector`.
+
+    Returns:
+        By class number, what was added to its logits.
+    """
+    whole, small = (
+        onnxruntime.InferenceSession(str(f), providers=["CPUExecutionProvider"]) for f in (fp32, int8)
+    )
+    errors: list[list[npt.NDArray[Any]]] = []
+    for image in images:
+        right, given = (s.run(["scores"], {"image": image[None]})[0][0] for s in (whole, small))
+        n_classes = right.shape[1]
+        errors = errors or [[] for _ in range(n_classes)]
+        for c in range(n_classes):
+            unsure = (right[:, c] > _UNSURE[0]) & (right[:, c] < _UNSURE[1])
+            errors[c].append(_logit(right[unsure, c]) - _logit(given[unsure, c]))
+    shift = np.array([e.mean() if len(e) else 0.0 for e in map(np.concatenate, errors)], np.float32)
+    model = onnx.load(int8)
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    corrected = 0
+    for node in model.graph.node:
+        before = made_by.get(node.input[0]) if node.op_type == "Sigmoid" else None
+        if before is None or before.op_type != "Conv" or len(before.input) < 3:
+            continue
+        bias = constants.get(before.input[2])
+        if bias is not None and list(bias.dims) == [len(shift)]:
+            value = onnx.numpy_helper.to_array(bias) + shift
+            bias.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), bias.name))
+            corrected += 1
+    if not corrected:
+        raise BundleError(f"{int8}: no convolution with a class's logits was found")
+    onnx.save(model, int8)
+    return {str(c): float(s) for c, s in enumerate(shift)}
+
+
+def _logit(probability: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    p = np.clip(probability.astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(p / (1 - p)))
 
 
 Node = tuple[str, str, list[str], list[str]]

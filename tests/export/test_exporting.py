@@ -89,6 +89,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
     monkeypatch.setattr(graphs, "DetectorGraph", ToyGraph)
     monkeypatch.setattr(graphs, "write_detector", lambda _graph, file: shutil.copyfile(TOY / DETECTOR, file))
     monkeypatch.setattr(graphs, "quantize_detector", quantized_to(1.0))
+    monkeypatch.setattr(graphs, "correct_scores", lambda _fp32, _int8, _images: {"0": 0.0})
     return ExportOptions(
         tmp_path / "detector.pt",
         run / "classifier.pt",

@@ -1,6 +1,7 @@
 """ONNX graphs: what torch and ultralytics say, the graph says; int8 where it should be and nowhere else."""
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from rbc_edge.errors import BundleError
 from rbc_edge.smear import CREAM, draw_field
 from rbc_edge.values import UInt8
 from rbc_export import graphs
@@ -137,6 +139,38 @@ def test_int8_stays_near_and_is_small(fp32: Path, int8: Path) -> None:
     assert np.abs(q_scores - scores).mean() < 0.1
     assert graphs.tensor_error(boxes, q_boxes) > 0  # it is another network
     assert int8.stat().st_size < 0.4 * fp32.stat().st_size
+
+
+def test_the_systematic_error_of_the_scores_is_taken_out(fp32: Path, int8: Path, tmp_path: Path) -> None:
+    images = fields(6)
+    worse = tmp_path / "worse.onnx"  # every class off by its own amount
+    model = onnx.load(int8)
+    off = np.array([0.5, -0.3, 0.2], np.float32)
+    for constant in model.graph.initializer:
+        if constant.name.endswith("bias") and list(constant.dims) == [3]:
+            value = onnx.numpy_helper.to_array(constant) + off
+            constant.CopyFrom(onnx.numpy_helper.from_array(value, constant.name))
+    onnx.save(model, worse)
+    shutil.copyfile(worse, tmp_path / "corrected.onnx")
+    shift = graphs.correct_scores(fp32, tmp_path / "corrected.onnx", images)
+    plain = tmp_path / "plain.onnx"
+    shutil.copyfile(int8, plain)
+    own = graphs.correct_scores(fp32, plain, images)
+    for c in range(3):
+        assert shift[str(c)] == pytest.approx(own[str(c)] - off[c], abs=0.02)
+    scores = run(fp32, images)[1]
+    before, after = (run(f, images)[1] for f in (worse, tmp_path / "corrected.onnx"))
+    for c in range(3):
+        unsure = (scores[..., c] > 0.2) & (scores[..., c] < 0.9)
+        assert abs((after - scores)[..., c][unsure].mean()) < 0.02
+        assert abs((before - scores)[..., c][unsure].mean()) > 0.02
+
+
+def test_a_graph_without_logits_is_refused(tmp_path: Path) -> None:
+    toy = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle" / "detector.onnx"
+    shutil.copyfile(toy, tmp_path / "toy.onnx")
+    with pytest.raises(BundleError, match="no convolution with a class's logits"):
+        graphs.correct_scores(toy, tmp_path / "toy.onnx", fields(1))
 
 
 def test_int8_keeps_its_axes_free(int8: Path) -> None:
