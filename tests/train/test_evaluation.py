@@ -88,6 +88,19 @@ def test_a_perfect_station_gets_perfect_figures() -> None:
     assert math.isnan(v["recall_several"])
 
 
+def test_cells_that_the_border_cuts_are_counted_apart() -> None:
+    inside = np.array([[50, 50, 70, 70], [100, 50, 120, 70]], np.float32)
+    cut = np.array([[0, 50, 20, 70], [398, 50, 400, 70]], np.float32)
+    # One sliver is missed, one whole cell is seen that nobody labelled.
+    more = np.array([[200, 200, 220, 220]], np.float32)
+    f = evaluation.score(
+        [examined(np.concatenate([inside, cut]), np.concatenate([inside, cut[:1], more]), [0.9] * 4)], 0.5
+    )["all"]
+    assert (f["rbc_labelled"], f["rbc_counted"]) == (4, 4)
+    assert (f["rbc_whole_labelled"], f["rbc_whole_counted"]) == (2, 3)
+    assert f["rbc_whole_field_error_median"] == 0.5
+
+
 def test_misses_and_false_cells_cost_what_they_should() -> None:
     truth = lattice(10)
     found = np.concatenate([truth[:8], lattice(4, first=50)])
