@@ -272,6 +272,16 @@ def test_the_overlap_threshold_is_the_middle_of_the_best() -> None:
     assert 0.37 < evaluation.best_overlap_threshold([one]) < 0.6
 
 
+def test_of_thresholds_as_accurate_the_one_is_taken_that_counts_as_the_labels_do() -> None:
+    # To 0.4 twenty singles too many are called overlapping, from 0.6 twenty too few; between them both err.
+    one = examined(
+        lattice(1), lattice(1), [0.9],
+        overlapping=[False] * 5000 + [True] * 5000,
+        found_score=[0.1] * 4980 + [0.6] * 20 + [0.9] * 4980 + [0.4] * 20,
+    )  # fmt: skip
+    assert 0.43 <= evaluation.best_overlap_threshold([one]) <= 0.57
+
+
 def test_without_overlap_labels_the_threshold_is_a_half() -> None:
     assert evaluation.best_overlap_threshold([examined(lattice(1), lattice(1), [0.9])]) == 0.5
 
