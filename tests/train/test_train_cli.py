@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_data import TinyData, photograph, voc
 
+from rbc_edge.errors import UnavailableError
 from rbc_train import cli, datasets, results, trials
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
@@ -203,6 +204,17 @@ def test_bccd_s_own_boxes_judge_what_both_sets_annotate(
     assert int(rows["validation, TXL-PBC's boxes"][6]) == twice.counts.n_rbc
     found = results.read_section("bccd-test", tmp_path / "results")
     assert found["map50"] is None  # of the test split only
+
+
+def test_bccd_s_official_test_split_is_what_its_list_names(data: TinyData, tmp_path: Path) -> None:
+    data.add_bccd("test", "BloodImage_00010", photograph(42))
+    data.add_bccd("test", "BloodImage_00011", photograph(43))  # a twin of TXL-PBC's test
+    bccd = datasets.read_public(data.folder)[1]
+    with pytest.raises(UnavailableError, match="ImageSets"):
+        datasets.official_test(data.folder, bccd)
+    (data.folder / "bccd" / "ImageSets" / "Main").mkdir(parents=True)
+    (data.folder / "bccd" / "ImageSets" / "Main" / "test.txt").write_text("BloodImage_00010\n")
+    assert [p.name for p in datasets.official_test(data.folder, bccd)] == ["BloodImage_00010"]
 
 
 def test_a_folder_that_cannot_be_is_said(

@@ -463,7 +463,7 @@ def bccd(
         "BCCD's boxes": score([b for b, _ in pairs]),
         "TXL-PBC's boxes": score([t for _, t in pairs]),
     }
-    figures = score(own.of(split.value))
+    figures = score(own.of("val") if split is BccdSplit.val else datasets.official_test(data, own))
     section = scorecard.bccd_section(split.value, figures, both, analyzer.bundle.bundle_id)
     typer.echo(_published(section, out))
 

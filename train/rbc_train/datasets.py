@@ -173,6 +173,26 @@ def read_public(data: Path) -> tuple[Collection, Collection]:
     return txl, bccd
 
 
+def official_test(data: Path, bccd: Collection) -> list[Photograph]:
+    """Returns the photographs of BCCD's official test split, which the literature scores on.
+
+    Our own test split holds them all, and those whose twins TXL-PBC tests on.
+
+    Args:
+        data: Folder with ``bccd/``.
+        bccd: BCCD.
+
+    Raises:
+        UnavailableError: If the list of them is not there.
+    """
+    file = data / "bccd" / "ImageSets" / "Main" / "test.txt"
+    try:
+        names = set(file.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise UnavailableError(f"{file}: {error.strerror}", "take BCCD with its ImageSets") from error
+    return [p for p in bccd.of("test") if p.name in names]
+
+
 def annotated_twice(data: Path, txl: Collection, bccd: Collection) -> list[tuple[Photograph, Photograph]]:
     """Finds the validation photographs that both sets annotate, in the same pixels.
 
