@@ -279,16 +279,14 @@ def scale(
             f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {change:+7.1%}"
             f"  {trial.ratio_low:17.2f} {trial.ratio_median:7.2f} {trial.ratio_high:6.2f} {trial.n_off:17}"
         )
-    typer.echo(
-        "mosaic      parts  megapixels  labelled px  estimated     rbc  part by part  inner  part by part"
-    )
+    typer.echo("mosaic      parts  megapixels  labelled px  estimated     rbc  part by part  change")
     mosaics: list[trials.MosaicTrial] = []
     for tiled in trials.try_mosaics(analyzer, validation):
         mosaics.append(tiled)
         typer.echo(
             f"{tiled.source:10} {tiled.n_parts:6} {tiled.width_px * tiled.height_px / 1e6:11.1f}"
             f" {tiled.labelled_px:12.1f} {tiled.estimated_px:10.1f} {tiled.mosaic:7} {tiled.parts:13}"
-            f" {tiled.inner_mosaic:6} {tiled.inner_parts:13}"
+            f" {tiled.mosaic / max(tiled.parts, 1) - 1:+7.1%}"
         )
     section = trials.scale_section(tried, mosaics, analyzer.bundle.bundle_id, every=every)
     typer.echo(results.publish(section, out), err=True)

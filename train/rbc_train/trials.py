@@ -11,7 +11,7 @@ import numpy as np
 
 from rbc_edge import imaging
 from rbc_edge.analyzer import Analyzer
-from rbc_edge.values import CellClass, FieldOfView, Float32, Int64, Scale, ScaleSource, UInt8
+from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_train.datasets import Photograph, diameter_px, source_diameters_px
 from rbc_train.results import Section, Table
 
@@ -168,10 +168,11 @@ def try_scales(
 
 @dataclass(frozen=True, slots=True)
 class MosaicTrial:
-    """How one large field fares whose scale nobody says: photographs of one camera, tiled.
+    """How one large field fares whose scale nobody says: photographs of one camera, side by side.
 
-    A seam cuts cells in two and lays strangers against each other, so cells whose centre lies nearer to a
-    seam than half a cell are in the totals only; `inner` ones are the same cells in the mosaic and out of it.
+    A strip of glass, a cell wide, lies between them: laid edge to edge, halves of strangers would make cells
+    that no smear shows, and what lies beside those is judged otherwise (measured: 3 % of the cells that the
+    seams did not even touch).
 
     Attributes:
         source: The camera.
@@ -183,9 +184,6 @@ class MosaicTrial:
         labelled: Labelled red cells, all of them.
         parts: Red cells counted part by part, each at its own labelled scale.
         mosaic: Red cells counted in the mosaic.
-        inner_labelled: As `labelled`, inner cells only.
-        inner_parts: As `parts`, inner cells only.
-        inner_mosaic: As `mosaic`, inner cells only.
     """
 
     source: str
@@ -197,9 +195,6 @@ class MosaicTrial:
     labelled: int
     parts: int
     mosaic: int
-    inner_labelled: int
-    inner_parts: int
-    inner_mosaic: int
 
 
 def try_mosaics(
@@ -222,48 +217,37 @@ def try_mosaics(
         own = [p for p in photographs if p.source == source]
         (width, height), _ = Counter((p.width_px, p.height_px) for p in own).most_common(1)[0]
         own = [p for p in own if (p.width_px, p.height_px) == (width, height)]
-        columns = max(1, round(math.sqrt(megapixels * 1e6 * 4 / 3) / width))
-        rows = max(1, round(megapixels * 1e6 / (columns * width * height)))
-        image = np.empty((rows * height, columns * width, 3), np.uint8)
-        near = of_source[source] / 2
-        labelled, parts = np.zeros(2, np.int64), np.zeros(2, np.int64)
+        gutter = round(of_source[source])
+        step_x, step_y = width + gutter, height + gutter
+        columns = max(1, round(math.sqrt(megapixels * 1e6 * 4 / 3) / step_x))
+        rows = max(1, round(megapixels * 1e6 / (columns * step_x * step_y)))
+        size = (rows * step_y - gutter, columns * step_x - gutter, 3)
+        image = np.full(size, round(imaging.BACKGROUND_LEVEL), np.uint8)
+        labelled = parts = 0
         for i in range(rows * columns):
             photograph = own[i % len(own)]
             mirrored, upside_down = i // len(own) % 2 == 1, i // len(own) // 2 % 2 == 1
             part = imaging.balance(photograph.read())[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
             part = np.ascontiguousarray(part)
             y, x = divmod(i, columns)
-            image[y * height : (y + 1) * height, x * width : (x + 1) * width] = part
+            image[y * step_y : y * step_y + height, x * step_x : x * step_x + width] = part
             given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
             found = analyzer.analyze(FieldOfView(source, str(i), "", part), given).cells.detections
-            parts += _all_and_inner(found.xyxy[found.class_id == CellClass.RBC], width, height, near)
-            truth = photograph.xyxy[photograph.class_id == CellClass.RBC]
-            labelled += _all_and_inner(truth, width, height, near)
+            parts += int((found.class_id == CellClass.RBC).sum())
+            labelled += int((photograph.class_id == CellClass.RBC).sum())
         result = analyzer.analyze(FieldOfView(source, "mosaic", "", image), _UNKNOWN)
-        found = result.cells.detections
-        mosaic = _all_and_inner(found.xyxy[found.class_id == CellClass.RBC], width, height, near)
+        mosaic = int((result.cells.detections.class_id == CellClass.RBC).sum())
         yield MosaicTrial(
             source=source,
-            width_px=columns * width,
-            height_px=rows * height,
+            width_px=image.shape[1],
+            height_px=image.shape[0],
             n_parts=rows * columns,
             labelled_px=of_source[source],
             estimated_px=result.scale.cell_diameter_px,
-            labelled=int(labelled[0]),
-            parts=int(parts[0]),
-            mosaic=int(mosaic[0]),
-            inner_labelled=int(labelled[1]),
-            inner_parts=int(parts[1]),
-            inner_mosaic=int(mosaic[1]),
+            labelled=labelled,
+            parts=parts,
+            mosaic=mosaic,
         )
-
-
-def _all_and_inner(xyxy: Float32, width: int, height: int, near: float) -> Int64:
-    """int64 (2,): how many boxes, and how many whose centre lies inside its part by `near` px or more."""
-    centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
-    size = np.array([width, height], np.float32)
-    inside = np.minimum(centre % size, size - centre % size) >= near
-    return np.array([len(xyxy), int(inside.all(axis=1).sum())], np.int64)
 
 
 def scale_section(
@@ -302,15 +286,14 @@ def scale_section(
     if mosaics:
         tables.append(
             Table(
-                "Mosaics; inner: cells whose centre lies half a cell or more from every seam",
+                "Mosaics; changes are of the red cells counted part by part",
                 ("source", "parts", "size, px", "diameter labelled", "estimated", "red cells labelled",
-                 "part by part", "mosaic", "inner: labelled", "part by part", "mosaic", "change"),
+                 "part by part", "mosaic", "change"),
                 tuple(
                     (
                         m.source, str(m.n_parts), f"{m.width_px}x{m.height_px}", f"{m.labelled_px:.1f}",
                         f"{m.estimated_px:.1f}", str(m.labelled), str(m.parts), str(m.mosaic),
-                        str(m.inner_labelled), str(m.inner_parts), str(m.inner_mosaic),
-                        _change(m.inner_mosaic, m.inner_parts),
+                        _change(m.mosaic, m.parts),
                     )
                     for m in mosaics
                 ),
@@ -324,15 +307,15 @@ def scale_section(
         text=(
             f"Bundle `{bundle_id}`. Validation photographs enlarged and shrunk; the station finds the scale "
             "of each alone.",
-            "Large fields are photographs of one camera tiled to about 20 megapixels, backgrounds balanced. "
-            "Seams cut cells and lay halves against each other, so the comparison is of cells that no seam "
-            "cuts; where a camera has too few photographs they stand there again, mirrored.",
+            "Large fields are photographs of one camera side by side, about 20 megapixels, backgrounds "
+            "balanced, a strip of glass between them; where a camera has too few they stand there again, "
+            "mirrored.",
         ),
         tables=tuple(tables),
         data={
             "bundle_id": bundle_id,
             "changes": {f"{t.factor:g}": t.n_rbc / max(plain.n_rbc, 1) - 1 for t in trials[1:]},
-            "mosaic_changes": {m.source: m.inner_mosaic / max(m.inner_parts, 1) - 1 for m in mosaics},
+            "mosaic_changes": {m.source: m.mosaic / max(m.parts, 1) - 1 for m in mosaics},
             "trials": [asdict(t) for t in trials],
             "mosaics": [asdict(m) for m in mosaics],
         },
