@@ -436,3 +436,9 @@ def test_what_goes_wrong_has_its_message_and_code(
     assert found == code
     assert message in err
     assert "Traceback" not in err
+
+
+def test_how_long_a_rival_was_trained_is_said(tmp_path: Path) -> None:
+    assert comparators._epochs(tmp_path / "detector.pt") == ""
+    (tmp_path / "config.json").write_text('{"epochs": 20}')
+    assert comparators._epochs(tmp_path / "detector.pt") == "trained for 20 epochs; "

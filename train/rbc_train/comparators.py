@@ -1016,10 +1016,20 @@ def _plain_outcome(
     overlap = (area + 0.5) / imaging.CROP_PX**2  # overlapping if A > T
     figures = evaluation.score(_beside(looked, validation, verified, _USUAL_CONFIDENCE), overlap)
     how = (
-        f"score from {_USUAL_CONFIDENCE:g}, ultralytics' default; overlapping when the dark area of the crop "
-        f"is over {area} of {imaging.CROP_PX**2} pixels, Otsu's choice on BCCD's train crops"
+        f"{_epochs(checkpoint)}score from {_USUAL_CONFIDENCE:g}, ultralytics' default; overlapping when the "
+        f"dark area of the crop is over {area} of {imaging.CROP_PX**2} pixels, Otsu's choice on BCCD's "
+        "train crops"
     )
     return Outcome(_PLAIN, how, figures, float(np.median(seconds)))
+
+
+def _epochs(checkpoint: Path) -> str:
+    """How long a checkpoint was trained, as its run says: a short training is no fair rival."""
+    try:
+        run = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8"))
+        return f"trained for {int(run['epochs'])} epochs; "
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _two_class_outcome(
@@ -1031,7 +1041,10 @@ def _two_class_outcome(
     least = evaluation.score_thresholds(_beside(looked, validation, verified, 0.5))[CellClass.RBC]
     examined = _beside(looked, validation, verified, least)
     overlap = evaluation.best_overlap_threshold(examined)
-    how = f"score from {least:g}, overlap from {overlap:g}, chosen on the validation photographs, as ours"
+    how = (
+        f"{_epochs(checkpoint)}score from {least:g}, overlap from {overlap:g}, chosen on the validation "
+        "photographs, as ours"
+    )
     return Outcome(_TWO_CLASS, how, evaluation.score(examined, overlap), float(np.median(seconds)))
 
 
