@@ -515,7 +515,6 @@ def score_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
     )
 
 
-_AS_GOOD: Final = 0.005  # of F1 or accuracy: less than some hundred cells can tell apart
 _USUAL_THRESHOLD: Final = 0.25  # of a class that no photograph shows: there is nothing to choose by
 _CANDIDATES: Final = np.round(np.arange(0.1, 0.9, 0.005), 3)
 
@@ -541,10 +540,10 @@ def _best_f1_threshold(examined: Sequence[Examined], cell_class: CellClass) -> f
     over = scores[None, :] >= _CANDIDATES[:, None]
     f1 = 2 * (over & hits[None, :]).sum(axis=1) / np.maximum(over.sum(axis=1) + n_truth, 1)
     smooth = np.convolve(np.pad(f1, 5, mode="edge"), np.full(11, 1 / 11), mode="valid")
-    # The plateau is wide: its middle keeps away from what another stain makes of both ends. At the lower end
-    # red cells of a drawn smear became white ones.
-    best = np.flatnonzero(smooth >= smooth.max() - _AS_GOOD)
-    return float(_CANDIDATES[best[len(best) // 2]])
+    return float(_CANDIDATES[int(smooth.argmax())])
+
+
+_AS_GOOD: Final = 0.005  # of accuracy: less than a thousand cells can tell apart
 
 
 def best_overlap_threshold(examined: Sequence[Examined]) -> float:
