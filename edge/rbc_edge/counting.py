@@ -51,6 +51,27 @@ def touches_edge(xyxy: Float32, width_px: int, height_px: int) -> Bool:
     )
 
 
+def iou(a: Float32, b: Float32) -> Float32:
+    """Intersection over union of every box with every other.
+
+    Args:
+        a: float32 (N, 4), xyxy.
+        b: float32 (M, 4), xyxy, same frame.
+
+    Returns:
+        float32 (N, M), 0..1.
+
+    >>> iou(np.array([[0, 0, 2, 2]], np.float32), np.array([[1, 0, 3, 2]], np.float32)).round(3).tolist()
+    [[0.3330000042915344]]
+    """
+    side = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    shared = np.prod(np.clip(side, 0, None), axis=2)
+    area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
+    union = area_a[:, None] + area_b[None] - shared
+    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
+
+
 def groups(xyxy: Float32, class_id: Int64, overlapping: Bool) -> Int64:
     """Numbers the groups of overlapping cells.
 

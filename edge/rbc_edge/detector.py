@@ -11,6 +11,7 @@ import numpy as np
 
 from rbc_edge import imaging
 from rbc_edge.bundle import DETECTOR, Bundle
+from rbc_edge.counting import iou
 from rbc_edge.values import Bool, Detections, Float32, Int64, UInt8
 
 _SEAM_PX = 4.0
@@ -122,7 +123,7 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
     own = found.xyxy[kept]
     weight = np.where(
         (found.class_id[kept][:, None] == found.class_id[None]) & voters[None],
-        _iou(own, found.xyxy),
+        iou(own, found.xyxy),
         0.0,
     )
     weight = np.where(weight >= _SAME_BOX_IOU, weight, 0.0) * found.score
@@ -151,14 +152,5 @@ def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: fl
         kept.append(i)
         rest = slice(i + 1, None)
         limit = np.where(class_id[rest] == class_id[i], iou_threshold[class_id[i]], iou_threshold_across)
-        alive[rest] &= _iou(xyxy[i : i + 1], xyxy[rest])[0] <= limit
+        alive[rest] &= iou(xyxy[i : i + 1], xyxy[rest])[0] <= limit
     return order[np.array(kept, np.int64)]
-
-
-def _iou(a: Float32, b: Float32) -> Float32:
-    """Returns the iou of every box of a, (N, 4), with every box of b, (M, 4): float32 (N, M)."""
-    side = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = np.prod(np.clip(side, 0, None), axis=2)
-    area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b))
-    union = area_a[:, None] + area_b[None] - shared
-    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +11,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from command import rbc_train
 from tiny_data import TinyData, photograph
 
 from rbc_edge import imaging
 from rbc_edge.analyzer import Analyzer
 from rbc_edge.bundle import Bundle
 from rbc_edge.classifier import Classifier
+from rbc_edge.counting import iou
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import Detections, Float32, UInt8
-from rbc_train import cli, comparators, datasets, detector, evaluation, metrics, results
+from rbc_train import comparators, datasets, detector, evaluation, metrics, results
 from rbc_train.comparators import Blobs, Components, Hough, Method, Sight, TrainingOptions, Watershed
 from rbc_train.datasets import Photograph
 
@@ -52,7 +53,7 @@ def test_cells_apart_are_found_where_they_lie(method: Method) -> None:
     centres = ((40, 40), (115, 45), (75, 115))
     xyxy, overlap = counted(method.look(smear(*centres), 40.0))
     assert len(xyxy) == 3
-    assert metrics.iou(xyxy, boxes(*centres)).max(axis=1).min() > 0.7
+    assert iou(xyxy, boxes(*centres)).max(axis=1).min() > 0.7
     assert overlap.max() < 0.4
 
 
@@ -70,7 +71,7 @@ def test_two_cells_that_lie_over_each_other_are_two_and_overlap(method: Method) 
     pair = ((60, 80), (92, 80))
     xyxy, overlap = counted(method.look(smear(*pair), 40.0))
     assert len(xyxy) == 2
-    assert metrics.iou(xyxy, boxes(*pair)).max(axis=1).min() > 0.5
+    assert iou(xyxy, boxes(*pair)).max(axis=1).min() > 0.5
     assert overlap.min() > 0.5
 
 
@@ -87,7 +88,7 @@ def test_white_cells_are_no_red_cells(method: Method) -> None:
     cv2.circle(image, (110, 110), 26, (105, 60, 165), -1, cv2.LINE_AA)
     xyxy, _ = counted(method.look(image, 40.0))
     assert len(xyxy) == 1
-    assert metrics.iou(xyxy, boxes((40, 40))).max() > 0.7
+    assert iou(xyxy, boxes((40, 40))).max() > 0.7
 
 
 @by_method
@@ -381,26 +382,12 @@ def test_cells_that_were_not_found_are_not_right(data: TinyData, tmp_path: Path)
     assert math.isnan(row["overlap accuracy"])
 
 
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str, str]:
-    """Returns exit code, stdout and stderr of ``compare``."""
-    monkeypatch.setattr(sys, "argv", ["rbc_train", "compare", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def test_the_command_writes_its_section(
     data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(comparators, "CANDIDATES", {"Connected components": (Components(),)})
     words = ("--data", data.folder, "--bundle", TOY, "--every", 2, "--out", tmp_path / "a" / "results")
-    code, out, err = command(monkeypatch, capsys, *words)
+    code, out, err = rbc_train(monkeypatch, capsys, "compare", *words)
     assert code == 0, err
     assert out.startswith("method")
     assert "`python -m rbc_train compare --every 2`" in (tmp_path / "a" / "results.md").read_text()
@@ -432,7 +419,7 @@ def test_what_goes_wrong_has_its_message_and_code(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RBC_DATA", str(data.folder))
     monkeypatch.setattr(comparators, "CANDIDATES", {"Connected components": (Components(),)})
-    found, _, err = command(monkeypatch, capsys, *words)
+    found, _, err = rbc_train(monkeypatch, capsys, "compare", *words)
     assert found == code
     assert message in err
     assert "Traceback" not in err

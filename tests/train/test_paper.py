@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import rbc_train
 from tiny_data import TinyData
 from torch import nn
 
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import Bool, UInt8
-from rbc_train import classifier, cli, paper, paper_page, results
+from rbc_train import classifier, paper, paper_page, results
 from rbc_train.paper import (
     ABLATIONS,
     EXPERIMENTS,
@@ -340,19 +340,6 @@ def test_what_is_missing_is_named(data: TinyData, dataset: Path, tmp_path: Path)
         paper.read_crops(dataset, data.folder)
 
 
-def rbc_train(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["rbc_train", "paper", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def test_the_command_prints_its_tables_and_publishes_them(
     crops: tuple[Crops, Crops],
     finished: Path,
@@ -365,13 +352,13 @@ def test_the_command_prints_its_tables_and_publishes_them(
     (tmp_path / "manifest.json").write_text("{}")
     words = ("--from-scratch", "--part", "experiments", "--seeds", 2, "--dataset", tmp_path)
     places = ("--work", tmp_path / "work", "--out", tmp_path / "docs" / "results")
-    code, out, err = rbc_train(monkeypatch, capsys, *words, *places)
+    code, out, err = rbc_train(monkeypatch, capsys, "paper", *words, *places)
     assert code == 0
     assert "The improved network: 38 crops, 28 to train and 10 to test, 2 draws" in out
     assert err.splitlines()[-1] == str(tmp_path / "docs" / "paper.md")
     assert [p.name for p in (tmp_path / "docs" / "results").glob("*.json")] == ["paper.json"]
     (tmp_path / "manifest.json").write_text("{} ")
-    code, out, err = rbc_train(monkeypatch, capsys, *words, *places)
+    code, out, err = rbc_train(monkeypatch, capsys, "paper", *words, *places)
     assert (code, out) == (2, "")
     assert "the run in this folder has other options" in err
 
@@ -390,7 +377,7 @@ def test_the_command_says_what_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = rbc_train(
-        monkeypatch, capsys, "--dataset", "none", "--data", data.folder, "--work", "w", *words
+        monkeypatch, capsys, "paper", "--dataset", "none", "--data", data.folder, "--work", "w", *words
     )
     assert (code, out) == (5, "")
     assert message in err

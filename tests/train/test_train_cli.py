@@ -7,26 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from command import rbc_train
 from tiny_data import TinyData, photograph, voc
 
 from rbc_edge.errors import UnavailableError
-from rbc_train import cli, datasets, results, trials
+from rbc_train import datasets, results, trials
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
-
-
-def rbc_train(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str, str]:
-    """Returns exit code, stdout and stderr of a command."""
-    monkeypatch.setattr(sys, "argv", ["rbc_train", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def test_help_loads_no_torch() -> None:

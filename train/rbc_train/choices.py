@@ -12,6 +12,7 @@ import torch
 
 from rbc_edge import imaging
 from rbc_edge.bundle import DETECTOR, Bundle
+from rbc_edge.counting import iou
 from rbc_edge.detector import suppress, vote
 from rbc_edge.values import CellClass, Cells, Detections, Float32, FovResult, Scale, ScaleSource, UInt8
 from rbc_train import classifier, datasets, detector, evaluation, metrics
@@ -165,7 +166,7 @@ def matrix(sigma: float) -> Suppression:
 
 def _within_class(found: Detections) -> Float32:
     same = found.class_id[:, None] == found.class_id[None]
-    return np.where(same, metrics.iou(found.xyxy, found.xyxy), 0.0).astype(np.float32)
+    return np.where(same, iou(found.xyxy, found.xyxy), 0.0).astype(np.float32)
 
 
 SUPPRESSIONS: Final[dict[str, Suppression]] = {
@@ -185,11 +186,11 @@ def judge(seen: Sequence[Candidates], suppression: Suppression) -> dict[str, Any
         suppression: The way.
 
     Returns:
-        What `evaluation.score` says of all photographs, and ``score_threshold``.
+        What `evaluation.score_group` says, and ``score_threshold``.
     """
     ranked = [suppression(c.found) for c in seen]
     least = evaluation.score_thresholds(_examined(seen, ranked, None))
-    figures: dict[str, Any] = evaluation.score(_examined(seen, ranked, least), 0.5)["all"]
+    figures = evaluation.score_group(_examined(seen, ranked, least), 0.5)
     return {**figures, "score_threshold": least[CellClass.RBC]}
 
 
@@ -388,9 +389,9 @@ def judge_overlap(checkpoints: Sequence[Path], dataset: Path, data: Path) -> lis
         crops = labelled.crops(float(config["crop_margin"]))
         for turned in (False, True):
             scores = classifier.predict(network, crops, turned=turned)
-            candidates = np.round(np.arange(0.2, 0.801, 0.01), 2)
-            accuracy = [((scores >= c) == labelled.overlapping).mean() for c in candidates]
-            threshold = float(candidates[int(np.argmax(accuracy))])
+            choice = evaluation.OVERLAP_CANDIDATES
+            accuracy = [((scores >= c) == labelled.overlapping).mean() for c in choice]
+            threshold = float(choice[int(np.argmax(accuracy))])
             judged.append(
                 {
                     **{k: config.get(k) for k in ("model", "labels", "epochs", "crop_margin", "paste")},

@@ -415,14 +415,14 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     torch.manual_seed(options.seed)
     photographs = {p.name: p for p in datasets.read_public(options.data)[0].photographs}
     soft = read_taught(options.taught, options.dataset) if options.taught else None
-    dealt = deal(read_rows(options.dataset, "train"), options.folds or 1)
+    dealt = deal(read_rows(options.dataset, "train"), options.folds) if options.folds else {}
     training = read_samples(
         options.dataset,
         photographs,
         "train",
         options.labels,
         soft,
-        lambda name: options.folds == 0 or dealt[name] != options.fold,
+        lambda name: dealt.get(name) != options.fold,
     )
     # Whatever teaches, the verified labels judge.
     validation = read_samples(options.dataset, photographs, "val", "verified")

@@ -454,7 +454,7 @@ def bccd(
     def score(chosen: list[datasets.Photograph]) -> dict[str, object]:
         # Overlap is not judged here.
         seen = evaluation.examine(analyzer, chosen, labels.VerifiedLabels([]), scale="estimated")
-        return dict(evaluation.score(seen, analyzer.bundle.manifest.overlap_threshold)["all"])
+        return evaluation.score_group(seen, analyzer.bundle.manifest.overlap_threshold)
 
     pairs = datasets.annotated_twice(data, txl, own)
     both = {

@@ -111,6 +111,9 @@ def train_bccd640(options: TrainingOptions) -> Path:
     """
     own = {k: v for k, v in asdict(options).items() if k not in ("dataset", "bundle")}
     runs.claim(options.out, {"comparator": "bccd640", **own})
+    done = options.out / ours.CHECKPOINT
+    if done.is_file():
+        return done
     data = write_bccd(datasets.read_public(options.data)[1].photographs, options.out / "dataset")
     overrides: dict[str, Any] = {
         "model": "yolov5n.yaml",

@@ -33,6 +33,10 @@ N_COCO_TENSORS: Final = 342
 """Backbone and neck tensors of YOLOv5n v6.1 that fit ultralytics' yolov5n.yaml by name and shape."""
 
 
+CHECKPOINT: Final = "detector.pt"
+"""What a finished run leaves in its folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class DetectorOptions:
     """How to train the detector.
@@ -244,7 +248,7 @@ def run(
     Returns:
         ``detector.pt``, the best checkpoint by ultralytics' fitness; at once if the run is finished.
     """
-    done, kept = out / "detector.pt", out / "resume.pt"
+    done, kept = out / CHECKPOINT, out / "resume.pt"
     if done.is_file():
         return done
     if kept.is_file():

@@ -13,6 +13,7 @@ import numpy as np
 
 from rbc_edge import imaging
 from rbc_edge.analyzer import Analyzer
+from rbc_edge.counting import iou
 from rbc_edge.values import (
     Bool,
     CellClass,
@@ -178,10 +179,11 @@ def score(examined: Sequence[Examined], overlap_threshold: float) -> dict[str, A
     Returns:
         ``{"all": {...}, "bccd": {...}, ...}``, JSON-able.
     """
-    return {name: _score_group(group, overlap_threshold) for name, group in _groups(examined)}
+    return {name: score_group(group, overlap_threshold) for name, group in _groups(examined)}
 
 
-def _score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str, Any]:
+def score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str, Any]:
+    """Computes all figures of one group of photographs (see `score`)."""
     figures: dict[str, Any] = {"photographs": len(group)}
     for cell_class in CellClass:
         name = CLASS_NAMES[cell_class]
@@ -332,7 +334,7 @@ def crowding(photograph: Photograph) -> float:
     boxes = photograph.xyxy[photograph.class_id == CellClass.RBC]
     if len(boxes) == 0:
         return math.nan
-    shared = metrics.iou(boxes, boxes)
+    shared = iou(boxes, boxes)
     np.fill_diagonal(shared, 0.0)
     return float((shared.max(axis=1) > _TOUCHES_IOU).mean())
 
@@ -539,10 +541,11 @@ def _best_f1_threshold(examined: Sequence[Examined], cell_class: CellClass) -> f
         return _USUAL_THRESHOLD
     over = scores[None, :] >= _CANDIDATES[:, None]
     f1 = 2 * (over & hits[None, :]).sum(axis=1) / np.maximum(over.sum(axis=1) + n_truth, 1)
-    smooth = np.convolve(np.pad(f1, 5, mode="edge"), np.full(11, 1 / 11), mode="valid")
+    smooth = _smooth(f1, 5)
     return float(_CANDIDATES[int(smooth.argmax())])
 
 
+OVERLAP_CANDIDATES: Final = np.round(np.arange(0.2, 0.801, 0.01), 2)
 _AS_GOOD: Final = 0.005  # of accuracy: less than a thousand cells can tell apart
 
 
@@ -564,18 +567,18 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
     found = ~np.isnan(scores)
     if not found.any():
         return 0.5
-    candidates = np.round(np.arange(0.2, 0.801, 0.01), 2)
-    called = scores[found] >= candidates[:, None]  # threshold by cell
-    accuracy = _smooth((called == overlapping[found]).mean(axis=1))
-    bias = np.abs(_smooth(called.mean(axis=1) - overlapping[found].mean()))
+    called = scores[found] >= OVERLAP_CANDIDATES[:, None]  # threshold by cell
+    accuracy = _smooth((called == overlapping[found]).mean(axis=1), 3)
+    bias = np.abs(_smooth(called.mean(axis=1) - overlapping[found].mean(), 3))
     bias[accuracy < accuracy.max() - _AS_GOOD] = np.inf
     least = np.flatnonzero(bias <= bias.min() + 1e-9)
-    return float(candidates[least[len(least) // 2]])
+    return float(OVERLAP_CANDIDATES[least[len(least) // 2]])
 
 
-def _smooth(values: Float64) -> Float64:
-    """The mean over seven neighbours: one cell must not choose."""
-    return np.convolve(np.pad(values, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
+def _smooth(values: Float64, reach: int) -> Float64:
+    """The mean over `reach` neighbours on either side: one cell must not choose."""
+    n = 2 * reach + 1
+    return np.convolve(np.pad(values, reach, mode="edge"), np.full(n, 1 / n), mode="valid")
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rbc_edge.errors import UnavailableError
-from rbc_edge.values import CellClass
+from rbc_edge.values import CellClass, Int64
 from rbc_train import evaluation, metrics
 from rbc_train.datasets import CLASS_NAMES
 from rbc_train.evaluation import Examined
@@ -218,18 +218,29 @@ def confusion(axes: Axes, examined: Sequence[Examined], threshold: float) -> Non
             for label in (False, True)
         ]
     )
+    draw_confusion(axes, table, lambda row, column, n, share: f"{n}\n{100 * share:.1f} %")
+    axes.set_xlabel("verdict, cells")
+    axes.set_ylabel("verified label, cells")
+
+
+def draw_confusion(axes: Axes, table: Int64, say: Callable[[int, int, int, float], str]) -> None:
+    """Draws labels against verdicts, single before overlapping.
+
+    Args:
+        axes: Where; its labels are the caller's.
+        table: int64 (2, 2), cells by label and verdict.
+        say: What stands in a field: given label, verdict, cells and their share of the label.
+    """
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row in range(2):
         for column in range(2):
             axes.text(
-                column, row, f"{table[row, column]}\n{100 * share[row, column]:.1f} %",
+                column, row, say(row, column, int(table[row, column]), float(share[row, column])),
                 ha="center", va="center", color="white" if share[row, column] > 0.5 else "black",
             )  # fmt: skip
     axes.set_xticks((0, 1), ("single", "overlapping"))
     axes.set_yticks((0, 1), ("single", "overlapping"), rotation=90, va="center")
-    axes.set_xlabel("verdict, cells")
-    axes.set_ylabel("verified label, cells")
 
 
 def roc(axes: Axes, examined: Sequence[Examined], threshold: float) -> None:

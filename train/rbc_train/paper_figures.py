@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rbc_train import metrics
-from rbc_train.figures import COLOURS, MARKERS, save
+from rbc_train.figures import COLOURS, MARKERS, draw_confusion, save
 from rbc_train.metrics import Float64
 from rbc_train.paper import EXPERIMENTS, MIXED, ROC_GRID, RuleFigures, Trial, zeros
 from rbc_train.results import Picture
@@ -153,16 +153,9 @@ def _draw_classes(axes: Axes, rule: RuleFigures) -> None:
 def _draw_confusion(axes: Axes, name: str, own: Sequence[Trial]) -> None:
     total = np.array([t.confusion for t in own]).sum(axis=0).reshape(2, 2)
     paper = np.array(EXPERIMENTS[name].confusion).reshape(2, 2)
-    share = total / np.maximum(total.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row in range(2):
-        for column in range(2):
-            axes.text(
-                column, row, f"{total[row, column]} ({share[row, column]:.0%})\npaper: {paper[row, column]}",
-                ha="center", va="center", color="white" if share[row, column] > 0.5 else "black",
-            )  # fmt: skip
-    axes.set_xticks((0, 1), ("single", "overlapping"))
-    axes.set_yticks((0, 1), ("single", "overlapping"), rotation=90, va="center")
+    draw_confusion(
+        axes, total, lambda row, column, n, share: f"{n} ({share:.0%})\npaper: {paper[row, column]}"
+    )
     axes.set_xlabel("verdict, test crops")
     axes.set_ylabel("weak label, test crops")
     axes.set_title(f"{name}: {len(own)} draws", fontsize=10)
