@@ -4,13 +4,13 @@ The ledger is one SQLite file in the output folder; every table is a view of it.
 image is its slide and the SHA-256 of its bytes, and its path and name are attributes that may change.
 """
 
-import fcntl
 import logging
 import os
+import shutil
 import sqlite3
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from errno import ENOENT, ENOTDIR
@@ -18,6 +18,7 @@ from math import nan
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from uuid import uuid4
 
 import numpy as np
 
@@ -29,7 +30,6 @@ from rbc_edge.values import Bool, Cells, Counts, Detections, FovResult, Scale, S
 log = logging.getLogger(__name__)
 
 FILE_NAME: Final = "ledger.sqlite3"
-LOCK_NAME: Final = ".rbc-edge.lock"
 
 _APPLICATION_ID: Final = 0x52424345  # "RBCE": tells our file from any other SQLite file
 _BUSY_TIMEOUT_S: Final = 10.0
@@ -85,6 +85,23 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """,
         "CREATE TABLE flag (name TEXT PRIMARY KEY)",
     ),
+    (
+        # How many fields the slide's scale was estimated from; NULL: by a version that did not say.
+        "ALTER TABLE slide ADD COLUMN scale_fields INTEGER",
+        "CREATE INDEX field_path ON field (path)",
+        "CREATE INDEX field_status ON field (status, field_key)",
+        # Images that a process has opened and not settled; one that is left here by a dead one is suspect.
+        """
+        CREATE TABLE attempt (
+            path BLOB PRIMARY KEY,
+            size_bytes INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            n INTEGER NOT NULL,
+            process TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        "CREATE TABLE note (name TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
@@ -102,6 +119,9 @@ _CELL: Final = np.dtype(
 )
 _FLAG_SEPARATOR: Final = ";"
 _EDGE_BITS: Final = np.array([1, 2, 4, 8], np.uint8)
+_PROCESS: Final = uuid4().hex  # not its number: that comes again
+_RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
+_ACCESS_FAILURES: Final = ("unreadable", "vanished")  # the file may be as good as ever
 
 _FIELD_COLUMNS: Final = (
     "slide_id, fov, path, size_bytes, mtime_ns, sha256, status, failure, message, width_px, height_px,"
@@ -178,10 +198,36 @@ class FieldRow:
 
 @dataclass(frozen=True, slots=True)
 class SlideScale:
-    """The scale estimated for a slide and the bundle that estimated it."""
+    """The scale estimated for a slide.
+
+    Attributes:
+        scale: The scale.
+        bundle_id: The bundle that estimated it.
+        n_fields: Fields of view it was estimated from; None: by a version that did not say.
+    """
 
     scale: Scale
     bundle_id: str
+    n_fields: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The ledger in a few numbers.
+
+    Attributes:
+        n_ok: Fields of view counted.
+        n_failed: Fields of view that could not be counted.
+        n_duplicates: Images whose content is counted under another name of their slide.
+        n_slides: Slides ever seen.
+        newest_analyzed_at: When the newest row was written, ISO 8601, UTC; empty without a row.
+    """
+
+    n_ok: int
+    n_failed: int
+    n_duplicates: int
+    n_slides: int
+    newest_analyzed_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +251,17 @@ class Entry:
     elapsed_ms: float = 0.0
 
 
+class DamagedError(UnavailableError):
+    """The ledger's file is not what SQLite left there; `keep_aside` makes room for a new one."""
+
+
 class Ledger:
     """The whole SQLite policy, and the rules of identity.
 
-    One writer at a time (a lock on the output folder); others may read beside it. Writes gather in one
-    transaction until `commit`; what was not committed when the process dies never happened. Every method
-    leaves the rows consistent, so a commit may follow any of them.
+    One process at a time settles images (`output.writing`); others may read beside it, and change a row in
+    a short transaction of their own (`retry`). Writes gather in one transaction until `commit`; what was
+    not committed when the process dies never happened. Every method leaves the rows consistent, so a
+    commit may follow any of them.
 
     Attributes:
         path: The ledger's file.
@@ -223,22 +274,46 @@ class Ledger:
             out: The output folder; must exist.
 
         Raises:
-            UnavailableError: Another run holds the folder, the folder cannot be written, or the file is no
-                ledger, a damaged one, or one of a newer version.
+            DamagedError: The file is damaged.
+            UnavailableError: The folder cannot be written, or the file is no ledger, or a newer version's.
         """
         self.path = out / FILE_NAME
-        self._lock = _lock(out)
-        try:
-            with self._guard():
-                self._db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-                try:
-                    self._prepare()
-                except BaseException:
-                    self._db.close()
-                    raise
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self._forced = True
+        with self._guard():
+            self._db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    @classmethod
+    def reading(cls, out: Path) -> Self:
+        """Opens a ledger for reading only, beside whoever writes it.
+
+        Raises:
+            DamagedError: The file is damaged.
+            UnavailableError: There is none, it cannot be read, or it is not one that this version reads.
+        """
+        ledger = cls.__new__(cls)
+        ledger.path = out / FILE_NAME
+        ledger._forced = True
+        if _is_gone(ledger.path):
+            raise UnavailableError(
+                f"{path_text(out)}: no {FILE_NAME} there", "give the --out of a run or of the service"
+            )
+        with ledger._guard():
+            uri = f"{ledger.path.absolute().as_uri()}?mode=ro"
+            if not Path(f"{ledger.path}-wal").exists() and not os.access(out, os.W_OK):
+                # Nobody has it open, and who may only read cannot make the log that SQLite wants beside it.
+                uri += "&immutable=1"
+            ledger._db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                ledger._check_version(oldest=len(_MIGRATIONS))
+            except BaseException:
+                ledger._db.close()
+                raise
+        return ledger
 
     def __enter__(self) -> Self:
         return self
@@ -249,15 +324,35 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Drops what was not committed and releases the output folder."""
-        try:
-            self._db.close()
-        finally:
-            os.close(self._lock)
+        """Drops what was not committed."""
+        self._db.close()
 
     # -- policy ---------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        db = self._db
+        self._check_version(oldest=0)
+        # WAL with FULL: a committed count survives a power cut, and readers never wait for the writer.
+        # Where the file system has no shared memory SQLite keeps its rollback journal, as safe but slower.
+        db.execute("PRAGMA journal_mode = WAL").fetchone()
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        for number, statements in enumerate(_MIGRATIONS, 1):
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                # Asked inside: another process may have migrated while this one waited.
+                if int(db.execute("PRAGMA user_version").fetchone()[0]) < number:
+                    for statement in statements:
+                        db.execute(statement)
+                    db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                    db.execute(f"PRAGMA user_version = {number}")
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # a full disk has rolled it back already
+                    db.execute("ROLLBACK")
+                raise
+
+    def _check_version(self, *, oldest: int) -> None:
         db = self._db
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         application = int(db.execute("PRAGMA application_id").fetchone()[0])
@@ -272,23 +367,31 @@ class Ledger:
                 f" knows {len(_MIGRATIONS)})",
                 "update rbc-edge, or choose another output folder",
             )
-        # WAL with FULL: a committed count survives a power cut, and readers never wait for the writer.
-        # Where the file system has no shared memory SQLite keeps its rollback journal, as safe but slower.
-        db.execute("PRAGMA journal_mode = WAL").fetchone()
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        for number, statements in enumerate(_MIGRATIONS[version:], version + 1):
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                for statement in statements:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {number}")
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:  # a full disk has rolled it back already
-                    db.execute("ROLLBACK")
+        if version < oldest:
+            raise UnavailableError(
+                f"{path_text(self.path)} was written by an older rbc-edge (ledger version {version})",
+                "run `rbc-edge run` or the service on it once; that brings it up to date",
+            )
+
+    def damage(self) -> str:
+        """Reads the whole ledger and returns what is wrong with it; empty when nothing is.
+
+        SQLite's own check reads the structure; the packed cells and counts are read besides, because SQLite
+        takes any bytes there.
+        """
+        try:
+            found = str(self._db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            if found != "ok":
+                return found
+            for (packed,) in self._db.execute("SELECT packed FROM cells"):
+                _unpack_cells(packed)
+            for (counts,) in self._db.execute("SELECT counts FROM field WHERE counts IS NOT NULL"):
+                _unpack_counts(counts)
+        except (sqlite3.DatabaseError, zlib.error, ValueError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR):
                 raise
+            return str(error)
+        return ""
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -299,7 +402,7 @@ class Ledger:
             where = path_text(self.path)
             match getattr(error, "sqlite_errorcode", 0) & 0xFF:
                 case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_FORMAT:
-                    raise UnavailableError(
+                    raise DamagedError(
                         f"{where}: the ledger is damaged: {error}",
                         "move it aside and run again: the images are counted anew",
                     ) from error
@@ -323,11 +426,14 @@ class Ledger:
         """One change: joins the open transaction, and takes back only itself when it fails."""
         with self._guard():
             if not self._db.in_transaction:
+                # Forced to the disk at the end, by `commit`; SQLite takes this only between transactions.
+                self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("SAVEPOINT change")
             try:
-                yield self._db
+                # First, so that a change may be to take it away.
                 self._db.execute("INSERT OR IGNORE INTO flag VALUES ('tables-stale')")
+                yield self._db
                 self._db.execute("RELEASE change")
             except BaseException:
                 # A full disk rolls the whole transaction back by itself.
@@ -341,10 +447,83 @@ class Ledger:
             yield from self._db.execute(sql, values)
 
     def commit(self) -> None:
-        """Makes everything written so far last."""
+        """Makes everything written so far last, through a power cut."""
         with self._guard():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
+                self._forced = False
+            if not self._forced:
+                # One change that is forced to the disk takes everything before it along.
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("INSERT OR REPLACE INTO flag VALUES ('forced')")
+                self._forced = True
+
+    def rollback(self) -> None:
+        """Takes back what was not committed."""
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def foreign_changes(self) -> int:
+        """Returns a number that changes when another connection has changed the ledger."""
+        return int(next(self._read("PRAGMA data_version"))[0])
+
+    # -- attempts -------------------------------------------------------------------------------------
+
+    def begin_attempts(self, files: Sequence[InboxFile]) -> None:
+        """Says, before they are opened, that images are being tried; settling one takes its note away.
+
+        Committed at once, so that it outlives the process, but not forced to the disk: an image that
+        brings the process down leaves the system's memory alone, and a forced write an image would be the
+        dearest step of all on a memory card.
+        """
+        with self._write() as db:
+            db.executemany(
+                "INSERT INTO attempt VALUES (?, ?, ?, 1, ?) ON CONFLICT (path) DO UPDATE SET"
+                " n = CASE WHEN size_bytes = excluded.size_bytes AND mtime_ns = excluded.mtime_ns"
+                " THEN n + (process <> excluded.process) ELSE 1 END,"
+                " size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, process = excluded.process",
+                [(os.fsencode(f.path), f.size_bytes, f.mtime_ns, _PROCESS) for f in files],
+            )
+        with self._guard():
+            self._db.execute("COMMIT")
+            self._forced = False
+
+    def end_attempts(self, files: Sequence[InboxFile]) -> None:
+        """Takes back `begin_attempts` for images that were left alone after all."""
+        with self._write() as db:
+            db.executemany("DELETE FROM attempt WHERE path = ?", [(os.fsencode(f.path),) for f in files])
+
+    def attempts(self, files: Sequence[InboxFile]) -> dict[InboxFile, int]:
+        """Returns those of the images that other processes had opened and not settled, and how many did."""
+        left = {
+            path: row
+            for path, *row in self._read(
+                "SELECT path, size_bytes, mtime_ns, n FROM attempt WHERE process <> ?", _PROCESS
+            )
+        }
+        if not left:
+            return {}
+        found = {}
+        for file in files:
+            size_bytes, mtime_ns, n = left.get(os.fsencode(file.path), (None, None, 0))
+            if (size_bytes, mtime_ns) == (file.size_bytes, file.mtime_ns):
+                found[file] = int(n)
+        return found
+
+    # -- notes ----------------------------------------------------------------------------------------
+
+    def note(self, name: str) -> str:
+        """Returns a note kept beside the counts; empty when there is none."""
+        for (content,) in self._read("SELECT content FROM note WHERE name = ?", name):
+            return str(content)
+        return ""
+
+    def keep_note(self, name: str, content: str) -> None:
+        """Keeps a note beside the counts."""
+        if self.note(name) != content:
+            with self._write() as db:
+                db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, content))
 
     # -- slides ---------------------------------------------------------------------------------------
 
@@ -354,23 +533,34 @@ class Ledger:
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
         """Returns the scale estimated for a slide; None when it never was."""
-        for diameter, source, bundle_id in self._read(
-            "SELECT cell_diameter_px, scale_source, scale_bundle_id FROM slide"
+        for diameter, source, bundle_id, n_fields in self._read(
+            "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
             " WHERE slide_id = ? AND scale_source IS NOT NULL",
             slide_id,
         ):
-            return SlideScale(_scale(diameter, source), bundle_id)
+            return SlideScale(_scale(diameter, source), bundle_id, n_fields)
         return None
 
-    def keep_slide_scale(self, slide_id: str, scale: Scale, bundle_id: str) -> None:
-        """Keeps the scale estimated for a slide."""
+    def keep_slide_scale(self, slide_id: str, kept: SlideScale, *, recount: bool = False) -> None:
+        """Keeps the scale estimated for a slide.
+
+        Args:
+            slide_id: The slide.
+            kept: The scale, the bundle that estimated it, and from how many fields.
+            recount: Also have the slide's fields counted again; their counts stand until they are.
+        """
         with self._write() as db:
-            self._slide_key(slide_id)
+            slide_key = self._slide_key(slide_id)
             db.execute(
-                "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?"
-                " WHERE slide_id = ?",
-                (scale.cell_diameter_px, scale.source, bundle_id, slide_id),
+                "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?,"
+                " scale_fields = ? WHERE slide_key = ?",
+                (kept.scale.cell_diameter_px, kept.scale.source, kept.bundle_id, kept.n_fields, slide_key),
             )
+            if recount:
+                db.execute(
+                    "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'",
+                    (_RECOUNT, slide_key),
+                )
 
     def _slide_key(self, slide_id: str) -> int:
         self._db.execute("INSERT OR IGNORE INTO slide (slide_id) VALUES (?)", (slide_id,))
@@ -438,29 +628,30 @@ class Ledger:
             case Status.OK:
                 return True
             case Status.FAILED:
-                return row.failure not in ("unreadable", "vanished")
+                return row.failure not in _ACCESS_FAILURES
             case Status.DUPLICATE:
                 original = self.counted(row.slide_id, row.sha256)
                 return original is not None and original.version == version
 
-    def claim_paths(self, files: tuple[InboxFile, ...]) -> set[str]:
+    def claim_paths(self, files: Sequence[InboxFile]) -> set[str]:
         """Forgets rows whose file now goes by another slide or name (another slide pattern, another folder).
 
         One file is one field of view: left alone, such a row would count the file a second time.
 
         Args:
-            files: Everything the scan found.
+            files: What the scan found, or those of it that are about to be settled.
 
         Returns:
             The slides that lost rows.
         """
-        name_of = {os.fsencode(f.path): (f.slide_id, f.fov) for f in files}
         lost = [
             (key, slide_id)
-            for key, path, slide_id, fov in self._read(
-                "SELECT field_key, path, slide_id, fov FROM field JOIN slide USING (slide_key)"
+            for file in files
+            for key, slide_id, fov in self._read(
+                "SELECT field_key, slide_id, fov FROM field JOIN slide USING (slide_key) WHERE path = ?",
+                os.fsencode(file.path),
             )
-            if name_of.get(path, (slide_id, fov)) != (slide_id, fov)
+            if (slide_id, fov) != (file.slide_id, file.fov)
         ]
         if lost:
             with self._write() as db:
@@ -505,6 +696,7 @@ class Ledger:
                     "UPDATE field SET path = ?, size_bytes = ?, mtime_ns = ? WHERE slide_key = ? AND fov = ?",
                     (os.fsencode(file.path), file.size_bytes, file.mtime_ns, slide_key, file.fov),
                 )
+                db.execute("DELETE FROM attempt WHERE path = ?", (os.fsencode(file.path),))
         return self.field(file.slide_id, file.fov)
 
     def record_ok(self, entry: Entry, result: FovResult) -> FieldRow:
@@ -529,7 +721,9 @@ class Ledger:
         """
         file = entry.file
         row = self.field(file.slide_id, file.fov)
-        if not (failure == "vanished" and row is not None and row.status is Status.OK):
+        if failure == "vanished" and row is not None and row.status is Status.OK:
+            self.end_attempts([file])
+        else:
             with self._write() as db:
                 # The same broken file under its former name is not a second failure.
                 for key, path in db.execute(
@@ -572,6 +766,7 @@ class Ledger:
         """Replaces the row of a slide and name; returns its key."""
         file = entry.file
         self._forget(file.slide_id, file.fov)
+        self._db.execute("DELETE FROM attempt WHERE path = ?", (os.fsencode(file.path),))
         values: dict[str, object] = {
             "slide_key": self._slide_key(file.slide_id),
             "fov": file.fov,
@@ -613,31 +808,104 @@ class Ledger:
 
     def tables_written(self) -> None:
         """Notes, and commits, that every table shows the ledger as it is."""
-        with self._guard():
-            self._db.execute("DELETE FROM flag WHERE name = 'tables-stale'")
+        with self._write() as db:
+            db.execute("DELETE FROM flag WHERE name = 'tables-stale'")
         self.commit()
 
+    # -- for people -----------------------------------------------------------------------------------
 
-def _lock(out: Path) -> int:
-    """Locks an output folder for one writer; returns the descriptor that holds the lock."""
-    path = out / LOCK_NAME
+    def tally(self) -> Tally:
+        """Sums up the ledger."""
+        n = dict(self._read("SELECT status, count(*) FROM field GROUP BY status"))
+        newest = next(self._read("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1"), ("",))[0]
+        return Tally(
+            n_ok=n.get(Status.OK, 0),
+            n_failed=n.get(Status.FAILED, 0),
+            n_duplicates=n.get(Status.DUPLICATE, 0),
+            n_slides=int(next(self._read("SELECT count(*) FROM slide"))[0]),
+            newest_analyzed_at=newest,
+        )
+
+    def failures(self, limit: int) -> list[FieldRow]:
+        """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
+        return [
+            _row(row)
+            for row in self._read(
+                f"SELECT {_FIELD_COLUMNS} FROM field JOIN slide USING (slide_key) WHERE status = 'failed'"
+                " ORDER BY field_key DESC LIMIT ?",
+                limit,
+            )
+        ]
+
+    def failure_counts(self) -> dict[str, int]:
+        """Returns how many fields of view failed for each reason, the most frequent first."""
+        return dict(
+            self._read(
+                "SELECT failure, count(*) FROM field WHERE status = 'failed' GROUP BY failure"
+                " ORDER BY count(*) DESC, failure"
+            )
+        )
+
+    def retry(self, slide_id: str | None = None, fov: str | None = None) -> int:
+        """Has failed fields of view looked at again, by the next run or the running service.
+
+        Args:
+            slide_id: Only of this slide; None: of all.
+            fov: Only this one; None: all.
+
+        Returns:
+            How many.
+        """
+        with self._write() as db:
+            return db.execute(
+                "UPDATE field SET mtime_ns = -1 WHERE status = 'failed' AND (?1 IS NULL OR slide_key ="
+                " (SELECT slide_key FROM slide WHERE slide_id = ?1)) AND (?2 IS NULL OR fov = ?2)",
+                (slide_id, fov),
+            ).rowcount
+
+
+def keep_aside(out: Path, stamp: str) -> Path:
+    """Moves a damaged ledger out of the way, with a copy of the tables of before; nothing is lost.
+
+    Counts of images that are no longer in the camera's folder stand in those tables only.
+
+    Args:
+        out: The output folder, whose ledger nobody has open.
+        stamp: What to call it by; a time.
+
+    Returns:
+        The new folder that holds them.
+
+    Raises:
+        UnavailableError: The folder cannot be written.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        aside = _new_folder(out / f"damaged-{stamp}")
+        for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
+            copy = aside / table.relative_to(out)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy2(table, copy)
+        # The ledger last, and its log before it: a process killed in between finds it damaged again.
+        for suffix in ("-shm", "-wal", "-journal", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{out / FILE_NAME}{suffix}").rename(aside / f"{FILE_NAME}{suffix}")
     except OSError as error:
         raise UnavailableError(
-            f"{path_text(out)}: cannot write: {error.strerror}", "check permissions and free space"
+            f"{path_text(out)}: cannot keep the damaged ledger aside: {error.strerror}",
+            "check permissions and free space",
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UnavailableError(
-            f"another rbc-edge is writing to {path_text(out)}",
-            "wait until it has finished, or choose another output folder",
-        ) from error
-    except OSError as error:  # some network file systems have no locks; one writer is then the user's care
-        log.warning("%s: cannot lock the output folder: %s", path_text(out), error.strerror)
-    return descriptor
+    return aside
+
+
+def _new_folder(path: Path) -> Path:
+    for number in range(2, 1000):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
+        else:
+            break
+    return path
 
 
 def _is_gone(path: Path) -> bool:

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,8 +20,10 @@ from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import ExitCode, ImageError, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.imaging import load_field
 from rbc_edge.inbox import InboxFile, path_text, scan
-from rbc_edge.ledger import Entry, FieldRow, Ledger, Status, Version
+from rbc_edge.ledger import Entry, FieldRow, Ledger, SlideScale, Status, Version
+from rbc_edge.output import writing
 from rbc_edge.tables import SlideSummary, Tables
+from rbc_edge.trial import Interrupted
 from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,9 @@ _SCALE_PIXELS: Final = 40e6  # all of them together: a few 20-megapixel fields h
 _SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
 _HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
+_WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
+_SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
+_MOST_ATTEMPTS: Final = 10  # a machine that goes down with its process leaves no evidence but these
 
 
 class Analyzing(Protocol):
@@ -123,15 +128,26 @@ class RunSummary:
         return ExitCode.OK
 
 
+class Abandoned(BaseException):
+    """The image in hand is left where it is; not an error of the image, so no `Exception`."""
+
+
 @dataclass(slots=True)
 class Stop:
     """A wish to end after the image in hand.
 
     Attributes:
         signal: The signal that asked; None: go on.
+        patience_s: How long the image in hand may take after that; None: as long as it needs.
+        is_late: The image in hand took longer than that, and was left.
+        on_ask: Called from the signal handler.
     """
 
     signal: int | None = None
+    patience_s: float | None = None
+    is_late: bool = False
+    on_ask: Callable[[], None] = lambda: None
+    _in_hand: bool = False
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -140,6 +156,15 @@ class Stop:
         def ask(number: int, _frame: FrameType | None) -> None:
             self.signal = number
             signal.signal(number, before[number])
+            if self.patience_s is not None:
+                signal.signal(signal.SIGALRM, lose_patience)
+                signal.setitimer(signal.ITIMER_REAL, self.patience_s)
+            self.on_ask()
+
+        def lose_patience(_number: int, _frame: FrameType | None) -> None:
+            self.is_late = True
+            if self._in_hand:
+                raise Abandoned
 
         before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
@@ -147,8 +172,20 @@ class Stop:
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def image_in_hand(self) -> Iterator[None]:
+        """Marks code that may be left at any point, by `Abandoned`: it changes nothing that lasts."""
+        self._in_hand = True
+        try:
+            if self.is_late:
+                raise Abandoned
+            yield
+        finally:
+            self._in_hand = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +209,7 @@ def run_once(
     on_step: Callable[[Step], None] = lambda _: None,
     stop: Stop | None = None,
     clock: Clock | None = None,
+    survives: Callable[[Sequence[Path]], bool] | None = None,
 ) -> RunSummary:
     """Counts every image of the paths that is not counted yet, and brings the tables up to date.
 
@@ -185,6 +223,7 @@ def run_once(
         on_step: Told of every image settled.
         stop: Ends the run early, with tables that show what was done.
         clock: Where time comes from.
+        survives: See `Run`.
 
     Returns:
         What was done.
@@ -194,7 +233,7 @@ def run_once(
         UnavailableError: Source or output cannot be used.
         BundleError: From `make_analyzer`.
     """
-    _check_apart(options.paths, options.out)
+    check_apart(options.paths, options.out)
     inbox = scan(options.paths, slide_pattern=options.slide_pattern)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -203,11 +242,11 @@ def run_once(
             f"{path_text(options.out)}: cannot make the output folder: {error.strerror}",
             "choose another --out, or check the permissions of its parent",
         ) from error
-    with Ledger(options.out) as ledger:
+    with writing(options.out, wait_s=_WAIT_FOR_WRITER_S), Ledger(options.out) as ledger:
         tables = Tables(options.out, ledger, edges=options.edges, cells=options.cells)
         if ledger.tables_are_stale():  # a run was killed; its counts show before hours of counting go by
             tables.write()
-        run = _Run(
+        run = Run(
             options,
             bundle_id,
             make_analyzer,
@@ -216,11 +255,12 @@ def run_once(
             on_step=on_step,
             stop=stop or Stop(),
             clock=clock or Clock(),
+            survives=survives,
         )
         return run.settle(inbox.files, n_unreadable_folders=len(inbox.unreadable))
 
 
-def _check_apart(paths: Sequence[Path], out: Path) -> None:
+def check_apart(paths: Sequence[Path], out: Path) -> None:
     """Refuses an output folder that lies in the camera's folder: results would be read as its slides."""
     real_out = Path(os.path.realpath(out))
     for path in paths:
@@ -244,8 +284,26 @@ class _Look:
     elapsed_s: float
 
 
-class _Run:
-    """Settles lists of files; the body that a single run and a watch share."""
+class Run:
+    """Settles lists of files; the body that a single run and a watch share.
+
+    Args:
+        options: What to do; `RunOptions.paths` is not looked at.
+        bundle_id: The bundle the analyzer works with.
+        make_analyzer: Called once, when the first image needs counting.
+        ledger: The ledger, of which nobody else settles images meanwhile (`output.writing`).
+        tables: The tables of that ledger.
+        on_step: Told of every image settled.
+        stop: Ends the work after the image in hand.
+        clock: Where time comes from.
+        survives: Tells whether a process of its own outlives the counting of images (`trial.survives`);
+            None: an image that was being tried when two processes died is failed without it.
+        may_wait: Tells for a file and a failure whether to leave it for later instead of writing it down; the
+            failure is ``changed`` where somebody wrote to the file while it was read.
+
+    Attributes:
+        n_recounts: How often a slide's scale was found anew, so that its fields have to be counted again.
+    """
 
     def __init__(
         self,
@@ -258,6 +316,8 @@ class _Run:
         on_step: Callable[[Step], None],
         stop: Stop,
         clock: Clock,
+        survives: Callable[[Sequence[Path]], bool] | None = None,
+        may_wait: Callable[[InboxFile, str], bool] | None = None,
     ) -> None:
         self._options = options
         self._make_analyzer = make_analyzer
@@ -267,67 +327,137 @@ class _Run:
         self._on_step = on_step
         self._stop = stop
         self._clock = clock
+        self._survives = survives
+        self._may_wait = may_wait
         scale = options.scale
         settings = f"{scale.source}={scale.cell_diameter_px!r}" if scale else "estimated"
-        self._version = Version(bundle_id, settings)
+        self.version = Version(bundle_id, settings)
+        self.n_recounts = 0
         self._last_commit_s = clock.monotonic_s()
         self._n_new_failures = 0
         self._n_done = 0
 
-    def settle(self, files: tuple[InboxFile, ...], *, n_unreadable_folders: int = 0) -> RunSummary:
-        """Settles the files in order, slide by slide, and writes the tables, also when it ends early."""
+    def settle(
+        self,
+        files: Sequence[InboxFile],
+        *,
+        of_slide: Mapping[str, Sequence[InboxFile]] | None = None,
+        n_unreadable_folders: int = 0,
+        time_s: float | None = None,
+    ) -> RunSummary:
+        """Settles files in order, slide by slide, and writes the tables, also when it ends early.
+
+        Args:
+            files: What to settle; files of one slide stand together.
+            of_slide: All images there are, by slide, where `files` is only a part of them; a slide's scale is
+                estimated from these.
+            n_unreadable_folders: Goes into the summary.
+            time_s: Ends early, between two images, after this time; None: when all are settled.
+        """
         summary = RunSummary(n_images=len(files), n_unreadable_folders=n_unreadable_folders)
-        self._ledger.claim_paths(files)
-        # One thread reads ahead by one image while this one counts.
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rbc-edge-read") as reader:
+        self._n_done = 0
+        end_s = None if time_s is None else self._clock.monotonic_s() + time_s
+        changed = self._ledger.claim_paths(files)
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rbc-edge-read")
+        try:
+            self._settle_suspects(files)
+            # One thread reads ahead by one image while this one counts.
             for slide_id, group in groupby(files, key=lambda f: f.slide_id):
-                self._settle_slide(slide_id, list(group), reader, summary)
-                if summary.stopped_by is not None or summary.gave_up:
+                in_slide = list(group)
+                changed.add(slide_id)
+                self._settle_slide(
+                    in_slide, (of_slide or {}).get(slide_id, in_slide), reader, summary, end_s=end_s
+                )
+                if self._ends_early(summary, end_s):
                     break
+        except Interrupted:
+            summary.stopped_by = self._stop.signal
+        finally:
+            # A thread that is late with a huge image is not waited for; the process ends under it.
+            reader.shutdown(wait=not self._stop.is_late, cancel_futures=True)
         self._ledger.commit()
-        summary.slides = self._tables.write()
+        summary.slides = self._tables.write(None if of_slide is None else changed)
         return summary
 
+    def _settle_suspects(self, files: Sequence[InboxFile]) -> None:
+        """Writes down as failed what brought a process down, and would again."""
+        suspects = self._ledger.attempts(files)
+        if not suspects:
+            return
+        guilty = [file for file, n in suspects.items() if n >= _MOST_ATTEMPTS]
+        rest = [file for file in suspects if file not in guilty]
+        if self._survives is None:
+            guilty += [file for file in rest if suspects[file] >= 2]
+        elif rest and not self._survives([file.path for file in rest]):
+            guilty += [file for file in rest if len(rest) == 1 or not self._survives([file.path])]
+        for file in guilty:
+            entry = Entry(file, self.version, _digest(file), self._now())
+            message = f"{path_text(file.path)}: brings the program down; it is passed over"
+            row = self._ledger.record_failed(entry, "crash", message)
+            self._on_step(Step(file, row, self._n_done, len(files)))
+        self._ledger.commit()
+
     def _settle_slide(
-        self, slide_id: str, files: list[InboxFile], reader: ThreadPoolExecutor, summary: RunSummary
+        self,
+        files: list[InboxFile],
+        all_files: Sequence[InboxFile],
+        reader: ThreadPoolExecutor,
+        summary: RunSummary,
+        *,
+        end_s: float | None,
     ) -> None:
-        scale: Scale | None = None
-        ahead: dict[str, Future[_Look]] = {}
+        slide_id = files[0].slide_id
+        ahead: dict[str, tuple[InboxFile, Future[_Look]]] = {}
         changed = False
+        # Before the first image: where the scale is found anew, those that were counted are not done.
+        scale: Scale | None = None
+        if any(not self._is_done(file) for file in files):
+            scale = self._slide_scale(slide_id, all_files)
         for i, file in enumerate(files):
-            if self._ends_early(summary):
+            if self._ends_early(summary, end_s):
                 break
             row: FieldRow | None = None
             if self._is_done(file):
                 summary.n_unchanged += 1
                 known = self._ledger.field(slide_id, file.fov)
-                status = known.status if known else Status.OK
+                status: Status | None = known.status if known else Status.OK
             else:
-                scale = scale or self._slide_scale(slide_id, files)
-                look = ahead.pop(file.fov, None) or reader.submit(_look, file, self._clock)
-                for following in files[i + 1 : i + 2]:
-                    if not self._is_done(following):
-                        ahead[following.fov] = reader.submit(_look, following, self._clock)
-                row = self._settle_file(file, look.result(), scale, summary)
-                changed, status = True, row.status
+                scale = scale or self._slide_scale(slide_id, all_files)
+                begun = [f for f in files[i + 1 : i + 2] if not self._is_done(f)]
+                if file.fov not in ahead:
+                    begun.insert(0, file)
+                self._ledger.begin_attempts(begun)
+                for f in begun:
+                    ahead[f.fov] = f, reader.submit(_look, f, self._clock)
+                try:
+                    row = self._settle_file(file, ahead.pop(file.fov)[1], scale, summary)
+                except Abandoned:
+                    self._ledger.end_attempts([file])
+                    summary.stopped_by = self._stop.signal
+                    break
+                changed, status = True, row.status if row else None
                 self._n_new_failures += status is Status.FAILED
             summary.n_failed += status is Status.FAILED
             summary.n_duplicates += status is Status.DUPLICATE
             self._n_done += 1
             self._commit_now_and_then()
             self._on_step(Step(file, row, self._n_done, summary.n_images))
+        if ahead:
+            self._ledger.end_attempts([f for f, _ in ahead.values()])
         if changed:
             self._ledger.commit()  # first: a table never shows what a power cut could take back
             self._tables.write_slide(slide_id)
 
     def _is_done(self, file: InboxFile) -> bool:
-        return not self._options.force and self._ledger.is_done(file, self._version)
+        return not self._options.force and self._ledger.is_done(file, self.version)
 
-    def _ends_early(self, summary: RunSummary) -> bool:
+    def _ends_early(self, summary: RunSummary, end_s: float | None) -> bool:
         limit = self._options.max_failures
         summary.stopped_by = self._stop.signal
         summary.gave_up = limit is not None and self._n_new_failures >= limit
-        return summary.stopped_by is not None or summary.gave_up
+        if summary.stopped_by is not None or summary.gave_up:
+            return True
+        return end_s is not None and self._n_done > 0 and self._clock.monotonic_s() >= end_s
 
     def _commit_now_and_then(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -335,20 +465,28 @@ class _Run:
             self._ledger.commit()
             self._last_commit_s = now_s
 
-    def _slide_scale(self, slide_id: str, files: list[InboxFile]) -> Scale:
-        """Returns the scale of a slide: the user's, the one kept for it, or a new estimate, then kept."""
+    def _slide_scale(self, slide_id: str, files: Sequence[InboxFile]) -> Scale:
+        """Returns the scale of a slide: the user's, the one kept for it, or a new estimate, then kept.
+
+        A slide whose images come one by one gets its first estimate from one field, and better ones when it
+        has two, four and eight; those that differ have its few fields counted again.
+        """
         if self._options.scale is not None:
             return self._options.scale
         kept = self._ledger.slide_scale(slide_id)
-        if (
-            kept is not None
-            and kept.bundle_id == self._version.bundle_id
-            and kept.scale.source is not ScaleSource.NONE  # saw no cell then; there may be some now
-            and not self._options.force
-        ):
+        if kept is not None and (kept.bundle_id != self.version.bundle_id or self._options.force):
+            kept = None
+        if kept is not None and not _may_know_better(kept, len(files)):
             return kept.scale
-        scale = self._estimated(slide_id, files)
-        self._ledger.keep_slide_scale(slide_id, scale, self._version.bundle_id)
+        scale, recount = self._estimated(slide_id, list(files)), False
+        if kept is not None:
+            if _differ(kept.scale, scale):
+                recount = True
+                self.n_recounts += 1
+            else:
+                scale = kept.scale
+        new = SlideScale(scale, self.version.bundle_id, len(files))
+        self._ledger.keep_slide_scale(slide_id, new, recount=recount)
         self._ledger.commit()  # before any field is counted at it: a killed run goes on with the same scale
         return scale
 
@@ -381,11 +519,26 @@ class _Run:
             self._analyzer = self._make_analyzer()
         return self._analyzer
 
-    def _settle_file(self, file: InboxFile, look: _Look, scale: Scale, summary: RunSummary) -> FieldRow:
-        """Brings one file that was read into the ledger."""
+    def _now(self) -> str:
+        return self._clock.now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    def _settle_file(
+        self, file: InboxFile, reading: Future[_Look], scale: Scale, summary: RunSummary
+    ) -> FieldRow | None:
+        """Brings one file into the ledger; None: it was left for later.
+
+        Raises:
+            Abandoned: From `Stop`; the ledger still says that the file is being tried.
+        """
+        with self._stop.image_in_hand():
+            look = reading.result()
         started_s = self._clock.monotonic_s()
-        now = self._clock.now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        entry = Entry(file, self._version, look.sha256, now, elapsed_ms=look.elapsed_s * 1e3)
+        entry = Entry(file, self.version, look.sha256, self._now(), elapsed_ms=look.elapsed_s * 1e3)
+        if self._may_wait is not None:
+            failure = "changed" if look.field is not None and _has_changed(file) else look.failure
+            if failure and self._may_wait(file, failure):
+                self._ledger.end_attempts([file])
+                return None
         if look.field is None:
             return self._ledger.record_failed(entry, look.failure, look.message)
         entry = replace(entry, captured_at=look.field.captured_at)
@@ -393,8 +546,10 @@ class _Run:
         if settled is not None:
             summary.n_unchanged += settled.status is Status.OK
             return settled
+        analyzer = self._the_analyzer()
         try:
-            result = self._the_analyzer().analyze(look.field, scale)
+            with self._stop.image_in_hand():
+                result = analyzer.analyze(look.field, scale)
         except ImageError as error:
             return self._ledger.record_failed(entry, error.reason, str(error))
         except RbcEdgeError:
@@ -419,10 +574,38 @@ def _look(file: InboxFile, clock: Clock) -> _Look:
     except Exception as error:
         log.debug("%s", path_text(file.path), exc_info=True)
         failure, message = "error", _unexpected(file.path, error)
-    if failure not in ("", "vanished", "unreadable") and file.size_bytes <= _HASHED_BYTES:
-        with suppress(OSError), file.path.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    if failure not in ("", "vanished", "unreadable"):
+        sha256 = _digest(file)
     return _Look(field_of_view, failure, message, sha256, clock.monotonic_s() - started_s)
+
+
+def _digest(file: InboxFile) -> str:
+    """The hex digest of a file's content; empty where it cannot be read, or only in minutes."""
+    if file.size_bytes <= _HASHED_BYTES:
+        with suppress(OSError), file.path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    return ""
+
+
+def _has_changed(file: InboxFile) -> bool:
+    try:
+        status = file.path.stat()
+    except OSError:
+        return False  # gone after it was read; what was read is whole
+    return (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.mtime_ns)
+
+
+def _may_know_better(kept: SlideScale, n_files: int) -> bool:
+    """Tells whether a slide has twice the images its scale was estimated from, while they were few."""
+    if kept.scale.source is ScaleSource.NONE:
+        return kept.n_fields is None or n_files != kept.n_fields  # saw no cell then; there may be some now
+    return kept.n_fields is not None and n_files >= min(2 * kept.n_fields, SCALE_FIELDS) > kept.n_fields
+
+
+def _differ(old: Scale, new: Scale) -> bool:
+    if ScaleSource.NONE in (old.source, new.source):
+        return old.source is not new.source
+    return abs(new.cell_diameter_px / old.cell_diameter_px - 1) > _SCALE_TOLERANCE
 
 
 def _unexpected(path: Path, error: Exception) -> str:

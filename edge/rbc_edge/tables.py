@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -97,6 +97,7 @@ class Tables:
         self._ledger = ledger
         self._edges = edges
         self._cells = cells
+        self._summaries: dict[str, SlideSummary] = {}
         for folder in (out, out / "cells"):
             for left_over in folder.glob(".*.csv.tmp"):  # of a process that was killed while writing
                 with suppress(OSError):
@@ -114,8 +115,11 @@ class Tables:
         """
         self._write_slide(slide_id, self._file_names()[slide_id])
 
-    def write(self) -> list[SlideSummary]:
+    def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes every table, and notes in the ledger that they are up to date.
+
+        Args:
+            slide_ids: The slides that have changed since; None: any may have.
 
         Returns:
             The rows of ``slides.csv``.
@@ -123,9 +127,15 @@ class Tables:
         Raises:
             UnavailableError: The output folder cannot be written; the tables of before are intact.
         """
-        for slide_id, name in self._file_names().items():
-            self._write_slide(slide_id, name)
-        summaries = [self.summary(slide_id) for slide_id in sorted(self._ledger.slide_ids())]
+        if slide_ids is None:
+            self._summaries.clear()
+        names = self._file_names()
+        for slide_id, name in names.items():
+            if slide_ids is None or slide_id in slide_ids:
+                self._write_slide(slide_id, name)
+            if slide_id not in self._summaries or slide_id in (slide_ids or ()):
+                self._summaries[slide_id] = self.summary(slide_id)
+        summaries = [self._summaries[slide_id] for slide_id in sorted(names)]
         summaries = [s for s in summaries if s.n_fov_ok or s.n_fov_failed]
         _write(self._out / "slides.csv", SLIDE_COLUMNS, map(_slide_row, summaries))
         self._ledger.tables_written()

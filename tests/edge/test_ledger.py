@@ -10,7 +10,7 @@ import pytest
 from rbc_edge.counting import EdgeRule, count
 from rbc_edge.errors import UnavailableError
 from rbc_edge.inbox import InboxFile
-from rbc_edge.ledger import FILE_NAME, Entry, Ledger, Status, Version
+from rbc_edge.ledger import FILE_NAME, Entry, Ledger, SlideScale, Status, Version
 from rbc_edge.values import Cells, Detections, FovResult, Scale, ScaleSource
 
 VERSION = Version("bundle-1", "estimated")
@@ -231,11 +231,11 @@ def test_slide_scale_is_kept_with_its_bundle(desk: Desk) -> None:
     assert desk.ledger.slide_scale("s") is None
     desk.look("a", "x")
     assert desk.ledger.slide_scale("s") is None
-    desk.ledger.keep_slide_scale("s", Scale(40.5, ScaleSource.SLIDE), "bundle-1")
+    desk.ledger.keep_slide_scale("s", SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3))
     kept = desk.ledger.slide_scale("s")
     assert kept is not None
-    assert (kept.scale, kept.bundle_id) == (Scale(40.5, ScaleSource.SLIDE), "bundle-1")
-    desk.ledger.keep_slide_scale("s", Scale(nan, ScaleSource.NONE), "bundle-2")
+    assert kept == SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3)
+    desk.ledger.keep_slide_scale("s", SlideScale(Scale(nan, ScaleSource.NONE), "bundle-2", 8))
     kept = desk.ledger.slide_scale("s")
     assert kept is not None
     assert isnan(kept.scale.cell_diameter_px)
@@ -259,13 +259,6 @@ def test_path_that_is_not_utf8_survives(desk: Desk) -> None:
     first, second = desk.ledger.fields("s")
     assert first.path == path
     assert second.message.endswith(r"\xff.png: empty")
-
-
-def test_second_writer_is_refused(desk: Desk, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="another rbc-edge is writing"):
-        Ledger(tmp_path / "out")
-    desk.ledger.close()
-    desk.ledger = Ledger(tmp_path / "out")
 
 
 def test_durability_policy(desk: Desk) -> None:

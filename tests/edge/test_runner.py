@@ -286,7 +286,7 @@ def test_killed_before_the_tables_were_written_they_are_written_first(
     station.write("s1/d.png", 1, seed=1)
     with pytest.raises(Killed):  # the first step ends it, with rows in the ledger and no table
         station.run(on_step=kill, force=True)
-    monkeypatch.setattr("rbc_edge.runner._Run.settle", lambda *_, **__: RunSummary(0))
+    monkeypatch.setattr("rbc_edge.runner.Run.settle", lambda *_, **__: RunSummary(0))
     station.run()
     assert station.everything().keys() == whole.keys()
 
