@@ -6,8 +6,10 @@ The heavy imports are inside the commands: ``rbc-edge --help`` needs no numpy.
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,9 +19,10 @@ from rbc_edge import __version__
 from rbc_edge.errors import ExitCode, RbcEdgeError, UsageError
 
 if TYPE_CHECKING:
-    from rbc_edge.config import Loaded
-    from rbc_edge.runner import RunSummary, Step
+    from rbc_edge.config import Loaded, Settings
+    from rbc_edge.runner import RunOptions, RunSummary, Step
     from rbc_edge.tables import SlideSummary
+    from rbc_edge.watch import WatchOptions
 
 log = logging.getLogger("rbc_edge")
 
@@ -56,6 +59,44 @@ ThreadsOption = Annotated[
     typer.Option("--threads", metavar="N", help="Threads of the networks; 0: as the processor has."),
 ]
 
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Folder for tables and ledger; required."),
+]
+CellsOption = Annotated[
+    bool | None, typer.Option("--cells/--no-cells", help="Also write a table of cells by slide.")
+]
+EdgesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--edges",
+        metavar="[all|two-sides|inside]",
+        help="Which cells at the border count; two-sides: not those at the right and lower border."
+        "  [default: all]",
+    ),
+]
+CellDiameterOption = Annotated[
+    float | None,
+    typer.Option(
+        "--cell-diameter",
+        metavar="PX",
+        help="Diameter of a red cell in pixels.  [default: estimated by slide]",
+    ),
+]
+UmPerPxOption = Annotated[
+    float | None,
+    typer.Option("--um-per-px", metavar="UM", help="Micrometres per pixel; a red cell is taken as 7.5 um."),
+]
+SlidePatternOption = Annotated[
+    str | None,
+    typer.Option(
+        "--slide-pattern",
+        metavar="REGEX",
+        help="Finds the slide in the file name: group 'slide', optionally group 'fov'.",
+    ),
+]
+QuietOption = Annotated[bool | None, typer.Option("--quiet", "-q", help="Print errors only.")]
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -85,48 +126,16 @@ def run(
             metavar="PATH", help="Folders (a sub-folder is a slide) and images.", show_default=False
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for tables and ledger; required."),
-    ] = None,
-    cells: Annotated[
-        bool | None, typer.Option("--cells/--no-cells", help="Also write a table of cells by slide.")
-    ] = None,
-    edges: Annotated[
-        str | None,
-        typer.Option(
-            "--edges",
-            metavar="[all|two-sides|inside]",
-            help="Which cells at the border count; two-sides: not those at the right and lower border."
-            "  [default: all]",
-        ),
-    ] = None,
-    cell_diameter: Annotated[
-        float | None,
-        typer.Option(
-            "--cell-diameter",
-            metavar="PX",
-            help="Diameter of a red cell in pixels.  [default: estimated by slide]",
-        ),
-    ] = None,
-    um_per_px: Annotated[
-        float | None,
-        typer.Option(
-            "--um-per-px", metavar="UM", help="Micrometres per pixel; a red cell is taken as 7.5 um."
-        ),
-    ] = None,
-    slide_pattern: Annotated[
-        str | None,
-        typer.Option(
-            "--slide-pattern",
-            metavar="REGEX",
-            help="Finds the slide in the file name: group 'slide', optionally group 'fov'.",
-        ),
-    ] = None,
+    out: OutOption = None,
+    cells: CellsOption = None,
+    edges: EdgesOption = None,
+    cell_diameter: CellDiameterOption = None,
+    um_per_px: UmPerPxOption = None,
+    slide_pattern: SlidePatternOption = None,
     bundle: BundleOption = None,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
-    quiet: Annotated[bool | None, typer.Option("--quiet", "-q", help="Print errors only.")] = None,
+    quiet: QuietOption = None,
     force: Annotated[bool, typer.Option("--force", help="Count again what was counted before.")] = False,
     max_failures: Annotated[
         int | None, typer.Option("--max-failures", metavar="N", help="Stop after N failed images.")
@@ -166,25 +175,12 @@ def run(
 
     from rbc_edge.analyzer import Analyzer
     from rbc_edge.bundle import Bundle
-    from rbc_edge.counting import EdgeRule
-    from rbc_edge.runner import RunOptions, Stop, run_once
-    from rbc_edge.values import Scale, ScaleSource
+    from rbc_edge.runner import Stop, run_once
+    from rbc_edge.trial import survives
 
-    scale = None
-    if settings.cell_diameter_px is not None:
-        source = ScaleSource.CELL_DIAMETER if settings.um_per_px is None else ScaleSource.UM_PER_PX
-        scale = Scale(settings.cell_diameter_px, source)
-    options = RunOptions(
-        paths=tuple(paths),
-        out=settings.out,
-        scale=scale,
-        slide_pattern=settings.slide_pattern,
-        edges=EdgeRule(settings.edges),
-        cells=settings.cells,
-        force=force,
-        max_failures=settings.max_failures,
-    )
+    options = _run_options(settings, paths, settings.out, force=force)
     opened = Bundle.open(settings.bundle)
+    trial_options = _trial_options(settings)
     stop = Stop()
     with stop.on_signals(), bar:
         summary = run_once(
@@ -193,12 +189,134 @@ def run(
             lambda: Analyzer(opened, threads=settings.threads),
             on_step=lambda step: _report_step(step, bar),
             stop=stop,
+            survives=lambda suspects: survives(
+                suspects, options=trial_options, keep_going=lambda: stop.signal is None
+            ),
         )
     if json_output:
         _print_json(_run_json(summary, settings.out))
     elif not settings.quiet:
         _print_run(summary, settings.out)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "rbc-edge watch /camera --out /results\n\n"
+    "rbc-edge watch --config /etc/rbc-edge/config.toml\n\n"
+    "rbc-edge watch /mnt/share --out /results --marker .station --once"
+)
+def watch(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SOURCE", help="The camera's folder; a sub-folder is a slide.", show_default=False
+        ),
+    ] = None,
+    out: OutOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Count what is there, and end.")] = False,
+    cells: CellsOption = None,
+    edges: EdgesOption = None,
+    cell_diameter: CellDiameterOption = None,
+    um_per_px: UmPerPxOption = None,
+    slide_pattern: SlidePatternOption = None,
+    bundle: BundleOption = None,
+    threads: ThreadsOption = None,
+    marker: Annotated[
+        str | None,
+        typer.Option(
+            "--marker", metavar="NAME", help="A file in SOURCE without which the share is not mounted."
+        ),
+    ] = None,
+    settle_s: Annotated[
+        float | None,
+        typer.Option("--settle-s", metavar="S", help="Take a file unchanged for so long.  [default: 2]"),
+    ] = None,
+    grace_s: Annotated[
+        float | None,
+        typer.Option(
+            "--grace-s", metavar="S", help="Fail an unfinished file unchanged for so long.  [default: 120]"
+        ),
+    ] = None,
+    scan_every_s: Annotated[
+        float | None,
+        typer.Option("--scan-every-s", metavar="S", help="Scan SOURCE at least so often.  [default: 10]"),
+    ] = None,
+    min_free_mb: Annotated[
+        float | None,
+        typer.Option(
+            "--min-free-mb", metavar="MB", help="Pause while the results' disk has less.  [default: 200]"
+        ),
+    ] = None,
+    polling: Annotated[
+        bool | None,
+        typer.Option(
+            "--polling/--events", help="Without, or with events.  [default: as the file system needs]"
+        ),
+    ] = None,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option("--prometheus", metavar="FILE", help="Text file of metrics to keep up to date."),
+    ] = None,
+    quiet: QuietOption = None,
+    config: ConfigOption = None,
+    verbose: Annotated[
+        bool | None, typer.Option("--verbose", "-v", help="Say more; tracebacks of errors.")
+    ] = None,
+) -> None:
+    """Count every image that comes into SOURCE, for years.
+
+    An image is taken when its writer has finished it. It may be killed at any moment, the share may vanish
+    and the disk may fill up: every image is counted once. SIGTERM ends it after the image in hand, SIGHUP
+    reads the settings again. `rbc-edge status` tells how things are.
+    """
+    from rbc_edge.errors import ExitCode
+    from rbc_edge.systemd import Systemd
+
+    flags = {
+        "source": source,
+        "out": out,
+        "bundle": bundle,
+        "threads": threads,
+        "cell_diameter": cell_diameter,
+        "um_per_px": um_per_px,
+        "slide_pattern": slide_pattern,
+        "edges": edges,
+        "cells": cells,
+        "marker": marker,
+        "settle_s": settle_s,
+        "grace_s": grace_s,
+        "scan_every_s": scan_every_s,
+        "min_free_mb": min_free_mb,
+        "polling": polling,
+        "prometheus": prometheus,
+        "quiet": quiet,
+        "verbose": verbose,
+    }
+    systemd = Systemd()
+    settings = _settings(flags, config).settings
+    _log_to_stderr(settings.verbose, settings.quiet, _Bar(shown=False), service=True)
+
+    from rbc_edge.runner import Stop
+    from rbc_edge.source import Doorbell
+    from rbc_edge.watch import PATIENCE_S, run_forever
+
+    doorbell = Doorbell()
+    stop = Stop(patience_s=PATIENCE_S, on_ask=doorbell.ring)
+    with stop.on_signals():
+        code = run_forever(
+            _watch_options(settings),
+            once=once,
+            reload=lambda: _watch_options(_settings(flags, config).settings),
+            stop=stop,
+            doorbell=doorbell,
+            systemd=systemd,
+        )
+    if stop.is_late:
+        # A thread may still be at a huge image; nothing of it lasts, and nobody waits for it.
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(ExitCode(code))
 
 
 @app.command(epilog="Example:\n\nrbc-edge demo --out demo")
@@ -274,6 +392,71 @@ def config_validate(config: ConfigOption = None) -> None:
     print(f"{loaded.file or 'no settings file'}: valid")
 
 
+def _run_options(settings: "Settings", paths: Sequence[Path], out: Path, *, force: bool) -> "RunOptions":
+    from rbc_edge.counting import EdgeRule
+    from rbc_edge.runner import RunOptions
+    from rbc_edge.values import Scale, ScaleSource
+
+    scale = None
+    if settings.cell_diameter_px is not None:
+        source = ScaleSource.CELL_DIAMETER if settings.um_per_px is None else ScaleSource.UM_PER_PX
+        scale = Scale(settings.cell_diameter_px, source)
+    return RunOptions(
+        paths=tuple(paths),
+        out=out,
+        scale=scale,
+        slide_pattern=settings.slide_pattern,
+        edges=EdgeRule(settings.edges),
+        cells=settings.cells,
+        force=force,
+        max_failures=settings.max_failures,
+    )
+
+
+def _trial_options(settings: "Settings") -> tuple[str, ...]:
+    """The options of ``run`` that count as these settings do."""
+    options = ["--threads", str(settings.threads)]
+    if settings.bundle is not None:
+        options += ["--bundle", str(settings.bundle)]
+    if settings.cell_diameter_px is not None:
+        options += ["--cell-diameter", str(settings.cell_diameter_px)]
+    return tuple(options)
+
+
+def _watch_options(settings: "Settings") -> "WatchOptions":
+    from rbc_edge.analyzer import Analyzer
+    from rbc_edge.bundle import Bundle
+    from rbc_edge.watch import WatchOptions
+
+    if settings.source is None:
+        raise UsageError("no source folder", "give SOURCE, or source in the settings file")
+    if settings.out is None:
+        raise UsageError("no output folder", "give --out DIR, or out in the settings file")
+    if settings.prometheus is not None:
+        from importlib.util import find_spec
+
+        if find_spec("prometheus_client") is None:
+            raise UsageError(
+                "prometheus needs the package prometheus-client", "pip install 'rbc-edge[prometheus]'"
+            )
+    opened = Bundle.open(settings.bundle)
+    source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
+    return WatchOptions(
+        source=source,
+        counting=replace(_run_options(settings, [source], settings.out, force=False), max_failures=None),
+        bundle_id=opened.bundle_id,
+        make_analyzer=lambda: Analyzer(opened, threads=settings.threads),
+        trial_options=_trial_options(settings),
+        marker=settings.marker,
+        settle_s=settings.settle_s,
+        grace_s=settings.grace_s,
+        scan_every_s=settings.scan_every_s,
+        min_free_bytes=int(settings.min_free_mb * 1e6),
+        polling=settings.polling,
+        metrics=settings.prometheus,
+    )
+
+
 def _settings(flags: Mapping[str, Any], file: Path | None) -> "Loaded":
     from rbc_edge.config import load
 
@@ -332,11 +515,31 @@ class _ToBar(logging.Handler):
             self.handleError(record)
 
 
-def _log_to_stderr(verbose: bool, quiet: bool, bar: _Bar) -> None:
+def _log_to_stderr(verbose: bool, quiet: bool, bar: _Bar, *, service: bool = False) -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
-    log.addHandler(_ToBar(bar))
-    log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
+    handler = _ToBar(bar)
+    if service:
+        handler.setFormatter(_Line())
+    log.addHandler(handler)
+    usual = logging.INFO if service else logging.WARNING
+    log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else usual)
+
+
+class _Line(logging.Formatter):
+    """A line of a service's log: the journal adds the time, and takes its weight from a prefix."""
+
+    def __init__(self) -> None:
+        from rbc_edge.systemd import under_journal
+
+        self._journal = under_journal(os.environ)
+        super().__init__("%(message)s" if self._journal else "%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        from rbc_edge.systemd import journal_prefix
+
+        text = _one_line(super().format(record)) if record.exc_info is None else super().format(record)
+        return journal_prefix(record.levelno) + text if self._journal else text
 
 
 def _report_step(step: "Step", bar: _Bar) -> None:

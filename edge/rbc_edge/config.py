@@ -20,6 +20,12 @@ EDGES: Final = ("all", "two-sides", "inside")
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
 _SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
 _MOST_THREADS: Final = 64  # ten thousand bring a small computer down, and nothing gains from ten
+_RANGES: Final = {  # seconds, and MB
+    "settle_s": (0.0, 3600.0),
+    "grace_s": (0.0, 86_400.0),
+    "scan_every_s": (0.1, 3600.0),
+    "min_free_mb": (0.0, 1e7),
+}
 _SMALLEST_CELL_PX, _LARGEST_CELL_PX = 4.0, 4000.0
 
 
@@ -37,6 +43,14 @@ class Settings:
         edges: Edge rule: all, two-sides or inside.
         cells: Also write a table of cells by slide.
         max_failures: Stop after this many failed images; None: never.
+        source: The camera's folder, for ``watch``.
+        marker: Name of a file that lies in the source while it is the right one; None: none.
+        settle_s: ``watch`` takes a file that has not changed for so long, seconds.
+        grace_s: ``watch`` fails an unfinished file that has not changed for so long, seconds.
+        scan_every_s: ``watch`` scans its source at least so often, seconds.
+        min_free_mb: ``watch`` pauses while the results' disk has less room, MB.
+        polling: Whether ``watch`` does without events; None: as the file system needs it.
+        prometheus: Text file for Prometheus that ``watch`` writes; None: none.
         quiet: Say nothing but errors.
         verbose: Say more.
     """
@@ -50,6 +64,14 @@ class Settings:
     edges: str = "all"
     cells: bool = False
     max_failures: int | None = None
+    source: Path | None = None
+    marker: str | None = None
+    settle_s: float = 2.0
+    grace_s: float = 120.0
+    scan_every_s: float = 10.0
+    min_free_mb: float = 200.0
+    polling: bool | None = None
+    prometheus: Path | None = None
     quiet: bool = False
     verbose: bool = False
 
@@ -71,6 +93,14 @@ _TYPES: Final[dict[str, type]] = {
     "edges": str,
     "cells": bool,
     "max_failures": int,
+    "source": Path,
+    "marker": str,
+    "settle_s": float,
+    "grace_s": float,
+    "scan_every_s": float,
+    "min_free_mb": float,
+    "polling": bool,
+    "prometheus": Path,
     "quiet": bool,
     "verbose": bool,
 }
@@ -225,6 +255,11 @@ def _check(settings: Settings, source: Mapping[str, str]) -> None:
                 f"that makes a red cell {diameter:g} pixels wide; it can be from"
                 f" {_SMALLEST_CELL_PX:g} to {_LARGEST_CELL_PX:g}",
             )
+    for key, (least, most) in _RANGES.items():
+        if not least <= getattr(settings, key) <= most:
+            raise wrong(key, f"it can be from {least:g} to {most:g}")
+    if settings.marker is not None and ("/" in settings.marker or settings.marker in ("", ".", "..")):
+        raise wrong("marker", "it has to be the name of a file in the source")
     if settings.edges not in EDGES:
         raise wrong("edges", f"it has to be one of {', '.join(EDGES)}")
     if not 0 <= settings.threads <= _MOST_THREADS:

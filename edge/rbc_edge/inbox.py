@@ -1,6 +1,7 @@
 """What is there to be counted: image files of folders and arguments, each with its slide and its name.
 
-The scan only looks; it opens no image and writes nothing.
+The scan only looks; it opens no image and writes nothing. `Settling` tells, from one scan to the next, which
+of the files nobody writes to any more.
 """
 
 import logging
@@ -8,14 +9,23 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from typing import Final
 
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.imaging import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
+
+UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
+"""Failures that a file which is still being written, or moved, shows too."""
+
+_CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
+_FIRST_WAIT_S: Final = 0.5  # before an unfinished file is tried again; doubled each time
+_LONGEST_WAIT_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +55,14 @@ class Inbox:
         files: Image files, sorted by slide and field of view in plain character order.
         unreadable: Sub-folders that could not be listed; their images are not among the files.
         n_skipped: Files passed over because their name is not an image's, or they are no regular files.
+        clashes: In words, images left out because another goes by their name; only of a scan that is told
+            to go on.
     """
 
     files: tuple[InboxFile, ...]
     unreadable: tuple[Path, ...] = ()
     n_skipped: int = 0
+    clashes: tuple[str, ...] = ()
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
@@ -58,7 +71,7 @@ def path_text(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def scan(paths: Sequence[Path], *, slide_pattern: str | None = None) -> Inbox:
+def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool = False) -> Inbox:
     """Finds the image files of folders and files, and says which slide each belongs to.
 
     The files directly in a folder given are the slide named after that folder; each of its sub-folders, at
@@ -71,6 +84,8 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None) -> Inbox:
         paths: Folders and files.
         slide_pattern: Regular expression searched for in each file's name, with the named group ``slide``
             and optionally ``fov``. A file in which it is not found falls back to its folder.
+        go_on: For a service: no image is no error, of names that clash the first is taken, and nothing is
+            logged; what is wrong stands in the result.
 
     Returns:
         The files, and what was passed over.
@@ -83,18 +98,26 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None) -> Inbox:
     walk = _Walk()
     for path in paths:
         walk.take(Path(os.path.abspath(path)))  # noqa: PTH100 -- resolve() would rename linked slides
-    if not walk.found:
+    if not walk.found and not go_on:
         where = ", ".join(path_text(p) for p in paths) or "no path given"
         blocked = "".join(f"; cannot read {path_text(p)}" for p in walk.unreadable)
         raise UnavailableError(
             f"no image found: {where}{blocked}",
             f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    for folder in walk.unreadable:
-        log.warning("%s: cannot be read; its images are not counted", path_text(folder))
-    if walk.n_skipped:
-        log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
-    return Inbox(_named(walk.found, pattern), tuple(walk.unreadable), walk.n_skipped)
+    clashes: list[str] = []
+    files = _named(walk.found, pattern, clashes if go_on else None)
+    if not go_on:
+        for folder in walk.unreadable:
+            log.warning("%s: cannot be read; its images are not counted", path_text(folder))
+        if walk.n_skipped:
+            log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
+    return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(clashes))
+
+
+def check_pattern(slide_pattern: str | None) -> None:
+    """Raises `UsageError` where a slide pattern is wrong."""
+    _compiled(slide_pattern)
 
 
 def _compiled(slide_pattern: str | None) -> re.Pattern[str] | None:
@@ -209,23 +232,38 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat(follow_symlinks=False)
 
 
-def _named(found: list[_Found], pattern: re.Pattern[str] | None) -> tuple[InboxFile, ...]:
-    """Gives each file its slide and a name that is unique there."""
+def _named(
+    found: list[_Found], pattern: re.Pattern[str] | None, clashes: list[str] | None
+) -> tuple[InboxFile, ...]:
+    """Gives each file its slide and a name that is unique there.
+
+    Raises:
+        UsageError: Two would go by one name; with `clashes` the later one is left out and said there.
+    """
+
+    def clash(message: str, advice: str) -> None:
+        if clashes is None:
+            raise UsageError(message, advice)
+        clashes.append(f"{message}: {advice}")
+
     folder_of: dict[str, Path] = {}
+    clashing: set[Path] = set()
     by_name: dict[tuple[str, str], list[_Found]] = defaultdict(list)
     for file in found:
         match = pattern.search(path_text(file.path.name)) if pattern else None
         slide = match["slide"] if match else None
         fov = match["fov"] if match and slide and "fov" in match.re.groupindex else None
         if not slide:
-            slide = file.folder_slide
-            other = folder_of.setdefault(slide, file.path.parent)
-            if other != file.path.parent:
-                raise UsageError(
-                    f"two folders would be the slide {slide}: {path_text(other)} and "
-                    f"{path_text(file.path.parent)}",
-                    "give their common parent folder instead, or rename one of them",
-                )
+            slide, folder = file.folder_slide, file.path.parent
+            other = folder_of.setdefault(slide, folder)
+            if other != folder:
+                if folder not in clashing:
+                    clashing.add(folder)
+                    clash(
+                        f"two folders would be the slide {slide}: {path_text(other)} and {path_text(folder)}",
+                        "give their common parent folder instead, or rename one of them",
+                    )
+                continue
         by_name[slide, fov or path_text(file.path.stem)].append(file)
 
     files: dict[tuple[str, str], InboxFile] = {}
@@ -233,12 +271,103 @@ def _named(found: list[_Found], pattern: re.Pattern[str] | None) -> tuple[InboxF
         for file in same:
             name = fov if len(same) == 1 else path_text(file.path.name)
             if (slide, name) in files:
-                raise UsageError(
+                clash(
                     f"two images of slide {slide} would go by the name {name}: "
                     f"{path_text(files[slide, name].path)} and {path_text(file.path)}",
                     "rename one of them, or give a --slide-pattern that tells them apart",
                 )
+                continue
             files[slide, name] = InboxFile(
                 file.path, slide, name, file.status.st_size, file.status.st_mtime_ns
             )
     return tuple(files[key] for key in sorted(files))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A file that is waiting, on the monotonic clock."""
+
+    size_bytes: int
+    mtime_ns: int
+    since_s: float  # the last change we saw
+    is_closed: bool = False
+    not_before_s: float = -inf
+    n_tries: int = 0
+
+
+class Settling:
+    """Tells which files nobody writes to any more, by what a row of scans saw of them.
+
+    All times are of the monotonic clock: a camera's clock, and ours, may be set back.
+
+    Args:
+        settle_s: A file is taken when its size and time have not changed for so long, seconds; sooner where
+            its writer was seen to close it.
+        grace_s: A file that has not changed for so long is finished, whatever it looks like, seconds.
+        clock_s: The time of day, seconds since 1970, where files first seen are to be as old as their own
+            time says; None: as old as our first sight of them, whatever the clocks say.
+    """
+
+    def __init__(
+        self, settle_s: float, grace_s: float, *, clock_s: Callable[[], float] | None = None
+    ) -> None:
+        self._settle_s = settle_s
+        self._grace_s = grace_s
+        self._clock_s = clock_s
+        self._seen: dict[Path, _Seen] = {}
+
+    def see(self, files: Sequence[InboxFile], closed: Collection[Path], now_s: float) -> list[InboxFile]:
+        """Takes note of a scan.
+
+        Args:
+            files: The files that are not counted yet.
+            closed: Files whose writers were seen to close them since the last call.
+            now_s: Monotonic time, seconds.
+
+        Returns:
+            Those to be taken now, in the same order.
+        """
+        before, self._seen = self._seen, {}
+        ready = []
+        for file in files:
+            seen = before.get(file.path)
+            if seen is None or (seen.size_bytes, seen.mtime_ns) != (file.size_bytes, file.mtime_ns):
+                age_s = self._clock_s() - file.mtime_ns / 1e9 if self._clock_s and seen is None else 0.0
+                seen = _Seen(file.size_bytes, file.mtime_ns, now_s - max(age_s, 0.0))
+            if file.path in closed:
+                seen.is_closed = True
+            self._seen[file.path] = seen
+            if self._due_s(seen) <= now_s:
+                ready.append(file)
+        return ready
+
+    def next_s(self) -> float:
+        """Returns when the next waiting file may be taken, monotonic seconds; infinity without one."""
+        return min(map(self._due_s, self._seen.values()), default=inf)
+
+    def n_waiting(self, now_s: float) -> int:
+        """Returns how many files are not to be taken yet, and may still be unfinished."""
+        return sum(self._due_s(seen) > now_s and self._is_young(seen, now_s) for seen in self._seen.values())
+
+    def is_young(self, file: InboxFile, now_s: float) -> bool:
+        """Tells whether a file may still be unfinished."""
+        seen = self._seen.get(file.path)
+        return seen is not None and self._is_young(seen, now_s)
+
+    def put_back(self, file: InboxFile, now_s: float) -> None:
+        """Has a file tried again later, ever more seldom; once more when its grace is over."""
+        seen = self._seen.get(file.path)
+        if seen is None:
+            return
+        wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _LONGEST_WAIT_S)
+        seen.n_tries = min(seen.n_tries + 1, 30)
+        seen.not_before_s = now_s + wait_s
+        end_s = seen.since_s + self._grace_s
+        if now_s < end_s:
+            seen.not_before_s = min(seen.not_before_s, end_s)
+
+    def _is_young(self, seen: _Seen, now_s: float) -> bool:
+        return now_s - seen.since_s < self._grace_s
+
+    def _due_s(self, seen: _Seen) -> float:
+        return max(seen.since_s + (_CLOSED_S if seen.is_closed else self._settle_s), seen.not_before_s)

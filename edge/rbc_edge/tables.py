@@ -141,6 +141,10 @@ class Tables:
         self._ledger.tables_written()
         return summaries
 
+    def look_again(self) -> None:
+        """Forgets what was read: somebody else changed the ledger."""
+        self._summaries.clear()
+
     def _file_names(self) -> dict[str, str]:
         return file_names(self._ledger.slide_ids())
 
