@@ -444,7 +444,17 @@ class Ledger:
 
     def _read(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
         with self._guard():
-            yield from self._db.execute(sql, values)
+            # Not `yield from`: that closes the cursor of a generator left early, maybe after the database.
+            for row in self._db.execute(sql, values):  # noqa: UP028
+                yield row
+
+    def _first(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        """Returns the first row; unlike a generator, nothing of it is left to be closed later."""
+        with self._guard():
+            cursor = self._db.execute(sql, values)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            cursor.close()
+            return row
 
     def commit(self) -> None:
         """Makes everything written so far last, through a power cut."""
@@ -466,7 +476,8 @@ class Ledger:
 
     def foreign_changes(self) -> int:
         """Returns a number that changes when another connection has changed the ledger."""
-        return int(next(self._read("PRAGMA data_version"))[0])
+        version = self._first("PRAGMA data_version")
+        return int(version[0]) if version else 0
 
     # -- attempts -------------------------------------------------------------------------------------
 
@@ -515,9 +526,8 @@ class Ledger:
 
     def note(self, name: str) -> str:
         """Returns a note kept beside the counts; empty when there is none."""
-        for (content,) in self._read("SELECT content FROM note WHERE name = ?", name):
-            return str(content)
-        return ""
+        row = self._first("SELECT content FROM note WHERE name = ?", name)
+        return "" if row is None else str(row[0])
 
     def keep_note(self, name: str, content: str) -> None:
         """Keeps a note beside the counts."""
@@ -533,13 +543,15 @@ class Ledger:
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
         """Returns the scale estimated for a slide; None when it never was."""
-        for diameter, source, bundle_id, n_fields in self._read(
+        row = self._first(
             "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
             " WHERE slide_id = ? AND scale_source IS NOT NULL",
             slide_id,
-        ):
-            return SlideScale(_scale(diameter, source), bundle_id, n_fields)
-        return None
+        )
+        if row is None:
+            return None
+        diameter, source, bundle_id, n_fields = row
+        return SlideScale(_scale(diameter, source), bundle_id, n_fields)
 
     def keep_slide_scale(self, slide_id: str, kept: SlideScale, *, recount: bool = False) -> None:
         """Keeps the scale estimated for a slide.
@@ -581,13 +593,12 @@ class Ledger:
 
     def field(self, slide_id: str, fov: str) -> FieldRow | None:
         """Returns one field of view; None when the ledger does not know it."""
-        for row in self._read(
+        row = self._first(
             f"SELECT {_FIELD_COLUMNS} FROM field JOIN slide USING (slide_key) WHERE slide_id = ? AND fov = ?",
             slide_id,
             fov,
-        ):
-            return _row(row)
-        return None
+        )
+        return None if row is None else _row(row)
 
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
         """Yields (fov, cells) of a slide's counted fields in order of their names."""
@@ -600,14 +611,13 @@ class Ledger:
 
     def counted(self, slide_id: str, sha256: str) -> FieldRow | None:
         """Returns the field of a slide that counts this content; None when none does."""
-        for row in self._read(
+        row = self._first(
             f"SELECT {_FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
             " WHERE slide_id = ? AND sha256 = ? AND status = 'ok' ORDER BY fov",
             slide_id,
             sha256,
-        ):
-            return _row(row)
-        return None
+        )
+        return None if row is None else _row(row)
 
     def is_done(self, file: InboxFile, version: Version) -> bool:
         """Tells whether a file needs no look: nothing about it, the bundle or the settings has changed.
@@ -617,21 +627,27 @@ class Ledger:
 
         A failed image is not tried again until it changes, except where the failure was about access.
         """
+        return self.done_as(file, version) is not None
+
+    def done_as(self, file: InboxFile, version: Version) -> Status | None:
+        """Returns what became of a file that needs no look (`is_done`); None where it needs one.
+
+        A duplicate may need one later though nothing about it changes: when its original does.
+        """
         row = self.field(file.slide_id, file.fov)
-        if row is None or (row.size_bytes, row.mtime_ns) != (file.size_bytes, file.mtime_ns):
-            return False
-        if os.fsencode(row.path) != os.fsencode(file.path):
-            return False
-        if row.version != version:
-            return False
-        match row.status:
-            case Status.OK:
-                return True
-            case Status.FAILED:
-                return row.failure not in _ACCESS_FAILURES
-            case Status.DUPLICATE:
-                original = self.counted(row.slide_id, row.sha256)
-                return original is not None and original.version == version
+        if (
+            row is None
+            or (row.size_bytes, row.mtime_ns) != (file.size_bytes, file.mtime_ns)
+            or os.fsencode(row.path) != os.fsencode(file.path)
+            or row.version != version
+            or (row.status is Status.FAILED and row.failure in _ACCESS_FAILURES)
+        ):
+            return None
+        if row.status is Status.DUPLICATE:
+            original = self.counted(row.slide_id, row.sha256)
+            if original is None or original.version != version:
+                return None
+        return row.status
 
     def claim_paths(self, files: Sequence[InboxFile]) -> set[str]:
         """Forgets rows whose file now goes by another slide or name (another slide pattern, another folder).
@@ -804,7 +820,7 @@ class Ledger:
 
     def tables_are_stale(self) -> bool:
         """Tells whether something changed since `tables_written`; also after the process was killed."""
-        return any(self._read("SELECT 1 FROM flag WHERE name = 'tables-stale'"))
+        return self._first("SELECT 1 FROM flag WHERE name = 'tables-stale'") is not None
 
     def tables_written(self) -> None:
         """Notes, and commits, that every table shows the ledger as it is."""
@@ -817,13 +833,14 @@ class Ledger:
     def tally(self) -> Tally:
         """Sums up the ledger."""
         n = dict(self._read("SELECT status, count(*) FROM field GROUP BY status"))
-        newest = next(self._read("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1"), ("",))[0]
+        newest = self._first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
+        slides = self._first("SELECT count(*) FROM slide")
         return Tally(
             n_ok=n.get(Status.OK, 0),
             n_failed=n.get(Status.FAILED, 0),
             n_duplicates=n.get(Status.DUPLICATE, 0),
-            n_slides=int(next(self._read("SELECT count(*) FROM slide"))[0]),
-            newest_analyzed_at=newest,
+            n_slides=int(slides[0]) if slides else 0,
+            newest_analyzed_at=newest[0] if newest else "",
         )
 
     def failures(self, limit: int) -> list[FieldRow]:

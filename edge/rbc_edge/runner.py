@@ -81,13 +81,15 @@ class Step:
 
     Attributes:
         file: The image.
-        row: What the ledger now says; None where nothing had to be done.
+        row: What the ledger now says; None where nothing had to be done, or the image was left for later.
+        is_new: It was analyzed, or failed, now; an image that was only renamed or touched is not new.
         n_done: Images settled so far, this one included.
         n_total: Images of the run.
     """
 
     file: InboxFile
     row: FieldRow | None
+    is_new: bool
     n_done: int
     n_total: int
 
@@ -336,6 +338,7 @@ class Run:
         self._last_commit_s = clock.monotonic_s()
         self._n_new_failures = 0
         self._n_done = 0
+        self._suspects: set[InboxFile] = set()
 
     def settle(
         self,
@@ -382,6 +385,7 @@ class Run:
     def _settle_suspects(self, files: Sequence[InboxFile]) -> None:
         """Writes down as failed what brought a process down, and would again."""
         suspects = self._ledger.attempts(files)
+        self._suspects = set(suspects)
         if not suspects:
             return
         guilty = [file for file, n in suspects.items() if n >= _MOST_ATTEMPTS]
@@ -394,7 +398,7 @@ class Run:
             entry = Entry(file, self.version, _digest(file), self._now())
             message = f"{path_text(file.path)}: brings the program down; it is passed over"
             row = self._ledger.record_failed(entry, "crash", message)
-            self._on_step(Step(file, row, self._n_done, len(files)))
+            self._on_step(Step(file, row, True, self._n_done, len(files)))
         self._ledger.commit()
 
     def _settle_slide(
@@ -417,13 +421,19 @@ class Run:
             if self._ends_early(summary, end_s):
                 break
             row: FieldRow | None = None
+            n_counted = summary.n_counted
             if self._is_done(file):
                 summary.n_unchanged += 1
                 known = self._ledger.field(slide_id, file.fov)
                 status: Status | None = known.status if known else Status.OK
             else:
                 scale = scale or self._slide_scale(slide_id, all_files)
-                begun = [f for f in files[i + 1 : i + 2] if not self._is_done(f)]
+                # A suspect is tried alone: who dies of what would not be known of two.
+                begun = [
+                    f
+                    for f in files[i + 1 : i + 2]
+                    if not (self._suspects and {f, file} & self._suspects) and not self._is_done(f)
+                ]
                 if file.fov not in ahead:
                     begun.insert(0, file)
                 self._ledger.begin_attempts(begun)
@@ -435,13 +445,14 @@ class Run:
                     self._ledger.end_attempts([file])
                     summary.stopped_by = self._stop.signal
                     break
-                changed, status = True, row.status if row else None
+                changed, status = changed or row is not None, row.status if row else None
                 self._n_new_failures += status is Status.FAILED
             summary.n_failed += status is Status.FAILED
             summary.n_duplicates += status is Status.DUPLICATE
             self._n_done += 1
             self._commit_now_and_then()
-            self._on_step(Step(file, row, self._n_done, summary.n_images))
+            is_new = summary.n_counted > n_counted or (row is not None and row.status is Status.FAILED)
+            self._on_step(Step(file, row, is_new, self._n_done, summary.n_images))
         if ahead:
             self._ledger.end_attempts([f for f, _ in ahead.values()])
         if changed:
@@ -492,8 +503,16 @@ class Run:
 
     def _estimated(self, slide_id: str, files: list[InboxFile]) -> Scale:
         images: list[UInt8] = []
+        tried: list[InboxFile] = []
         n_pixels = 0
-        for file in _spread(files)[:_SCALE_ATTEMPTS]:
+        for file in _spread(files):
+            if len(tried) == _SCALE_ATTEMPTS or len(images) == SCALE_FIELDS or n_pixels > _SCALE_PIXELS:
+                break
+            row = self._ledger.field(slide_id, file.fov)
+            if row is not None and row.status is Status.FAILED:
+                continue  # one that brought a process down is not opened for this either
+            tried.append(file)
+            self._ledger.begin_attempts([file])
             try:
                 image = load_field(file.path, slide_id, file.fov).image
             except Exception:
@@ -501,18 +520,16 @@ class Run:
                 continue
             images.append(image)
             n_pixels += image.shape[0] * image.shape[1]
-            if len(images) == SCALE_FIELDS or n_pixels > _SCALE_PIXELS:
-                break
-        if not images:
-            return Scale(nan, ScaleSource.NONE)
         try:
-            return self._the_analyzer().estimate_scale(images)
+            return self._the_analyzer().estimate_scale(images) if images else Scale(nan, ScaleSource.NONE)
         except RbcEdgeError:
             raise
         except Exception:  # the fields are then estimated one by one, and fail one by one if they must
             log.warning("slide %s: its scale could not be estimated", slide_id)
             log.debug("slide %s", slide_id, exc_info=True)
             return Scale(nan, ScaleSource.NONE)
+        finally:
+            self._ledger.end_attempts(tried)
 
     def _the_analyzer(self) -> Analyzing:
         if self._analyzer is None:

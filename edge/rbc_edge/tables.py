@@ -113,7 +113,9 @@ class Tables:
         Raises:
             UnavailableError: The output folder cannot be written; the table of before is intact.
         """
-        self._write_slide(slide_id, self._file_names()[slide_id])
+        name = self._file_names().get(slide_id)
+        if name is not None:  # else nothing of it is in the ledger yet
+            self._write_slide(slide_id, name)
 
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes every table, and notes in the ledger that they are up to date.

@@ -197,7 +197,7 @@ class Watch:
             pid=os.getpid(), version=__version__, started_at=self._now(), boot_id=boot_id()
         )
         self._told_s = self._metrics_s = -inf
-        self._pace: deque[tuple[float, int]] = deque(maxlen=1000)  # (monotonic seconds, images)
+        self._pace: deque[float] = deque()  # when images were settled, monotonic seconds
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Watch:
     def _wait(self, time_s: float) -> None:
         """Waits for the time or the doorbell; short enough for systemd's patience."""
         end_s = self._clock.monotonic_s() + time_s
-        while (left_s := end_s - self._clock.monotonic_s()) > 0:
+        while (left_s := end_s - self._clock.monotonic_s()) > 0 and self._stop.signal is None:
             closed = self._doorbell.wait(min(left_s, (self._systemd.watchdog_s or inf) / 3, 3600.0))
             self._systemd.beat()
             if closed is not None:
@@ -327,10 +327,11 @@ class Watch:
         left = []
         for file in inbox.files:
             key = hash(file)
-            if key in before or ledger.is_done(file, run.version):
-                self._known.add(key)
-            else:
+            status = Status.OK if key in before else ledger.done_as(file, run.version)
+            if status is None:
                 left.append(file)
+            elif status is not Status.DUPLICATE:
+                self._known.add(key)
         return left
 
     def _all_well(self, n_waiting: int) -> None:
@@ -491,8 +492,8 @@ class Watch:
         self._is_full = free < least
         if self._is_full:
             raise _FullError(
-                f"{path_text(self._options.counting.out)}: {free / 1e6:.0f} MB are free,"
-                f" {least / 1e6:.0f} MB have to be",
+                f"{path_text(self._options.counting.out)}: {free / 1e6:.0f} MB are free, less than"
+                f" {self._options.min_free_bytes / 1e6:.0f} MB",
                 "free space; it goes on by itself",
             )
 
@@ -544,6 +545,8 @@ class Watch:
             log.warning("failed (%s): %s", row.failure, row.message)
         elif row.status is Status.DUPLICATE:
             log.info("duplicate %s/%s (%s)", row.slide_id, row.fov, row.message)
+        elif not step.is_new:
+            log.info("as before %s/%s: the same content, now %s", row.slide_id, row.fov, path_text(row.path))
         else:
             counts = row.counts[self._options.counting.edges]
             log.info(
@@ -553,8 +556,8 @@ class Watch:
             )
         state = self._state
         now_s = self._clock.monotonic_s()
-        if row is not None:
-            self._pace.append((now_s, 1))
+        if row is not None and step.is_new:
+            self._pace.append(now_s)
             is_failed = row.status is Status.FAILED
             state = replace(
                 state,
@@ -576,7 +579,8 @@ class Watch:
             activity = Activity.DISK_FULL
         if self._once and activity is not Activity.ANOTHER_WRITER:
             raise error
-        if (activity, error.message) != (self._state.activity, self._state.detail):
+        is_same = activity is self._state.activity and error.message == self._state.detail
+        if not (is_same or (activity is self._state.activity and activity is Activity.DISK_FULL)):
             log.warning("%s: %s", activity, error)
         wait_s = _TROUBLE_S[min(self._n_troubles, len(_TROUBLE_S) - 1)]
         self._n_troubles += 1
@@ -595,7 +599,7 @@ class Watch:
             return
         self._told_s = now_s
         options = self._options
-        while self._pace and self._pace[0][0] < now_s - _RATE_S:
+        while self._pace and self._pace[0] < now_s - _RATE_S:
             self._pace.popleft()
         self._state = state = replace(
             before,
@@ -603,7 +607,7 @@ class Watch:
             detail=detail,
             source=path_text(options.source),
             bundle_id=options.bundle_id,
-            images_per_min=sum(n for _, n in self._pace) * 60 / _RATE_S,
+            images_per_min=len(self._pace) * 60 / _RATE_S,
             updated_at=self._now(),
             updated_monotonic_s=now_s,
         )

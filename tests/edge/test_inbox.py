@@ -1,11 +1,12 @@
 import logging
 import os
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.inbox import path_text, scan
+from rbc_edge.inbox import InboxFile, Settling, check_pattern, path_text, scan
 
 
 def touch(*paths: Path) -> None:
@@ -162,3 +163,86 @@ def test_unreadable_sub_folder_is_told_and_not_fatal(
     assert "locked: cannot be read" in caplog.text
     with pytest.raises(UnavailableError, match="cannot list the folder"):
         scan([tmp_path / "locked"])
+
+
+def test_a_service_goes_on_where_a_run_gives_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert scan([tmp_path], go_on=True).files == ()
+    touch(tmp_path / "a" / "b" / "x.png", tmp_path / "a--b" / "y.png", tmp_path / "a--b" / "z.png")
+    touch(tmp_path / "s" / "a.jpg.png", tmp_path / "s" / "a.jpg", tmp_path / "s" / "a.png")
+    with caplog.at_level(logging.INFO, "rbc_edge"):
+        inbox = scan([tmp_path], go_on=True)
+    assert [(f.slide_id, f.fov) for f in inbox.files] == [("a--b", "x"), ("s", "a.jpg"), ("s", "a.png")]
+    assert len(inbox.clashes) == 2
+    assert "two folders would be the slide a--b" in inbox.clashes[0]
+    assert "two images of slide s would go by the name a.jpg" in inbox.clashes[1]
+    assert not caplog.records
+    with pytest.raises(UnavailableError, match="no such file"):
+        scan([tmp_path / "gone"], go_on=True)
+
+
+def test_slide_pattern_is_checked_without_a_scan() -> None:
+    check_pattern(None)
+    check_pattern("(?P<slide>x)")
+    with pytest.raises(UsageError, match="no group named slide"):
+        check_pattern("x")
+
+
+def seen(name: str, size: int = 10, mtime_ns: int = 1) -> InboxFile:
+    return InboxFile(Path("/camera") / name, "s", name, size, mtime_ns)
+
+
+def taken(settling: Settling, now_s: float, *files: InboxFile, closed: tuple[str, ...] = ()) -> list[str]:
+    return [f.fov for f in settling.see(files, {Path("/camera") / name for name in closed}, now_s)]
+
+
+def test_a_file_is_taken_when_it_has_not_changed_for_a_while() -> None:
+    settling = Settling(settle_s=2, grace_s=60)
+    assert settling.next_s() == inf
+    assert taken(settling, 100, seen("a"), seen("b")) == []
+    assert settling.next_s() == 102
+    assert taken(settling, 101, seen("a"), seen("b", size=11)) == []
+    assert settling.n_waiting(101) == 2
+    assert taken(settling, 102, seen("a"), seen("b", size=11)) == ["a"]
+    assert taken(settling, 102.5, seen("b", size=11, mtime_ns=2)) == []
+    assert taken(settling, 104.4, seen("b", size=11, mtime_ns=2)) == []
+    assert taken(settling, 104.5, seen("b", size=11, mtime_ns=2)) == ["b"]
+    assert taken(settling, 105) == []
+    assert settling.n_waiting(105) == 0
+
+
+def test_a_closed_file_is_taken_at_once_unless_it_goes_on_changing() -> None:
+    settling = Settling(settle_s=2, grace_s=60)
+    assert taken(settling, 100, seen("a"), closed=("a",)) == []
+    assert taken(settling, 100.1, seen("a")) == ["a"]
+    assert taken(settling, 100.2, seen("a", size=20)) == []  # opened again
+    assert taken(settling, 101, seen("a", size=20)) == []
+    assert taken(settling, 101.1, seen("a", size=20), closed=("a",)) == ["a"]
+
+
+def test_an_unfinished_file_is_tried_ever_more_seldom_and_once_more_at_the_end_of_its_grace() -> None:
+    settling = Settling(settle_s=2, grace_s=10)
+    file = seen("a")
+    taken(settling, 0, file)
+    tries = []
+    for tenth in range(1000):
+        now_s = tenth / 10
+        if taken(settling, now_s, file):
+            tries.append((now_s, settling.is_young(file, now_s)))
+            settling.put_back(file, now_s)
+    assert tries[:5] == [(2.0, True), (2.5, True), (3.5, True), (5.5, True), (9.5, True)]
+    assert tries[5] == (10.0, False)
+    assert len(tries) <= 9
+    assert settling.n_waiting(100) == 0  # nobody waits for it any more, though it is tried again
+    assert taken(settling, 100, seen("a", size=11)) == []
+    assert taken(settling, 102, seen("a", size=11)) == ["a"]  # finished after all
+
+
+def test_files_are_as_old_as_they_say_only_where_the_clock_is_believed() -> None:
+    old = seen("old", mtime_ns=int(900e9))
+    future = seen("future", mtime_ns=int(2000e9))
+    trusting = Settling(settle_s=2, grace_s=60, clock_s=lambda: 1000.0)
+    assert taken(trusting, 5, old, future) == ["old"]
+    assert not trusting.is_young(old, 5)
+    assert trusting.is_young(future, 5)
+    assert taken(trusting, 7, old, future) == ["old", "future"]
+    assert taken(Settling(settle_s=2, grace_s=60), 5, old, future) == []

@@ -7,10 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rbc_edge import ledger as ledger_module
 from rbc_edge.counting import EdgeRule, count
 from rbc_edge.errors import UnavailableError
 from rbc_edge.inbox import InboxFile
-from rbc_edge.ledger import FILE_NAME, Entry, Ledger, SlideScale, Status, Version
+from rbc_edge.ledger import (
+    FILE_NAME,
+    DamagedError,
+    Entry,
+    Ledger,
+    SlideScale,
+    Status,
+    Version,
+    keep_aside,
+)
 from rbc_edge.values import Cells, Detections, FovResult, Scale, ScaleSource
 
 VERSION = Version("bundle-1", "estimated")
@@ -307,3 +317,164 @@ def test_file_that_is_no_database_and_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(data)
     with Ledger(tmp_path) as damaged, pytest.raises(UnavailableError, match="damaged"):
         list(damaged.fields("s"))
+
+
+# -- beside a service ------------------------------------------------------------------------------------
+
+
+def test_an_attempt_outlives_its_process_and_not_its_image(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [desk.file(name) for name in "abc"]
+    desk.ledger.begin_attempts(files)
+    assert desk.ledger.attempts(files) == {}  # our own are no suspects
+    desk.ledger.close()  # as death does: nothing is committed on the way out
+    desk.ledger = Ledger(tmp_path / "out")
+    monkeypatch.setattr(ledger_module, "_PROCESS", "the next process")
+    assert desk.ledger.attempts(files) == dict.fromkeys(files, 1)
+    assert desk.ledger.attempts([replace(files[0], mtime_ns=5)]) == {}  # another content
+    desk.look("a", "x")
+    desk.ledger.record_failed(desk.entry("b", "y"), "crash", "brings the program down")
+    assert desk.ledger.attempts(files) == {files[2]: 1}
+    desk.ledger.begin_attempts(files[2:])
+    desk.ledger.begin_attempts(files[2:])  # the same process again is no second death
+    monkeypatch.setattr(ledger_module, "_PROCESS", "the third process")
+    assert desk.ledger.attempts(files) == {files[2]: 2}
+    desk.ledger.end_attempts(files)
+    assert desk.ledger.attempts(files) == {}
+
+
+def test_a_commit_is_forced_to_the_disk_and_an_attempt_is_not(desk: Desk) -> None:
+    said: list[str] = []
+    desk.ledger._db.set_trace_callback(said.append)
+    desk.ledger.begin_attempts([desk.file("a")])
+    assert "PRAGMA synchronous = NORMAL" in said
+    assert "PRAGMA synchronous = FULL" not in said
+    desk.ledger.commit()
+    assert "PRAGMA synchronous = FULL" in said
+    said.clear()
+    desk.ledger.commit()
+    assert said == []
+
+
+def test_failed_images_are_tried_again_when_asked(desk: Desk) -> None:
+    for fov, slide in (("a", "s"), ("b", "s"), ("c", "t")):
+        file = replace(desk.file(fov), slide_id=slide)
+        desk.ledger.record_failed(desk.entry(fov, fov, file=file), "truncated", "cut")
+    desk.look("ok", "x")
+    assert desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.ledger.retry("s", "a") == 1
+    assert not desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    assert desk.ledger.retry("nobody") == 0
+    assert desk.ledger.retry("s") == 2
+    assert desk.ledger.retry() == 3
+    assert desk.ledger.is_done(desk.file("ok"), VERSION)
+
+
+def test_the_ledger_in_a_few_numbers(desk: Desk) -> None:
+    assert desk.ledger.tally() == ledger_module.Tally(0, 0, 0, 0, "")
+    desk.look("a", "x")
+    desk.look("b", "x")
+    desk.ledger.record_failed(desk.entry("c", ""), "empty", "empty")
+    late = desk.entry("d", "", analyzed_at="2020-01-01T00:00:00Z")  # the clock was set back
+    desk.ledger.record_failed(late, "truncated", "cut")
+    assert desk.ledger.tally() == ledger_module.Tally(1, 2, 1, 1, "2020-01-01T00:00:00Z")
+    assert [row.fov for row in desk.ledger.failures(10)] == ["d", "c"]
+    assert [row.fov for row in desk.ledger.failures(1)] == ["d"]
+    assert desk.ledger.failure_counts() == {"empty": 1, "truncated": 1}
+
+
+def test_readers_work_beside_the_writer_and_change_nothing(desk: Desk, tmp_path: Path) -> None:
+    desk.look("a", "x")
+    with Ledger.reading(tmp_path / "out") as reader:
+        assert reader.tally().n_ok == 0
+        desk.ledger.commit()
+        assert reader.tally().n_ok == 1
+        with pytest.raises(UnavailableError, match="cannot write"):
+            reader.retry()
+    with pytest.raises(UnavailableError, match=r"no ledger\.sqlite3 there"):
+        Ledger.reading(tmp_path)
+
+
+def test_foreign_changes_are_noticed_and_ones_own_are_not(desk: Desk, tmp_path: Path) -> None:
+    before = desk.ledger.foreign_changes()
+    desk.look("a", "x")
+    desk.ledger.commit()
+    assert desk.ledger.foreign_changes() == before
+    with Ledger(tmp_path / "out") as other:
+        other.retry()
+        other.commit()
+    assert desk.ledger.foreign_changes() != before
+
+
+def test_a_scale_that_got_better_has_the_slide_counted_again(desk: Desk) -> None:
+    desk.look("a", "x")
+    scale = SlideScale(Scale(40.0, ScaleSource.SLIDE), "bundle-1", 4)
+    desk.ledger.keep_slide_scale("s", scale)
+    assert desk.ledger.is_done(desk.file("a"), VERSION)
+    desk.ledger.keep_slide_scale("s", scale, recount=True)
+    assert not desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.shown() == {"a": "ok"}  # its count stands until then
+    assert desk.look("a", "x") == "analyzed"
+    assert desk.ledger.is_done(desk.file("a"), VERSION)
+
+
+def test_notes_are_kept(desk: Desk) -> None:
+    assert desk.ledger.note("source") == ""
+    desk.ledger.keep_note("source", "/camera")
+    desk.ledger.keep_note("source", "/other")
+    assert desk.ledger.note("source") == "/other"
+
+
+def test_ledger_of_the_first_version_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(ledger_module, "_MIGRATIONS", ledger_module._MIGRATIONS[:1])
+        Ledger(tmp_path).close()
+    with pytest.raises(UnavailableError, match="older rbc-edge"):
+        Ledger.reading(tmp_path)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.tally().n_ok == 0
+        assert ledger.note("x") == ""
+    Ledger.reading(tmp_path).close()
+
+
+def test_damage_is_found_by_reading_everything(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        for i in range(50):
+            file = InboxFile(tmp_path / f"{i}", "s", f"{i}", 1, 1)
+            ledger.record_ok(Entry(file, VERSION, f"{i}", WHEN), a_result(100, seed=i))
+        ledger.commit()
+        assert ledger.damage() == ""
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    n_pages = len(whole) // 4096
+    missed = []
+    for page in range(1, n_pages):
+        data = bytearray(whole)
+        data[page * 4096 : (page + 1) * 4096] = b"\x55" * 4096
+        (tmp_path / FILE_NAME).write_bytes(data)
+        try:
+            with Ledger(tmp_path) as ledger:
+                if not ledger.damage():
+                    missed.append(page)
+        except DamagedError:
+            pass
+    assert n_pages > 20
+    assert missed == []
+
+
+def test_a_damaged_ledger_is_kept_aside_with_the_tables_of_before(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    for name in (FILE_NAME, f"{FILE_NAME}-wal", "s.csv", "slides.csv", "cells/s.csv"):
+        (tmp_path / name).write_text(name)
+    aside = keep_aside(tmp_path, "20250102T030405Z")
+    assert aside == tmp_path / "damaged-20250102T030405Z"
+    kept = {p.relative_to(aside).as_posix(): p.read_text() for p in aside.rglob("*") if p.is_file()}
+    names = {FILE_NAME, f"{FILE_NAME}-wal", "s.csv", "slides.csv", "cells/s.csv"}
+    assert kept == {name: name for name in names}
+    assert not list(tmp_path.glob(f"{FILE_NAME}*"))
+    assert (tmp_path / "s.csv").exists()
+    assert keep_aside(tmp_path, "20250102T030405Z").name == "damaged-20250102T030405Z_2"
+    Ledger(tmp_path).close()

@@ -1,7 +1,7 @@
 import csv
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -13,8 +13,9 @@ from stand_in import BUNDLE_ID, StandIn, write_disks
 
 from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import BundleError, UnavailableError, UsageError
+from rbc_edge.output import writing
 from rbc_edge.runner import Clock, RunOptions, RunSummary, Step, Stop, run_once
-from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource
+from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
 
@@ -38,6 +39,7 @@ class Station:
         analyzer: StandIn | None = None,
         stop: Stop | None = None,
         on_step: Callable[[Step], None] | None = None,
+        survives: Callable[[Sequence[Path]], bool] | None = None,
         **options: object,
     ) -> RunSummary:
         self.analyzer, self.steps = analyzer or StandIn(), []
@@ -49,6 +51,7 @@ class Station:
             on_step=on_step or self.steps.append,
             stop=stop,
             clock=ticking(),
+            survives=survives,
         )
 
     def table(self, name: str) -> list[dict[str, str]]:
@@ -341,3 +344,133 @@ def test_a_folder_that_moved_is_shown_where_it_is_and_counted_once(station: Stat
     assert (summary.n_counted, summary.n_unchanged) == (0, summary.n_images)
     path = str(moved / "moved" / "a.png")
     assert station.table("moved") == [row | {"path": path} for row in before]
+
+
+def die_while_counting(
+    station: Station,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    *others: str,
+    survives: Callable[[Sequence[Path]], bool] | None = None,
+) -> None:
+    """A run whose process ends while it counts an image; the next one is another process."""
+
+    class Deadly(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if f"{field.slide_id}/{field.fov}" in (name, *others):
+                raise SystemExit  # nothing is cleaned up on the way: see `Ledger.close`
+            return super().analyze(field, scale)
+
+    monkeypatch.setattr("rbc_edge.ledger._PROCESS", f"process {next(PROCESSES)}")
+    with pytest.raises(SystemExit):
+        station.run(analyzer=Deadly(), survives=survives)
+    monkeypatch.setattr("rbc_edge.ledger._PROCESS", f"process {next(PROCESSES)}")
+
+
+PROCESSES = count()
+
+
+def test_an_image_two_processes_died_of_is_passed_over(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_while_counting(station, monkeypatch, "s1/a")
+    die_while_counting(station, monkeypatch, "s1/a")
+    summary = station.run()
+    assert station.analyzer.analyzed == ["s1/b", "s2/a"]
+    assert (summary.n_counted, summary.n_failed, summary.exit_code) == (2, 1, 3)
+    row = station.table("s1")[0]
+    assert (row["fov"], row["status"], row["failure"], row["n_rbc"]) == ("a", "failed", "crash", "")
+    assert len(row["sha256"]) == 64
+    assert station.run().n_counted == 0  # and it is not opened again
+
+
+def test_suspects_are_tried_elsewhere_and_the_innocent_counted(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_while_counting(station, monkeypatch, "s1/a")  # b was being read ahead
+    tried: list[list[str]] = []
+
+    def survives(paths: Sequence[Path]) -> bool:
+        tried.append([p.name for p in paths])
+        return "b.png" not in tried[-1]
+
+    summary = station.run(survives=survives)
+    assert tried == [["a.png", "b.png"], ["a.png"], ["b.png"]]
+    assert station.counts("s1") == {"a": "3", "b": "failed"}
+    assert summary.n_counted == 2
+    assert [s.file.fov for s in station.steps if s.row and s.row.failure == "crash"] == ["b"]
+
+
+def test_processes_that_die_of_something_else_fail_no_image(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
+    summary = station.run(survives=lambda _: True)
+    assert (summary.n_counted, summary.n_failed) == (3, 0)
+
+
+def test_a_machine_that_goes_down_with_its_process_tries_ten_times(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(10):
+        die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
+    tried: list[str] = []
+
+    def survives(paths: Sequence[Path]) -> bool:
+        tried.extend(p.name for p in paths)
+        return True
+
+    assert station.run(survives=survives).n_failed == 1
+    assert tried == ["b.png"]
+    assert station.counts("s1") == {"a": "failed", "b": "5"}
+
+
+def test_a_slide_whose_images_come_one_by_one_gets_a_better_scale(station: Station) -> None:
+    class Unsure(StandIn):
+        """Estimates a scale that hangs on the number of fields, as a real one does at first."""
+
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            self.n_estimates += 1
+            return Scale({1: 50.0, 2: 50.5, 4: 40.0}.get(len(images), 41.0), ScaleSource.SLIDE)
+
+    scales = []
+    for i in range(10):
+        station.write(f"s3/{i}.png", i + 1, seed=i)
+        station.run(station.source / "s3", analyzer=Unsure())
+        assert isinstance(station.analyzer, Unsure)
+        scales.append((station.analyzer.n_estimates, [s.cell_diameter_px for s in station.analyzer.scales]))
+    assert scales[0] == (1, [50.0])
+    assert scales[1] == (1, [50.0])  # one per cent off: the first stands
+    assert scales[2] == (0, [50.0])
+    assert scales[3] == (1, [40.0] * 4)  # all four again
+    assert scales[4:7] == [(0, [40.0])] * 3
+    assert scales[7] == (1, [41.0] * 8)
+    assert scales[8:] == [(0, [41.0])] * 2
+    assert station.counts("s3") == {str(i): str(i + 1) for i in range(10)}
+
+
+def test_the_image_in_hand_is_left_when_it_takes_too_long(station: Station) -> None:
+    stop = Stop(patience_s=0.05)
+
+    class Slow(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()  # until patience ends; anything else would go on
+            signal.pause()
+            return super().analyze(field, scale)
+
+    with stop.on_signals():
+        summary = station.run(analyzer=Slow(), stop=stop)
+    assert stop.is_late
+    assert (summary.exit_code, summary.n_counted) == (143, 0)
+    assert station.run().n_counted == 3  # and it is no suspect
+
+
+def test_a_run_waits_for_another_writer_and_gives_up(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.run()
+    monkeypatch.setattr("rbc_edge.runner._WAIT_FOR_WRITER_S", 0)
+    with writing(station.out), pytest.raises(UnavailableError, match="another rbc-edge is writing"):
+        station.run()
