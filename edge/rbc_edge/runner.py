@@ -392,14 +392,23 @@ class Run:
         rest = [file for file in suspects if file not in guilty]
         if self._survives is None:
             guilty += [file for file in rest if suspects[file] >= 2]
-        elif rest and not self._survives([file.path for file in rest]):
-            guilty += [file for file in rest if len(rest) == 1 or not self._survives([file.path])]
+        elif rest and not self._outlives(rest):
+            guilty += [file for file in rest if len(rest) == 1 or not self._outlives([file])]
         for file in guilty:
             entry = Entry(file, self.version, _digest(file), self._now())
             message = f"{path_text(file.path)}: brings the program down; it is passed over"
             row = self._ledger.record_failed(entry, "crash", message)
             self._on_step(Step(file, row, True, self._n_done, len(files)))
         self._ledger.commit()
+
+    def _outlives(self, files: Sequence[InboxFile]) -> bool:
+        assert self._survives is not None
+        try:
+            return self._survives([file.path for file in files])
+        except Interrupted:
+            if self._stop.signal is not None:
+                raise
+            return True  # somebody ended the child, not us: no evidence
 
     def _settle_slide(
         self,

@@ -180,6 +180,7 @@ class Watch:
         self._run: Run | None = None
         self._analyzer: Analyzing | None = None
         self._is_damaged = ""
+        self._is_new_view = True
         self._changes = 0
 
         self._settling = self._new_settling()
@@ -190,7 +191,6 @@ class Watch:
         self._next_scan_s = self._soonest_scan_s = -inf
         self._n_troubles = 0
         self._is_full = False
-        self._last_portion_ended_early = False
         self._problems: set[str] = set()
 
         self._state = ServiceState(
@@ -248,12 +248,12 @@ class Watch:
     def _round(self) -> float | None:
         """Does what there is to do; returns for how long there is nothing, seconds; None: once is done."""
         try:
-            if self._ledger is None:
-                self._open()
             now_s = self._clock.monotonic_s()
             due_s = max(min(self._next_scan_s, self._settling.next_s()), self._soonest_scan_s)
             if now_s < due_s:
                 return due_s - now_s
+            if self._ledger is None:
+                self._open()
             sight = look(self._options.source, marker=self._options.marker)
             if sight.missing:
                 return self._source_away(sight.missing)
@@ -459,8 +459,10 @@ class Watch:
         counting = self._options.counting
         self._tables = Tables(out, ledger, edges=counting.edges, cells=counting.cells)
         self._make_run()
-        if ledger.tables_are_stale():  # the process before was killed
+        # The process before was killed; or tables are to look different now, or somebody has removed them.
+        if ledger.tables_are_stale() or self._is_new_view:
             self._tables.write()
+            self._is_new_view = False
 
     def _make_run(self) -> None:
         assert self._ledger is not None
@@ -584,9 +586,12 @@ class Watch:
             log.warning("%s: %s", activity, error)
         wait_s = _TROUBLE_S[min(self._n_troubles, len(_TROUBLE_S) - 1)]
         self._n_troubles += 1
-        self._next_scan_s = self._soonest_scan_s = -inf
+        wait_s = min(wait_s, max(self._options.scan_every_s, 1.0))
+        # Not before, however often it rings meanwhile; files that were closed then settle by time.
+        self._next_scan_s = self._soonest_scan_s = self._clock.monotonic_s() + wait_s
+        self._closed.clear()
         self._tell(activity, error.message)
-        return min(wait_s, max(self._options.scan_every_s, 1.0))
+        return wait_s
 
     def _tell(self, activity: Activity, detail: str = "") -> None:
         """Says how things are: to systemd, on the page, in the metrics; not more often than anybody reads."""
@@ -666,6 +671,7 @@ class Watch:
         self._options = new
         self._analyzer = None
         self._close_ledger()  # tables and body are made anew with it
+        self._is_new_view = True
         self._settling = self._new_settling()
         self._watched = None
         self._next_scan_s = self._soonest_scan_s = -inf

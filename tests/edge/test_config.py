@@ -136,3 +136,28 @@ def test_edges_are_those_of_the_counting_module() -> None:
 def test_an_empty_variable_is_an_error_and_not_the_current_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=name):
         load({}, env={name: " ", "HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("settle_s", -1.0, "--settle-s is -1"),
+        ("scan_every_s", 0.0, "from 0.1 to 3600"),
+        ("grace_s", float("nan"), "--grace-s is nan"),
+        ("min_free_mb", 1e9, "--min-free-mb"),
+        ("marker", "a/b", "name of a file"),
+        ("marker", "..", "name of a file"),
+    ],
+)
+def test_impossible_settings_of_a_watch(key: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load({key: value}, env={})
+
+
+def test_settings_of_a_watch_come_from_a_file(tmp_path: Path) -> None:
+    text = 'source = "camera"\nmarker = ".station"\nsettle_s = 3\npolling = true\nprometheus = "/run/x.prom"'
+    settings = load({}, file=written(tmp_path / "c.toml", text), env={}).settings
+    assert (settings.source, settings.marker) == (tmp_path / "camera", ".station")
+    assert (settings.settle_s, settings.polling) == (3.0, True)
+    assert settings.prometheus == Path("/run/x.prom")
+    assert load({}, env={"HOME": "/none"}).settings.polling is None
