@@ -254,6 +254,10 @@ class Watch:
                 return due_s - now_s
             if self._ledger is None:
                 self._open()
+            if self._is_new_view and self._tables is not None:
+                with writing(self._options.counting.out):
+                    self._tables.write()
+                self._is_new_view = False
             sight = look(self._options.source, marker=self._options.marker)
             if sight.missing:
                 return self._source_away(sight.missing)
@@ -460,9 +464,7 @@ class Watch:
         self._tables = Tables(out, ledger, edges=counting.edges, cells=counting.cells)
         self._make_run()
         # The process before was killed; or tables are to look different now, or somebody has removed them.
-        if ledger.tables_are_stale() or self._is_new_view:
-            self._tables.write()
-            self._is_new_view = False
+        self._is_new_view = self._is_new_view or ledger.tables_are_stale()
 
     def _make_run(self) -> None:
         assert self._ledger is not None
