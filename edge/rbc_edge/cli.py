@@ -337,6 +337,67 @@ def demo(
     raise typer.Exit(run_demo(out, bundle=bundle, threads=threads or 0, seed=seed, json_output=json_output))
 
 
+@app.command(epilog="Examples:\n\nrbc-edge status --out /results\n\nrbc-edge status --json")
+def status(
+    out: OutOption = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Say how the station is: the service, what is counted, what failed and why, the disk.
+
+    Works beside the running service, and without one. Exit 0 when it could be told, 5 when there are no
+    results in --out.
+    """
+    from datetime import UTC, datetime
+
+    from rbc_edge.status import status_of
+
+    found = status_of(_out_folder(out, config), now=datetime.now(UTC))
+    if json_output:
+        _print_json(found.as_json())
+    else:
+        for line in found.as_lines():
+            print(_one_line(line))
+
+
+@app.command(
+    epilog="Examples:\n\nrbc-edge retry --out /results\n\nrbc-edge retry slide7 field3 --out /results"
+)
+def retry(
+    slide: Annotated[
+        str | None,
+        typer.Argument(metavar="SLIDE", help="Only images of this slide.", show_default=False),
+    ] = None,
+    fov: Annotated[
+        str | None, typer.Argument(metavar="FOV", help="Only this image.", show_default=False)
+    ] = None,
+    out: OutOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Have failed images looked at again, by the running service or the next run."""
+    from rbc_edge.ledger import Ledger
+    from rbc_edge.status import read_page
+
+    folder = _out_folder(out, config)
+    Ledger.reading(folder).close()  # first, for the other way to open one would make it
+    with Ledger(folder) as ledger:
+        n = ledger.retry(slide, fov)
+        ledger.commit()
+        failed_slides = [] if n else sorted({row.slide_id for row in ledger.failures(sys.maxsize)})
+    running, state = read_page(folder)
+    images = f"{n} failed image{'' if n == 1 else 's'}"
+    if n == 0:
+        asked = "/".join(part for part in (slide, fov) if part is not None)
+        print(_one_line(f"no image{f' of {asked}' if asked else ''} has failed; nothing to try again"))
+        if failed_slides:
+            print(_one_line(f"slides with failed images: {', '.join(failed_slides)}"))
+    elif running:
+        paused = f", when this is over: {state.activity}" if state and state.activity.is_paused else ""
+        print(f"{images} will be tried again by the running service at its next scan{paused}")
+    else:
+        print(f"{images} will be tried again by the next run, or when the service starts")
+
+
 @bundle_app.command("show")
 def bundle_show(bundle: BundleOption = None, json_output: JsonOption = False) -> None:
     """Print what the bundle says of itself; exit 4 when it is not intact."""
@@ -461,6 +522,13 @@ def _settings(flags: Mapping[str, Any], file: Path | None) -> "Loaded":
     from rbc_edge.config import load
 
     return load(flags, file=file)
+
+
+def _out_folder(out: Path | None, config: Path | None) -> Path:
+    folder = _settings({"out": out}, config).settings.out
+    if folder is None:
+        raise UsageError("no output folder", "give --out DIR")
+    return folder
 
 
 # -- printing -------------------------------------------------------------------------------------------
