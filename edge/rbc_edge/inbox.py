@@ -139,6 +139,7 @@ def _compiled(slide_pattern: str | None) -> re.Pattern[str] | None:
 class _Found:
     path: Path
     folder_slide: str
+    folder: tuple[int, int]  # device and number: one folder given by two ways is one
     status: os.stat_result
 
 
@@ -169,7 +170,7 @@ class _Walk:
                     f"{path_text(path)}: cannot list the folder: {error.strerror}", "check its permissions"
                 ) from error
         elif stat.S_ISREG(status.st_mode):
-            self._file(path, status, path_text(path.parent.name or "root"))
+            self._file(path, status, path_text(path.parent.name or "root"), path.parent.stat())
         else:
             raise UnavailableError(f"{path_text(path)}: neither a folder nor a regular file", "give an image")
 
@@ -191,17 +192,17 @@ class _Walk:
                     raise
                 self.unreadable.append(folder)
                 continue
-            below = list(self._entries(entries, slide, prefix))
+            below = list(self._entries(entries, slide, prefix, status))
             todo += reversed(below)
 
     def _entries(
-        self, entries: list[os.DirEntry[str]], slide: str, prefix: str
+        self, entries: list[os.DirEntry[str]], slide: str, prefix: str, folder: os.stat_result
     ) -> Iterator[tuple[Path, os.stat_result, str, str]]:
         """Takes the images among a folder's entries and yields its sub-folders."""
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+            is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  ten times faster
             try:
                 status = _status(entry)
             except OSError:
@@ -210,18 +211,18 @@ class _Walk:
                 name = prefix + path_text(entry.name)
                 yield Path(entry.path), status, name, f"{name}--"
             elif is_image and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-                self._file(Path(entry.path), status, slide)
+                self._file(Path(entry.path), status, slide, folder)
             else:
                 self.n_skipped += 1
 
-    def _file(self, path: Path, status: os.stat_result, slide: str) -> None:
+    def _file(self, path: Path, status: os.stat_result, slide: str, folder: os.stat_result) -> None:
         # By folder and name, not by the file's own number: two links to one file are two names, which the
         # ledger tells apart by content.
-        parent = path.parent.stat()
-        key = (parent.st_dev, parent.st_ino, path.name)
+        identity = (folder.st_dev, folder.st_ino)
+        key = (*identity, path.name)
         if key not in self._files:
             self._files.add(key)
-            self.found.append(_Found(path, slide, status))
+            self.found.append(_Found(path, slide, identity, status))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
@@ -246,21 +247,22 @@ def _named(
             raise UsageError(message, advice)
         clashes.append(f"{message}: {advice}")
 
-    folder_of: dict[str, Path] = {}
-    clashing: set[Path] = set()
+    folder_of: dict[str, _Found] = {}
+    clashing: set[tuple[int, int]] = set()
     by_name: dict[tuple[str, str], list[_Found]] = defaultdict(list)
     for file in found:
         match = pattern.search(path_text(file.path.name)) if pattern else None
         slide = match["slide"] if match else None
         fov = match["fov"] if match and slide and "fov" in match.re.groupindex else None
         if not slide:
-            slide, folder = file.folder_slide, file.path.parent
-            other = folder_of.setdefault(slide, folder)
-            if other != folder:
-                if folder not in clashing:
-                    clashing.add(folder)
+            slide = file.folder_slide
+            other = folder_of.setdefault(slide, file)
+            if other.folder != file.folder:
+                if file.folder not in clashing:
+                    clashing.add(file.folder)
                     clash(
-                        f"two folders would be the slide {slide}: {path_text(other)} and {path_text(folder)}",
+                        f"two folders would be the slide {slide}: {path_text(other.path.parent)} and"
+                        f" {path_text(file.path.parent)}",
                         "give their common parent folder instead, or rename one of them",
                     )
                 continue

@@ -260,6 +260,8 @@ class Watch:
                 self._is_new_view = False
             sight = look(self._options.source, marker=self._options.marker)
             if sight.missing:
+                self._events.stop()
+                self._watched = None
                 return self._source_away(sight.missing)
             self._listen(sight)
             try:
@@ -288,6 +290,7 @@ class Watch:
         now_s = self._clock.monotonic_s()
         ready = self._settling.see(self._not_done(inbox), self._closed, now_s)
         self._closed.clear()
+        self._state = replace(self._state, source_online=True)
         n_waiting = self._settling.n_waiting(now_s)
         self._state = replace(self._state, n_waiting=n_waiting, n_to_do=len(ready))
         if not ready:
@@ -389,8 +392,6 @@ class Watch:
         )
         self._state = replace(
             self._state,
-            source=path_text(options.source),
-            source_online=True,
             file_system=kind,
             polling=polling,
             polling_reason=reason if polling else "",
@@ -412,8 +413,6 @@ class Watch:
             self._mount = sight.mount
 
     def _source_away(self, reason: str) -> float:
-        self._events.stop()
-        self._watched = None
         self._state = replace(self._state, source_online=False, n_waiting=0, n_to_do=0)
         return self._trouble(
             Activity.SOURCE_AWAY, UnavailableError(reason, "nothing is forgotten; it goes on when it is back")
@@ -600,7 +599,8 @@ class Watch:
         before = self._state
         now_s = self._clock.monotonic_s()
         is_news = activity is not before.activity or detail != before.detail
-        if is_news and before.activity.is_paused and not activity.is_paused:
+        is_over = before.activity.is_paused and not activity.is_paused
+        if is_news and is_over and activity is not Activity.STOPPING:
             log.warning("goes on: %s is over", before.activity)
         if not is_news and now_s - self._told_s < _TELL_S:
             return
