@@ -432,8 +432,10 @@ class Status:
                 ("newest result", self.newest_result_at + ("" if age is None else f", {_span(age)} ago"))
             )
         if self.tally is not None:
-            extra = f", {self.tally.n_duplicates} duplicates" if self.tally.n_duplicates else ""
-            lines.append(("counted", f"{_images(self.tally.n_ok)} of {self.tally.n_slides} slides{extra}"))
+            extra = f", {_n(self.tally.n_duplicates, 'duplicate')}" if self.tally.n_duplicates else ""
+            lines.append(
+                ("counted", f"{_n(self.tally.n_ok, 'image')} of {_n(self.tally.n_slides, 'slide')}{extra}")
+            )
             by_reason = ", ".join(f"{n} {reason}" for reason, n in self.failure_counts.items())
             lines.append(("failed", f"{self.n_failed}{f': {by_reason}' if by_reason else ''}"))
         else:
@@ -449,7 +451,7 @@ class Status:
 
     def headline(self) -> str:
         """Returns in one line, in plain words, how things are."""
-        failed = f"; {_images(self.n_failed)} failed" if self.n_failed else ""
+        failed = f"; {_n(self.n_failed, 'image')} failed" if self.n_failed else ""
         state = self.state
         if not self.running:
             return f"not running{failed}"
@@ -469,9 +471,9 @@ class Status:
             case Activity.RESULTS_AWAY:
                 return f"PAUSED: the results cannot be written{why}"
             case Activity.COUNTING:
-                return f"{watching}, counting; {_images(state.n_to_do)} to do{failed}"
+                return f"{watching}, counting; {_n(state.n_to_do, 'image')} to do{failed}"
             case Activity.WATCHING:
-                waiting = f"; {_images(state.n_waiting)} not finished yet" if state.n_waiting else ""
+                waiting = f"; {_n(state.n_waiting, 'image')} not finished yet" if state.n_waiting else ""
                 return f"{watching}, up to date{waiting}{failed}"
             case _:
                 return f"{watching}, {state.activity}{why}{failed}"
@@ -489,7 +491,7 @@ class Status:
             ("source", f"{state.source}{kind}, {f'online, {how}' if state.source_online else 'AWAY'}"),
             ("service", service),
             ("bundle", state.bundle_id),
-            ("waiting", f"{_images(state.n_waiting)} not finished yet, {state.n_to_do} to do"),
+            ("waiting", f"{_n(state.n_waiting, 'image')} not finished yet, {state.n_to_do} to do"),
             (
                 "since start",
                 f"{state.n_counted} counted, {state.n_failed} failed;"
@@ -560,6 +562,10 @@ def _newest(live: ServiceState | None, tally: Tally | None, now: datetime, monot
     """Returns when the newest result was written down, and how long ago that is."""
     if live is not None and live.last_image_monotonic_s and _is_of_this_boot(live, monotonic_s):
         age_s = max(monotonic_s - live.last_image_monotonic_s, 0.0)
+        if tally is not None and tally.newest_analyzed_at > live.last_image_at:
+            wall_s = _wall_age_s(tally.newest_analyzed_at, now)
+            if wall_s is not None and 0 <= wall_s < age_s:
+                return _Newest(tally.newest_analyzed_at, wall_s)  # by `rbc-edge run` beside the service
         wall_s = _wall_age_s(live.last_image_at, now)
         # Forward is not said: a computer that slept shows the same.
         back_s = age_s - wall_s if wall_s is not None else 0.0
@@ -596,16 +602,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
-def _images(n: int) -> str:
-    return f"{n} image{'' if n == 1 else 's'}"
+def _n(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
 def _span(time_s: float) -> str:
-    """Returns a length of time as people say it.
-
-    >>> [_span(s) for s in (0, 59, 61, 3600, 90_000, 1_000_000)]
-    ['0 s', '59 s', '1 min', '60 min', '25 h', '12 days']
-    """
+    """Returns a length of time as people say it."""
     for unit_s, word, least in ((86400, "days", 2), (3600, "h", 2), (60, "min", 1)):
         if time_s >= least * unit_s:
             return f"{time_s // unit_s:.0f} {word}"
