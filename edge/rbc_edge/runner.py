@@ -37,6 +37,7 @@ _HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 _WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
 _SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
+_TOGETHER: Final = 8  # images whose attempts are noted at once
 _MOST_ATTEMPTS: Final = 10  # a machine that goes down with its process leaves no evidence but these
 
 
@@ -420,7 +421,8 @@ class Run:
         end_s: float | None,
     ) -> None:
         slide_id = files[0].slide_id
-        ahead: dict[str, tuple[InboxFile, Future[_Look]]] = {}
+        begun: dict[str, InboxFile] = {}  # the ledger says that they are being tried
+        ahead: dict[str, Future[_Look]] = {}
         changed = False
         # Before the first image: where the scale is found anew, those that were counted are not done.
         scale: Scale | None = None
@@ -437,23 +439,18 @@ class Run:
                 status: Status | None = known.status if known else Status.OK
             else:
                 scale = scale or self._slide_scale(slide_id, all_files)
-                # A suspect is tried alone: who dies of what would not be known of two.
-                begun = [
-                    f
-                    for f in files[i + 1 : i + 2]
-                    if not (self._suspects and {f, file} & self._suspects) and not self._is_done(f)
-                ]
-                if file.fov not in ahead:
-                    begun.insert(0, file)
-                self._ledger.begin_attempts(begun)
-                for f in begun:
-                    ahead[f.fov] = f, reader.submit(_look, f, self._clock)
+                if file.fov not in begun:
+                    together = self._begin(files[i:])
+                    begun |= {f.fov: f for f in together}
+                for f in files[i : i + 2]:
+                    if f.fov in begun and f.fov not in ahead:
+                        ahead[f.fov] = reader.submit(_look, f, self._clock)
                 try:
-                    row = self._settle_file(file, ahead.pop(file.fov)[1], scale, summary)
+                    row = self._settle_file(file, ahead.pop(file.fov), scale, summary)
                 except Abandoned:
-                    self._ledger.end_attempts([file])
                     summary.stopped_by = self._stop.signal
                     break
+                del begun[file.fov]
                 changed, status = changed or row is not None, row.status if row else None
                 self._n_new_failures += status is Status.FAILED
             summary.n_failed += status is Status.FAILED
@@ -462,11 +459,27 @@ class Run:
             self._commit_now_and_then()
             is_new = summary.n_counted > n_counted or (row is not None and row.status is Status.FAILED)
             self._on_step(Step(file, row, is_new, self._n_done, summary.n_images))
-        if ahead:
-            self._ledger.end_attempts([f for f, _ in ahead.values()])
+        if begun:
+            self._ledger.end_attempts(list(begun.values()))
         if changed:
             self._ledger.commit()  # first: a table never shows what a power cut could take back
             self._tables.write_slide(slide_id)
+
+    def _begin(self, files: Sequence[InboxFile]) -> list[InboxFile]:
+        """Has the ledger say that the first of some files, and a few more, are being tried; returns them.
+
+        Together, because a note for each would triple what is written to the disk. A suspect is tried
+        alone: of many it would not be known which one it was.
+        """
+        together = list(files[:1])
+        if files[0] not in self._suspects:
+            for file in files[1:_TOGETHER]:
+                if file in self._suspects:
+                    break
+                if not self._is_done(file):
+                    together.append(file)
+        self._ledger.begin_attempts(together)
+        return together
 
     def _is_done(self, file: InboxFile) -> bool:
         return not self._options.force and self._ledger.is_done(file, self.version)
