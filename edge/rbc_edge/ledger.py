@@ -6,7 +6,6 @@ image is its slide and the SHA-256 of its bytes, and its path and name are attri
 
 import logging
 import os
-import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -882,9 +881,10 @@ class Ledger:
 
 
 def keep_aside(out: Path, stamp: str) -> Path:
-    """Moves a damaged ledger out of the way, with a copy of the tables of before; nothing is lost.
+    """Moves a damaged ledger out of the way, with the tables of before; nothing is lost.
 
-    Counts of images that are no longer in the camera's folder stand in those tables only.
+    Counts of images that are no longer in the camera's folder stand in those tables only. They go along
+    because the new ledger knows nothing of them: left there, tables and ``slides.csv`` would disagree.
 
     Args:
         out: The output folder, whose ledger nobody has open.
@@ -899,9 +899,9 @@ def keep_aside(out: Path, stamp: str) -> Path:
     try:
         aside = _new_folder(out / f"damaged-{stamp}")
         for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
-            copy = aside / table.relative_to(out)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy2(table, copy)
+            kept = aside / table.relative_to(out)
+            kept.parent.mkdir(exist_ok=True)
+            table.rename(kept)
         # The ledger last, and its log before it: a process killed in between finds it damaged again.
         for suffix in ("-shm", "-wal", "-journal", ""):
             with suppress(FileNotFoundError):
