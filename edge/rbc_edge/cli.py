@@ -61,7 +61,10 @@ ThreadsOption = Annotated[
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="DIR", help="Folder for tables and ledger; required."),
+    # Whether it can be read is for those who use it to say: they know the exit code.
+    typer.Option(
+        "--out", "-o", metavar="DIR", help="Folder for tables and ledger; required.", readable=False
+    ),
 ]
 CellsOption = Annotated[
     bool | None, typer.Option("--cells/--no-cells", help="Also write a table of cells by slide.")
@@ -123,7 +126,10 @@ def run(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH", help="Folders (a sub-folder is a slide) and images.", show_default=False
+            metavar="PATH",
+            help="Folders (a sub-folder is a slide) and images.",
+            show_default=False,
+            readable=False,
         ),
     ],
     out: OutOption = None,
@@ -210,7 +216,10 @@ def watch(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="SOURCE", help="The camera's folder; a sub-folder is a slide.", show_default=False
+            metavar="SOURCE",
+            help="The camera's folder; a sub-folder is a slide.",
+            show_default=False,
+            readable=False,
         ),
     ] = None,
     out: OutOption = None,
@@ -494,12 +503,9 @@ def _watch_options(settings: "Settings") -> "WatchOptions":
     if settings.out is None:
         raise UsageError("no output folder", "give --out DIR, or out in the settings file")
     if settings.prometheus is not None:
-        from importlib.util import find_spec
+        from rbc_edge.status import check_metrics
 
-        if find_spec("prometheus_client") is None:
-            raise UsageError(
-                "prometheus needs the package prometheus-client", "pip install 'rbc-edge[prometheus]'"
-            )
+        check_metrics(settings.prometheus)
     opened = Bundle.open(settings.bundle)
     source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
     return WatchOptions(

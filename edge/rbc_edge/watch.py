@@ -43,6 +43,7 @@ _BREATH_S: Final = 0.1  # between portions, for another writer
 _SOON_S: Final = 0.05  # between two scans, when events come in a row
 _TROUBLE_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries, while something is wrong
 _TELL_S: Final = 2.0
+_SILENCE_S: Final = 30.0  # who is silent for a minute may hang (`Status`)
 _METRICS_S: Final = 15.0
 _RATE_S: Final = 300.0
 _ROOM_AGAIN: Final = 1.1  # a paused service goes on when there is a tenth more room than it paused at
@@ -196,7 +197,9 @@ class Watch:
         self._state = ServiceState(
             pid=os.getpid(), version=__version__, started_at=self._now(), boot_id=boot_id()
         )
+        self._started_s = clock.monotonic_s()
         self._told_s = self._metrics_s = -inf
+        self._metrics_error = ""
         self._pace: deque[float] = deque()  # when images were settled, monotonic seconds
 
     # -- the loop -------------------------------------------------------------------------------------
@@ -237,8 +240,8 @@ class Watch:
         """Waits for the time or the doorbell; short enough for systemd's patience."""
         end_s = self._clock.monotonic_s() + time_s
         while (left_s := end_s - self._clock.monotonic_s()) > 0 and self._stop.signal is None:
-            closed = self._doorbell.wait(min(left_s, (self._systemd.watchdog_s or inf) / 3, 3600.0))
-            self._systemd.beat()
+            closed = self._doorbell.wait(min(left_s, (self._systemd.watchdog_s or inf) / 3, _SILENCE_S))
+            self._alive()
             if closed is not None:
                 self._closed |= closed
                 # The scan is soon, and not once for every event of a thousand.
@@ -507,7 +510,7 @@ class Watch:
 
     def _survives(self, paths: Sequence[Path]) -> bool:
         def keep_going() -> bool:
-            self._systemd.beat()
+            self._alive()
             return self._stop.signal is None
 
         log.warning("a process died while it counted %s", ", ".join(map(path_text, paths)))
@@ -538,6 +541,12 @@ class Watch:
         return self._ledger is not None and (self._ledger.tally().n_failed > 0 or bool(self._problems))
 
     # -- words ----------------------------------------------------------------------------------------
+
+    def _alive(self) -> None:
+        """Says that it goes round, though nothing is new."""
+        self._systemd.beat()
+        if self._clock.monotonic_s() - self._told_s >= _SILENCE_S:
+            self._tell(self._state.activity, self._state.detail)
 
     def _on_step(self, step: Step) -> None:
         self._systemd.beat()
@@ -614,7 +623,7 @@ class Watch:
             detail=detail,
             source=path_text(options.source),
             bundle_id=options.bundle_id,
-            images_per_min=len(self._pace) * 60 / _RATE_S,
+            images_per_min=len(self._pace) * 60 / min(_RATE_S, max(now_s - self._started_s, 60.0)),
             updated_at=self._now(),
             updated_monotonic_s=now_s,
         )
@@ -628,7 +637,9 @@ class Watch:
             try:
                 write_metrics(options.metrics, status_of(options.counting.out, now=self._clock.now()))
             except (RbcEdgeError, OSError) as error:
-                log.debug("metrics: %s", error)
+                if str(error) != self._metrics_error:
+                    log.warning("the metrics cannot be written: %s", error)
+                self._metrics_error = str(error)
 
     def _now(self) -> str:
         return self._clock.now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
