@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
 PIP_VERSION := pip>=25.1
 
-.PHONY: demo test check format lint types imports bench clean help
+.PHONY: demo test check format lint types imports bench faults clean help
 
 help:
 	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
 	@echo "make test    install everything and run all tests"
 	@echo "make check   format, lint, types, import direction, tests"
 	@echo "make bench   time the station on drawn fields"
+	@echo "make faults  kill, fill, unmount, garble: nothing lost, doubled or wrong (FAULTS=--short)"
 	@echo "make format  rewrite the sources in the house's format"
 	@echo "make clean   remove what these made"
 
@@ -37,6 +38,11 @@ imports: $(VENV)/.workshop
 
 bench: $(VENV)/.station
 	$(BIN)/python bench/station.py
+	$(BIN)/python bench/latency.py
+
+# FAULTS="--short", "--only NAME", "--jobs 2": see `python -m tests.faults --help`.
+faults: $(VENV)/.workshop
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 format: $(VENV)/.workshop
 	$(BIN)/ruff format .
