@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
 PIP_VERSION := pip>=25.1
 
-.PHONY: demo test check format lint types imports bench faults clean help
+.PHONY: demo test check format lint types imports bench faults systemd debian-tree debian-boot clean help
 
 help:
 	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
@@ -15,6 +15,9 @@ help:
 	@echo "make check   format, lint, types, import direction, tests"
 	@echo "make bench   time the station on drawn fields"
 	@echo "make faults  kill, fill, unmount, garble: nothing lost, doubled or wrong (FAULTS=--short)"
+	@echo "make systemd check the unit, the example of the settings and the scripts of deploy/"
+	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
+	@echo "make debian-boot  start that Debian as a virtual machine and cut its power (qemu, half an hour)"
 	@echo "make format  rewrite the sources in the house's format"
 	@echo "make clean   remove what these made"
 
@@ -43,6 +46,15 @@ bench: $(VENV)/.station
 # FAULTS="--short", "--only NAME", "--jobs 2": see `python -m tests.faults --help`.
 faults: $(VENV)/.workshop
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+systemd: $(VENV)/.workshop
+	$(BIN)/python -m pytest tests/deploy -rs
+
+debian-tree: $(VENV)/.station
+	$(BIN)/python tests/deploy/debian_tree.py
+
+debian-boot: $(VENV)/.station
+	$(BIN)/python tests/deploy/debian_tree.py --boot
 
 format: $(VENV)/.workshop
 	$(BIN)/ruff format .

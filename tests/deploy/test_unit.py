@@ -1,0 +1,154 @@
+"""The unit, the example of the settings and the scripts, as they ship."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from rbc_edge.config import Settings, load
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNIT = DEPLOY / "systemd" / "rbc-edge.service"
+EXAMPLE = DEPLOY / "systemd" / "config.toml"
+SCRIPTS = [DEPLOY / "install.sh", DEPLOY / "uninstall.sh"]
+
+HIGHEST_EXPOSURE = 15
+"""Tenths: `systemd-analyze security` says 1.5 or less."""
+
+
+def directives() -> dict[str, list[str]]:
+    """The unit's values by section.key; a key may come more than once, and does in a unit."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in UNIT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(f"{section}.{key}", []).append(value)
+    return found
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not here (Debian: apt install systemd)")
+    return subprocess.run([program, *arguments], check=False, capture_output=True, text=True)
+
+
+def test_verify_is_clean(tmp_path: Path) -> None:
+    # The program is not installed where tests run, and that is all that may be complained of.
+    unit = tmp_path / UNIT.name
+    text, n_replaced = re.subn(
+        "^ExecStart=/opt/rbc-edge/current/bin/rbc-edge ", "ExecStart=/bin/true ", UNIT.read_text(), flags=re.M
+    )
+    assert n_replaced == 1
+    unit.write_text(text)
+
+    said = analyze("verify", "--man=no", str(unit))
+
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+
+
+def test_exposure_is_low() -> None:
+    said = analyze("security", "--offline=true", f"--threshold={HIGHEST_EXPOSURE}", "--no-pager", str(UNIT))
+
+    assert said.returncode == 0, said.stdout + said.stderr
+    overall = re.search(r"Overall exposure level for rbc-edge.service: ([0-9.]+)", said.stdout)
+    assert overall is not None
+    assert float(overall[1]) <= HIGHEST_EXPOSURE / 10
+
+
+def test_exposure_is_measured(tmp_path: Path) -> None:
+    """A unit without the sandbox is over the threshold: the check above can fail."""
+    unit = tmp_path / UNIT.name
+    unit.write_text("[Service]\nExecStart=/bin/true\n")
+
+    said = analyze("security", "--offline=true", f"--threshold={HIGHEST_EXPOSURE}", "--no-pager", str(unit))
+
+    assert said.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Service.Type", "notify"),
+        ("Service.NotifyAccess", "main"),
+        ("Service.ExecReload", "/bin/kill -HUP $MAINPID"),
+        ("Service.RestartPreventExitStatus", "2 4"),
+        ("Service.OOMPolicy", "continue"),
+        ("Service.ProtectSystem", "strict"),
+        ("Service.PrivateNetwork", "yes"),
+        ("Service.UMask", "0027"),
+        ("Service.User", "rbc-edge"),
+        ("Install.WantedBy", "multi-user.target"),
+    ],
+)
+def test_promises_of_the_documentation(key: str, value: str) -> None:
+    assert directives()[key] == [value]
+
+
+def test_limits_are_set() -> None:
+    assert {"Service.MemoryMax", "Service.CPUQuota", "Service.WatchdogSec", "Service.TimeoutStopSec"} <= set(
+        directives()
+    )
+
+
+def test_every_relaxation_says_why() -> None:
+    """A line of the sandbox that takes something back stands under a comment."""
+    lines = UNIT.read_text(encoding="utf-8").splitlines()
+    relaxed = [i for i, line in enumerate(lines) if re.match("ProcSubset=all|SystemCallFilter=sched", line)]
+    assert relaxed
+    assert all(lines[i - 1].startswith("# ") for i in relaxed)
+
+
+def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    named = re.findall("^#?([a-z_]+) = ", text, flags=re.M)
+    assert sorted(named) == sorted(f.name for f in fields(Settings))
+
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    load({}, file=file, env={})
+
+
+def test_what_the_example_calls_default_is_the_default() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    default = Settings()
+    lines = re.findall("^#([a-z_]+ = .*)$", text, flags=re.M)
+    assert len(lines) > 8
+    for line in lines:
+        ((key, value),) = tomllib.loads(line).items()
+        above = text[: text.index(f"#{line}\n")]
+        comment = above[above.rindex("\n\n") :]
+        assert getattr(default, key) == (None if "(no default" in comment else value), key
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script: Path) -> None:
+    assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+    program = shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("shellcheck is not here (Debian: apt install shellcheck)")
+    said = subprocess.run([program, script], check=False, capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("install.sh", [], "no wheel given"),
+        ("install.sh", ["a.whl", "b.whl"], "one wheel, not two"),
+        ("install.sh", ["--source"], "--source needs a value"),
+        ("install.sh", ["--sorce", "/srv"], "unknown option --sorce"),
+        ("uninstall.sh", ["--results"], "unknown argument --results"),
+    ],
+)
+def test_wrong_usage_is_exit_2(script: str, arguments: list[str], says: str) -> None:
+    said = subprocess.run(["sh", DEPLOY / script, *arguments], check=False, capture_output=True, text=True)
+    assert said.returncode == 2
+    assert says in said.stderr
