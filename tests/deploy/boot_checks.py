@@ -201,9 +201,10 @@ def life(to: Console) -> None:
     text = SETTINGS.read_text()
     before, here = pid(), cursor()
     SETTINGS.write_text(f"{text}\ncells = true\n")
-    done = sh("systemctl", "reload", "rbc-edge").returncode
+    said = sh("systemctl", "reload", "rbc-edge")
     took_s = within(20, lambda: "new settings taken" in journal(here) and is_ready())
-    to.check("systemctl reload takes new settings", (done, pid()) == (0, before) and took_s is not None)
+    holds = (said.returncode, pid()) == (0, before) and took_s is not None
+    to.check("systemctl reload takes new settings", holds, "" if holds else said.stdout + journal(here))
     shown = within(20, (RESULTS / "cells" / "slide-00.csv").exists)
     to.check("they hold for the tables of before", shown is not None)
     here = cursor()

@@ -78,7 +78,7 @@ def test_exposure_is_measured(tmp_path: Path) -> None:
     [
         ("Service.Type", "notify"),
         ("Service.NotifyAccess", "main"),
-        ("Service.ExecReload", "/bin/kill -HUP $MAINPID"),
+        ("Service.ExecReload", "/bin/sh -c 'kill -HUP $MAINPID'"),
         ("Service.RestartPreventExitStatus", "2 4"),
         ("Service.OOMPolicy", "continue"),
         ("Service.ProtectSystem", "strict"),
