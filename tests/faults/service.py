@@ -114,6 +114,7 @@ def commands_beside(bench: Bench) -> Result:
     (station.source / "slide" / "broken.jpg").write_bytes(b"no image")
     expected.failed["slide", "broken"] = frozenset({"not-an-image"})
     station.start()
+    station.wait_counted(1)
     scale = ("--cell-diameter", 40, "--config", station.config)
     bundle = station.options[:2]
     n_waited = 0
