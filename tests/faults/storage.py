@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -337,6 +338,16 @@ def _flipped_pages(bench: Bench, ledger: Path) -> None:
             file.write(bench.chance.randbytes(4096))
 
 
+def _one_page(_: Bench, ledger: Path) -> None:
+    """One page of many: most of what is asked of the ledger never touches it."""
+    with sqlite3.connect(ledger) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'field_content'").fetchone()
+    db.close()
+    with ledger.open("r+b") as file:
+        file.seek((page - 1) * 4096 + 200)
+        file.write(b"\xa5" * 3000)
+
+
 def _cut(_: Bench, ledger: Path) -> None:
     os.truncate(ledger, ledger.stat().st_size // 2 // 4096 * 4096)
 
@@ -354,7 +365,7 @@ def _zeros(_: Bench, ledger: Path) -> None:
 
 
 DAMAGE: tuple[Callable[[Bench, Path], None], ...] = (
-    *(_garbage_header, _flipped_pages, _cut, _cut_oddly, _text, _zeros),
+    *(_garbage_header, _one_page, _cut, _flipped_pages, _cut_oddly, _text, _zeros),
 )
 
 
