@@ -95,8 +95,9 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             path BLOB PRIMARY KEY,
             size_bytes INTEGER NOT NULL,
             mtime_ns INTEGER NOT NULL,
-            n INTEGER NOT NULL,
-            process TEXT NOT NULL
+            n INTEGER NOT NULL,                    -- processes that began it
+            trials INTEGER NOT NULL,               -- trials begun since one ended alive
+            process TEXT NOT NULL                  -- the last of them
         ) WITHOUT ROWID
         """,
         "CREATE TABLE note (name TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID",
@@ -248,6 +249,19 @@ class Entry:
     analyzed_at: str
     captured_at: str = ""
     elapsed_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How often an image was begun and never settled.
+
+    Attributes:
+        n: By how many processes that are gone.
+        n_trials: In how many trials, in a row, after which nobody could say how they ended.
+    """
+
+    n: int
+    n_trials: int = 0
 
 
 class DamagedError(UnavailableError):
@@ -489,37 +503,57 @@ class Ledger:
         """
         with self._write() as db:
             db.executemany(
-                "INSERT INTO attempt VALUES (?, ?, ?, 1, ?) ON CONFLICT (path) DO UPDATE SET"
+                "INSERT INTO attempt VALUES (?, ?, ?, 1, 0, ?) ON CONFLICT (path) DO UPDATE SET"
                 " n = CASE WHEN size_bytes = excluded.size_bytes AND mtime_ns = excluded.mtime_ns"
                 " THEN n + (process <> excluded.process) ELSE 1 END,"
                 " size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, process = excluded.process",
                 [(os.fsencode(f.path), f.size_bytes, f.mtime_ns, _PROCESS) for f in files],
             )
-        with self._guard():
-            self._db.execute("COMMIT")
-            self._forced = False
+        self._commit_lightly()
+
+    def begin_trial(self, files: Sequence[InboxFile]) -> None:
+        """Says that suspects are about to be tried in a process of their own; see `end_trial`."""
+        with self._write() as db:
+            db.executemany(
+                "UPDATE attempt SET trials = trials + 1 WHERE path = ?",
+                [(os.fsencode(f.path),) for f in files],
+            )
+        self._commit_lightly()
+
+    def end_trial(self, files: Sequence[InboxFile]) -> None:
+        """Says that the trial ended with its process alive."""
+        with self._write() as db:
+            db.executemany(
+                "UPDATE attempt SET trials = 0 WHERE path = ?", [(os.fsencode(f.path),) for f in files]
+            )
 
     def end_attempts(self, files: Sequence[InboxFile]) -> None:
         """Takes back `begin_attempts` for images that were left alone after all."""
         with self._write() as db:
             db.executemany("DELETE FROM attempt WHERE path = ?", [(os.fsencode(f.path),) for f in files])
 
-    def attempts(self, files: Sequence[InboxFile]) -> dict[InboxFile, int]:
-        """Returns those of the images that other processes had opened and not settled, and how many did."""
+    def attempts(self, files: Sequence[InboxFile]) -> dict[InboxFile, Attempt]:
+        """Returns those of the images that other processes had begun and not settled."""
         left = {
             path: row
             for path, *row in self._read(
-                "SELECT path, size_bytes, mtime_ns, n FROM attempt WHERE process <> ?", _PROCESS
+                "SELECT path, size_bytes, mtime_ns, n, trials FROM attempt WHERE process <> ?", _PROCESS
             )
         }
         if not left:
             return {}
         found = {}
         for file in files:
-            size_bytes, mtime_ns, n = left.get(os.fsencode(file.path), (None, None, 0))
+            size_bytes, mtime_ns, n, n_trials = left.get(os.fsencode(file.path), (None, None, 0, 0))
             if (size_bytes, mtime_ns) == (file.size_bytes, file.mtime_ns):
-                found[file] = int(n)
+                found[file] = Attempt(n, n_trials)
         return found
+
+    def _commit_lightly(self) -> None:
+        """Makes everything written so far outlive this process, not yet a power cut."""
+        with self._guard():
+            self._db.execute("COMMIT")
+            self._forced = False
 
     # -- notes ----------------------------------------------------------------------------------------
 

@@ -38,7 +38,10 @@ _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an i
 _WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
 _SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
 _TOGETHER: Final = 8  # images whose attempts are noted at once
-_MOST_ATTEMPTS: Final = 10  # a machine that goes down with its process leaves no evidence but these
+# Deaths without evidence. A machine that goes down in a trial, and an image that a trial outlives and the
+# service does not, are rarer than a supply that flaps: that must fail no good image, however often it does.
+_MOST_TRIALS: Final = 25
+_MOST_ATTEMPTS: Final = 100
 
 
 class Analyzing(Protocol):
@@ -389,12 +392,20 @@ class Run:
         self._suspects = set(suspects)
         if not suspects:
             return
-        guilty = [file for file, n in suspects.items() if n >= _MOST_ATTEMPTS]
+        guilty = [
+            file
+            for file, attempt in suspects.items()
+            if attempt.n >= (2 if self._survives is None else _MOST_ATTEMPTS)
+            or attempt.n_trials >= _MOST_TRIALS
+        ]
         rest = [file for file in suspects if file not in guilty]
-        if self._survives is None:
-            guilty += [file for file in rest if suspects[file] >= 2]
-        elif rest and not self._outlives(rest):
-            guilty += [file for file in rest if len(rest) == 1 or not self._outlives([file])]
+        if self._survives is not None and rest:
+            # Together, for most are innocent; but not if nobody ever told how that ends.
+            alone = max(suspects[file].n_trials for file in rest) >= _MOST_TRIALS // 2
+            if alone or not self._outlives(rest):
+                guilty += [
+                    file for file in rest if (len(rest) == 1 and not alone) or not self._outlives([file])
+                ]
         for file in guilty:
             entry = Entry(file, self.version, _digest(file), self._now())
             message = f"{path_text(file.path)}: brings the program down; it is passed over"
@@ -404,12 +415,17 @@ class Run:
 
     def _outlives(self, files: Sequence[InboxFile]) -> bool:
         assert self._survives is not None
+        self._ledger.begin_trial(files)
         try:
-            return self._survives([file.path for file in files])
+            lives = self._survives([file.path for file in files])
         except Interrupted:
             if self._stop.signal is not None:
+                self._ledger.end_trial(files)
                 raise
-            return True  # somebody ended the child, not us: no evidence
+            lives = True  # somebody ended the child, not us: no evidence
+        if lives:
+            self._ledger.end_trial(files)
+        return lives
 
     def _settle_slide(
         self,

@@ -44,7 +44,6 @@ class Systemd:
         if address[:1] in ("@", "/"):
             with suppress(OSError):
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                self._socket.settimeout(_SEND_TIMEOUT_S)
         self._said = ""
         self.watchdog_s = _watchdog_s(given) if self._socket else None
 
@@ -54,7 +53,7 @@ class Systemd:
         Args:
             text: What it does now, for ``systemctl status``.
         """
-        self._send("READY=1", f"STATUS={_one_line(text)}")
+        self._send("READY=1", f"STATUS={_one_line(text)}", patient=True)
         self._said = text
 
     def say(self, text: str) -> None:
@@ -82,10 +81,12 @@ class Systemd:
             self._socket.close()
             self._socket = None
 
-    def _send(self, *lines: str) -> bool:
+    def _send(self, *lines: str, patient: bool = False) -> bool:
+        """Sends a message; where nobody takes it, it waits only if it has to arrive (`patient`)."""
         if self._socket is None:
             return False
         try:
+            self._socket.settimeout(_SEND_TIMEOUT_S if patient else 0.0)
             self._socket.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), self._address)
         except OSError:  # also a timeout; the next beat or say tries again
             return False

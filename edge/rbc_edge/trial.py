@@ -7,6 +7,7 @@ away. What becomes of the child is evidence; what becomes of this process, meanw
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 TIMEOUT_S: Final = 120.0
 """What takes longer than this for one image hangs, seconds."""
 
+_PREFIX: Final = "rbc-edge-trial-"
 _LOOK_EVERY_S: Final = 0.2
 _ASKED_TO_LEAVE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # no fault of an image
 
@@ -56,7 +58,8 @@ def survives(
     """
     # Its settings are those given here: not the environment's, not a file's; and it does not speak for us.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RBC_EDGE_", "NOTIFY_"))}
-    with tempfile.TemporaryDirectory(prefix="rbc-edge-trial-") as out:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as out:
         child = subprocess.Popen(
             [*command, "run", *options, "--config", os.devnull, "--quiet", "--out", out, "--", *paths],
             env=environment,
@@ -94,6 +97,14 @@ def _first_to_go(pid: int) -> None:
     """Where memory runs out, the system ends the child and not the service."""
     with suppress(OSError):  # a system without it
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _sweep() -> None:
+    """Removes what processes that died during a trial have left."""
+    for left_over in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = left_over.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _named(paths: Sequence[Path]) -> str:

@@ -13,6 +13,7 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.inbox import InboxFile
 from rbc_edge.ledger import (
     FILE_NAME,
+    Attempt,
     DamagedError,
     Entry,
     Ledger,
@@ -331,15 +332,20 @@ def test_an_attempt_outlives_its_process_and_not_its_image(
     desk.ledger.close()  # as death does: nothing is committed on the way out
     desk.ledger = Ledger(tmp_path / "out")
     monkeypatch.setattr(ledger_module, "_PROCESS", "the next process")
-    assert desk.ledger.attempts(files) == dict.fromkeys(files, 1)
+    assert desk.ledger.attempts(files) == dict.fromkeys(files, Attempt(1))
     assert desk.ledger.attempts([replace(files[0], mtime_ns=5)]) == {}  # another content
     desk.look("a", "x")
     desk.ledger.record_failed(desk.entry("b", "y"), "crash", "brings the program down")
-    assert desk.ledger.attempts(files) == {files[2]: 1}
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(1)}
+    desk.ledger.begin_trial(files)
+    desk.ledger.begin_trial(files)
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(1, 2)}
+    desk.ledger.end_trial(files)
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(1)}
     desk.ledger.begin_attempts(files[2:])
     desk.ledger.begin_attempts(files[2:])  # the same process again is no second death
     monkeypatch.setattr(ledger_module, "_PROCESS", "the third process")
-    assert desk.ledger.attempts(files) == {files[2]: 2}
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(2)}
     desk.ledger.end_attempts(files)
     assert desk.ledger.attempts(files) == {}
 

@@ -404,25 +404,41 @@ def test_suspects_are_tried_elsewhere_and_the_innocent_counted(
 def test_processes_that_die_of_something_else_fail_no_image(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(5):
+    for _ in range(50):
         die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
     summary = station.run(survives=lambda _: True)
     assert (summary.n_counted, summary.n_failed) == (3, 0)
 
 
-def test_a_machine_that_goes_down_with_its_process_tries_ten_times(
+def test_a_machine_that_goes_down_in_every_trial_gives_up_on_the_image_alone(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(10):
-        die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
-    tried: list[str] = []
+    die_while_counting(station, monkeypatch, "s1/a")
 
-    def survives(paths: Sequence[Path]) -> bool:
-        tried.extend(p.name for p in paths)
+    def power_cut(paths: Sequence[Path]) -> bool:
+        if "a.png" in [p.name for p in paths]:
+            raise SystemExit
         return True
 
-    assert station.run(survives=survives).n_failed == 1
-    assert tried == ["b.png"]
+    n_cuts = 0
+    while True:
+        try:
+            summary = station.run(survives=power_cut)
+            break
+        except SystemExit:
+            n_cuts += 1
+            monkeypatch.setattr("rbc_edge.ledger._PROCESS", f"process {next(PROCESSES)}")
+    assert n_cuts == 25
+    assert station.counts("s1") == {"a": "failed", "b": "5"}
+    assert summary.n_failed == 1
+
+
+def test_an_image_that_only_the_service_dies_of_is_given_up_in_the_end(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(100):
+        die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
+    assert station.run(survives=lambda _: True).n_failed == 1
     assert station.counts("s1") == {"a": "failed", "b": "5"}
 
 
