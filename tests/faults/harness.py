@@ -172,6 +172,8 @@ class Station:
     ) -> None:
         self.source, self.out = source, out
         self.log = base / "log.txt"
+        self._temporary = base / "tmp"
+        self._temporary.mkdir(exist_ok=True)
         self.config = base / "config.toml"
         if not self.config.exists():
             self.config.write_text("", encoding="utf-8")
@@ -208,7 +210,7 @@ class Station:
 
     def environment(self, faults: Sequence[Mapping[str, object]] = ()) -> dict[str, str]:
         """The environment of the station's processes."""
-        env = clean_environment() | {"OMP_NUM_THREADS": "1"} | self.env
+        env = clean_environment() | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self._temporary)} | self.env
         if faults:
             env["PYTHONPATH"] = f"{PLUGIN}:{env['PYTHONPATH']}"
             env["FAULT_PLAN"] = json.dumps([dict(fault) for fault in faults])

@@ -310,7 +310,7 @@ def deaf_systemd(bench: Bench) -> Result:
     started_s = time.monotonic()
     station.start()
     try:
-        station.wait_counted(expected.n_images, timeout_s=60)
+        station.wait_counted(expected.n_images, timeout_s=25)
         lasted_s = time.monotonic() - started_s
         result.check(lasted_s < 20, f"100 images took {lasted_s:.0f} s")
         started_s = time.monotonic()
