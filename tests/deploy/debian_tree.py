@@ -341,8 +341,6 @@ def furnish(tree: Tree, wheel: str) -> None:
         file.write("cell_diameter = 40\n")
     said = tree.run("/opt/rbc-edge/current/bin/python", "-c", _DRAW)
     print(said.stdout, end="")
-    said = tree.run("rbc-edge", "run", "/root/images", "--out", "/root/expected")
-    print(said.stdout.splitlines()[-1])
     shutil.copy(CHECKS, tree.path("/root/boot_checks.py"))
     tree.path("/etc/systemd/system/boot-checks.service").write_text(_UNIT)
     tree.run("systemctl", "enable", "boot-checks")
