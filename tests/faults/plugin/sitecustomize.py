@@ -77,10 +77,11 @@ class Fault:
             strikes = self._is_due(args)
             if strikes and self._when == "before":
                 self._strike()
-            result = function(*args, **kwargs)
-            if strikes and self._when == "after":
-                self._strike()
-            return result
+            try:
+                return function(*args, **kwargs)
+            finally:  # a call that fails is over as well
+                if strikes and self._when == "after":
+                    self._strike()
 
         return wrapped
 
