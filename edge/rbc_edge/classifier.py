@@ -20,7 +20,7 @@ class Classifier:
     def __init__(self, bundle: Bundle, *, threads: int) -> None:
         self.threshold = bundle.manifest.overlap_threshold
         self.margin = bundle.manifest.crop_margin
-        self._session = bundle.session(CLASSIFIER, threads=threads)
+        self._session = bundle.session(CLASSIFIER, threads=1)
 
     def overlap_score(self, crops: UInt8) -> Float32:
         """Scores crops.

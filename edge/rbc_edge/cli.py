@@ -463,6 +463,7 @@ def config_validate(config: ConfigOption = None) -> None:
 
 
 def _run_options(settings: "Settings", paths: Sequence[Path], out: Path, *, force: bool) -> "RunOptions":
+    from rbc_edge.analyzer import default_threads
     from rbc_edge.counting import EdgeRule
     from rbc_edge.runner import RunOptions
     from rbc_edge.values import Scale, ScaleSource
@@ -480,6 +481,7 @@ def _run_options(settings: "Settings", paths: Sequence[Path], out: Path, *, forc
         cells=settings.cells,
         force=force,
         max_failures=settings.max_failures,
+        workers=settings.threads or default_threads(),
     )
 
 

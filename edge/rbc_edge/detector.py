@@ -5,6 +5,7 @@ large, and what the network says of each tile is put together. Nothing outside t
 frame but the field's.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -26,13 +27,15 @@ class Detector:
 
     Args:
         bundle: The bundle.
-        threads: Threads inside one operator.
+        threads: Tiles of a large field looked at together; fields may be given from as many threads as well.
         file: Which of the bundle's networks (int8 or fp32).
     """
 
     def __init__(self, bundle: Bundle, *, threads: int, file: str = DETECTOR) -> None:
         self.manifest = bundle.manifest
-        self._session = bundle.session(file, threads=threads)
+        # Threads take a tile, or a field, each: one thread inside an operator, and none waits for another.
+        self._session = bundle.session(file, threads=1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-tile") if threads > 1 else None
         self._score_threshold = np.array(self.manifest.score_threshold, np.float32)
 
     def detect(
@@ -51,15 +54,16 @@ class Detector:
         least = self._score_threshold if score_threshold is None else score_threshold
         height, width = image.shape[:2]
         small = imaging.rescale(image, self.manifest.cell_diameter_px / cell_diameter_px)
-        found = [
-            self._detect_tile(small, tile, least)
-            for tile in imaging.tiles(
+        tiles = list(
+            imaging.tiles(
                 small.shape[1],
                 small.shape[0],
                 tile_px=self.manifest.tile_px,
                 overlap_px=self.manifest.tile_overlap_px,
             )
-        ]
+        )
+        in_order = map if self._pool is None or len(tiles) == 1 else self._pool.map
+        found = list(in_order(lambda tile: self._detect_tile(small, tile, least), tiles))
         xyxy = np.concatenate([f.xyxy for f in found])
         # Sizes are rounded to whole pixels: each axis has its own exact factor.
         back = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)

@@ -652,6 +652,19 @@ class Ledger:
         )
         return None if row is None else _row(row)
 
+    def digests(self, slide_id: str, version: Version) -> set[str]:
+        """Returns the contents of a slide that are counted by this bundle and these settings."""
+        return {
+            row[0]
+            for row in self._read(
+                "SELECT sha256 FROM field JOIN slide USING (slide_key) WHERE slide_id = ? AND status = 'ok'"
+                " AND bundle_id = ? AND settings = ?",
+                slide_id,
+                version.bundle_id,
+                version.settings,
+            )
+        }
+
     def is_done(self, file: InboxFile, version: Version) -> bool:
         """Tells whether a file needs no look: nothing about it, the bundle or the settings has changed.
 

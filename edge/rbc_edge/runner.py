@@ -7,12 +7,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from math import nan
 from pathlib import Path
+from threading import Lock
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -34,6 +35,7 @@ SCALE_FIELDS: Final = 8
 _SCALE_PIXELS: Final = 40e6  # all of them together: a few 20-megapixel fields hold cells enough, and memory
 _SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
 _HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
+_LARGE_BYTES: Final = 2_000_000
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 _WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
 _SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
@@ -67,6 +69,7 @@ class RunOptions:
         cells: Also write a table of cells by slide.
         force: Count again what was counted.
         max_failures: Stop after this many failed images; None: never.
+        workers: Images read and counted at the same time.
     """
 
     paths: tuple[Path, ...]
@@ -77,6 +80,7 @@ class RunOptions:
     cells: bool = False
     force: bool = False
     max_failures: int | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,13 +285,17 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one look at a file gave: the field, or why not."""
+    """What one look at a file gave: its cells, or why not.
 
-    field: FieldOfView | None
-    failure: str
-    message: str
-    sha256: str
-    elapsed_s: float
+    The pixels are not kept: of large images only those at work fit into memory.
+    """
+
+    failure: str = ""
+    message: str = ""
+    sha256: str = ""
+    captured_at: str = ""
+    result: FovResult | None = None  # None with no failure: it was not analyzed, its content is known
+    elapsed_s: float = 0.0
 
 
 class Run:
@@ -328,6 +336,9 @@ class Run:
         self._options = options
         self._make_analyzer = make_analyzer
         self._analyzer: Analyzing | None = None
+        self._sharing = Lock()
+        self._large = Lock()
+        self._digests: set[str] = set()  # contents of the slide that are counted, or about to be
         self._ledger = ledger
         self._tables = tables
         self._on_step = on_step
@@ -365,15 +376,15 @@ class Run:
         self._n_done = 0
         end_s = None if time_s is None else self._clock.monotonic_s() + time_s
         changed = self._ledger.claim_paths(files)
-        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rbc-edge-read")
+        # This thread writes down, in order, what the others read and count.
+        workers = ThreadPoolExecutor(self._options.workers, thread_name_prefix="rbc-edge-count")
         try:
             self._settle_suspects(files)
-            # One thread reads ahead by one image while this one counts.
             for slide_id, group in groupby(files, key=lambda f: f.slide_id):
                 in_slide = list(group)
                 changed.add(slide_id)
                 self._settle_slide(
-                    in_slide, (of_slide or {}).get(slide_id, in_slide), reader, summary, end_s=end_s
+                    in_slide, (of_slide or {}).get(slide_id, in_slide), workers, summary, end_s=end_s
                 )
                 if self._ends_early(summary, end_s):
                     break
@@ -381,7 +392,7 @@ class Run:
             summary.stopped_by = self._stop.signal
         finally:
             # A thread that is late with a huge image is not waited for; the process ends under it.
-            reader.shutdown(wait=not self._stop.is_late, cancel_futures=True)
+            workers.shutdown(wait=not self._stop.is_late, cancel_futures=True)
         self._ledger.commit()
         summary.slides = self._tables.write(None if of_slide is None else changed)
         return summary
@@ -431,7 +442,7 @@ class Run:
         self,
         files: list[InboxFile],
         all_files: Sequence[InboxFile],
-        reader: ThreadPoolExecutor,
+        workers: ThreadPoolExecutor,
         summary: RunSummary,
         *,
         end_s: float | None,
@@ -444,6 +455,7 @@ class Run:
         scale: Scale | None = None
         if any(not self._is_done(file) for file in files):
             scale = self._slide_scale(slide_id, all_files)
+            self._digests = set() if self._options.force else self._ledger.digests(slide_id, self.version)
         for i, file in enumerate(files):
             if self._ends_early(summary, end_s):
                 break
@@ -458,9 +470,9 @@ class Run:
                 if file.fov not in begun:
                     together = self._begin(files[i:])
                     begun |= {f.fov: f for f in together}
-                for f in files[i : i + 2]:
+                for f in files[i : i + 1 + self._options.workers]:
                     if f.fov in begun and f.fov not in ahead:
-                        ahead[f.fov] = reader.submit(_look, f, self._clock)
+                        ahead[f.fov] = workers.submit(self._look, f, scale)
                 try:
                     row = self._settle_file(file, ahead.pop(file.fov), scale, summary)
                 except Abandoned:
@@ -570,15 +582,16 @@ class Run:
             self._ledger.end_attempts(tried)
 
     def _the_analyzer(self) -> Analyzing:
-        if self._analyzer is None:
-            self._analyzer = self._make_analyzer()
-        return self._analyzer
+        with self._sharing:
+            if self._analyzer is None:
+                self._analyzer = self._make_analyzer()
+            return self._analyzer
 
     def _now(self) -> str:
         return self._clock.now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def _settle_file(
-        self, file: InboxFile, reading: Future[_Look], scale: Scale, summary: RunSummary
+        self, file: InboxFile, looking: Future[_Look], scale: Scale, summary: RunSummary
     ) -> FieldRow | None:
         """Brings one file into the ledger; None: it was left for later.
 
@@ -586,52 +599,59 @@ class Run:
             Abandoned: From `Stop`; the ledger still says that the file is being tried.
         """
         with self._stop.image_in_hand():
-            look = reading.result()
-        started_s = self._clock.monotonic_s()
-        entry = Entry(file, self.version, look.sha256, self._now(), elapsed_ms=look.elapsed_s * 1e3)
+            look = looking.result()
+        entry = Entry(
+            file, self.version, look.sha256, self._now(), look.captured_at, elapsed_ms=look.elapsed_s * 1e3
+        )
         if self._may_wait is not None:
-            failure = "changed" if look.field is not None and _has_changed(file) else look.failure
+            failure = look.failure or ("changed" if _has_changed(file) else "")
             if failure and self._may_wait(file, failure):
                 self._ledger.end_attempts([file])
                 return None
-        if look.field is None:
+        if look.failure:
             return self._ledger.record_failed(entry, look.failure, look.message)
-        entry = replace(entry, captured_at=look.field.captured_at)
         settled = self._ledger.settle(entry, force=self._options.force)
         if settled is not None:
             summary.n_unchanged += settled.status is Status.OK
             return settled
-        analyzer = self._the_analyzer()
-        try:
+        if look.result is None:  # its content was known, but what knew it does not count any more
+            self._digests.discard(look.sha256)
             with self._stop.image_in_hand():
-                result = analyzer.analyze(look.field, scale)
+                look = self._look(file, scale)
+            entry = replace(entry, sha256=look.sha256, elapsed_ms=look.elapsed_s * 1e3)
+            if look.result is None:
+                return self._ledger.record_failed(entry, look.failure, look.message)
+        summary.n_counted += 1
+        return self._ledger.record_ok(entry, look.result)
+
+    def _is_mine(self, sha256: str) -> bool:
+        """Tells whether a content is not counted yet, and gives it to who asks first."""
+        with self._sharing:
+            is_new = sha256 not in self._digests
+            self._digests.add(sha256)
+            return is_new
+
+    def _look(self, file: InboxFile, scale: Scale) -> _Look:
+        """Reads, decodes and counts one file, in a thread of its own; touches no ledger."""
+        started_s = self._clock.monotonic_s()
+        look = _Look()
+        try:
+            # One of the large ones at a time: two of 20 megapixels are half a gigabyte.
+            with self._large if file.size_bytes > _LARGE_BYTES else nullcontext():
+                field_of_view = load_field(file.path, file.slide_id, file.fov)
+                look = _Look(sha256=field_of_view.sha256, captured_at=field_of_view.captured_at)
+                if self._is_mine(look.sha256):
+                    look = replace(look, result=self._the_analyzer().analyze(field_of_view, scale))
         except ImageError as error:
-            return self._ledger.record_failed(entry, error.reason, str(error))
+            look = replace(look, failure=error.reason, message=str(error))
         except RbcEdgeError:
             raise
         except Exception as error:  # whatever it is, the other images are counted
             log.debug("%s", path_text(file.path), exc_info=True)
-            return self._ledger.record_failed(entry, "error", _unexpected(file.path, error))
-        elapsed_s = look.elapsed_s + self._clock.monotonic_s() - started_s
-        summary.n_counted += 1
-        return self._ledger.record_ok(replace(entry, elapsed_ms=elapsed_s * 1e3), result)
-
-
-def _look(file: InboxFile, clock: Clock) -> _Look:
-    """Reads and decodes one file; runs beside the analysis of the one before."""
-    started_s = clock.monotonic_s()
-    field_of_view, failure, message, sha256 = None, "", "", ""
-    try:
-        field_of_view = load_field(file.path, file.slide_id, file.fov)
-        sha256 = field_of_view.sha256
-    except ImageError as error:
-        failure, message = error.reason, str(error)
-    except Exception as error:
-        log.debug("%s", path_text(file.path), exc_info=True)
-        failure, message = "error", _unexpected(file.path, error)
-    if failure not in ("", "vanished", "unreadable"):
-        sha256 = _digest(file)
-    return _Look(field_of_view, failure, message, sha256, clock.monotonic_s() - started_s)
+            look = replace(look, failure="error", message=_unexpected(file.path, error))
+        if look.failure not in ("", "vanished", "unreadable") and not look.sha256:
+            look = replace(look, sha256=_digest(file))
+        return replace(look, elapsed_s=self._clock.monotonic_s() - started_s)
 
 
 def _digest(file: InboxFile) -> str:

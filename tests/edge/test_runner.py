@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from math import isnan
 from pathlib import Path
+from threading import Event
 
 import pytest
 from stand_in import BUNDLE_ID, StandIn, write_disks
@@ -472,12 +473,13 @@ def test_the_image_in_hand_is_left_when_it_takes_too_long(station: Station) -> N
     class Slow(StandIn):
         def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
             os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()  # until patience ends; anything else would go on
-            signal.pause()
+            released.wait(60)
             return super().analyze(field, scale)
 
+    released = Event()
     with stop.on_signals():
         summary = station.run(analyzer=Slow(), stop=stop)
+    released.set()
     assert stop.is_late
     assert (summary.exit_code, summary.n_counted) == (143, 0)
     assert station.run().n_counted == 3  # and it is no suspect
@@ -490,3 +492,40 @@ def test_a_run_waits_for_another_writer_and_gives_up(
     monkeypatch.setattr("rbc_edge.runner._WAIT_FOR_WRITER_S", 0)
     with writing(station.out), pytest.raises(UnavailableError, match="another rbc-edge is writing"):
         station.run()
+
+
+def test_images_counted_together_are_written_down_in_order(station: Station) -> None:
+    for i in range(30):
+        station.write(f"s1/{i:02}.png", i % 7, seed=i)
+    station.write("s1/29-copy.png", 29 % 7, seed=29)
+    station.write("s1/zz-broken.png", 1)
+    (station.source / "s1" / "zz-broken.png").write_bytes(b"no image")
+    station.run(cells=True)
+    alone = {name: rows(station.out / name) for name in station.everything()}
+    station.out = station.out.with_name("together")
+    summary = station.run(cells=True, workers=4)
+    assert [s.file.fov for s in station.steps] == [*sorted(s.file.fov for s in station.steps[:-1]), "a"]
+    assert {name: rows(station.out / name) for name in station.everything()} == alone
+    assert (summary.n_counted, summary.n_failed, summary.n_duplicates) == (33, 1, 1)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    times = ("analyzed_at", "elapsed_ms")
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in times} for row in csv.DictReader(file)]
+
+
+def test_a_content_whose_count_fell_away_is_counted_by_its_copy(station: Station) -> None:
+    """The first of two copies cannot be analyzed when the second was passed over as known already."""
+
+    class Moody(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "a":
+                raise ValueError("not this one")
+            return super().analyze(field, scale)
+
+    station.write("s3/a.png", 4, seed=8)
+    station.write("s3/b.png", 4, seed=8)
+    summary = station.run(station.source / "s3", analyzer=Moody(), workers=2)
+    assert station.counts("s3") == {"a": "failed", "b": "4"}
+    assert summary.n_counted == 1

@@ -11,13 +11,14 @@ import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
+from rbc_edge.inbox import InboxFile
 from rbc_edge.ledger import FILE_NAME, Ledger
 from rbc_edge.output import writing
-from rbc_edge.runner import Clock, RunOptions, Stop, run_once
+from rbc_edge.runner import Clock, Run, RunOptions, Stop, run_once
 from rbc_edge.source import Doorbell, Mount
 from rbc_edge.status import Activity, ServiceState, read_page
 from rbc_edge.systemd import Systemd
-from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource
+from rbc_edge.values import Scale, ScaleSource
 from rbc_edge.watch import WatchOptions, run_forever
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -225,41 +226,33 @@ def test_an_unfinished_image_fails_after_its_grace_and_counts_when_it_is_whole(p
 def test_a_file_that_changes_while_it_is_read_waits(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     path = post.write("s1/a.png", 3)
 
-    class Busy(StandIn):
-        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
-            return super().analyze(field, scale)
+    look, n = Run._look, 0
 
-    from rbc_edge import runner
-
-    look, n = runner._look, 0
-
-    def interfering(file: object, clock: Clock) -> object:
+    def interfering(run: Run, file: InboxFile, scale: Scale) -> object:
         nonlocal n
         n += 1
-        found = look(file, clock)  # type: ignore[arg-type]
+        found = look(run, file, scale)
         if n == 1:
             write_disks(path, 6)
         return found
 
-    monkeypatch.setattr(runner, "_look", interfering)
+    monkeypatch.setattr(Run, "_look", interfering)
     post.until(60)
     assert post.table("s1") == {"a": "6"}
-    assert len(post.analyzer.analyzed) == 1
+    assert len(post.analyzer.analyzed) == 2  # what it was at first was not written down
 
 
 def test_files_that_vanish_before_they_are_read_are_no_failures(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rbc_edge import runner
+    look = Run._look
 
-    look = runner._look
-
-    def too_late(file: object, clock: Clock) -> object:
+    def too_late(run: Run, file: InboxFile, scale: Scale) -> object:
         (post.source / "s1" / "a.png").unlink(missing_ok=True)
-        return look(file, clock)  # type: ignore[arg-type]
+        return look(run, file, scale)
 
     post.write("s1/a.png", 3)
-    monkeypatch.setattr(runner, "_look", too_late)
+    monkeypatch.setattr(Run, "_look", too_late)
     post.until(300)
     assert post.table("s1") == {}
     with Ledger(post.out) as ledger:
