@@ -467,10 +467,9 @@ class Run:
                 status: Status | None = known.status if known else Status.OK
             else:
                 scale = scale or self._slide_scale(slide_id, all_files)
-                if file.fov not in begun:
-                    together = self._begin(files[i:])
-                    begun |= {f.fov: f for f in together}
-                for f in files[i : i + 1 + self._options.workers]:
+                for j, f in enumerate(files[i : i + 1 + self._options.workers], i):
+                    if f.fov not in begun and (j == i or self._may_begin(file, f)):
+                        begun |= {g.fov: g for g in self._begin(files[j:])}
                     if f.fov in begun and f.fov not in ahead:
                         ahead[f.fov] = workers.submit(self._look, f, scale)
                 try:
@@ -508,6 +507,9 @@ class Run:
                     together.append(file)
         self._ledger.begin_attempts(together)
         return together
+
+    def _may_begin(self, first: InboxFile, file: InboxFile) -> bool:
+        return not ({first, file} & self._suspects or self._is_done(file))
 
     def _is_done(self, file: InboxFile) -> bool:
         return not self._options.force and self._ledger.is_done(file, self.version)
