@@ -5,9 +5,9 @@ section 6). `Bundle.open` checks every byte before anything runs; `write` is wha
 
 The networks' contract:
 
-- ``detector.onnx``: ``image`` uint8 (B, H, W, 3) RGB, H and W multiples of 32 → ``boxes`` float32
-  (B, A, 4) xyxy in pixels of the input, ``scores`` float32 (B, A, 3) probability of each `CellClass`,
-  before suppression.
+- ``detector.onnx``: ``image`` uint8 (1, H, W, 3) RGB, H and W multiples of 32, and ``least_score`` float32
+  (3,), by `CellClass` → ``boxes`` float32 (N, 4) xyxy in pixels of the input, ``scores`` float32 (N, 3)
+  probability of each class: the places where some class reaches its least score, before suppression.
 - ``classifier.onnx``: ``crops`` uint8 (N, 64, 64, 3) RGB → ``overlap_score`` float32 (N,), probability
   that the cell in the middle is overlapping.
 """
@@ -30,13 +30,14 @@ from rbc_edge.errors import BundleError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the manifest this program reads and writes."""
 
 MANIFEST: Final = "manifest.json"
 DETECTOR: Final = "detector.onnx"
 DETECTOR_FP32: Final = "detector-fp32.onnx"
 CLASSIFIER: Final = "classifier.onnx"
+CLASSIFIER_FP32: Final = "classifier-fp32.onnx"
 TEST_INPUT: Final = "test-input.png"
 TEST_EXPECTED: Final = "test-expected.json"
 _REQUIRED: Final = (DETECTOR, CLASSIFIER, TEST_INPUT, TEST_EXPECTED)

@@ -64,8 +64,11 @@ def iou(a: Float32, b: Float32) -> Float32:
     >>> iou(np.array([[0, 0, 2, 2]], np.float32), np.array([[1, 0, 3, 2]], np.float32)).round(3).tolist()
     [[0.3330000042915344]]
     """
-    side = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = np.prod(np.clip(side, 0, None), axis=2)
+    width, height = (
+        np.minimum(a[:, None, k + 2], b[None, :, k + 2]) - np.maximum(a[:, None, k], b[None, :, k])
+        for k in (0, 1)
+    )
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
     area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
     area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
     union = area_a[:, None] + area_b[None] - shared

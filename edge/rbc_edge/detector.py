@@ -18,6 +18,8 @@ from rbc_edge.values import Bool, Detections, Float32, Int64, UInt8
 _SEAM_PX = 4.0
 """Two tiles place a cell's centre a little differently: near the seam both may claim it."""
 
+_ROWS = 256
+
 _SAME_BOX_IOU = 0.75
 """From here on two boxes mean the same cell, and their mean is better than either."""
 
@@ -81,8 +83,10 @@ class Detector:
     def _detect_tile(self, small: UInt8, tile: imaging.Tile, least: Float32) -> Detections:
         """Returns what one tile's core holds, in pixels at model scale, after suppression."""
         window, left, top = imaging.pad_to_stride(small[tile.y0 : tile.y1, tile.x0 : tile.x1])
-        boxes, scores = self._session.run(["boxes", "scores"], {"image": window[None]})
-        boxes, scores = boxes[0] - np.array([left, top] * 2, np.float32), scores[0]
+        boxes, scores = self._session.run(
+            ["boxes", "scores"], {"image": window[None], "least_score": least.astype(np.float32)}
+        )
+        boxes = boxes - np.array([left, top] * 2, np.float32)
         class_id = scores.argmax(axis=1).astype(np.int64)
         score = scores.max(axis=1)
         keep = score >= least[class_id]
@@ -150,11 +154,15 @@ def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: fl
     xyxy, class_id = found.xyxy[order], found.class_id[order]
     alive = np.ones(len(order), np.bool_)
     kept: list[int] = []
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
-        kept.append(i)
-        rest = slice(i + 1, None)
-        limit = np.where(class_id[rest] == class_id[i], iou_threshold[class_id[i]], iou_threshold_across)
-        alive[rest] &= iou(xyxy[i : i + 1], xyxy[rest])[0] <= limit
+    # Some rows of the table of ious at a time: a call a box would cost more than the network's last layers,
+    # the whole table of a 20-megapixel field more memory than its pixels.
+    for start in range(0, len(order), _ROWS):
+        rows = slice(start, start + _ROWS)
+        same_class = class_id[rows, None] == class_id[None]
+        limit = np.where(same_class, iou_threshold[class_id[rows], None], iou_threshold_across)
+        one_cell = iou(xyxy[rows], xyxy) > limit
+        for i in range(len(one_cell)):
+            if alive[start + i]:
+                kept.append(start + i)
+                alive &= ~one_cell[i]
     return order[np.array(kept, np.int64)]

@@ -18,7 +18,16 @@ import torch
 
 from rbc_edge import analyzer as station
 from rbc_edge import bundle, imaging, smear
-from rbc_edge.bundle import CLASSIFIER, DETECTOR, DETECTOR_FP32, TEST_EXPECTED, TEST_INPUT, Bundle, Manifest
+from rbc_edge.bundle import (
+    CLASSIFIER,
+    CLASSIFIER_FP32,
+    DETECTOR,
+    DETECTOR_FP32,
+    TEST_EXPECTED,
+    TEST_INPUT,
+    Bundle,
+    Manifest,
+)
 from rbc_edge.errors import BundleError, UnavailableError
 from rbc_edge.values import CellClass, Float32, UInt8
 from rbc_export import graphs
@@ -104,7 +113,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     detector_graph = graphs.DetectorGraph(graphs.fuse(detector.load(options.detector)))
     network, classifier_config = classifier.load(options.classifier)
     graphs.write_detector(detector_graph, work / DETECTOR_FP32)
-    graphs.write_classifier(graphs.ClassifierGraph(network), work / CLASSIFIER)
+    graphs.write_classifier(graphs.ClassifierGraph(network), work / CLASSIFIER_FP32)
     say("fp32 graphs written")
 
     chosen = _calibration(txl.of("train"), options.calibration_images)
@@ -113,6 +122,9 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     graphs.quantize_detector(work / DETECTOR_FP32, work / DETECTOR, inputs)
     shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
     say(f"int8 detector calibrated on {len(chosen)} training photographs; logits corrected by {_show(shift)}")
+    margin = float(classifier_config["crop_margin"])
+    graphs.quantize_classifier(work / CLASSIFIER_FP32, work / CLASSIFIER, _station_crops(chosen, margin))
+    say("int8 classifier calibrated on the red cells of the same photographs")
 
     field = smear.draw_field(
         np.random.default_rng(1), width_px=480, height_px=360, cell_diameter_px=TEST_DIAMETER_PX
@@ -132,7 +144,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         score_threshold=(0.25, 0.25, 0.25),
         iou_threshold=options.iou_threshold,
         iou_threshold_across=options.iou_threshold_across,
-        crop_margin=float(classifier_config["crop_margin"]),
+        crop_margin=margin,
         overlap_threshold=0.5,
         normalisation="in the graph: uint8 RGB / 255",
         calibration={
@@ -147,7 +159,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         licence="AGPL-3.0-or-later",
         files={},
     )
-    names = (DETECTOR, DETECTOR_FP32, CLASSIFIER, TEST_INPUT, TEST_EXPECTED)
+    names = (DETECTOR, DETECTOR_FP32, CLASSIFIER, CLASSIFIER_FP32, TEST_INPUT, TEST_EXPECTED)
     source = {name: work / name for name in names}
     validation, verified = txl.of("val"), labels.read_verified()
 
@@ -178,7 +190,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     )
     (work / TEST_EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
     if not options.with_fp32:
-        del source[DETECTOR_FP32]
+        del source[DETECTOR_FP32], source[CLASSIFIER_FP32]
     manifest = replace(
         manifest,
         metrics={
@@ -222,6 +234,14 @@ def _station_inputs(
         yield imaging.pad_to_stride(imaging.rescale(imaging.balance(photograph.read()), factor))[0]
 
 
+def _station_crops(photographs: Sequence[Photograph], margin: float) -> Iterator[UInt8]:
+    """Yields what the classifier gets at the station, photograph by photograph: uint8 (N, 64, 64, 3)."""
+    for photograph in photographs:
+        xyxy = photograph.xyxy[photograph.class_id == CellClass.RBC]
+        if len(xyxy):
+            yield imaging.crops(imaging.balance(photograph.read()), xyxy, margin=margin)
+
+
 @torch.no_grad()
 def _torch_parity(
     graph: graphs.DetectorGraph, draft: Bundle, photographs: Sequence[Photograph], of_source: dict[str, float]
@@ -229,8 +249,9 @@ def _torch_parity(
     session = draft.session(DETECTOR_FP32, threads=2)
     box_px = score = 0.0
     for image in _station_inputs(photographs, of_source, draft.manifest.cell_diameter_px):
-        boxes, scores = graph.eval()(torch.from_numpy(image[None]))
-        onnx_boxes, onnx_scores = session.run(["boxes", "scores"], {"image": image[None]})
+        inputs = {"image": image[None], "least_score": graphs.EVERYTHING}
+        boxes, scores = graph.eval()(*(torch.from_numpy(i) for i in inputs.values()))
+        onnx_boxes, onnx_scores = session.run(["boxes", "scores"], inputs)
         box_px = max(box_px, graphs.tensor_error(boxes.numpy(), onnx_boxes))
         score = max(score, graphs.tensor_error(scores.numpy(), onnx_scores))
     return {"box_px": box_px, "score": score}
@@ -242,9 +263,9 @@ def _task_parity(
     """Runs fp32 and int8 through the station's pipeline and compares what users see."""
     runs = {
         name: evaluation.examine(
-            station.Analyzer(draft, threads=2, detector_file=file), photographs, verified, scale="labelled"
+            station.Analyzer(draft, threads=2, fp32=fp32), photographs, verified, scale="labelled"
         )
-        for name, file in (("fp32", DETECTOR_FP32), ("int8", DETECTOR))
+        for name, fp32 in (("fp32", True), ("int8", False))
     }
     figures = {name: evaluation.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
     whole, small = figures["fp32"]["all"], figures["int8"]["all"]

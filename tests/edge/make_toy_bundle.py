@@ -49,11 +49,11 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
-    def save(self, file: Path, source: Any, results: dict[str, Any]) -> None:
+    def save(self, file: Path, sources: list[Any], results: dict[str, Any]) -> None:
         """Checks and writes the network; `results` is the tensor's name to the output it becomes."""
         for tensor, info in results.items():
             self._nodes.append(helper.make_node("Identity", [tensor], [info.name]))
-        graph = helper.make_graph(self._nodes, file.stem, [source], list(results.values()), self._constants)
+        graph = helper.make_graph(self._nodes, file.stem, sources, list(results.values()), self._constants)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="rbc-edge toy"
         )
@@ -158,15 +158,24 @@ def make_detector(file: Path) -> None:
         flat = g("Reshape", plane, column)
         zero = g("Mul", flat, g.constant(0.0))
         scores.append(g("Concat", *(flat if c == class_id else zero for c in range(3)), axis=2))
+    # Of all places those where some class reaches its least score.
+    every_box, every_score = (
+        g("Squeeze", g("Concat", *parts, axis=1), g.constant([0], np.int64)) for parts in (boxes, scores)
+    )
+    over = g("ReduceMax", g("Sub", every_score, "least_score"), axes=[1], keepdims=0)
+    sure = g("Squeeze", g("NonZero", g("GreaterOrEqual", over, g.constant(0.0))), g.constant([0], np.int64))
     g.save(
         file,
-        helper.make_tensor_value_info("image", TensorProto.UINT8, ["B", "H", "W", 3]),
+        [
+            helper.make_tensor_value_info("image", TensorProto.UINT8, [1, "H", "W", 3]),
+            helper.make_tensor_value_info("least_score", TensorProto.FLOAT, [3]),
+        ],
         {
-            g("Concat", *boxes, axis=1): helper.make_tensor_value_info(
-                "boxes", TensorProto.FLOAT, ["B", "A", 4]
+            g("Gather", every_box, sure, axis=0): helper.make_tensor_value_info(
+                "boxes", TensorProto.FLOAT, ["N", 4]
             ),
-            g("Concat", *scores, axis=1): helper.make_tensor_value_info(
-                "scores", TensorProto.FLOAT, ["B", "A", 3]
+            g("Gather", every_score, sure, axis=0): helper.make_tensor_value_info(
+                "scores", TensorProto.FLOAT, ["N", 3]
             ),
         },
     )
@@ -183,7 +192,7 @@ def make_classifier(file: Path) -> None:
     probability = g("Sigmoid", g("Mul", g("Sub", share, g.constant(0.22)), g.constant(20.0)))
     g.save(
         file,
-        helper.make_tensor_value_info("crops", TensorProto.UINT8, ["N", 64, 64, 3]),
+        [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["N", 64, 64, 3])],
         {
             g("Reshape", probability, g.constant([-1], np.int64)): helper.make_tensor_value_info(
                 "overlap_score", TensorProto.FLOAT, ["N"]

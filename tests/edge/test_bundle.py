@@ -105,10 +105,10 @@ def test_there_is_no_bundle(tmp_path: Path) -> None:
         (b"[]", "is not a manifest"),
         (b'"manifest"', "is not a manifest"),
         (b"null", "is not a manifest"),
-        (b"{}", "format None, this version reads 1"),
-        (b'{"format": 2}', "format 2, this version reads 1"),
-        (b'{"format": "1"}', "format '1', this version reads 1"),
-        (b'{"format": 1}', "missing or unknown: bundle_id"),
+        (b"{}", "format None, this version reads 2"),
+        (b'{"format": 1}', "format 1, this version reads 2"),
+        (b'{"format": "1"}', "format '1', this version reads 2"),
+        (b'{"format": 2}', "missing or unknown: bundle_id"),
     ],
 )
 def test_the_manifest_is_something_else(folder: Path, content: bytes, message: str) -> None:

@@ -114,7 +114,7 @@ class Painted:
         self.side_px, self.jitter_px = side_px, jitter_px
         self.shapes: list[tuple[int, ...]] = []
 
-    def run(self, outputs: list[str], inputs: dict[str, UInt8]) -> list[Float32]:
+    def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Float32]:
         assert outputs == ["boxes", "scores"]
         image = inputs["image"]
         self.shapes.append(image.shape)
@@ -124,7 +124,8 @@ class Painted:
         xyxy = np.hstack([centre - self.side_px / 2, centre + self.side_px / 2]).astype(np.float32)
         scores = np.zeros((len(x), 3), np.float32)
         scores[np.arange(len(x)), image[0, y, x, 2] - 3] = rng.uniform(0.5, 0.9, len(x))
-        return [xyxy[None], scores[None]]
+        reach = (scores >= inputs["least_score"]).any(axis=1)
+        return [xyxy[reach], scores[reach]]
 
 
 def painted(monkeypatch: pytest.MonkeyPatch, path: Path, jitter_px: float = 0.0) -> tuple[Detector, Painted]:
@@ -191,7 +192,7 @@ def test_boxes_are_cut_at_the_border_and_none_lies_in_the_padding(
     monkeypatch: pytest.MonkeyPatch, toy_bundle_path: Path
 ) -> None:
     class Network:
-        def run(self, _outputs: list[str], _inputs: dict[str, UInt8]) -> list[Float32]:
+        def run(self, _outputs: list[str], _inputs: dict[str, Any]) -> list[Float32]:
             rows = [
                 [-9, -9, 20, 20],
                 [90, 60, 130, 100],
@@ -199,8 +200,8 @@ def test_boxes_are_cut_at_the_border_and_none_lies_in_the_padding(
                 [10, 71, 20, 90],
                 [99.5, 5, 120, 30],
             ]
-            boxes = np.array([rows], np.float32) + np.array([left, top] * 2, np.float32)
-            return [boxes, np.tile(np.array([0.9, 0, 0], np.float32), (1, 5, 1))]
+            boxes = np.array(rows, np.float32) + np.array([left, top] * 2, np.float32)
+            return [boxes, np.tile(np.array([0.9, 0, 0], np.float32), (5, 1))]
 
     image = np.zeros((70, 100, 3), np.uint8)
     _, left, top = imaging.pad_to_stride(image)

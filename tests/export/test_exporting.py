@@ -37,8 +37,9 @@ class ToyGraph(nn.Module):
         super().__init__()
         self.session = Bundle.open(TOY).session(DETECTOR, threads=1)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores = self.session.run(["boxes", "scores"], {"image": image.numpy()})
+    def forward(self, image: Tensor, least_score: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = {"image": image.numpy(), "least_score": least_score.numpy()}
+        boxes, scores = self.session.run(["boxes", "scores"], inputs)
         return torch.from_numpy(boxes) + self.off, torch.from_numpy(scores)
 
 

@@ -38,8 +38,9 @@ def bundle_look(bundle: Bundle) -> Look:
     session = bundle.session(DETECTOR, threads=1)
 
     def look(window: UInt8) -> tuple[Float32, Float32]:
-        boxes, scores = session.run(["boxes", "scores"], {"image": window[None]})
-        return boxes[0], scores[0]
+        least = np.full(len(datasets.CLASS_NAMES), _LEAST_SCORE, np.float32)
+        boxes, scores = session.run(["boxes", "scores"], {"image": window[None], "least_score": least})
+        return boxes, scores
 
     return look
 
