@@ -5,17 +5,35 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from rbc_edge import counting, imaging, scale
-from rbc_edge.bundle import DETECTOR, TEST_EXPECTED, TEST_INPUT, Bundle
+from rbc_edge.bundle import (
+    CLASSIFIER,
+    CLASSIFIER_FP32,
+    DETECTOR,
+    DETECTOR_FP32,
+    TEST_EXPECTED,
+    TEST_INPUT,
+    Bundle,
+)
 from rbc_edge.classifier import Classifier
 from rbc_edge.detector import Detector
 from rbc_edge.errors import BundleError, ImageError
-from rbc_edge.values import CellClass, Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.values import (
+    CellClass,
+    Cells,
+    Detections,
+    FieldOfView,
+    Float32,
+    FovResult,
+    Scale,
+    ScaleSource,
+    UInt8,
+)
 
 _MAX_THREADS: Final = 4  # small inputs gain nothing from more
 
@@ -26,7 +44,7 @@ _SCORE_ERROR: Final = 0.25
 
 
 def default_threads() -> int:
-    """Returns how many threads a network gets when nobody says: the processor's, at most four."""
+    """Returns how many threads work when nobody says: the processor's, at most four."""
     return max(1, min(_MAX_THREADS, len(os.sched_getaffinity(0))))
 
 
@@ -35,15 +53,17 @@ class Analyzer:
 
     Args:
         bundle: The bundle.
-        threads: Threads inside one operator; 0 chooses for this machine.
-        detector_file: Which of the bundle's detectors (int8 or fp32).
+        threads: Tiles and crops of a large field, and fields for a scale, that are looked at together; 0
+            chooses for this machine.
+        fp32: Use the networks in float, which a bundle may bring along (`export --with-fp32`).
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, detector_file: str = DETECTOR) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, fp32: bool = False) -> None:
         count = threads or default_threads()
         self.bundle = bundle
-        self.detector = Detector(bundle, threads=count, file=detector_file)
-        self.classifier = Classifier(bundle, threads=count)
+        self._threads = count
+        self.detector = Detector(bundle, threads=count, file=DETECTOR_FP32 if fp32 else DETECTOR)
+        self.classifier = Classifier(bundle, threads=count, file=CLASSIFIER_FP32 if fp32 else CLASSIFIER)
 
     def estimate_scale(self, images: Sequence[UInt8]) -> Scale:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).
@@ -54,7 +74,9 @@ class Analyzer:
         Returns:
             The scale with source ``estimated-slide``, or NaN and ``none``.
         """
-        return scale.estimate_slide([imaging.balance(image) for image in images], self.detector)
+        return scale.estimate_slide(
+            [imaging.balance(image) for image in images], self.detector, threads=self._threads
+        )
 
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.
@@ -72,11 +94,9 @@ class Analyzer:
         """
         clock = _Clock()
         height, width = field.image.shape[:2]
-        image = imaging.balance(field.image)
-        clock.lap("balance")
-        found, used, flags = self._detect(image, given, clock)
+        found, used, flags, view = self._detect(field.image, given, clock)
         rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-        crops = imaging.crops(image, found.xyxy[rbc], margin=self.classifier.margin)
+        crops = self.crops(view, found.xyxy[rbc])
         clock.lap("crop")
         overlap_score = np.full(len(found), np.nan, np.float32)
         overlap_score[rbc] = self.classifier.overlap_score(crops)
@@ -94,39 +114,67 @@ class Analyzer:
             flags.append("no-red-cells")
         return FovResult(width, height, used, cells, tuple(sorted(flags)), clock.laps_ms)
 
-    def _detect(self, image: UInt8, given: Scale, clock: "_Clock") -> tuple[Detections, Scale, list[str]]:
-        """Returns the field's detections, the scale they were made at, and flags about that scale."""
+    def detect(
+        self, view: imaging.View, cell_diameter_px: float, *, score_threshold: Float32 | None = None
+    ) -> Detections:
+        """Finds the cells of a view.
+
+        Args:
+            view: Of a field of view, for about this cell diameter.
+            cell_diameter_px: Diameter of a red cell, pixels of the field.
+            score_threshold: See `Detector.detect`.
+
+        Returns:
+            Detections in pixels of the field.
+        """
+        diameter = cell_diameter_px / float(np.sqrt(view.px[0] * view.px[1]))
+        found = self.detector.detect(view.image, diameter, score_threshold=score_threshold)
+        return replace(found, xyxy=found.xyxy * view.px)
+
+    def crops(self, view: imaging.View, xyxy: Float32) -> UInt8:
+        """Cuts boxes out of a view: float32 (N, 4), pixels of the field; uint8 (N, 64, 64, 3)."""
+        return imaging.crops(view.image, xyxy / view.px, margin=self.classifier.margin)
+
+    def _detect(
+        self, image: UInt8, given: Scale, clock: "_Clock"
+    ) -> tuple[Detections, Scale, list[str], imaging.View]:
+        """Returns the detections, the scale they were made at, flags about that scale, and the view."""
         height, width = image.shape[:2]
+        view = imaging.view(image, given.cell_diameter_px)
+        clock.lap("view")
         if math.isnan(given.cell_diameter_px):
             own, n = self._own_scale(image, clock)
             if n == 0:
-                return Detections.empty(), Scale(math.nan, ScaleSource.NONE), []
-            return *self._detect_at_own(image, own, clock), []
-        found = self.detector.detect(image, given.cell_diameter_px)
+                return Detections.empty(), Scale(math.nan, ScaleSource.NONE), [], view
+            return self._detect_at_own(image, own, clock)
+        found = self.detect(view, given.cell_diameter_px)
         clock.lap("detect")
         by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
         contradicted = scale.disagrees(found, width, height, given.cell_diameter_px)
         if contradicted and by_user:
-            return found, given, ["scale-mismatch"]
+            return found, given, ["scale-mismatch"], view
         # Few cells: a sparse field, or a scale so far off that the detector is blind; they look the same.
         if not contradicted and not scale.sees_little(found, width, height):
-            return found, given, []
+            return found, given, [], view
         own, n = self._own_scale(image, clock)
         if not (n > 0 if contradicted else scale.blind_at(given.cell_diameter_px, own, n)):
-            return found, given, []
+            return found, given, [], view
         if by_user:
-            return found, given, ["scale-mismatch"]
-        return *self._detect_at_own(image, own, clock), []
+            return found, given, ["scale-mismatch"], view
+        return self._detect_at_own(image, own, clock)
 
     def _own_scale(self, image: UInt8, clock: "_Clock") -> tuple[float, int]:
-        estimate = scale.estimate_field(image, self.detector)
+        estimate = scale.estimate_field(imaging.balance(image), self.detector)
         clock.lap("scale")
         return estimate
 
-    def _detect_at_own(self, image: UInt8, own_px: float, clock: "_Clock") -> tuple[Detections, Scale]:
-        found = self.detector.detect(image, own_px)
+    def _detect_at_own(
+        self, image: UInt8, own_px: float, clock: "_Clock"
+    ) -> tuple[Detections, Scale, list[str], imaging.View]:
+        view = imaging.view(image, own_px)
+        found = self.detect(view, own_px)
         clock.lap("detect")
-        return found, Scale(own_px, ScaleSource.FIELD)
+        return found, Scale(own_px, ScaleSource.FIELD), [], view
 
 
 class _Clock:

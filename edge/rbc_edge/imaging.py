@@ -32,6 +32,9 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".ti
 CROP_PX: Final = 64
 """Side of a crop, pixels (Gurav et al. 2025, method step 1)."""
 
+LEAST_CELL_PX: Final = 44.0
+"""`view` leaves cells at least this wide: with a margin of a quarter on each side they still fill a crop."""
+
 PAD_VALUE: Final = 114
 """Grey level outside the image, in tiles and crops; the one ultralytics pads with in training."""
 
@@ -334,11 +337,19 @@ def balance(image: UInt8) -> UInt8:
         uint8 (H, W, 3) RGB, a new array.
     """
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _BALANCE_PIXELS))
-    level = np.percentile(image[::step, ::step].reshape(-1, 3), _BRIGHT_PERCENTILE, axis=0)
+    level = np.array([_percentile(image[::step, ::step, c], _BRIGHT_PERCENTILE) for c in range(3)])
     # A black field has no background to go by: its noise must not become cells.
     gain = np.clip(BACKGROUND_LEVEL / np.maximum(level, 1.0), *_GAIN_RANGE)
     table = np.clip(np.arange(256)[:, None] * gain + 0.5, 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(image, table[None]), dtype=np.uint8)
+
+
+def _percentile(values: UInt8, percent: float) -> float:
+    """What np.percentile gives, by counting instead of sorting."""
+    below = np.cumsum(np.bincount(values.ravel(), minlength=256))
+    rank = percent / 100 * (values.size - 1)
+    low, high = np.searchsorted(below, [math.floor(rank), math.ceil(rank)], side="right").tolist()
+    return float(low + (high - low) * (rank - math.floor(rank)))
 
 
 def rescale(image: UInt8, factor: float) -> UInt8:
@@ -358,6 +369,38 @@ def rescale(image: UInt8, factor: float) -> UInt8:
     # Area averaging keeps thin gaps between cells when shrinking; it has no meaning when enlarging.
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What the networks are shown of a field: its light balanced, and shrunk where its cells are large.
+
+    Attributes:
+        image: uint8 (h, w, 3) RGB.
+        px: float32 (4,), pixels of the field in a pixel of the view, for x, y, x, y.
+    """
+
+    image: UInt8
+    px: Float32
+
+
+def view(image: UInt8, cell_diameter_px: float) -> View:
+    """Balances a field (`balance`), and shrinks it by a whole number if its cells are far larger than needed.
+
+    The mean of 2x2 pixels is a cheap first step, and all that follows (light, resizing, crops) has a quarter
+    of the work. Cells keep at least `LEAST_CELL_PX`, so both networks still see them shrunk, not enlarged.
+
+    Args:
+        image: uint8 (H, W, 3) RGB, the field of view.
+        cell_diameter_px: Diameter of a red cell in it, pixels; NaN: nobody knows, nothing is shrunk.
+
+    Returns:
+        The view, round(H / k) by round(W / k) pixels.
+    """
+    k = 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
+    small = rescale(image, 1 / k)
+    px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32)
+    return View(balance(small), px)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ detector works on at all, and needs no second rule about what a cell looks like.
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,9 @@ import numpy as np
 from rbc_edge.detector import Detector
 from rbc_edge.values import CellClass, Detections, Scale, ScaleSource, UInt8
 
-GUESSES_PX: Final = tuple(10.0 * 1.5**k for k in range(10))
+_STEP: Final = 1.5
+
+GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(10))
 """Diameters that are tried, pixels of the field: 10 to 384."""
 
 AGREES: Final = 1.25
@@ -28,6 +31,7 @@ _LEAST_CELLS: Final = 5
 _WINDOW_CELLS: Final = 14  # side of the window looked at, in guessed cells: bounds what small guesses cost
 _BORDER: Final = 0.03  # of a cell: a box this near to the border is cut by it
 _ROUNDS: Final = 4
+_FIRST_FIELDS: Final = 3  # so many must agree before the others are asked less
 _SETTLED: Final = 1.02
 
 
@@ -50,18 +54,21 @@ def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tu
     return (float(np.median(sides[whole])) if whole.any() else math.nan), int(whole.sum())
 
 
-def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
+def estimate_field(
+    image: UInt8, detector: Detector, guesses_px: Sequence[float] = GUESSES_PX
+) -> tuple[float, int]:
     """Estimates the red-cell diameter of one field.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         detector: The detector to ask.
+        guesses_px: Diameters that are tried.
 
     Returns:
         Diameter in pixels of the field, NaN when no guess finds red cells; and on how many cells it rests.
     """
     best_evidence, best = 0.0, math.nan
-    for guess in GUESSES_PX:
+    for guess in guesses_px:
         window = _window(image, guess)
         found = detector.detect(window, guess)
         evidence = _evidence(found, guess, window)
@@ -83,18 +90,24 @@ def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
     return best, count
 
 
-def estimate_slide(images: Sequence[UInt8], detector: Detector) -> Scale:
+def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int = 1) -> Scale:
     """Estimates the red-cell diameter of a slide from some of its fields.
 
     Args:
         images: Fields, each uint8 (H, W, 3) RGB; may be empty.
         detector: The detector to ask.
+        threads: Fields looked at together.
 
     Returns:
         The median over cells of the fields' estimates, with source ``estimated-slide``; NaN and ``none``
         when no field shows red cells.
     """
-    estimates = [estimate_field(image, detector) for image in images]
+    with ThreadPoolExecutor(threads) as pool:
+        first = sorted({0, len(images) // 2, len(images) - 1}) if images else []
+        estimates = list(pool.map(lambda i: estimate_field(images[i], detector), first))
+        guesses = _near([d for d, n in estimates if n >= _LEAST_CELLS])
+        rest = [image for i, image in enumerate(images) if i not in first]
+        estimates += pool.map(lambda image: estimate_field(image, detector, guesses), rest)
     usable = sorted((d, n) for d, n in estimates if n > 0)
     # Fields with few cells say little; they are asked only when there is nothing better.
     usable = [e for e in usable if e[1] >= _LEAST_CELLS] or usable
@@ -107,6 +120,16 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector) -> Scale:
         if seen >= half:
             return Scale(diameter, ScaleSource.SLIDE)
     raise AssertionError("half of the cells lie before the end")
+
+
+def _near(estimates_px: Sequence[float]) -> Sequence[float]:
+    """Returns the guesses worth a look in a slide's other fields: all, unless the first fields agree.
+
+    Looking at ten guesses costs as much as counting eight fields.
+    """
+    if len(estimates_px) < _FIRST_FIELDS or max(estimates_px) > AGREES * min(estimates_px):
+        return GUESSES_PX
+    return [g for g in GUESSES_PX if min(estimates_px) / _STEP < g < max(estimates_px) * _STEP]
 
 
 def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool:

@@ -114,15 +114,13 @@ def _examine_one(
     # A second look, down to the tail of the precision curve. Its boxes over the thresholds need not be the
     # station's: thresholds differ by class, and a red cell under its own may suppress a platelet over its.
     used = result.scale.cell_diameter_px
-    image = imaging.balance(field.image)
+    view = imaging.view(field.image, used)
     ranked = (
-        Detections.empty()
-        if math.isnan(used)
-        else analyzer.detector.detect(image, used, score_threshold=_LEAST_SCORE)
+        Detections.empty() if math.isnan(used) else analyzer.detect(view, used, score_threshold=_LEAST_SCORE)
     )
     labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
-    crops = imaging.crops(image, boxes, margin=analyzer.classifier.margin)
+    crops = analyzer.crops(view, boxes)
     return beside_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
 
 
