@@ -13,7 +13,7 @@ help:
 	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
 	@echo "make test    install everything and run all tests"
 	@echo "make check   format, lint, types, import direction, tests"
-	@echo "make bench   time the station on drawn fields"
+	@echo "make bench   time the station beside yolo predict and the bare networks (BENCH=--quick)"
 	@echo "make faults  kill, fill, unmount, garble: nothing lost, doubled or wrong (FAULTS=--short)"
 	@echo "make systemd check the unit, the example of the settings and the scripts of deploy/"
 	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
@@ -39,9 +39,9 @@ types: $(VENV)/.workshop
 imports: $(VENV)/.workshop
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.station
-	$(BIN)/python bench/station.py
-	$(BIN)/python bench/latency.py
+# BENCH="--quick", "--images FOLDER", "--json FILE", "--only fields start": see `python -m bench --help`.
+bench: $(VENV)/.workshop
+	$(BIN)/python -m bench $(BENCH)
 
 # FAULTS="--short", "--only NAME", "--jobs 2": see `python -m tests.faults --help`.
 faults: $(VENV)/.workshop

@@ -346,6 +346,58 @@ def demo(
     raise typer.Exit(run_demo(out, bundle=bundle, threads=threads or 0, seed=seed, json_output=json_output))
 
 
+@app.command(
+    epilog="Examples:\n\nrbc-edge bench\n\nrbc-edge bench /camera/day1 --apply\n\n"
+    "sudo rbc-edge bench --write-config /etc/rbc-edge/config.toml"
+)
+def bench(
+    images: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="Folder of your own fields of view.  [default: drawn ones]",
+            show_default=False,
+            readable=False,
+        ),
+    ] = None,
+    write_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-config", metavar="FILE", help="Write the best `threads` into this file.", readable=False
+        ),
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write it into the settings file in force, or make the user's.")
+    ] = False,
+    bundle: BundleOption = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure for a minute how fast this machine counts, and with how many threads it counts best."""
+    loaded = _settings({"bundle": bundle}, config)
+    if apply and write_config is not None:
+        raise UsageError("--apply and --write-config are two ways to say where", "give one of them")
+    _log_to_stderr(verbose=False, quiet=False, bar=_Bar(shown=False))
+
+    from rbc_edge import benchmark
+    from rbc_edge.bundle import Bundle
+    from rbc_edge.inbox import path_text
+
+    file = benchmark.settings_file(loaded) if apply else write_config
+    if file is not None:
+        benchmark.check_writable(file)
+    opened = Bundle.open(loaded.settings.bundle)
+    speeds = benchmark.measure(opened, images, say=lambda words: print(words, file=sys.stderr))
+    chosen = benchmark.best(speeds)
+    if json_output:
+        _print_json(benchmark.as_json(speeds, chosen))
+    else:
+        print("\n".join(benchmark.as_lines(speeds, chosen)))
+    if file is not None:
+        benchmark.write_threads(file, chosen.way.threads)
+        print(_one_line(f"threads = {chosen.way.threads} written to {path_text(file)}"), file=sys.stderr)
+
+
 @app.command(epilog="Examples:\n\nrbc-edge status --out /results\n\nrbc-edge status --json")
 def status(
     out: OutOption = None,

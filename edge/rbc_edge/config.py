@@ -168,13 +168,18 @@ def load(
     return Loaded(settings, {f.name: source.get(f.name, "default") for f in fields(Settings)}, path)
 
 
+def user_file(env: Mapping[str, str]) -> Path:
+    """Returns where the user's own settings file is, or would be."""
+    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
+    return home / "rbc-edge" / "config.toml"
+
+
 def _file(given: Path | None, env: Mapping[str, str]) -> Path | None:
     if given is None and env.get(f"{ENV_PREFIX}CONFIG"):
         given = Path(env[f"{ENV_PREFIX}CONFIG"])
     if given is not None:
         return given
-    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
-    for path in (home / "rbc-edge" / "config.toml", _SYSTEM_FILE):
+    for path in (user_file(env), _SYSTEM_FILE):
         if os.path.isfile(path):  # noqa: PTH113 -- False, not an error, where we may not look
             return path
     return None

@@ -1,0 +1,478 @@
+"""How fast and how small the station is, beside what people would use instead: ``make bench``.
+
+All sides run on the same images in one run, in turns (never all of one and then all of another), each in
+processes of its own, on as many cores as it has threads. Without torch and ultralytics the sides that need
+them are left out, with the reason. A program, never a test: compare within one run.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from bench import children
+from bench.children import ROOT, ChildError, module, station
+from bench.figures import Sample, Spread, plain, ratio, table, targets
+
+BCCD: Final = ROOT.parent / "shared" / "data" / "bccd" / "JPEGImages"
+BUNDLE: Final = ROOT / "edge" / "rbc_edge" / "bundles" / "default"
+OURS: Final = "rbc-edge run"
+FLOOR: Final = "floor"
+YOLO: Final = {
+    "yolo PyTorch 640": ("detector.pt", 640),
+    "yolo ONNX 640": ("detector.onnx", 640),
+    "yolo ONNX 640, free sides": ("free.onnx", 640),
+    "yolo PyTorch 256": ("detector.pt", 256),
+}
+"""What `yolo predict` is given: weights and imgsz."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        fields: Fields of view of our side.
+        fewer: Fields of view of the others; per-field rates are compared, and a round has to end.
+        mosaics: Sides in fields, and how many mosaics of each.
+        rounds: Turns that every side takes on the fields.
+        mosaic_rounds: The same on the mosaics.
+        inside_rounds: Turns of the look inside, and of what starts and helps.
+        growth: Numbers of images of the growing runs.
+        latency_files: Files that a watch is given.
+    """
+
+    fields: int = 364
+    fewer: tuple[tuple[str, int], ...] = (
+        ("yolo PyTorch 640", 40),
+        ("yolo ONNX 640", 60),
+        ("yolo ONNX 640, free sides", 60),
+        ("yolo PyTorch 256", 120),
+        (FLOOR, 120),
+    )
+    mosaics: tuple[tuple[int, int], ...] = ((2, 16), (4, 8), (8, 4))
+    rounds: int = 4
+    mosaic_rounds: int = 3
+    inside_rounds: int = 3
+    growth: tuple[int, ...] = (100, 1000, 10_000, 100_000)
+    latency_files: int = 10
+
+
+QUICK: Final = Plan(
+    fields=60,
+    fewer=(("yolo PyTorch 640", 8), ("yolo ONNX 640", 12), ("yolo PyTorch 256", 30), (FLOOR, 30)),
+    mosaics=((2, 3), (8, 2)),
+    rounds=2,
+    mosaic_rounds=1,
+    inside_rounds=2,
+    growth=(30, 100, 1000),
+    latency_files=3,
+)
+
+Key = tuple[str, str, int]  # side, images, threads
+
+
+class Bench:
+    """One run of the benchmark; `found` is what it found.
+
+    Args:
+        plan: How much is measured.
+        source: Photographs; None: drawn fields.
+        base: An empty folder for everything that is made.
+    """
+
+    def __init__(self, plan: Plan, source: Path | None, base: Path) -> None:
+        self.plan = plan
+        self.found: dict[str, Any] = {"machine": machine()}
+        self.samples: dict[Key, list[Sample]] = defaultdict(list)
+        self._base = base
+        self._n_out = 0
+        self._cells: dict[str, float] = {}  # by folder, as the floor's preparation counts them
+        (base / "config.toml").write_text("", encoding="utf-8")
+        say("laying the images out")
+        command = module("images", base / "images", *([source] if source else []), "--fields", plan.fields)
+        command += ["--mosaics", *(f"{side}x{n}" for side, n in plan.mosaics)]
+        command += ["--some", *sorted({str(n) for _, n in plan.fewer})]
+        self.found["images"] = children.run(command, threads=2).json()
+        self.found["images"]["source"] = source.name if source else "drawn"
+        self.sides = [OURS, FLOOR]
+        self._make_rival()
+
+    # -- the sides ------------------------------------------------------------------------------------
+
+    def _make_rival(self) -> None:
+        """Rebuilds the weights for `yolo predict`, or notes why there is no such side."""
+        missing = [m for m in ("torch", "ultralytics", "onnx") if importlib.util.find_spec(m) is None]
+        if missing:
+            self.found["left_out"] = (
+                f"yolo predict: {', '.join(missing)} not installed; `make bench` installs it"
+            )
+            return
+        say("rebuilding the detector for yolo predict")
+        (self._base / "rival").mkdir()
+        command = module("rival", BUNDLE, self._base / "rival", self._folder("yolo PyTorch 640"))
+        self.found["rival"] = children.run(command, threads=2, env=self._yolo_env).json()
+        self.sides[1:1] = [name for name in YOLO if name in dict(self.plan.fewer)]
+
+    @property
+    def _yolo_env(self) -> dict[str, str]:
+        return {"YOLO_CONFIG_DIR": str(self._base)}  # nothing of it is left in the user's folders
+
+    def _folder(self, side: str, images: str = "fields") -> Path:
+        n = dict(self.plan.fewer).get(side) if images == "fields" else None
+        return self._base / "images" / (images if n is None else f"{images}-{n}")
+
+    def measure(self, side: str, images: str, threads: int) -> None:
+        """Measures one side once: over a folder, and over one image of it, whose time is the start."""
+        folder = self._folder(side, images)
+        n = len(list(folder.iterdir()))
+        if side == FLOOR:
+            file = self._prepared(folder)
+            ran = children.run(module("inside", "floor", file, "--threads", threads), threads=threads)
+            told = ran.json()
+            self.found.setdefault("floor", {}).setdefault(f"{images}, {threads} threads", []).append(told)
+            sample = Sample(n, told["ms"] * n / 1e3, 0.0, self._cells[folder.name], ran.peak_rss_mb)
+        else:
+            alone = self._once(side, self._base / "images" / f"{images}-one", threads)
+            ran = self._once(side, folder, threads)
+            sample = Sample(n, ran.wall_s, alone.wall_s, self._n_cells(side, n, ran), ran.peak_rss_mb)
+        self.samples[side, images, threads].append(sample)
+
+    def _once(self, side: str, folder: Path, threads: int) -> children.Ran:
+        if side == OURS:
+            return children.run(self.ours(folder, threads, "--json", "--quiet"), threads=threads)
+        weights, size = YOLO[side]
+        here = str(Path(sys.executable).parent)
+        yolo = shutil.which("yolo", path=os.pathsep.join([here, os.environ.get("PATH", "")]))
+        command = [yolo or "yolo", "predict", f"model={self._base / 'rival' / weights}", f"imgsz={size}"]
+        command += [f"source={folder}", "save=False", "verbose=False", "device=cpu"]
+        return children.run(command, threads=threads, env=self._yolo_env)
+
+    def ours(self, folder: Path, threads: int, *more: str) -> list[str]:
+        """The command of our side, into a folder of its own."""
+        self._n_out += 1
+        command = [*station(), "run", str(folder), "--out", str(self._base / f"out-{self._n_out}"), *more]
+        return [*command, "--threads", str(threads), "--config", str(self._base / "config.toml")]
+
+    def _n_cells(self, side: str, n: int, ran: children.Ran) -> float:
+        if side == OURS:
+            kinds = ("n_rbc", "n_wbc", "n_platelets")
+            return float(sum(slide[kind] or 0 for slide in ran.json()["slides"] for kind in kinds))
+        return float(self.found["rival"]["boxes_per_field"][str(YOLO[side][1])]) * n
+
+    def _prepared(self, folder: Path) -> Path:
+        file = self._base / f"{folder.name}.npz"
+        if not file.exists():
+            told = children.run(module("inside", "prepare", folder, file), threads=2).json()
+            self._cells[folder.name] = told["cells"]
+        return file
+
+    # -- what is measured -----------------------------------------------------------------------------
+
+    def fields(self) -> None:
+        """All sides on the fields, on one and on two threads."""
+        self._prepared(self._folder(FLOOR))
+        for side in self.sides[:-1]:  # once without a clock: files and programs are in memory after that
+            self._once(side, self._base / "images" / "fields-one", 2)
+        for i in range(self.plan.rounds):
+            for threads in (1, 2):
+                say(f"fields, round {i + 1} of {self.plan.rounds}, threads: {threads}")
+                for side in self.sides:
+                    self.measure(side, "fields", threads)
+
+    def mosaics(self) -> None:
+        """Our side, the usual rival and the floor on large images, on two threads."""
+        usual = [side for side in self.sides if side in (OURS, "yolo PyTorch 640", FLOOR)]
+        for i in range(self.plan.mosaic_rounds):
+            for k, _ in self.plan.mosaics:
+                say(f"mosaics of {k}x{k} fields, round {i + 1} of {self.plan.mosaic_rounds}")
+                for side in usual:
+                    self.measure(side, f"mosaic-{k}", 2)
+
+    def stages(self) -> None:
+        """Where the time goes inside our side."""
+        told: dict[str, dict[str, list[float]]] = {}
+        for i in range(self.plan.inside_rounds):
+            for threads in (1, 2):
+                say(f"stages, round {i + 1} of {self.plan.inside_rounds}, threads: {threads}")
+                command = module("inside", "stages", self._folder(FLOOR), "--threads", threads)
+                one = children.run(command, threads=threads).json()
+                into = told.setdefault(str(threads), defaultdict(list))
+                for stage, ms in one["ms"].items() | {("elapsed", one["wall_ms"])}:
+                    into[stage].append(ms)
+        self.found["stages_ms"] = {
+            threads: {stage: Spread.of(ms) for stage, ms in by_stage.items()}
+            for threads, by_stage in told.items()
+        }
+
+    def start(self) -> None:
+        """From the start of the process to the first count, and to the end of ``--help``."""
+        say("start-up")
+        took: dict[str, list[float]] = defaultdict(list)
+        for _ in range(2 * self.plan.inside_rounds + 1):
+            took["first_count"].append(self._first_count_s(self._folder(OURS)))
+            took["first_count_of_one"].append(self._first_count_s(self._base / "images" / "fields-one"))
+            took["help"].append(children.run([*station(), "--help"], threads=2).wall_s)
+            took["python"].append(children.run([sys.executable, "-c", "pass"], threads=2).wall_s)
+        self.found["start_s"] = {name: Spread.of(values) for name, values in took.items()}
+
+    def _first_count_s(self, folder: Path) -> float:
+        started_s = time.perf_counter()
+        child = children.start(self.ours(folder, 2, "--verbose"), threads=2, stderr=subprocess.PIPE)
+        assert child.stderr is not None
+        lines = []
+        for line in child.stderr:
+            lines.append(line)
+            if line.startswith(b"ok "):
+                took_s = time.perf_counter() - started_s
+                child.send_signal(signal.SIGTERM)
+                child.stderr.read()
+                child.wait()
+                return took_s
+        child.wait()
+        raise ChildError(f"rbc-edge run counted nothing of {folder}: {b''.join(lines)[-500:]!r}")
+
+    def growth(self) -> None:
+        """What an image costs as there are more, and as they hold more."""
+        say(f"up to {self.plan.growth[-1]:,} tiny images")
+        numbers = [str(n) for n in self.plan.growth]
+        self.found["growth_images"] = children.run(
+            module("growth", "images", "--n", *numbers), threads=2
+        ).json()
+        say("more and more cells")
+        command = module("growth", "cells", "--rounds", 2 * self.plan.inside_rounds + 1)
+        self.found["growth_cells"] = children.run(command, threads=2).json()
+
+    def latency(self) -> None:
+        """From a file closed in the watched folder to its row."""
+        say("watch")
+        file = self._base / "latency.json"
+        children.run(module("latency", "--files", self.plan.latency_files, "--json", file), threads=2)
+        self.found["watch_latency"] = json.loads(file.read_text(encoding="utf-8"))
+
+    def size(self) -> None:
+        """What the station takes on the disk, by distribution."""
+        self.found["installed_mb"] = installed_mb()
+
+    def conclude(self) -> dict[str, Any]:
+        """Sets everything beside the targets; returns all figures."""
+        ours = self.samples.get((OURS, "fields", 2), [])
+        floor = self.samples.get((FLOOR, "fields", 2), [])
+        of_mosaics = {
+            images: samples
+            for (side, images, _), samples in self.samples.items()
+            if side == OURS and images != "fields"
+        }
+        start, sizes = self.found.get("start_s", {}), self.found.get("installed_mb", {})
+        measured = {
+            "over": {
+                side: ratio(ours, self.samples[side, "fields", 2])
+                for side in self.sides
+                if side in YOLO and (side, "fields", 2) in self.samples
+            },
+            "floor": ratio(floor, ours) if ours else None,
+            "first_count_s": start.get("first_count"),
+            "help_s": start.get("help"),
+            "rss_mb": max((s.peak_rss_mb for s in ours), default=None),
+            "rss_20_mb": max((s.peak_rss_mb for s in of_mosaics.get("mosaic-8", [])), default=None),
+            "installed_mb": sum(sizes.values()) or None,
+            "images": self.found.get("growth_images"),
+        }
+        self.found["targets"] = targets(measured)
+        self.found["samples"] = {", ".join(map(str, key)): value for key, value in self.samples.items()}
+        return self.found
+
+    # -- printing -------------------------------------------------------------------------------------
+
+    def lines(self) -> list[str]:
+        """The tables."""
+        images = self.found["images"]
+        width, height = images["fields"]["px"]
+        told = [
+            f"{self.found['machine']}",
+            f"{images['fields']['n']} fields of {width}x{height} ({images['source']}); median (least-most) of"
+            f" {self.plan.rounds} rounds in turns; one thread on one core, two on two; start-up taken off",
+        ]
+        if "left_out" in self.found:
+            told.append(f"left out: {self.found['left_out']}")
+        told += ["", *self._side_lines(), "", *self._stage_lines(), "", *self._other_lines(), ""]
+        rows = [
+            (t.name, t.target, t.measured, "-" if t.reached is None else "yes" if t.reached else "NO")
+            for t in self.found["targets"]
+        ]
+        return [*told, table(("target", "asked", "measured", "reached"), rows, left=3)]
+
+    def _side_lines(self) -> list[str]:
+        rows = []
+        for (side, images, threads), samples in sorted(
+            self.samples.items(), key=lambda item: (item[0][1], item[0][2], self.sides.index(item[0][0]))
+        ):
+            seconds = Spread.of([s.one_s for s in samples])
+            rate, cells = Spread.of([s.per_s for s in samples]), samples[0].cells / samples[0].n
+            whole = Spread.of([s.per_s_with_start for s in samples])
+            megapixels = self.found["images"][images]["megapixels"]
+            rows.append(
+                (
+                    f"{megapixels:.1f} MP" if images != "fields" else "fields",
+                    side,
+                    str(threads),
+                    str(samples[0].n),
+                    rate.show(),
+                    f"{rate.median * cells:.0f}",
+                    f"{1e3 / rate.median / megapixels:.1f}",
+                    f"{whole.median:.1f}" if side != FLOOR else "-",
+                    f"{seconds.median:.1f}" if side != FLOOR else "-",
+                    f"{max(s.peak_rss_mb for s in samples):.0f}" if side != FLOOR else "-",
+                )
+            )
+        head = ("images", "side", "threads", "n", "images/s", "cells/s", "ms a MP")
+        return [table((*head, "images/s with start", "one image, s", "peak RSS, MB"), rows, left=2)]
+
+    def _stage_lines(self) -> list[str]:
+        stages = self.found.get("stages_ms")
+        if not stages:
+            return []
+        names = sorted((n for n in stages["1"] if n != "elapsed"), key=lambda n: -stages["1"][n].median)
+        rows = [
+            (name, *(stages[t][name].show(2) if name in stages[t] else "-" for t in ("1", "2")))
+            for name in [*names, "elapsed"]
+        ]
+        floors = [
+            f"floor, {name}: {told[0]['best']}; alone: "
+            + ", ".join(f"{part} {ms:.1f}" for part, ms in told[0]["parts"].items())
+            + f" ms; decoded at 1/{told[0]['reductions'][-1]}"
+            for name, told in self.found.get("floor", {}).items()
+            if told[0]["parts"]
+        ]
+        return [table(("inside, ms a field", "1 thread", "2 threads"), rows), "", *floors]
+
+    def _other_lines(self) -> list[str]:
+        told = []
+        if "start_s" in self.found:
+            words = {
+                "first_count": "process start to the first count of the folder",
+                "first_count_of_one": "the same, of a folder with one image",
+                "help": "rbc-edge --help",
+                "python": "python that does nothing",
+            }
+            told += [f"{words[k]}: {v.show(2)} s" for k, v in self.found["start_s"].items()]
+        if "watch_latency" in self.found:
+            late = self.found["watch_latency"]
+            told.append(
+                f"watch, file closed to row in the table: {late['median_s']:.2f} s,"
+                f" worst {late['worst_s']:.2f} of {late['files']}"
+            )
+        if "installed_mb" in self.found:
+            sizes = sorted(self.found["installed_mb"].items(), key=lambda item: -item[1])
+            told.append(f"installed, MB: {', '.join(f'{k} {v:.1f}' for k, v in sizes if v >= 0.1)}")
+        if "growth_images" in self.found:
+            rows = [
+                (f"{row['n']:,.0f}", *(f"{row[k]:.2f}" for k in list(row)[1:]))
+                for row in self.found["growth_images"]
+            ]
+            head = ("images", "a run", "run again", "one more: ledger", "one more: CSV")
+            told += ["", "ms an image, no networks, a hundred to a slide", table(head, rows, left=0)]
+        if "growth_cells" in self.found:
+            cells = self.found["growth_cells"]
+            rows = [(f"{c['cells']:.0f}", f"{c['ms']:.1f}", f"{c['ms'] / c['cells']:.2f}") for c in cells]
+            told += [
+                "",
+                "drawn fields of 1280x960",
+                table(("cells a field", "ms a field", "ms a cell"), rows, left=0),
+            ]
+        return told
+
+
+def machine() -> str:
+    """Which machine and which versions, in a line."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("model name", "Model")):
+            name = line.partition(":")[2].strip()
+            break
+    parts = [f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"]
+    parts.append(f"Python {platform.python_version()}")
+    for package in ("onnxruntime", "opencv-python-headless", "pillow", "torch", "ultralytics"):
+        try:
+            parts.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(parts)
+
+
+def installed_mb() -> dict[str, float]:
+    """Size on the disk of the station: the package and what it needs, without Python; MB of 1e6 bytes."""
+    from packaging.requirements import Requirement  # noqa: PLC0415  ONNX Runtime brings it
+
+    sizes = {"rbc-edge": sum(_file_size(p) for p in (ROOT / "edge" / "rbc_edge").rglob("*"))}
+    waiting = list(metadata.requires("rbc-edge") or [])
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = requirement.name.lower().replace("_", "-")
+        if name in sizes or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found = metadata.distribution(name)
+        # What `pip` lists, with the compiled modules, which `pip` lists too and others do not.
+        files = {Path(str(file.locate())) for file in found.files or []}
+        files |= {Path(importlib.util.cache_from_source(str(f))) for f in files if f.suffix == ".py"}
+        sizes[name] = sum(map(_file_size, files))
+        waiting += found.requires or []
+    return {name: size / 1e6 for name, size in sizes.items()}
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+PARTS: Final = ("fields", "mosaics", "stages", "start", "growth", "latency", "size")
+
+
+def say(words: str) -> None:
+    """Tells on standard error what is done now."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints, writes; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--images", type=Path, help="Folder of fields.  [default: BCCD's beside the checkout, else drawn]"
+    )
+    parser.add_argument("--quick", action="store_true", help="Under three minutes, and rough.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="Only these parts.")
+    parser.add_argument("--json", type=Path, help="Also write all figures to this file.")
+    asked = parser.parse_args(arguments)
+    source = asked.images or (BCCD if BCCD.is_dir() else None)
+    if source is not None and not source.is_dir():
+        parser.error(f"{source}: no such folder")
+    try:
+        with tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
+            bench = Bench(QUICK if asked.quick else Plan(), source, Path(name))
+            for part in PARTS:
+                if part in asked.only:
+                    getattr(bench, part)()
+            figures = bench.conclude()
+            print("\n".join(bench.lines()))
+    except ChildError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if asked.json:
+        asked.json.write_text(json.dumps(plain(figures), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

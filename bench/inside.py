@@ -1,0 +1,324 @@
+"""What only a look inside the program tells: time by stage, and the floor under it. A process of its own.
+
+``python -m bench.inside stages FOLDER`` runs the real `run_once` and says which part of it takes how long.
+``python -m bench.inside prepare FOLDER FILE`` and ``floor FILE`` are the floor: the same images, nothing but
+the decoder and both networks, on inputs that lie ready.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+
+from rbc_edge import analyzer, classifier, counting, detector, imaging, ledger, runner, tables
+from rbc_edge import scale as scales
+from rbc_edge.bundle import CLASSIFIER, DETECTOR, Bundle
+from rbc_edge.values import CellClass
+
+REST: Final = "rest"
+
+
+class Probe:
+    """Wall time by stage, without what other stages inside it take.
+
+    Args:
+        clock: Seconds.
+
+    Attributes:
+        seconds: By stage, all threads together.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._clock = clock
+        self._thread = threading.local()
+        self._lock = threading.Lock()
+
+    def around(self, stage: str, function: Callable[..., Any], *, whole: bool = False) -> Callable[..., Any]:
+        """Returns the function, timed as a stage.
+
+        Args:
+            stage: Its name.
+            function: What is timed.
+            whole: With all that it calls; other stages inside it are not told apart.
+        """
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            stack: list[tuple[str, bool]] = self._stack()
+            name = stack[-1][0] if stack and stack[-1][1] else stage
+            self._lap()
+            stack.append((name, whole or bool(stack and stack[-1][1])))
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._lap()
+                stack.pop()
+
+        return timed
+
+    def _stack(self) -> list[tuple[str, bool]]:
+        if not hasattr(self._thread, "stack"):
+            self._thread.stack, self._thread.since = [], self._clock()
+        stack: list[tuple[str, bool]] = self._thread.stack
+        return stack
+
+    def _lap(self) -> None:
+        """Gives the time since the last change to the stage that ran."""
+        stack, now = self._stack(), self._clock()
+        if stack:
+            with self._lock:
+                self.seconds[stack[-1][0]] += now - self._thread.since
+        self._thread.since = now
+
+    def attach(self, stage: str, owner: Any, name: str, *, whole: bool = False) -> None:
+        """Times a function or method wherever the program knows it.
+
+        Raises:
+            SystemExit: There is none of that name; the program was changed and this list was not.
+        """
+        function = getattr(owner, name, None)
+        if function is None:
+            raise SystemExit(
+                f"bench/inside.py: {owner.__name__} has no {name}; bring the list of stages up to date"
+            )
+        timed = self.around(stage, function, whole=whole)
+        setattr(owner, name, timed)
+        for module in [m for n, m in sys.modules.items() if n.startswith("rbc_edge")]:
+            for known, value in list(vars(module).items()):
+                if value is function:
+                    setattr(module, known, timed)
+
+
+def attach_all(probe: Probe) -> None:
+    """Names the stages of the program, in the order of the way of the data."""
+    probe.attach("scan", runner, "scan", whole=True)
+    probe.attach("read, hash", imaging, "load_field")
+    probe.attach("decode", imaging, "decode", whole=True)
+    probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
+    probe.attach("field's own scale", scales, "estimate_field", whole=True)
+    probe.attach("balance", imaging, "balance")
+    probe.attach("scale", imaging, "rescale")
+    probe.attach("scale", imaging, "pad_to_stride")
+    probe.attach("boxes", detector.Detector, "detect")
+    probe.attach("suppress", detector, "suppress")
+    probe.attach("suppress", detector, "vote")
+    probe.attach("crop", imaging, "crops")
+    probe.attach("classify", classifier.Classifier, "overlap_score")
+    probe.attach("groups, edges", counting, "groups")
+    probe.attach("groups, edges", counting, "touches_edge")
+    probe.attach("analyzer, rest", analyzer.Analyzer, "analyze")
+    for name in ("begin_attempts", "settle", "record_ok", "commit", "claim_paths", "done_as"):
+        probe.attach("ledger", ledger.Ledger, name)
+    probe.attach("CSV", tables.Tables, "write")
+    probe.attach("CSV", tables.Tables, "write_slide")
+    # The network's own time, apart from what is made of its output.
+    detect = probe.around("detect", ort.InferenceSession.run)
+    plain = ort.InferenceSession.run
+
+    def run(session: Any, outputs: Any, feed: dict[str, Any], *args: Any) -> Any:
+        return (detect if "image" in feed else plain)(session, outputs, feed, *args)
+
+    ort.InferenceSession.run = run
+
+
+def stages(folder: Path, *, threads: int) -> dict[str, object]:
+    """Counts a folder by the real `run_once`, and returns milliseconds a field by stage.
+
+    Opening the bundle and the sessions is before the clock starts. Stages of other threads are counted too:
+    on two threads they add up to more than the elapsed time.
+    """
+    bundle = Bundle.open()
+    ready = analyzer.Analyzer(bundle, threads=threads)
+    probe = Probe()
+    attach_all(probe)
+    with tempfile.TemporaryDirectory() as out:
+        started_s = time.perf_counter()
+        options = runner.RunOptions((folder,), Path(out) / "results")
+        summary = runner.run_once(options, bundle.bundle_id, lambda: ready)
+        wall_s = time.perf_counter() - started_s
+    n = summary.n_images
+    by_stage = {stage: seconds * 1e3 / n for stage, seconds in probe.seconds.items()}
+    return {
+        "n": n,
+        "wall_ms": wall_s * 1e3 / n,
+        "ms": by_stage | {REST: wall_s * 1e3 / n - sum(by_stage.values())},
+    }
+
+
+# -- the floor ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What one image needs: its bytes, and the inputs of both networks.
+
+    Attributes:
+        data: The file's content.
+        windows: uint8 (1, H, W, 3) each, RGB, at model scale.
+        crops: uint8 (N, 64, 64, 3) RGB.
+        reduction: Largest of 1, 2, 4, 8 by which it may be shrunk while it is decoded: a cell is not smaller
+            then than the detector wants it.
+    """
+
+    data: Any
+    windows: list[Any]
+    crops: Any
+    reduction: int
+
+
+def prepare(folder: Path, file: Path) -> dict[str, object]:
+    """Counts a folder's images once, and keeps what the bare networks need to do the same."""
+    bundle = Bundle.open()
+    counter = analyzer.Analyzer(bundle, threads=len(os.sched_getaffinity(0)))
+    paths = sorted(folder.iterdir())
+    first = [imaging.load_field(p, "", p.name).image for p in paths[:: max(1, len(paths) // 8)][:8]]
+    slide = counter.estimate_scale(first)
+    kept: dict[str, Any] = {}
+    n_cells = n_crops = 0
+    for i, path in enumerate(paths):
+        field = imaging.load_field(path, "", path.name)
+        found = counter.analyze(field, slide)
+        diameter = found.scale.cell_diameter_px
+        if not diameter > 0:
+            diameter = slide.cell_diameter_px
+        image = imaging.balance(field.image)
+        small = imaging.rescale(image, bundle.manifest.cell_diameter_px / diameter)
+        cut = imaging.tiles(
+            small.shape[1],
+            small.shape[0],
+            tile_px=bundle.manifest.tile_px,
+            overlap_px=bundle.manifest.tile_overlap_px,
+        )
+        windows = [imaging.pad_to_stride(small[t.y0 : t.y1, t.x0 : t.x1])[0][None] for t in cut]
+        detections = found.cells.detections
+        boxes = detections.xyxy[detections.class_id == CellClass.RBC]
+        kept[f"data-{i}"] = np.frombuffer(path.read_bytes(), np.uint8)
+        kept[f"crops-{i}"] = imaging.crops(image, boxes, margin=bundle.manifest.crop_margin)
+        kept[f"n-{i}"] = np.array(
+            [
+                len(windows),
+                max(r for r in (1, 2, 4, 8) if diameter / r >= bundle.manifest.cell_diameter_px or r == 1),
+            ]
+        )
+        kept |= {f"window-{i}-{j}": window for j, window in enumerate(windows)}
+        n_cells += len(detections)
+        n_crops += len(boxes)
+    np.savez(file, **kept)
+    return {"n": len(paths), "cells": n_cells, "crops": n_crops, "cell_diameter_px": slide.cell_diameter_px}
+
+
+def _read(file: Path) -> list[Ready]:
+    with np.load(file) as kept:
+        n = sum(name.startswith("data-") for name in kept.files)
+        numbers = [kept[f"n-{i}"].tolist() for i in range(n)]
+        return [
+            Ready(
+                kept[f"data-{i}"],
+                [kept[f"window-{i}-{j}"] for j in range(n_windows)],
+                kept[f"crops-{i}"],
+                reduction,
+            )
+            for i, (n_windows, reduction) in enumerate(numbers)
+        ]
+
+
+_REDUCED: Final = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_BATCH: Final = 256
+
+
+def _session(name: str, threads: int, *, spin: bool) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    path = str(Bundle.open().path / name)
+    return ort.InferenceSession(path, sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def floor(file: Path, *, threads: int) -> dict[str, object]:
+    """Times decode and both networks and nothing else, in every way to use the threads.
+
+    Returns:
+        Milliseconds a field: of each part alone on one thread, and of each way; ``best`` is the least.
+    """
+    ready = _read(file)
+    cv2.setNumThreads(1)
+    ways: dict[str, float] = {}
+    parts: dict[str, float] = {}
+    for workers, inside in {(threads, 1), (1, threads)}:
+        # Threads that wait for their next operator in a loop are faster, where nobody else wants the core.
+        detect = _session(DETECTOR, inside, spin=inside > 1)
+        classify = _session(CLASSIFIER, inside, spin=inside > 1)
+
+        def look(one: Ready, detect: Any = detect, classify: Any = classify) -> tuple[float, float, float]:
+            t0 = time.perf_counter()
+            cv2.imdecode(one.data, _REDUCED[one.reduction])
+            t1 = time.perf_counter()
+            for window in one.windows:
+                detect.run(None, {"image": window})
+            t2 = time.perf_counter()
+            for i in range(0, len(one.crops), _BATCH):
+                classify.run(None, {"crops": one.crops[i : i + _BATCH]})
+            return t1 - t0, t2 - t1, time.perf_counter() - t2
+
+        for one in ready[:3]:
+            look(one)
+        with ThreadPoolExecutor(workers) as pool:
+            started_s = time.perf_counter()
+            took = list(pool.map(look, ready))
+            elapsed_s = time.perf_counter() - started_s
+        name = f"{workers} at once, {inside} in an operator"
+        ways[name] = elapsed_s * 1e3 / len(ready)
+        if workers == 1:
+            means = np.array(took).mean(axis=0) * 1e3
+            parts = dict(zip(("decode", "detect", "classify"), means.tolist(), strict=True))
+    best = min(ways, key=lambda way: ways[way])
+    reductions = sorted({one.reduction for one in ready})
+    return {
+        "n": len(ready),
+        "ms": ways[best],
+        "best": best,
+        "ways": ways,
+        "parts": parts,
+        "reductions": reductions,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints one line of JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["stages", "prepare", "floor"])
+    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args(arguments)
+    if asked.what == "stages":
+        told = stages(asked.paths[0], threads=asked.threads)
+    elif asked.what == "prepare":
+        told = prepare(asked.paths[0], asked.paths[1])
+    else:
+        told = floor(asked.paths[0], threads=asked.threads)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

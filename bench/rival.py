@@ -1,0 +1,151 @@
+"""What a user would take instead: `yolo predict` with the weights of the bundle.
+
+A bundle holds the detector as int8 ONNX only. This puts its weights back into ultralytics' network (the
+int8 ones times their scales), proves that both see the same, and exports ultralytics' own ONNX of it. Run
+as ``python -m bench.rival BUNDLE OUT IMAGES``: a process of its own, because it needs torch.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+os.environ.setdefault("YOLO_OFFLINE", "True")
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+
+from rbc_edge import imaging
+from rbc_edge.bundle import DETECTOR, Bundle
+from rbc_edge.scale import estimate_slide
+from rbc_export.graphs import DetectorGraph
+
+DEFAULT_PX: Final = 640
+SMALL_PX: Final = 256
+"""Our size: a field of 640x480 with cells of 100 px has 256x192 pixels at the bundle's scale."""
+
+_LEAST_SAME: Final = 0.9
+"""Share of the sure boxes that both networks have to see at one place; int8 moves the rest."""
+_SURE: Final = 0.5
+_SAME_PX: Final = 4.0
+_N_COMPARED: Final = 4
+
+
+def dequantized(detector: Path) -> DetectionModel:
+    """Returns ultralytics' YOLOv5n, batch normalisation fused, with the weights of a bundle's detector.
+
+    Args:
+        detector: A ``detector.onnx`` that `rbc_export.graphs` wrote, int8 (QDQ) or fp32.
+
+    Raises:
+        ValueError: Weights are missing, or of another shape: another network than YOLOv5n.
+    """
+    constants = {c.name: numpy_helper.to_array(c) for c in onnx.load(detector).graph.initializer}
+    network = DetectionModel("yolov5n.yaml", nc=3, verbose=False).float().eval().fuse(verbose=False)
+    state = {}
+    for name, wanted in network.state_dict().items():
+        if name.endswith("dfl.conv.weight"):  # 0, 1, .., 15: no weight, and written out in our graph
+            continue
+        value = _constant(constants, name.replace("model.", "layers.", 1))
+        if value is None or value.shape != tuple(wanted.shape):
+            raise ValueError(f"{detector}: has no weights that fit {name} of YOLOv5n")
+        state[name] = torch.from_numpy(value.copy())
+    network.load_state_dict(state, strict=False)
+    network.names = {0: "RBC", 1: "WBC", 2: "Platelets"}
+    return network
+
+
+def _constant(constants: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[np.float32] | None:
+    if name in constants:
+        return constants[name].astype(np.float32)
+    quantized = constants.get(f"{name}_quantized")
+    scale = constants.get(f"{name}_quantized_scale", constants.get(f"{name}_scale"))
+    if quantized is None or scale is None:
+        return None
+    per_channel = scale.reshape(-1, *[1] * (quantized.ndim - 1))
+    return np.asarray(quantized.astype(np.float32) * per_channel, np.float32)
+
+
+def agreement(network: DetectionModel, bundle: Bundle, images: list[Path]) -> float:
+    """Returns the share of sure boxes of the bundle's detector that the network sees at the same place."""
+    session = bundle.session(DETECTOR, threads=1)
+    graph = DetectorGraph(network)
+    fields = [imaging.balance(imaging.load_field(path, "", path.name).image) for path in images]
+    diameter = _diameter_px(bundle, fields)
+    same = sure = 0
+    for field in fields:
+        small = imaging.rescale(field, bundle.manifest.cell_diameter_px / diameter)
+        window = imaging.pad_to_stride(small[: imaging.TILE_PX, : imaging.TILE_PX])[0][None]
+        boxes, scores = session.run(["boxes", "scores"], {"image": window})
+        with torch.no_grad():
+            ours, theirs = graph(torch.from_numpy(window.copy()))
+        # The same anchor in both: no matching is needed.
+        at = scores[0].max(axis=1) > _SURE
+        off = np.abs(boxes[0] - ours[0].numpy()).max(axis=1)
+        alike = (off < _SAME_PX) & (np.abs(scores[0] - theirs[0].numpy()).max(axis=1) < 0.25)
+        same, sure = same + int((at & alike).sum()), sure + int(at.sum())
+    return same / max(sure, 1)
+
+
+def _diameter_px(bundle: Bundle, fields: list[npt.NDArray[np.uint8]]) -> float:
+    from rbc_edge.detector import Detector  # noqa: PLC0415  not at the top: it opens a session
+
+    return estimate_slide(fields, Detector(bundle, threads=1)).cell_diameter_px
+
+
+def make(bundle: Bundle, out: Path, images: list[Path]) -> dict[str, object]:
+    """Writes ``detector.pt``, ``detector.onnx`` (both sides 640) and ``free.onnx`` (free sides).
+
+    Returns:
+        How far the networks agree, and the boxes a field that `yolo predict` finds at each size.
+
+    Raises:
+        ValueError: The rebuilt network does not see what the bundle's sees.
+    """
+    network = dequantized(bundle.path / DETECTOR)
+    same = agreement(network, bundle, images[:_N_COMPARED])
+    if not same >= _LEAST_SAME:
+        raise ValueError(
+            f"the rebuilt network sees {same:.0%} of the bundle's boxes; that is another network"
+        )
+    weights = out / "detector.pt"
+    torch.save({"model": network, "train_args": {"imgsz": DEFAULT_PX, "task": "detect"}}, weights)
+    found = {}
+    for size in (DEFAULT_PX, SMALL_PX):
+        results = YOLO(weights).predict(
+            [str(i) for i in images], imgsz=size, device="cpu", save=False, verbose=False, stream=True
+        )
+        found[str(size)] = float(np.mean([len(r.boxes) for r in results]))
+    # Free sides first: the export names its file after the weights.
+    for dynamic, name in ((True, "free.onnx"), (False, "detector.onnx")):
+        made = YOLO(weights).export(
+            format="onnx", imgsz=DEFAULT_PX, dynamic=dynamic, simplify=False, device="cpu", verbose=False
+        )
+        shutil.move(made, out / name)
+    return {"agreement": same, "boxes_per_field": found}
+
+
+def main() -> None:
+    """Makes the files and prints the figures as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("images", type=Path)
+    asked = parser.parse_args()
+    images = sorted(p for p in asked.images.iterdir() if p.suffix.lower() in imaging.IMAGE_SUFFIXES)
+    try:
+        figures = make(Bundle.open(asked.bundle), asked.out, images)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
