@@ -48,6 +48,7 @@ class Plan:
         fields: Fields of view of our side.
         fewer: Fields of view of the others; per-field rates are compared, and a round has to end.
         mosaics: Sides in fields, and how many mosaics of each.
+        threads: How many threads, on as many cores; the targets are of the last.
         rounds: Turns that every side takes on the fields.
         mosaic_rounds: The same on the mosaics.
         inside_rounds: Turns of the look inside, and of what starts and helps.
@@ -64,6 +65,7 @@ class Plan:
         (FLOOR, 120),
     )
     mosaics: tuple[tuple[int, int], ...] = ((2, 16), (4, 8), (8, 4))
+    threads: tuple[int, ...] = (1, 2)
     rounds: int = 4
     mosaic_rounds: int = 3
     inside_rounds: int = 3
@@ -75,6 +77,7 @@ QUICK: Final = Plan(
     fields=60,
     fewer=(("yolo PyTorch 640", 8), ("yolo ONNX 640", 12), ("yolo PyTorch 256", 30), (FLOOR, 30)),
     mosaics=((2, 3), (8, 2)),
+    threads=(2,),
     rounds=2,
     mosaic_rounds=1,
     inside_rounds=2,
@@ -188,7 +191,7 @@ class Bench:
         for side in self.sides[:-1]:  # once without a clock: files and programs are in memory after that
             self._once(side, self._base / "images" / "fields-one", 2)
         for i in range(self.plan.rounds):
-            for threads in (1, 2):
+            for threads in self.plan.threads:
                 say(f"fields, round {i + 1} of {self.plan.rounds}, threads: {threads}")
                 for side in self.sides:
                     self.measure(side, "fields", threads)
@@ -206,7 +209,7 @@ class Bench:
         """Where the time goes inside our side."""
         told: dict[str, dict[str, list[float]]] = {}
         for i in range(self.plan.inside_rounds):
-            for threads in (1, 2):
+            for threads in self.plan.threads:
                 say(f"stages, round {i + 1} of {self.plan.inside_rounds}, threads: {threads}")
                 command = module("inside", "stages", self._folder(FLOOR), "--threads", threads)
                 one = children.run(command, threads=threads).json()
@@ -345,9 +348,10 @@ class Bench:
         stages = self.found.get("stages_ms")
         if not stages:
             return []
-        names = sorted((n for n in stages["1"] if n != "elapsed"), key=lambda n: -stages["1"][n].median)
+        first = next(iter(stages.values()))
+        names = sorted((n for n in first if n != "elapsed"), key=lambda n: -first[n].median)
         rows = [
-            (name, *(stages[t][name].show(2) if name in stages[t] else "-" for t in ("1", "2")))
+            (name, *(by_name[name].show(2) if name in by_name else "-" for by_name in stages.values()))
             for name in [*names, "elapsed"]
         ]
         floors = [
@@ -357,7 +361,7 @@ class Bench:
             for name, told in self.found.get("floor", {}).items()
             if told[0]["parts"]
         ]
-        return [table(("inside, ms a field", "1 thread", "2 threads"), rows), "", *floors]
+        return [table(("inside, ms a field", *(f"threads: {t}" for t in stages)), rows), "", *floors]
 
     def _other_lines(self) -> list[str]:
         told = []
@@ -440,9 +444,12 @@ def _file_size(path: Path) -> int:
 PARTS: Final = ("fields", "mosaics", "stages", "start", "growth", "latency", "size")
 
 
+_STARTED_S: Final = time.perf_counter()
+
+
 def say(words: str) -> None:
-    """Tells on standard error what is done now."""
-    print(words, file=sys.stderr, flush=True)
+    """Tells on standard error what is done now, and since when all of it runs."""
+    print(f"{time.perf_counter() - _STARTED_S:4.0f} s  {words}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -458,6 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = asked.images or (BCCD if BCCD.is_dir() else None)
     if source is not None and not source.is_dir():
         parser.error(f"{source}: no such folder")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes
     try:
         with tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
             bench = Bench(QUICK if asked.quick else Plan(), source, Path(name))

@@ -60,7 +60,12 @@ def run(command: Sequence[str], *, threads: int, env: Mapping[str, str] | None =
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started_s = time.perf_counter()
         child = start(command, threads=threads, env=env, stdout=out, stderr=err)
-        _, status, used = os.wait4(child.pid, 0)
+        try:
+            _, status, used = os.wait4(child.pid, 0)
+        except BaseException:  # we are told to end; it must not go on by itself
+            child.kill()
+            child.wait()
+            raise
         wall_s = time.perf_counter() - started_s
         child.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
         out.seek(0)

@@ -2,7 +2,7 @@ import json
 import os
 import stat
 import tomllib
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,10 @@ from stand_in import write_disks
 from rbc_edge import benchmark, cli, config
 from rbc_edge.benchmark import Speed, Way, best, measure, ways, write_threads
 from rbc_edge.bundle import Bundle
+from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
-from rbc_edge.runner import Clock
+from rbc_edge.runner import Clock, RunOptions, RunSummary
+from rbc_edge.tables import summarize
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +50,31 @@ def test_the_best_is_the_fastest_and_a_thread_has_to_gain() -> None:
     assert best([speed(1, 10), speed(1, 99, "fp32")]).fields_per_s == 10
 
 
-def test_every_way_has_its_turn_in_every_round(toy_bundle_path: Path, camera: Path) -> None:
+def test_every_way_has_its_turn_in_every_round(
+    toy_bundle_path: Path, camera: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[tuple[object, int]] = []
+    now_s = 0.0
+
+    def run_once(options: RunOptions, _: str, make_analyzer: Callable[[], object]) -> RunSummary:
+        nonlocal now_s
+        turns.append((make_analyzer(), len(options.paths)))
+        now_s += 0.5 if len(turns) % 2 else 1.0
+        return RunSummary(len(options.paths), slides=[summarize("s", [], EdgeRule.ALL)])
+
+    monkeypatch.setattr(benchmark, "run_once", run_once)
     said: list[str] = []
-    ticks = count(0.0, 0.5)
-    clock = Clock(monotonic_s=lambda: next(ticks))
+    clock = Clock(monotonic_s=lambda: now_s)
     speeds = measure(
-        Bundle.open(toy_bundle_path), camera, budget_s=8.0, n_cores=2, say=said.append, clock=clock
+        Bundle.open(toy_bundle_path), camera, budget_s=6.0, n_cores=2, say=said.append, clock=clock
     )
+    warm_up, *rest = turns
+    assert rest == [turns[1], turns[2]] * 3  # a fourth round would end after six seconds
+    assert turns[1][0] is warm_up[0] is not turns[2][0]
     assert [s.way.threads for s in speeds] == [1, 2]
-    assert {s.n_rounds for s in speeds} == {len(said)}
-    assert 1 < len(said) < 5  # rounds end when the next would be too late
-    assert {s.fields_per_s for s in speeds} == {12.0}  # half a second a turn
-    assert all(s.cells_per_s > 0 for s in speeds)
+    assert [s.n_rounds for s in speeds] == [len(said)] * 2 == [3, 3]
+    assert [s.fields_per_s for s in speeds] == [6.0, 12.0]
+    assert {n for _, n in turns} == {6}
 
 
 def test_a_folder_that_is_not_there_is_told(toy_bundle_path: Path, tmp_path: Path) -> None:
