@@ -177,7 +177,7 @@ def _in_turns(
         """Seconds, and cells."""
         nonlocal n_outs
         n_outs += 1
-        options = RunOptions(tuple(chosen), base / f"out-{n_outs}")
+        options = RunOptions(tuple(chosen), base / f"out-{n_outs}", workers=way.threads)
         started_s = now_s()
         summary = run_once(options, bundle.bundle_id, lambda: counters[way])
         took_s = now_s() - started_s

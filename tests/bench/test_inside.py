@@ -99,7 +99,7 @@ def test_the_stages_are_those_of_the_program(folder: Path) -> None:
     assert told["n"] == 2
     wanted = {"decode", "scale", "detect", "suppress", "crop", "classify", "ledger", "CSV"}
     assert wanted <= {stage for stage, ms in told["ms"].items() if ms > 0}
-    assert sum(told["ms"].values()) == pytest.approx(told["wall_ms"])
+    assert 0 < told["elapsed_ms"] <= sum(told["ms"].values()) * 1.5  # most of the time has a name
 
 
 def test_the_floor_runs_what_was_prepared(folder: Path, tmp_path: Path) -> None:

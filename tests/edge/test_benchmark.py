@@ -59,6 +59,7 @@ def test_every_way_has_its_turn_in_every_round(
     def run_once(options: RunOptions, _: str, make_analyzer: Callable[[], object]) -> RunSummary:
         nonlocal now_s
         turns.append((make_analyzer(), len(options.paths)))
+        assert options.workers == (2 if len(turns) in (3, 5, 7) else 1)
         now_s += 0.5 if len(turns) % 2 else 1.0
         return RunSummary(len(options.paths), slides=[summarize("s", [], EdgeRule.ALL)])
 
