@@ -5,12 +5,13 @@ program's start is left out. Every way to count gets its turn in every round, be
 hot and slow, and what came last would lose.
 """
 
+import json
 import os
 import re
 import statistics
 import tempfile
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from rbc_edge import config, smear
 from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import DETECTOR, DETECTOR_FP32, Bundle
+from rbc_edge.bundle import DETECTOR_FP32, Bundle
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.inbox import path_text, scan
 from rbc_edge.runner import Clock, RunOptions, run_once
@@ -33,14 +34,10 @@ BUDGET_S: Final = 45.0
 _ROUNDS: Final = 5
 _TRIAL_S: Final = 2.5  # so long that a hiccup of the system is little of it
 _LEAST_FIELDS, _MOST_FIELDS = 6, 1000
-_WORTH_A_THREAD: Final = 1.03
-"""Gain that a further thread has to bring: the camera's program wants a core too."""
+_WORTH_A_CHANGE: Final = 1.03
+"""Gain that a further thread has to bring, for the camera's program wants a core too, and so has fp32, which
+takes more memory and whose counts are other counts."""
 
-_PRECISIONS: Final = {"int8": DETECTOR, "fp32": DETECTOR_FP32}
-_KEY_LINE: Final = re.compile(
-    r"^[ \t]*threads[ \t]*=[ \t]*[^#\r\n]*?(?P<rest>[ \t]*(#[^\r\n]*)?)(?=\r?$)", re.MULTILINE
-)
-_COMMENTED: Final = re.compile(r"^#[ \t]?threads[ \t]*=[^\r\n]*(?=\r?$)", re.MULTILINE)
 _TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
@@ -94,7 +91,7 @@ def draw(folder: Path, n: int = N_DRAWN) -> None:
 def ways(bundle: Bundle, n_cores: int) -> list[Way]:
     """Returns what is worth trying: every number of threads up to four, then doubled up to all cores."""
     threads = sorted({n for n in (1, 2, 3, 4, 8, 16, 32, 64, n_cores) if n <= min(n_cores, 64)})
-    precisions = [p for p, file in _PRECISIONS.items() if file in bundle.manifest.files]
+    precisions = ["int8", "fp32"] if DETECTOR_FP32 in bundle.manifest.files else ["int8"]
     return [Way(n, precision) for precision in precisions for n in threads]
 
 
@@ -169,7 +166,8 @@ def _in_turns(
 ) -> list[Speed]:
     tried = ways(bundle, n_cores or len(os.sched_getaffinity(0)))
     counters = {
-        way: Analyzer(bundle, threads=way.threads, detector_file=_PRECISIONS[way.precision]) for way in tried
+        way: Analyzer(bundle, threads=way.threads, detector_file=bundle.detector_file(way.precision))
+        for way in tried
     }
     n_outs = 0
 
@@ -217,14 +215,22 @@ def _in_turns(
     ]
 
 
-def best(speeds: Sequence[Speed], precision: str = "int8") -> Speed:
-    """Returns the fastest way of a precision; of those that are as fast, the one with the fewest threads."""
-    of_it = sorted((s for s in speeds if s.way.precision == precision), key=lambda s: s.way.threads)
-    found = of_it[0]
-    for speed in of_it[1:]:
-        if speed.fields_per_s > found.fields_per_s * _WORTH_A_THREAD:
+def best(speeds: Sequence[Speed]) -> Speed:
+    """Returns the fastest way; of those that are as fast, int8 and the one with the fewest threads."""
+    in_order = sorted(speeds, key=lambda s: (s.way.precision != "int8", s.way.threads))
+    found = in_order[0]
+    for speed in in_order[1:]:
+        if speed.fields_per_s > found.fields_per_s * _WORTH_A_CHANGE:
             found = speed
     return found
+
+
+def settings_of(speeds: Sequence[Speed], chosen: Speed) -> dict[str, int | str]:
+    """Returns the settings that make a way the one in force; a precision only where there was a choice."""
+    values: dict[str, int | str] = {"threads": chosen.way.threads}
+    if len({s.way.precision for s in speeds}) > 1:
+        values["precision"] = chosen.way.precision
+    return values
 
 
 def check_writable(file: Path) -> None:
@@ -242,14 +248,14 @@ def check_writable(file: Path) -> None:
         raise UnavailableError(f"{path_text(file)}: cannot write it", "check the permissions of its folder")
 
 
-def write_threads(file: Path, threads: int) -> None:
-    """Sets ``threads`` in a settings file, and touches nothing else of it, comments included.
+def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
+    """Sets keys in a settings file, and touches nothing else of it, comments included.
 
     The file is replaced whole, after the new one has proved right; a missing one is made.
 
     Args:
         file: The settings file.
-        threads: The new value.
+        values: Keys and their new values.
 
     Raises:
         UsageError: The file is not right as it is, or cannot be changed safely.
@@ -264,32 +270,42 @@ def write_threads(file: Path, threads: int) -> None:
         ) from error
     if old:
         config.load({}, file=target, env={})  # what was wrong before is not for us to write over
-    text = old.decode("utf-8")
-    changed = _with_threads(text, threads)
+    changed = text = old.decode("utf-8")
+    for key, value in values.items():
+        changed = _with(changed, key, json.dumps(value))
     try:
-        is_right = tomllib.loads(changed) == tomllib.loads(text) | {"threads": threads}
-    except tomllib.TOMLDecodeError:  # the key stands there in a way that we do not see: twice is an error
+        is_right = tomllib.loads(changed) == tomllib.loads(text) | dict(values)
+    except tomllib.TOMLDecodeError:  # a key stands there in a way that we do not see: twice is an error
         is_right = False
     if not is_right:
         raise UsageError(
-            f"{path_text(file)}: threads cannot be changed in it without changing something else",
-            f"write `threads = {threads}` into it yourself",
+            f"{path_text(file)}: {', '.join(values)} cannot be changed in it without changing something else",
+            "write it yourself: "
+            + ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items()),
         )
     _replace(target, changed.encode("utf-8"), file)
 
 
-def _with_threads(text: str, threads: int) -> str:
-    line = f"threads = {threads}"
+def _with(text: str, key: str, value: str) -> str:
+    """Returns TOML text with a key of the top level set: in its line, under its comment, or at the end."""
+    line = f"{key} = {value}"
     end = _TABLE.search(text)
     top, rest = (text[: end.start()], text[end.start() :]) if end else (text, "")
-    if _KEY_LINE.search(top):
-        return _KEY_LINE.sub(lambda m: line + m["rest"], top, count=1) + rest
-    newline = "\r\n" if "\r\n" in text else "\n"
-    if found := _COMMENTED.search(top):
-        return top[: found.end()] + newline + line + top[found.end() :] + rest
+    for written in (
+        rf"^[ \t]*{key}[ \t]*=[ \t]*[^#\r\n]*?(?=[ \t]*(#[^\r\n]*)?\r?$)",
+        rf"^#[ \t]?{key}[ \t]*=[^\r\n]*",
+    ):
+        found = re.search(written, top, re.MULTILINE)
+        if found:
+            kept = found[0] + _newline(text) if found[0].startswith("#") else ""
+            return top[: found.start()] + kept + line + top[found.end() :] + rest
     if top and not top.endswith("\n"):
-        top += newline
-    return top + line + newline + rest
+        top += _newline(text)
+    return top + line + _newline(text) + rest
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
 
 
 def _replace(target: Path, content: bytes, shown: Path) -> None:
@@ -330,15 +346,11 @@ def as_lines(speeds: Sequence[Speed], chosen: Speed) -> list[str]:
             f"{s.way.threads:7}  {s.way.precision:7}  {s.fields_per_s:8.1f}  {spread:>11}"
             f"  {s.cells_per_s:7.0f}  {s.ms_per_field:10.1f}"
         )
-    gain = 100 * (_WORTH_A_THREAD - 1)
+    gain = 100 * (_WORTH_A_CHANGE - 1)
+    said = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings_of(speeds, chosen).items())
     lines.append(
-        f"best: threads = {chosen.way.threads} ({chosen.fields_per_s:.1f} fields a second;"
-        f" more threads have to gain {gain:.0f} %)"
+        f"best: {said} ({chosen.fields_per_s:.1f} fields a second; a change has to gain {gain:.0f} %)"
     )
-    whole = [s for s in speeds if s.way.precision == "fp32"]
-    if whole:
-        times = chosen.fields_per_s / best(whole, "fp32").fields_per_s
-        lines.append(f"int8 is {times:.2f} times as fast as fp32 here; the station counts with int8")
     return lines
 
 

@@ -141,6 +141,23 @@ class Bundle:
                 raise BundleError(f"{file}: does not match its SHA-256 in the manifest", _ADVICE)
         return cls(folder, manifest)
 
+    def detector_file(self, precision: str) -> str:
+        """Returns the name of the detector of a precision, ``int8`` or ``fp32``.
+
+        Raises:
+            BundleError: This bundle has none.
+        """
+        file = DETECTOR_FP32 if precision == "fp32" else DETECTOR
+        if file not in self.manifest.files:
+            raise BundleError(
+                f"{self.path}: holds no {file}", "set precision to int8, or export with the fp32 detector"
+            )
+        return file
+
+    def counts_as(self, precision: str) -> str:
+        """Returns what stands as bundle_id beside counts: those of another detector are other counts."""
+        return self.bundle_id if precision == "int8" else f"{self.bundle_id}+{precision}"
+
     def session(self, file: str, *, threads: int) -> ort.InferenceSession:
         """Opens one of the bundle's networks on the CPU.
 

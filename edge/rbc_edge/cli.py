@@ -58,6 +58,12 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", help="Threads of the networks; 0: as the processor has."),
 ]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="[int8|fp32]", help="Which of the bundle's detectors counts.  [default: int8]"
+    ),
+]
 
 OutOption = Annotated[
     Path | None,
@@ -140,6 +146,7 @@ def run(
     slide_pattern: SlidePatternOption = None,
     bundle: BundleOption = None,
     threads: ThreadsOption = None,
+    precision: PrecisionOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = None,
     force: Annotated[bool, typer.Option("--force", help="Count again what was counted before.")] = False,
@@ -162,6 +169,7 @@ def run(
             "out": out,
             "bundle": bundle,
             "threads": threads,
+            "precision": precision,
             "cell_diameter": cell_diameter,
             "um_per_px": um_per_px,
             "slide_pattern": slide_pattern,
@@ -186,13 +194,14 @@ def run(
 
     options = _run_options(settings, paths, settings.out, force=force)
     opened = Bundle.open(settings.bundle)
+    detector_file = opened.detector_file(settings.precision)
     trial_options = _trial_options(settings)
     stop = Stop()
     with stop.on_signals(), bar:
         summary = run_once(
             options,
-            opened.bundle_id,
-            lambda: Analyzer(opened, threads=settings.threads),
+            opened.counts_as(settings.precision),
+            lambda: Analyzer(opened, threads=settings.threads, detector_file=detector_file),
             on_step=lambda step: _report_step(step, bar),
             stop=stop,
             survives=lambda suspects: survives(
@@ -231,6 +240,7 @@ def watch(
     slide_pattern: SlidePatternOption = None,
     bundle: BundleOption = None,
     threads: ThreadsOption = None,
+    precision: PrecisionOption = None,
     marker: Annotated[
         str | None,
         typer.Option(
@@ -287,6 +297,7 @@ def watch(
         "out": out,
         "bundle": bundle,
         "threads": threads,
+        "precision": precision,
         "cell_diameter": cell_diameter,
         "um_per_px": um_per_px,
         "slide_pattern": slide_pattern,
@@ -363,7 +374,7 @@ def bench(
     write_config: Annotated[
         Path | None,
         typer.Option(
-            "--write-config", metavar="FILE", help="Write the best `threads` into this file.", readable=False
+            "--write-config", metavar="FILE", help="Write what is best into this file.", readable=False
         ),
     ] = None,
     apply: Annotated[
@@ -373,7 +384,10 @@ def bench(
     config: ConfigOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure for a minute how fast this machine counts, and with how many threads it counts best."""
+    """Measure for a minute how fast this machine counts, and what it counts best with.
+
+    That is a number of threads, and int8 or fp32 where the bundle holds both.
+    """
     loaded = _settings({"bundle": bundle}, config)
     if apply and write_config is not None:
         raise UsageError("--apply and --write-config are two ways to say where", "give one of them")
@@ -394,8 +408,10 @@ def bench(
     else:
         print("\n".join(benchmark.as_lines(speeds, chosen)))
     if file is not None:
-        benchmark.write_threads(file, chosen.way.threads)
-        print(_one_line(f"threads = {chosen.way.threads} written to {path_text(file)}"), file=sys.stderr)
+        written = benchmark.settings_of(speeds, chosen)
+        benchmark.write_settings(file, written)
+        said = ", ".join(f"{key} = {json.dumps(value)}" for key, value in written.items())
+        print(_one_line(f"{said} written to {path_text(file)}"), file=sys.stderr)
 
 
 @app.command(epilog="Examples:\n\nrbc-edge status --out /results\n\nrbc-edge status --json")
@@ -539,7 +555,7 @@ def _run_options(settings: "Settings", paths: Sequence[Path], out: Path, *, forc
 
 def _trial_options(settings: "Settings") -> tuple[str, ...]:
     """The options of ``run`` that count as these settings do."""
-    options = ["--threads", str(settings.threads)]
+    options = ["--threads", str(settings.threads), "--precision", settings.precision]
     if settings.bundle is not None:
         options += ["--bundle", str(settings.bundle)]
     if settings.cell_diameter_px is not None:
@@ -561,12 +577,13 @@ def _watch_options(settings: "Settings") -> "WatchOptions":
 
         check_metrics(settings.prometheus)
     opened = Bundle.open(settings.bundle)
+    detector_file = opened.detector_file(settings.precision)
     source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
     return WatchOptions(
         source=source,
         counting=replace(_run_options(settings, [source], settings.out, force=False), max_failures=None),
-        bundle_id=opened.bundle_id,
-        make_analyzer=lambda: Analyzer(opened, threads=settings.threads),
+        bundle_id=opened.counts_as(settings.precision),
+        make_analyzer=lambda: Analyzer(opened, threads=settings.threads, detector_file=detector_file),
         trial_options=_trial_options(settings),
         marker=settings.marker,
         settle_s=settings.settle_s,

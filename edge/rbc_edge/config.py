@@ -15,6 +15,7 @@ ENV_PREFIX: Final = "RBC_EDGE_"
 CELL_DIAMETER_UM: Final = 7.5
 """Diameter of a red cell in a dry smear, micrometres (design, section 3)."""
 
+PRECISIONS: Final = ("int8", "fp32")
 EDGES: Final = ("all", "two-sides", "inside")
 
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
@@ -37,6 +38,7 @@ class Settings:
         out: Output folder.
         bundle: Folder of the bundle; None: the one shipped.
         threads: Threads of the networks; 0: as the processor has.
+        precision: Which of the bundle's detectors counts: int8 or fp32.
         cell_diameter: Diameter of a red cell in pixels; None: not given.
         um_per_px: Micrometres per pixel; None: not given.
         slide_pattern: Regular expression that finds the slide in a file's name; None: folders are slides.
@@ -58,6 +60,7 @@ class Settings:
     out: Path | None = None
     bundle: Path | None = None
     threads: int = 0
+    precision: str = "int8"
     cell_diameter: float | None = None
     um_per_px: float | None = None
     slide_pattern: str | None = None
@@ -87,6 +90,7 @@ _TYPES: Final[dict[str, type]] = {
     "out": Path,
     "bundle": Path,
     "threads": int,
+    "precision": str,
     "cell_diameter": float,
     "um_per_px": float,
     "slide_pattern": str,
@@ -267,6 +271,8 @@ def _check(settings: Settings, source: Mapping[str, str]) -> None:
         raise wrong("marker", "it has to be the name of a file in the source")
     if settings.edges not in EDGES:
         raise wrong("edges", f"it has to be one of {', '.join(EDGES)}")
+    if settings.precision not in PRECISIONS:
+        raise wrong("precision", f"it has to be one of {', '.join(PRECISIONS)}")
     if not 0 <= settings.threads <= _MOST_THREADS:
         raise wrong("threads", f"it has to be 0 (choose for me) or more, up to {_MOST_THREADS}")
     if settings.max_failures is not None and settings.max_failures < 1:

@@ -9,12 +9,14 @@ import pytest
 from stand_in import write_disks
 
 from rbc_edge import benchmark, cli, config
-from rbc_edge.benchmark import Speed, Way, best, measure, ways, write_threads
-from rbc_edge.bundle import Bundle
+from rbc_edge.benchmark import Speed, Way, best, measure, settings_of, ways, write_settings
+from rbc_edge.bundle import DETECTOR, DETECTOR_FP32, Bundle, write
 from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
 from rbc_edge.runner import Clock, RunOptions, RunSummary
 from rbc_edge.tables import summarize
+
+Rbc = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,19 @@ def camera(tmp_path: Path) -> Path:
     return tmp_path / "camera"
 
 
+@pytest.fixture
+def rbc(capsys: pytest.CaptureFixture[str]) -> Rbc:
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
 def speed(threads: int, fields_per_s: float, precision: str = "int8") -> Speed:
     return Speed(Way(threads, precision), fields_per_s, 20 * fields_per_s, fields_per_s, fields_per_s, 3)
 
@@ -47,7 +62,39 @@ def test_all_threads_of_a_small_machine_are_tried(toy_bundle_path: Path) -> None
 def test_the_best_is_the_fastest_and_a_thread_has_to_gain() -> None:
     assert best([speed(1, 10), speed(2, 19), speed(3, 19.2), speed(4, 19.5)]).way.threads == 2
     assert best([speed(1, 10), speed(2, 9)]).way.threads == 1
-    assert best([speed(1, 10), speed(1, 99, "fp32")]).fields_per_s == 10
+    assert best([speed(1, 10), speed(2, 20), speed(1, 10, "fp32"), speed(2, 20.5, "fp32")]).way == Way(
+        2, "int8"
+    )
+    assert best([speed(1, 10), speed(2, 20), speed(1, 15, "fp32"), speed(2, 25, "fp32")]).way == Way(
+        2, "fp32"
+    )
+
+
+def test_a_precision_is_written_where_there_was_a_choice() -> None:
+    both = [speed(1, 10), speed(1, 9, "fp32")]
+    assert settings_of(both, both[0]) == {"threads": 1, "precision": "int8"}
+    assert settings_of(both[:1], both[0]) == {"threads": 1}
+
+
+def test_the_other_detector_is_tried_and_its_counts_are_other_counts(
+    toy_bundle_path: Path, tmp_path: Path, rbc: Rbc, camera: Path
+) -> None:
+    toy = Bundle.open(toy_bundle_path)
+    files = {name: toy_bundle_path / name for name in toy.manifest.files}
+    both = write(tmp_path / "both", files | {DETECTOR_FP32: toy_bundle_path / DETECTOR}, toy.manifest)
+    assert [w.precision for w in ways(both, 2)] == ["int8", "int8", "fp32", "fp32"]
+    out = tmp_path / "out"
+    for precision, stands in (("int8", both.bundle_id), ("fp32", f"{both.bundle_id}+fp32")):
+        arguments = ("run", camera, "--out", out, "--bundle", both.path, "--precision", precision, "--json")
+        code, said, _ = rbc(*arguments)
+        assert code == ExitCode.OK
+        assert json.loads(said)["n_counted"] == 6
+        assert f",{stands}," in (out / "s0.csv").read_text()
+        assert json.loads(rbc(*arguments)[1])["n_counted"] == 0
+    code, _, said = rbc("run", camera, "--out", out, "--bundle", toy_bundle_path, "--precision", "fp32")
+    assert code == ExitCode.BUNDLE
+    assert "holds no detector-fp32.onnx" in said
+    assert rbc("run", camera, "--out", out, "--precision", "fp16")[0] == ExitCode.USAGE
 
 
 def test_every_way_has_its_turn_in_every_round(
@@ -112,6 +159,8 @@ def test_images_that_cannot_be_counted_are_no_measure(toy_bundle_path: Path, cam
         ),
         ("#threads = 0\r\n", "#threads = 0\r\nthreads = 3\r\n"),
         ("marker = '''threads'''\n", "marker = '''threads'''\nthreads = 3\n"),
+        ("# threads = 0\n", "# threads = 0\nthreads = 3\n"),
+        ("threads = 1 # three = 3\n[later]\nthreads = 9\n", None),  # no settings file of ours
         ('"threads" = 2\n', None),  # a way to write it that we do not change
         ('slide_pattern = """\nthreads = 1\n"""\n', None),
     ],
@@ -121,10 +170,10 @@ def test_one_key_changes_and_nothing_else(tmp_path: Path, before: str, after: st
     file.write_bytes(before.encode())
     if after is None:
         with pytest.raises(UsageError):
-            write_threads(file, 3)
+            write_settings(file, {"threads": 3})
         assert file.read_bytes() == before.encode()
     else:
-        write_threads(file, 3)
+        write_settings(file, {"threads": 3})
         assert file.read_bytes() == after.encode()
         assert config.load({}, file=file, env={}).settings.threads == 3
     assert [p.name for p in tmp_path.iterdir()] == ["c.toml"]
@@ -134,9 +183,11 @@ def test_the_shipped_example_takes_it(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "deploy" / "systemd" / "config.toml"
     file = tmp_path / "c.toml"
     file.write_bytes(example.read_bytes())
-    write_threads(file, 2)
-    assert tomllib.loads(file.read_text()) == tomllib.loads(example.read_text()) | {"threads": 2}
-    assert len(file.read_text().splitlines()) == len(example.read_text().splitlines()) + 1
+    values: dict[str, int | str] = {"threads": 2, "precision": "fp32"}
+    for _ in range(2):  # the second time in the same lines
+        write_settings(file, values)
+        assert tomllib.loads(file.read_text()) == tomllib.loads(example.read_text()) | values
+        assert len(file.read_text().splitlines()) == len(example.read_text().splitlines()) + 2
 
 
 def test_a_wrong_file_stays_as_it_is(tmp_path: Path) -> None:
@@ -144,7 +195,7 @@ def test_a_wrong_file_stays_as_it_is(tmp_path: Path) -> None:
     for wrong in ("thraeds = 1\n", "threads = \n", "threads = 1000\n"):
         file.write_text(wrong)
         with pytest.raises(UsageError, match=r"c\.toml"):
-            write_threads(file, 2)
+            write_settings(file, {"threads": 2})
         assert file.read_text() == wrong
 
 
@@ -153,39 +204,29 @@ def test_mode_and_link_stay_and_folders_are_made(tmp_path: Path) -> None:
     file.write_text("threads = 1\n")
     file.chmod(0o640)
     (tmp_path / "link.toml").symlink_to(file)
-    write_threads(tmp_path / "link.toml", 2)
+    write_settings(tmp_path / "link.toml", {"threads": 2})
     assert (tmp_path / "link.toml").is_symlink()
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("threads = 2\n", 0o640)
-    write_threads(tmp_path / "new" / "config.toml", 2)
+    write_settings(tmp_path / "new" / "config.toml", {"threads": 2})
     assert (tmp_path / "new" / "config.toml").read_text() == "threads = 2\n"
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError, match="cannot write it"):
-        write_threads(tmp_path / "file" / "c.toml", 2)
+        write_settings(tmp_path / "file" / "c.toml", {"threads": 2})
     with pytest.raises(UnavailableError, match="cannot write it"):
         benchmark.check_writable(tmp_path)
 
 
 def test_the_command(
-    toy_bundle_path: Path,
-    camera: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    toy_bundle_path: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rbc: Rbc
 ) -> None:
     monkeypatch.setattr(benchmark, "_ROUNDS", 1)
     monkeypatch.setattr(benchmark, "_TRIAL_S", 0.0)
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(["bench", *map(str, arguments)])
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
     before = sorted(p.stat().st_mtime_ns for p in camera.rglob("*"))
-    code, out, err = run(camera, "--bundle", toy_bundle_path, "--json", "--apply")
+    code, out, err = rbc("bench", camera, "--bundle", toy_bundle_path, "--json", "--apply")
     told = json.loads(out)
     threads = told["best"]["threads"]
     assert code == ExitCode.OK
@@ -199,14 +240,14 @@ def test_the_command(
     file = tmp_path / "mine.toml"
     file.write_text("cells = true\n")
     monkeypatch.setattr(benchmark, "measure", lambda *_, **__: [speed(1, 5.0), speed(2, 9.0)])
-    code, out, _ = run(camera, "--bundle", toy_bundle_path, "--write-config", file)
+    code, out, _ = rbc("bench", camera, "--bundle", toy_bundle_path, "--write-config", file)
     assert code == ExitCode.OK
     assert "best: threads = 2 (9.0 fields a second" in out
     assert file.read_text() == "cells = true\nthreads = 2\n"
 
-    assert run(camera, "--apply", "--write-config", file)[0] == ExitCode.USAGE
-    assert run(camera, "--bundle", tmp_path)[0] == ExitCode.BUNDLE
+    assert rbc("bench", camera, "--apply", "--write-config", file)[0] == ExitCode.USAGE
+    assert rbc("bench", camera, "--bundle", tmp_path)[0] == ExitCode.BUNDLE
     file.write_text("bad = 1\n")
-    code, out, err = run("--write-config", file)
+    code, out, err = rbc("bench", "--write-config", file)
     assert (code, out) == (ExitCode.USAGE, "")  # told before the minute
     assert "bad" in err
