@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -426,7 +427,8 @@ def installed_mb() -> dict[str, float]:
     from packaging.requirements import Requirement  # noqa: PLC0415  ONNX Runtime brings it
 
     sizes = {"rbc-edge": sum(_file_size(p) for p in (ROOT / "edge" / "rbc_edge").rglob("*"))}
-    waiting = list(metadata.requires("rbc-edge") or [])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    waiting = list(project["dependencies"])
     while waiting:
         requirement = Requirement(waiting.pop())
         name = requirement.name.lower().replace("_", "-")
