@@ -41,7 +41,7 @@ class Sample:
         n: Images of the first.
         wall_s: Its time, start and end included.
         one_s: Time of the second; 0 where there is no start to take off (the floor).
-        cells: Cells (or boxes) found in the first.
+        cells: Cells (or boxes) found in the first; 0: not asked.
         peak_rss_mb: Most memory of the first, MB.
     """
 
