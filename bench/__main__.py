@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from bench import children
 from bench.children import ROOT, ChildError, module, station
-from bench.figures import Sample, Spread, plain, ratio, table, targets
+from bench.figures import Sample, Spread, plain, rates, ratio, table, targets
 
 BCCD: Final = ROOT.parent / "shared" / "data" / "bccd" / "JPEGImages"
 BUNDLE: Final = ROOT / "edge" / "rbc_edge" / "bundles" / "default"
@@ -75,8 +75,8 @@ class Plan:
 
 
 QUICK: Final = Plan(
-    fields=60,
-    fewer=(("yolo PyTorch 640", 8), ("yolo ONNX 640", 12), ("yolo PyTorch 256", 30), (FLOOR, 30)),
+    fields=120,
+    fewer=(("yolo PyTorch 640", 12), ("yolo ONNX 640", 24), ("yolo PyTorch 256", 60), (FLOOR, 60)),
     mosaics=((2, 3), (8, 2)),
     threads=(2,),
     rounds=2,
@@ -331,7 +331,7 @@ class Bench:
             self.samples.items(), key=lambda item: (item[0][1], item[0][2], self.sides.index(item[0][0]))
         ):
             seconds = Spread.of([s.one_s for s in samples])
-            rate, cells = Spread.of([s.per_s for s in samples]), samples[0].cells / samples[0].n
+            rate, cells = Spread.of(rates(samples)), samples[0].cells / samples[0].n
             whole = Spread.of([s.per_s_with_start for s in samples])
             megapixels = self.found["images"][images]["megapixels"]
             rows.append(

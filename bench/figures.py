@@ -52,21 +52,26 @@ class Sample:
     peak_rss_mb: float
 
     @property
-    def per_s(self) -> float:
-        """Images per second without the start: what each image more costs."""
-        if self.one_s == 0:
-            return self.n / self.wall_s
-        return (self.n - 1) / (self.wall_s - self.one_s) if self.wall_s > self.one_s else inf
-
-    @property
     def per_s_with_start(self) -> float:
         """Images per second of the whole process."""
         return self.n / self.wall_s
 
 
+def rates(samples: Sequence[Sample]) -> list[float]:
+    """Images per second without the start, round by round: what each image more costs.
+
+    The start that is taken off is the middle one of all rounds: it is as long as many images, and its
+    wavering would be theirs. inf where a run took no longer than that.
+    """
+    start_s = statistics.median(s.one_s for s in samples)
+    if start_s == 0:
+        return [s.n / s.wall_s for s in samples]
+    return [(s.n - 1) / (s.wall_s - start_s) if s.wall_s > start_s else inf for s in samples]
+
+
 def ratio(a: Sequence[Sample], b: Sequence[Sample]) -> Spread:
     """How many times as many images a second `a` does as `b`, round by round: what both met cancels out."""
-    return Spread.of([x.per_s / y.per_s for x, y in zip(a, b, strict=True)])
+    return Spread.of([x / y for x, y in zip(rates(a), rates(b), strict=True)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@ from math import inf
 
 import pytest
 
-from bench.figures import Sample, Spread, plain, ratio, table, targets
+from bench.figures import Sample, Spread, plain, rates, ratio, table, targets
 
 
 def sample(n: int, wall_s: float, one_s: float = 0.0) -> Sample:
@@ -11,23 +11,27 @@ def sample(n: int, wall_s: float, one_s: float = 0.0) -> Sample:
 
 
 def test_the_start_is_taken_off() -> None:
-    one = sample(101, 6.0, 1.0)
-    assert one.per_s == 20.0
-    assert one.per_s_with_start == pytest.approx(101 / 6)
+    assert rates([sample(101, 6.0, 1.0)]) == [20.0]
+    assert sample(101, 6.0, 1.0).per_s_with_start == pytest.approx(101 / 6)
+
+
+def test_the_middle_start_of_all_rounds_is_taken_off() -> None:
+    assert rates([sample(11, 2.0, 1.0), sample(11, 6.0, 5.0), sample(11, 3.0, 0.9)]) == [10.0, 2.0, 5.0]
 
 
 def test_a_side_without_a_start_has_nothing_taken_off() -> None:
-    assert sample(100, 2.0).per_s == 50.0
+    assert rates([sample(100, 2.0), sample(100, 4.0)]) == [50.0, 25.0]
 
 
-def test_a_start_as_long_as_the_run_is_no_number() -> None:
-    assert sample(3, 1.0, 1.1).per_s == inf
-    assert plain(sample(3, 1.0, 1.1).per_s) is None
+def test_a_run_no_longer_than_its_start_is_no_number() -> None:
+    (rate,) = rates([sample(3, 1.0, 1.1)])
+    assert rate == inf
+    assert plain({"rate": rate}) == {"rate": None}
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     # The machine was half as fast in the second round, for both.
-    ours, theirs = [sample(11, 2.0, 1.0), sample(11, 4.0, 2.0)], [sample(11, 6.0, 1.0), sample(11, 12.0, 2.0)]
+    ours, theirs = [sample(11, 2.0), sample(11, 4.0)], [sample(11, 10.0), sample(11, 20.0)]
     assert ratio(ours, theirs) == Spread(5.0, 5.0, 5.0, 2)
 
 
