@@ -436,7 +436,10 @@ def installed_mb() -> dict[str, float]:
         name = requirement.name.lower().replace("_", "-")
         if name in sizes or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
-        found = metadata.distribution(name)
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError as error:
+            raise ChildError(f"the station needs {name}, which is not installed") from error
         # What `pip` lists, with the compiled modules, which `pip` lists too and others do not.
         files = {Path(str(file.locate())) for file in found.files or []}
         files |= {Path(importlib.util.cache_from_source(str(f))) for f in files if f.suffix == ".py"}
