@@ -1,8 +1,8 @@
 """A minute on the user's machine: how fast it counts, and with how many threads it counts best.
 
 The fields go through the main job as ``rbc-edge run`` does them, ledger and tables included; only the
-program's start is left out. Every way to count gets its turn in every round, because small computers grow
-hot and slow, and what came last would lose.
+program's start and the estimate of the scale, once a slide, are left out. Every way to count gets its turn in
+every round, because small computers grow hot and slow, and what came last would lose.
 """
 
 import json
@@ -23,9 +23,11 @@ import numpy as np
 from rbc_edge import config, smear
 from rbc_edge.analyzer import Analyzer
 from rbc_edge.bundle import DETECTOR_FP32, Bundle
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import ImageError, UnavailableError, UsageError
+from rbc_edge.imaging import load_field
 from rbc_edge.inbox import path_text, scan
-from rbc_edge.runner import Clock, RunOptions, run_once
+from rbc_edge.runner import SCALE_FIELDS, Clock, RunOptions, run_once
+from rbc_edge.values import Scale, ScaleSource
 
 N_DRAWN: Final = 24
 BUDGET_S: Final = 45.0
@@ -154,6 +156,18 @@ def _linked(images: Path, folder: Path) -> list[Path]:
     return paths
 
 
+def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
+    """Estimates the scale once: a run does so once a slide, much of a short turn and little of a day's work."""
+    images = []
+    for path in paths[:SCALE_FIELDS]:
+        with suppress(ImageError):  # the turns will say so
+            images.append(load_field(path, "", path.name).image)
+    found = Analyzer(bundle, threads=1).estimate_scale(images)
+    if found.source is ScaleSource.NONE:
+        return None
+    return Scale(found.cell_diameter_px, ScaleSource.CELL_DIAMETER)
+
+
 def _in_turns(
     bundle: Bundle,
     paths: list[Path],
@@ -165,19 +179,18 @@ def _in_turns(
     now_s: Callable[[], float],
 ) -> list[Speed]:
     tried = ways(bundle, n_cores or len(os.sched_getaffinity(0)))
-    counters = {
-        way: Analyzer(bundle, threads=way.threads, detector_file=bundle.detector_file(way.precision))
-        for way in tried
-    }
+    scale = _scale(bundle, paths)
     n_outs = 0
 
     def count(way: Way, chosen: Sequence[Path]) -> tuple[float, int]:
         """Seconds, and cells."""
         nonlocal n_outs
         n_outs += 1
-        options = RunOptions(tuple(chosen), base / f"out-{n_outs}", workers=way.threads)
+        options = RunOptions(tuple(chosen), base / f"out-{n_outs}", scale=scale, workers=way.threads)
+        # Of one turn only: all ways at once do not fit into the memory of a small computer.
+        analyzer = Analyzer(bundle, threads=way.threads, detector_file=bundle.detector_file(way.precision))
         started_s = now_s()
-        summary = run_once(options, bundle.bundle_id, lambda: counters[way])
+        summary = run_once(options, bundle.bundle_id, lambda: analyzer)
         took_s = now_s() - started_s
         if summary.n_failed:
             raise UsageError(

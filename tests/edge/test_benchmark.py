@@ -100,13 +100,13 @@ def test_the_other_detector_is_tried_and_its_counts_are_other_counts(
 def test_every_way_has_its_turn_in_every_round(
     toy_bundle_path: Path, camera: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns: list[tuple[object, int]] = []
+    turns: list[tuple[int, int]] = []
     now_s = 0.0
 
     def run_once(options: RunOptions, _: str, make_analyzer: Callable[[], object]) -> RunSummary:
         nonlocal now_s
-        turns.append((make_analyzer(), len(options.paths)))
-        assert options.workers == (2 if len(turns) in (3, 5, 7) else 1)
+        make_analyzer()
+        turns.append((options.workers, len(options.paths)))
         now_s += 0.5 if len(turns) % 2 else 1.0
         return RunSummary(len(options.paths), slides=[summarize("s", [], EdgeRule.ALL)])
 
@@ -116,13 +116,11 @@ def test_every_way_has_its_turn_in_every_round(
     speeds = measure(
         Bundle.open(toy_bundle_path), camera, budget_s=6.0, n_cores=2, say=said.append, clock=clock
     )
-    warm_up, *rest = turns
-    assert rest == [turns[1], turns[2]] * 3  # a fourth round would end after six seconds
-    assert turns[1][0] is warm_up[0] is not turns[2][0]
+    # To warm up, and three rounds: a fourth would end after six seconds.
+    assert turns == [(1, 6), *[(1, 6), (2, 6)] * 3]
     assert [s.way.threads for s in speeds] == [1, 2]
     assert [s.n_rounds for s in speeds] == [len(said)] * 2 == [3, 3]
     assert [s.fields_per_s for s in speeds] == [6.0, 12.0]
-    assert {n for _, n in turns} == {6}
 
 
 def test_a_folder_that_is_not_there_is_told(toy_bundle_path: Path, tmp_path: Path) -> None:
