@@ -157,7 +157,7 @@ def _linked(images: Path, folder: Path) -> list[Path]:
 
 
 def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
-    """Estimates the scale once: a run does so once a slide, much of a short turn and little of a day's work."""
+    """Estimates the scale once: a run does so once a slide, much of a turn and little of a day's work."""
     images = []
     for path in paths[:SCALE_FIELDS]:
         with suppress(ImageError):  # the turns will say so
