@@ -42,7 +42,7 @@ def lay_out(
     fields = out / "fields"
     fields.mkdir(parents=True)
     if source is None:
-        drawn = smear.draw_slide(np.random.default_rng(0), n_fields, cell_diameter_px=100.0)
+        drawn = smear.draw_slide(np.random.default_rng(0), n_fields, cell_diameter_px=100.0, crowding=0.35)
         for i, field in enumerate(drawn):
             _write(fields / f"field-{i:04}.jpg", field.image)
     else:
