@@ -109,7 +109,7 @@ def attach_all(probe: Probe) -> None:
     probe.attach("decode", imaging, "decode", whole=True)
     probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
-    probe.attach("balance", imaging, "balance")
+    probe.attach("view", imaging, "view", whole=True)
     probe.attach("scale", imaging, "rescale")
     probe.attach("scale", imaging, "pad_to_stride")
     probe.attach("boxes", detector.Detector, "detect")
@@ -190,8 +190,8 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
         diameter = found.scale.cell_diameter_px
         if not diameter > 0:
             diameter = slide.cell_diameter_px
-        image = imaging.balance(field.image)
-        small = imaging.rescale(image, bundle.manifest.cell_diameter_px / diameter)
+        view = imaging.view(field.image, diameter)
+        small = imaging.rescale(view.image, bundle.manifest.cell_diameter_px / diameter * float(view.px[0]))
         cut = imaging.tiles(
             small.shape[1],
             small.shape[0],
@@ -202,7 +202,7 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
         detections = found.cells.detections
         boxes = detections.xyxy[detections.class_id == CellClass.RBC]
         kept[f"data-{i}"] = np.frombuffer(path.read_bytes(), np.uint8)
-        kept[f"crops-{i}"] = imaging.crops(image, boxes, margin=bundle.manifest.crop_margin)
+        kept[f"crops-{i}"] = counter.crops(view, boxes)
         kept[f"n-{i}"] = np.array(
             [
                 len(windows),
@@ -256,6 +256,7 @@ def floor(file: Path, *, threads: int) -> dict[str, object]:
         Milliseconds a field: of each part alone on one thread, and of each way; ``best`` is the least.
     """
     ready = _read(file)
+    least = np.array(Bundle.open().manifest.score_threshold, np.float32)
     cv2.setNumThreads(1)
     ways: dict[str, float] = {}
     parts: dict[str, float] = {}
@@ -269,7 +270,7 @@ def floor(file: Path, *, threads: int) -> dict[str, object]:
             cv2.imdecode(one.data, _REDUCED[one.reduction])
             t1 = time.perf_counter()
             for window in one.windows:
-                detect.run(None, {"image": window})
+                detect.run(None, {"image": window, "least_score": least})
             t2 = time.perf_counter()
             for i in range(0, len(one.crops), _BATCH):
                 classify.run(None, {"crops": one.crops[i : i + _BATCH]})

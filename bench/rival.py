@@ -25,7 +25,7 @@ from ultralytics.nn.tasks import DetectionModel
 from rbc_edge import imaging
 from rbc_edge.bundle import DETECTOR, Bundle
 from rbc_edge.scale import estimate_slide
-from rbc_export.graphs import DetectorGraph
+from rbc_export.graphs import EVERYTHING, DetectorGraph
 
 DEFAULT_PX: Final = 640
 SMALL_PX: Final = 256
@@ -83,13 +83,14 @@ def agreement(network: DetectionModel, bundle: Bundle, images: list[Path]) -> fl
     for field in fields:
         small = imaging.rescale(field, bundle.manifest.cell_diameter_px / diameter)
         window = imaging.pad_to_stride(small[: imaging.TILE_PX, : imaging.TILE_PX])[0][None]
-        boxes, scores = session.run(["boxes", "scores"], {"image": window})
+        inputs = {"image": window.copy(), "least_score": EVERYTHING}
+        boxes, scores = session.run(["boxes", "scores"], inputs)
         with torch.no_grad():
-            ours, theirs = graph(torch.from_numpy(window.copy()))
+            ours, theirs = graph(*(torch.from_numpy(i) for i in inputs.values()))
         # The same anchor in both: no matching is needed.
-        at = scores[0].max(axis=1) > _SURE
-        off = np.abs(boxes[0] - ours[0].numpy()).max(axis=1)
-        alike = (off < _SAME_PX) & (np.abs(scores[0] - theirs[0].numpy()).max(axis=1) < 0.25)
+        at = scores.max(axis=1) > _SURE
+        off = np.abs(boxes - ours.numpy()).max(axis=1)
+        alike = (off < _SAME_PX) & (np.abs(scores - theirs.numpy()).max(axis=1) < 0.25)
         same, sure = same + int((at & alike).sum()), sure + int(at.sum())
     return same / max(sure, 1)
 

@@ -11,15 +11,7 @@ from typing import Final
 import numpy as np
 
 from rbc_edge import counting, imaging, scale
-from rbc_edge.bundle import (
-    CLASSIFIER,
-    CLASSIFIER_FP32,
-    DETECTOR,
-    DETECTOR_FP32,
-    TEST_EXPECTED,
-    TEST_INPUT,
-    Bundle,
-)
+from rbc_edge.bundle import TEST_EXPECTED, TEST_INPUT, Bundle
 from rbc_edge.classifier import Classifier
 from rbc_edge.detector import Detector
 from rbc_edge.errors import BundleError, ImageError
@@ -55,15 +47,16 @@ class Analyzer:
         bundle: The bundle.
         threads: Tiles and crops of a large field, and fields for a scale, that are looked at together; 0
             chooses for this machine.
-        fp32: Use the networks in float, which a bundle may bring along (`export --with-fp32`).
+        precision: Which of the bundle's networks: int8, or fp32 if it brings them along (`--with-fp32`).
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, fp32: bool = False) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, precision: str = "int8") -> None:
         count = threads or default_threads()
         self.bundle = bundle
         self._threads = count
-        self.detector = Detector(bundle, threads=count, file=DETECTOR_FP32 if fp32 else DETECTOR)
-        self.classifier = Classifier(bundle, threads=count, file=CLASSIFIER_FP32 if fp32 else CLASSIFIER)
+        detector, classifier = bundle.networks(precision)
+        self.detector = Detector(bundle, threads=count, file=detector)
+        self.classifier = Classifier(bundle, threads=count, file=classifier)
 
     def estimate_scale(self, images: Sequence[UInt8]) -> Scale:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).

@@ -22,7 +22,7 @@ import numpy as np
 
 from rbc_edge import config, smear
 from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import DETECTOR_FP32, Bundle
+from rbc_edge.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
 from rbc_edge.imaging import load_field
 from rbc_edge.inbox import path_text, scan
@@ -94,7 +94,8 @@ def draw(folder: Path, n: int = N_DRAWN) -> None:
 def ways(bundle: Bundle, n_cores: int) -> list[Way]:
     """Returns what is worth trying: every number of threads up to four, then doubled up to all cores."""
     threads = sorted({n for n in (1, 2, 3, 4, 8, 16, 32, 64, n_cores) if n <= min(n_cores, 64)})
-    precisions = ["int8", "fp32"] if DETECTOR_FP32 in bundle.manifest.files else ["int8"]
+    has_fp32 = {DETECTOR_FP32, CLASSIFIER_FP32} <= set(bundle.manifest.files)
+    precisions = ["int8", "fp32"] if has_fp32 else ["int8"]
     return [Way(n, precision) for precision in precisions for n in threads]
 
 
@@ -189,7 +190,7 @@ def _in_turns(
         n_outs += 1
         options = RunOptions(tuple(chosen), base / f"out-{n_outs}", scale=scale, workers=way.threads)
         # Of one turn only: all ways at once do not fit into the memory of a small computer.
-        analyzer = Analyzer(bundle, threads=way.threads, detector_file=bundle.detector_file(way.precision))
+        analyzer = Analyzer(bundle, threads=way.threads, precision=way.precision)
         started_s = now_s()
         summary = run_once(options, bundle.bundle_id, lambda: analyzer)
         took_s = now_s() - started_s

@@ -141,18 +141,19 @@ class Bundle:
                 raise BundleError(f"{file}: does not match its SHA-256 in the manifest", _ADVICE)
         return cls(folder, manifest)
 
-    def detector_file(self, precision: str) -> str:
-        """Returns the name of the detector of a precision, ``int8`` or ``fp32``.
+    def networks(self, precision: str) -> tuple[str, str]:
+        """Returns the names of the detector and the classifier of a precision, ``int8`` or ``fp32``.
 
         Raises:
             BundleError: This bundle has none.
         """
-        file = DETECTOR_FP32 if precision == "fp32" else DETECTOR
-        if file not in self.manifest.files:
-            raise BundleError(
-                f"{self.path}: holds no {file}", "set precision to int8, or export with the fp32 detector"
-            )
-        return file
+        names = (DETECTOR_FP32, CLASSIFIER_FP32) if precision == "fp32" else (DETECTOR, CLASSIFIER)
+        for file in names:
+            if file not in self.manifest.files:
+                raise BundleError(
+                    f"{self.path}: holds no {file}", "set precision to int8, or export with the fp32 networks"
+                )
+        return names
 
     def counts_as(self, precision: str) -> str:
         """Returns what stands as bundle_id beside counts: those of another detector are other counts."""

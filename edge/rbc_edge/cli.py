@@ -194,14 +194,14 @@ def run(
 
     options = _run_options(settings, paths, settings.out, force=force)
     opened = Bundle.open(settings.bundle)
-    detector_file = opened.detector_file(settings.precision)
+    opened.networks(settings.precision)  # or say now that it has none
     trial_options = _trial_options(settings)
     stop = Stop()
     with stop.on_signals(), bar:
         summary = run_once(
             options,
             opened.counts_as(settings.precision),
-            lambda: Analyzer(opened, threads=settings.threads, detector_file=detector_file),
+            lambda: Analyzer(opened, threads=settings.threads, precision=settings.precision),
             on_step=lambda step: _report_step(step, bar),
             stop=stop,
             survives=lambda suspects: survives(
@@ -577,13 +577,13 @@ def _watch_options(settings: "Settings") -> "WatchOptions":
 
         check_metrics(settings.prometheus)
     opened = Bundle.open(settings.bundle)
-    detector_file = opened.detector_file(settings.precision)
+    opened.networks(settings.precision)  # or say now that it has none
     source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
     return WatchOptions(
         source=source,
         counting=replace(_run_options(settings, [source], settings.out, force=False), max_failures=None),
         bundle_id=opened.counts_as(settings.precision),
-        make_analyzer=lambda: Analyzer(opened, threads=settings.threads, detector_file=detector_file),
+        make_analyzer=lambda: Analyzer(opened, threads=settings.threads, precision=settings.precision),
         trial_options=_trial_options(settings),
         marker=settings.marker,
         settle_s=settings.settle_s,

@@ -263,9 +263,9 @@ def _task_parity(
     """Runs fp32 and int8 through the station's pipeline and compares what users see."""
     runs = {
         name: evaluation.examine(
-            station.Analyzer(draft, threads=2, fp32=fp32), photographs, verified, scale="labelled"
+            station.Analyzer(draft, threads=2, precision=name), photographs, verified, scale="labelled"
         )
-        for name, fp32 in (("fp32", True), ("int8", False))
+        for name in ("fp32", "int8")
     }
     figures = {name: evaluation.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
     whole, small = figures["fp32"]["all"], figures["int8"]["all"]

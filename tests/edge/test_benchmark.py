@@ -10,7 +10,7 @@ from stand_in import write_disks
 
 from rbc_edge import benchmark, cli, config
 from rbc_edge.benchmark import Speed, Way, best, measure, settings_of, ways, write_settings
-from rbc_edge.bundle import DETECTOR, DETECTOR_FP32, Bundle, write
+from rbc_edge.bundle import CLASSIFIER, CLASSIFIER_FP32, DETECTOR, DETECTOR_FP32, Bundle, write
 from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
 from rbc_edge.runner import Clock, RunOptions, RunSummary
@@ -81,7 +81,8 @@ def test_the_other_detector_is_tried_and_its_counts_are_other_counts(
 ) -> None:
     toy = Bundle.open(toy_bundle_path)
     files = {name: toy_bundle_path / name for name in toy.manifest.files}
-    both = write(tmp_path / "both", files | {DETECTOR_FP32: toy_bundle_path / DETECTOR}, toy.manifest)
+    files |= {DETECTOR_FP32: files[DETECTOR], CLASSIFIER_FP32: files[CLASSIFIER]}
+    both = write(tmp_path / "both", files, toy.manifest)
     assert [w.precision for w in ways(both, 2)] == ["int8", "int8", "fp32", "fp32"]
     out = tmp_path / "out"
     for precision, stands in (("int8", both.bundle_id), ("fp32", f"{both.bundle_id}+fp32")):

@@ -237,7 +237,7 @@ def evaluate(
     typer.echo(evaluation.table(found))
     runs = [run for run in (scorecard.at_export(manifest.metrics),) if run]
     if DETECTOR_FP32 in manifest.files:
-        whole = examine(Analyzer(opened, threads=threads, fp32=True), "fp32")
+        whole = examine(Analyzer(opened, threads=threads, precision="fp32"), "fp32")
         fp32 = evaluation.score(whole, manifest.overlap_threshold)["all"]
         runs.append(scorecard.Runs(f"now, scale {scale.value}", found["all"], fp32))
     between = evaluation.intervals(examined, manifest.overlap_threshold)
