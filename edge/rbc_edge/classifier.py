@@ -7,7 +7,7 @@ import numpy as np
 from rbc_edge.bundle import CLASSIFIER, Bundle
 from rbc_edge.values import Float32, UInt8
 
-_BATCH = 128
+_BATCH = 32
 """Crops a run: bounds the memory of a 20-megapixel field, and gives each thread some of its cells."""
 
 

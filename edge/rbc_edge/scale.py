@@ -28,7 +28,9 @@ BLIND: Final = 1.8
 """Beyond this factor the detector sees few cells or none, and what it sees cannot contradict the scale."""
 
 _LEAST_CELLS: Final = 5
-_WINDOW_CELLS: Final = 14  # side of the window looked at, in guessed cells: bounds what small guesses cost
+# Sides of the windows looked at, in guessed cells: bounds what small guesses cost.
+_GUESS_CELLS: Final = 9
+_WINDOW_CELLS: Final = 14
 _BORDER: Final = 0.03  # of a cell: a box this near to the border is cut by it
 _ROUNDS: Final = 4
 _FIRST_FIELDS: Final = 3  # so many must agree before the others are asked less
@@ -69,7 +71,7 @@ def estimate_field(
     """
     best_evidence, best = 0.0, math.nan
     for guess in guesses_px:
-        window = _window(image, guess)
+        window = _window(image, guess, _GUESS_CELLS)
         found = detector.detect(window, guess)
         evidence = _evidence(found, guess, window)
         if evidence > best_evidence:
@@ -78,7 +80,7 @@ def estimate_field(
         return math.nan, 0
     count = 0
     for _ in range(_ROUNDS):
-        window = _window(image, best)
+        window = _window(image, best, _WINDOW_CELLS)
         measured, n = measured_diameter_px(detector.detect(window, best), window.shape[1], window.shape[0])
         if n == 0:
             break
@@ -176,9 +178,9 @@ def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
     return n_cells >= _LEAST_CELLS and max(own_px / cell_diameter_px, cell_diameter_px / own_px) > BLIND
 
 
-def _window(image: UInt8, guess: float) -> UInt8:
-    """The middle of the field, at most `_WINDOW_CELLS` guessed cells wide and high."""
-    side = math.ceil(_WINDOW_CELLS * guess)
+def _window(image: UInt8, guess: float, n_cells: float) -> UInt8:
+    """The middle of the field, at most so many guessed cells wide and high."""
+    side = math.ceil(n_cells * guess)
     height, width = image.shape[:2]
     y0, x0 = max(0, (height - side) // 2), max(0, (width - side) // 2)
     return image[y0 : y0 + side, x0 : x0 + side]
