@@ -1,13 +1,14 @@
-"""The output folder as a place: who may write into it now, and how much room is left on its disk."""
+"""The output folder as a place: who may write into it, what is put there whole, how much room is left."""
 
 import fcntl
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.inbox import path_text
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 LOCK_NAME: Final = ".rbc-edge.lock"
 
 _LOOK_AGAIN_S: Final = 0.02  # a service lets go for a tenth of a second between two portions of its work
+
+
+_LEFT_OVER_S: Final = 3600.0  # a temporary file that old belongs to nobody
 
 
 class BusyError(UnavailableError):
@@ -72,6 +76,41 @@ def _taken(descriptor: int, out: Path) -> bool:
     except OSError as error:  # some network file systems have no locks; one writer is then the user's care
         log.warning("%s: cannot lock the output folder: %s", path_text(out), error.strerror)
     return True
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Gives a file to write that takes the place of another when all of it is written, or not at all.
+
+    Not forced to the disk: it is for views that can be made again. Needs no `writing`: two processes that
+    write the same file end with one of the two.
+
+    Args:
+        path: The file; its folder is made.
+
+    Raises:
+        OSError: It cannot be written; the file of before is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the name with a suffix: that may be as long as the file system takes already.
+    short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    temporary = path.parent / f".{short}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what `replacing` left in a folder when its process was killed, an hour ago or longer."""
+    for left_over in folder.glob(f".{'?' * 16}.*.tmp"):
+        with suppress(OSError):
+            if left_over.stat().st_mtime < time.time() - _LEFT_OVER_S:
+                left_over.unlink()
 
 
 def free_bytes(folder: Path) -> int:
