@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
 PIP_VERSION := pip>=25.1
 
-.PHONY: demo test check format lint types imports bench faults systemd debian-tree debian-boot clean help
+.PHONY: demo test check format lint types imports bench faults systemd debian-tree debian-boot report-check clean help
 
 help:
 	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
@@ -18,6 +18,7 @@ help:
 	@echo "make systemd check the unit, the example of the settings and the scripts of deploy/"
 	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
 	@echo "make debian-boot  start that Debian as a virtual machine and cut its power (qemu, half an hour)"
+	@echo "make report-check  open the reports in headless Chromium and judge them (chromium)"
 	@echo "make format  rewrite the sources in the house's format"
 	@echo "make clean   remove what these made"
 
@@ -55,6 +56,10 @@ debian-tree: $(VENV)/.station
 
 debian-boot: $(VENV)/.station
 	$(BIN)/python tests/deploy/debian_tree.py --boot
+
+# SHOTS=DIR keeps the screenshots, RESULTS=DIR opens the reports of that output folder.
+report-check: $(VENV)/.station
+	$(BIN)/python tests/browser/check_pages.py $(RESULTS) $(if $(SHOTS),--shots $(SHOTS))
 
 format: $(VENV)/.workshop
 	$(BIN)/ruff format .

@@ -19,6 +19,7 @@ from rbc_edge import __version__
 from rbc_edge.errors import ExitCode, RbcEdgeError, UsageError
 
 if TYPE_CHECKING:
+    from rbc_edge.bundle import Manifest
     from rbc_edge.config import Loaded, Settings
     from rbc_edge.runner import RunOptions, RunSummary, Step
     from rbc_edge.tables import SlideSummary
@@ -74,6 +75,22 @@ OutOption = Annotated[
 ]
 CellsOption = Annotated[
     bool | None, typer.Option("--cells/--no-cells", help="Also write a table of cells by slide.")
+]
+OverlaysOption = Annotated[
+    bool | None,
+    typer.Option("--overlays/--no-overlays", help="Also draw every field with its cells outlined."),
+]
+OverlayPxOption = Annotated[
+    int | None,
+    typer.Option(
+        "--overlay-px",
+        metavar="PX",
+        help="Longest side of such a picture; 0: as large as the image.  [default: 2048]",
+    ),
+]
+ReportOption = Annotated[
+    bool | None,
+    typer.Option("--report/--no-report", help="Also write a page by slide, with pictures, to look at."),
 ]
 EdgesOption = Annotated[
     str | None,
@@ -140,6 +157,9 @@ def run(
     ],
     out: OutOption = None,
     cells: CellsOption = None,
+    overlays: OverlaysOption = None,
+    overlay_px: OverlayPxOption = None,
+    report: ReportOption = None,
     edges: EdgesOption = None,
     cell_diameter: CellDiameterOption = None,
     um_per_px: UmPerPxOption = None,
@@ -175,6 +195,9 @@ def run(
             "slide_pattern": slide_pattern,
             "edges": edges,
             "cells": cells,
+            "overlays": overlays,
+            "overlay_px": overlay_px,
+            "report": report,
             "max_failures": max_failures,
             "quiet": quiet,
             "verbose": verbose,
@@ -192,9 +215,9 @@ def run(
     from rbc_edge.runner import Stop, run_once
     from rbc_edge.trial import survives
 
-    options = _run_options(settings, paths, settings.out, force=force)
     opened = Bundle.open(settings.bundle)
     opened.networks(settings.precision)  # or say now that it has none
+    options = _run_options(settings, paths, settings.out, opened.manifest, force=force)
     trial_options = _trial_options(settings)
     stop = Stop()
     with stop.on_signals(), bar:
@@ -234,6 +257,9 @@ def watch(
     out: OutOption = None,
     once: Annotated[bool, typer.Option("--once", help="Count what is there, and end.")] = False,
     cells: CellsOption = None,
+    overlays: OverlaysOption = None,
+    overlay_px: OverlayPxOption = None,
+    report: ReportOption = None,
     edges: EdgesOption = None,
     cell_diameter: CellDiameterOption = None,
     um_per_px: UmPerPxOption = None,
@@ -303,6 +329,9 @@ def watch(
         "slide_pattern": slide_pattern,
         "edges": edges,
         "cells": cells,
+        "overlays": overlays,
+        "overlay_px": overlay_px,
+        "report": report,
         "marker": marker,
         "settle_s": settle_s,
         "grace_s": grace_s,
@@ -475,6 +504,68 @@ def retry(
         print(f"{images} will be tried again by the next run, or when the service starts")
 
 
+@app.command(
+    name="report",
+    epilog="Examples:\n\nrbc-edge report --out /results --open\n\nrbc-edge report slide7 --out /results",
+)
+def write_report(
+    slides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SLIDE]...", help="Only pages of these slides.", show_default=False),
+    ] = None,
+    out: OutOption = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", metavar="MAX", min=0, help="Most pictures in a page.  [default: 400]"),
+    ] = None,
+    edges: EdgesOption = None,
+    bundle: BundleOption = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Write a page for each slide, with pictures, to look at, and an index of the slides.
+
+    The pages lie in reports/ of --out, and stand alone: copy one to wherever it is to be read. Works beside
+    the running service. Prints where the pages are.
+    """
+    _log_to_stderr(verbose=False, quiet=False, bar=_Bar(shown=False))
+    from rbc_edge.bundle import Bundle
+    from rbc_edge.counting import EdgeRule
+    from rbc_edge.errors import BundleError
+    from rbc_edge.inbox import path_text
+    from rbc_edge.ledger import Ledger
+    from rbc_edge.report import IMAGES, Reports
+    from rbc_edge.tables import EDGES_NOTE
+
+    loaded = _settings({"out": out, "edges": edges, "bundle": bundle}, config)
+    if loaded.settings.out is None:
+        raise UsageError("no output folder", "give --out DIR")
+    manifest = None
+    try:
+        manifest = Bundle.open(loaded.settings.bundle).manifest
+    except BundleError as error:
+        log.warning("the thresholds cannot be shown: %s", error)
+    with Ledger.reading(loaded.settings.out) as ledger:
+        rule = loaded.settings.edges
+        if loaded.source["edges"] == "default":  # as the tables beside it
+            rule = ledger.note(EDGES_NOTE) or rule
+        reports = Reports(
+            loaded.settings.out,
+            ledger,
+            edges=EdgeRule(rule),
+            images=IMAGES if images is None else images,
+            manifest=manifest,
+        )
+        pages = reports.write(slides or None)
+    for page in [*pages, reports.index]:
+        print(path_text(page))
+    if open_it:
+        import webbrowser
+
+        if not webbrowser.open((pages[0] if len(pages) == 1 else reports.index).absolute().as_uri()):
+            log.warning("no browser could be started; open the page yourself")
+
+
 @bundle_app.command("show")
 def bundle_show(bundle: BundleOption = None, json_output: JsonOption = False) -> None:
     """Print what the bundle says of itself; exit 4 when it is not intact."""
@@ -530,9 +621,12 @@ def config_validate(config: ConfigOption = None) -> None:
     print(f"{loaded.file or 'no settings file'}: valid")
 
 
-def _run_options(settings: "Settings", paths: Sequence[Path], out: Path, *, force: bool) -> "RunOptions":
+def _run_options(
+    settings: "Settings", paths: Sequence[Path], out: Path, manifest: "Manifest", *, force: bool
+) -> "RunOptions":
     from rbc_edge.analyzer import default_threads
     from rbc_edge.counting import EdgeRule
+    from rbc_edge.pictures import PictureOptions
     from rbc_edge.runner import RunOptions
     from rbc_edge.values import Scale, ScaleSource
 
@@ -550,6 +644,7 @@ def _run_options(settings: "Settings", paths: Sequence[Path], out: Path, *, forc
         force=force,
         max_failures=settings.max_failures,
         workers=settings.threads or default_threads(),
+        pictures=PictureOptions(settings.overlays, settings.overlay_px, settings.report, manifest),
     )
 
 
@@ -581,7 +676,9 @@ def _watch_options(settings: "Settings") -> "WatchOptions":
     source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
     return WatchOptions(
         source=source,
-        counting=replace(_run_options(settings, [source], settings.out, force=False), max_failures=None),
+        counting=replace(
+            _run_options(settings, [source], settings.out, opened.manifest, force=False), max_failures=None
+        ),
         bundle_id=opened.counts_as(settings.precision),
         make_analyzer=lambda: Analyzer(opened, threads=settings.threads, precision=settings.precision),
         trial_options=_trial_options(settings),

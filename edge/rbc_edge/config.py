@@ -27,6 +27,7 @@ _RANGES: Final = {  # seconds, and MB
     "scan_every_s": (0.1, 3600.0),
     "min_free_mb": (0.0, 1e7),
 }
+_LEAST_OVERLAY_PX, _MOST_OVERLAY_PX = 64, 20_000  # a JPEG ends at 65,535
 _SMALLEST_CELL_PX, _LARGEST_CELL_PX = 4.0, 4000.0
 
 
@@ -44,6 +45,9 @@ class Settings:
         slide_pattern: Regular expression that finds the slide in a file's name; None: folders are slides.
         edges: Edge rule: all, two-sides or inside.
         cells: Also write a table of cells by slide.
+        overlays: Also draw a picture by field, its cells outlined.
+        overlay_px: Longest side of such a picture, pixels; 0: as large as the image.
+        report: Also write a page by slide, to look at.
         max_failures: Stop after this many failed images; None: never.
         source: The camera's folder, for ``watch``.
         marker: Name of a file that lies in the source while it is the right one; None: none.
@@ -66,6 +70,9 @@ class Settings:
     slide_pattern: str | None = None
     edges: str = "all"
     cells: bool = False
+    overlays: bool = False
+    overlay_px: int = 2048
+    report: bool = False
     max_failures: int | None = None
     source: Path | None = None
     marker: str | None = None
@@ -96,6 +103,9 @@ _TYPES: Final[dict[str, type]] = {
     "slide_pattern": str,
     "edges": str,
     "cells": bool,
+    "overlays": bool,
+    "overlay_px": int,
+    "report": bool,
     "max_failures": int,
     "source": Path,
     "marker": str,
@@ -275,5 +285,10 @@ def _check(settings: Settings, source: Mapping[str, str]) -> None:
         raise wrong("precision", f"it has to be one of {', '.join(PRECISIONS)}")
     if not 0 <= settings.threads <= _MOST_THREADS:
         raise wrong("threads", f"it has to be 0 (choose for me) or more, up to {_MOST_THREADS}")
+    if settings.overlay_px != 0 and not _LEAST_OVERLAY_PX <= settings.overlay_px <= _MOST_OVERLAY_PX:
+        raise wrong(
+            "overlay_px",
+            f"it has to be 0 (as large as the image), or from {_LEAST_OVERLAY_PX} to {_MOST_OVERLAY_PX}",
+        )
     if settings.max_failures is not None and settings.max_failures < 1:
         raise wrong("max_failures", "it has to be 1 or more")

@@ -23,6 +23,7 @@ from rbc_edge.imaging import load_field
 from rbc_edge.inbox import InboxFile, path_text, scan
 from rbc_edge.ledger import Entry, FieldRow, Ledger, SlideScale, Status, Version
 from rbc_edge.output import writing
+from rbc_edge.pictures import PictureOptions, make_all
 from rbc_edge.tables import SlideSummary, Tables
 from rbc_edge.trial import Interrupted
 from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
@@ -70,6 +71,7 @@ class RunOptions:
         force: Count again what was counted.
         max_failures: Stop after this many failed images; None: never.
         workers: Images read and counted at the same time.
+        pictures: Which overlays and reports to make of the counts.
     """
 
     paths: tuple[Path, ...]
@@ -81,6 +83,7 @@ class RunOptions:
     force: bool = False
     max_failures: int | None = None
     workers: int = 1
+    pictures: PictureOptions = field(default_factory=PictureOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,7 @@ def run_once(
         UnavailableError: Source or output cannot be used.
         BundleError: From `make_analyzer`.
     """
+    stop = stop or Stop()
     check_apart(options.paths, options.out)
     inbox = scan(options.paths, slide_pattern=options.slide_pattern)
     try:
@@ -263,11 +267,15 @@ def run_once(
             ledger=ledger,
             tables=tables,
             on_step=on_step,
-            stop=stop or Stop(),
+            stop=stop,
             clock=clock or Clock(),
             survives=survives,
         )
-        return run.settle(inbox.files, n_unreadable_folders=len(inbox.unreadable))
+        summary = run.settle(inbox.files, n_unreadable_folders=len(inbox.unreadable))
+    # Without the lock: what is read only, and takes its time, keeps no service waiting.
+    make_all(options.out, options.pictures, edges=options.edges, keep_going=lambda: stop.signal is None)
+    summary.stopped_by = stop.signal
+    return summary
 
 
 def check_apart(paths: Sequence[Path], out: Path) -> None:

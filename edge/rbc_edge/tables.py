@@ -27,6 +27,8 @@ from rbc_edge.ledger import FieldRow, Ledger, Status
 from rbc_edge.values import Cells, Counts
 
 SCHEMA: Final = "1"
+EDGES_NOTE: Final = "edges"
+"""Name of the note, in the ledger, of the edge rule that the tables were written under."""
 
 FIELD_COLUMNS: Final = (
     *("schema", "slide_id", "fov", "path", "sha256", "status", "failure", "width_px", "height_px"),
@@ -140,6 +142,7 @@ class Tables:
         summaries = [self._summaries[slide_id] for slide_id in sorted(names)]
         summaries = [s for s in summaries if s.n_fov_ok or s.n_fov_failed]
         _write(self._out / "slides.csv", SLIDE_COLUMNS, map(_slide_row, summaries))
+        self._ledger.keep_note(EDGES_NOTE, self._edges)
         self._ledger.tables_written()
         return summaries
 

@@ -25,6 +25,7 @@ from rbc_edge.errors import ExitCode, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.inbox import UNFINISHED, Inbox, InboxFile, Settling, check_pattern, path_text, scan
 from rbc_edge.ledger import DamagedError, Ledger, Status, keep_aside
 from rbc_edge.output import BusyError, free_bytes, writing
+from rbc_edge.pictures import Pictures
 from rbc_edge.runner import Analyzing, Clock, Run, RunOptions, Step, Stop, check_apart
 from rbc_edge.source import Doorbell, Events, Mount, Sight, look
 from rbc_edge.status import Activity, Page, ServiceState, boot_id
@@ -179,6 +180,7 @@ class Watch:
         self._ledger: Ledger | None = None
         self._tables: Tables | None = None
         self._run: Run | None = None
+        self._pictures: Pictures | None = None
         self._analyzer: Analyzing | None = None
         self._is_damaged = ""
         self._is_new_view = True
@@ -260,6 +262,8 @@ class Watch:
             if self._is_new_view and self._tables is not None:
                 with writing(self._options.counting.out):
                     self._tables.write()
+                if self._pictures is not None:
+                    self._pictures.changed()
                 self._is_new_view = False
             sight = look(self._options.source, marker=self._options.marker)
             if sight.missing:
@@ -298,6 +302,8 @@ class Watch:
         self._state = replace(self._state, n_waiting=n_waiting, n_to_do=len(ready))
         if not ready:
             self._all_well(n_waiting)
+            if not self._make_pictures():
+                return _BREATH_S
             if self._once and not n_waiting:
                 return None
             return max(min(self._next_scan_s, self._settling.next_s()) - self._clock.monotonic_s(), _SOON_S)
@@ -315,12 +321,28 @@ class Watch:
                 of_slide=of_slide,
                 time_s=max(_PORTION_S, self._state.scan_ms / 1e3 * _OVERHEAD),
             )
+        if self._pictures is not None:
+            self._pictures.changed({file.slide_id for file in ready})
+            self._pictures.draw(keep_going=self._has_time, time_s=_PORTION_S)
         if run.n_recounts != n_recounts:
             self._known.clear()
         self._n_troubles = 0
         self._next_scan_s = self._clock.monotonic_s()
         self._soonest_scan_s = self._next_scan_s + _BREATH_S
         return _BREATH_S
+
+    def _make_pictures(self) -> bool:
+        """Goes on with what is to be drawn, while nothing is to be counted; tells whether all is."""
+        if self._pictures is None:
+            return True
+        if not self._pictures.draw(keep_going=self._has_time, time_s=_PORTION_S):
+            return False
+        self._pictures.report(keep_going=self._has_time, wait=not self._once)
+        return True
+
+    def _has_time(self) -> bool:
+        self._alive()
+        return self._stop.signal is None
 
     def _not_done(self, inbox: Inbox) -> list[InboxFile]:
         """Returns the files that need a look; what is done stays in memory as a number a file."""
@@ -464,6 +486,12 @@ class Watch:
         self._ledger = ledger
         counting = self._options.counting
         self._tables = Tables(out, ledger, edges=counting.edges, cells=counting.cells)
+        wanted = counting.pictures
+        self._pictures = (
+            Pictures(ledger, wanted, edges=counting.edges, monotonic_s=self._clock.monotonic_s)
+            if wanted.overlays or wanted.reports
+            else None
+        )
         self._make_run()
         # The process before was killed; or tables are to look different now, or somebody has removed them.
         self._is_new_view = self._is_new_view or ledger.tables_are_stale()
@@ -487,7 +515,7 @@ class Watch:
 
     def _close_ledger(self) -> None:
         ledger, self._ledger, self._run, self._tables = self._ledger, None, None, None
-        self._mount = None
+        self._mount = self._pictures = None
         if ledger is not None:
             ledger.close()
 

@@ -14,6 +14,7 @@ from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
 from rbc_edge.inbox import InboxFile
 from rbc_edge.ledger import FILE_NAME, Ledger
 from rbc_edge.output import writing
+from rbc_edge.pictures import PictureOptions
 from rbc_edge.runner import Clock, Run, RunOptions, Stop, run_once
 from rbc_edge.source import Doorbell, Mount
 from rbc_edge.status import Activity, ServiceState, read_page
@@ -597,6 +598,49 @@ def test_names_that_clash_are_problems_and_the_rest_is_counted(
     assert post.table("s") == {"a.jpg": "3", "a.png": "2"}
     assert "two images of slide s would go by the name a.jpg" in problems[0][0]
     assert sum("would go by the name" in r.getMessage() for r in caplog.records) == 1
+
+
+def with_pictures(post: Post) -> Post:
+    counting = post.options().counting
+    post.changes["counting"] = replace(counting, pictures=PictureOptions(overlays=True, reports=True))
+    return post
+
+
+def test_overlays_come_with_the_counts_and_pages_when_the_slide_rests(post: Post) -> None:
+    with_pictures(post)
+    overlay, page = post.out / "overlays" / "s1" / "a_overlay.jpg", post.out / "reports" / "s1.html"
+    seen: list[tuple[bool, bool]] = []
+    post.script.at(5, lambda: post.write("s1/a.png"))
+    for time_s in (4.9, 19.0, 70.0):
+        post.script.at(time_s, lambda: seen.append((overlay.exists(), page.exists())))
+    assert post.until(80) == 143
+    assert seen == [(False, False), (True, False), (True, True)]
+    assert sorted(p.name for p in post.source.rglob("*") if p.is_file()) == ["a.png"]
+
+
+def test_once_leaves_with_every_picture(post: Post) -> None:
+    with_pictures(post)
+    post.write("s1/a.png")
+    assert post.run(once=True) == 0
+    assert (post.out / "overlays" / "s1" / "a_overlay.jpg").exists()
+    assert (post.out / "reports" / "s1.html").exists()
+
+
+def test_pictures_of_what_a_service_before_counted_are_made(post: Post) -> None:
+    post.write("s1/a.png")
+    assert post.run(once=True) == 0
+    assert not (post.out / "overlays").exists()
+    assert with_pictures(post).run(once=True) == 0
+    assert (post.out / "overlays" / "s1" / "a_overlay.jpg").exists()
+
+
+def test_pictures_that_cannot_be_made_fail_nothing(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    post.write("s1/a.png")
+    post.out.mkdir()
+    for name in ("overlays", "reports"):
+        (post.out / name).write_bytes(b"")
+    assert with_pictures(post).run(once=True) == 0
+    assert "cannot write the reports" in caplog.text and "the counts are kept" in caplog.text
 
 
 def test_an_archive_copied_in_does_not_hold_up_the_slide_at_work(post: Post) -> None:
