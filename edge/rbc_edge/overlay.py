@@ -128,7 +128,7 @@ def _draw_groups(out: UInt8, cells: Cells, thin: int) -> None:
             disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin // 3 | 1,) * 2)
             outlines = _outlines(np.asarray(cv2.morphologyEx(area, cv2.MORPH_CLOSE, disk), np.uint8))
         offset = (int(corner[0]), int(corner[1]))
-        cv2.drawContours(out, outlines, -1, _GROUP_COLOUR, thin, cv2.LINE_AA, offset=offset)
+        cv2.drawContours(out, outlines, -1, _GROUP_COLOUR, max(1, thin // 2), cv2.LINE_AA, offset=offset)
 
 
 def _outlines(area: UInt8) -> Sequence[np.ndarray]:
@@ -181,7 +181,8 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
 
 def threshold_texts(bundle_id: str, manifest: Manifest | None) -> list[str]:
     """Says the thresholds of the bundle that counted, in a few short texts; none where it is not at hand."""
-    if manifest is None or manifest.bundle_id != bundle_id:
+    # "+fp32" stands behind it where the bundle counted in another precision; the thresholds are the same.
+    if manifest is None or manifest.bundle_id != bundle_id.partition("+")[0]:
         return []
     score = manifest.score_threshold
     names = ((CellClass.RBC, "red"), (CellClass.WBC, "white"), (CellClass.PLATELET, "platelet"))

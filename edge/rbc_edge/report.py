@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from math import isnan, nan, sqrt
+from math import ceil, isnan, nan, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -606,12 +606,13 @@ def _outlier_words(rows: Sequence[FieldRow], edges: EdgeRule) -> dict[str, tuple
 
 
 def _histogram(values: Sequence[int]) -> list[Bar]:
-    """Counts whole numbers in at most 16 bins of a round width."""
+    """Counts whole numbers in bins of a round width: as many as the Rice rule allows, 4 to 16."""
     if not values:
         return []
     low, high = min(values), max(values)
+    n_bins = min(max(ceil(2 * len(values) ** (1 / 3)), 4), _MOST_BINS)
     widths = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
-    width = next(w for w in widths if high // w - low // w < _MOST_BINS)
+    width = next(w for w in widths if high // w - low // w < n_bins)
     bins = Counter(value // width for value in values)
     most = max(bins.values())
     bars = []

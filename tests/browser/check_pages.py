@@ -167,14 +167,16 @@ class Browser:
 
     # -- as people do ---------------------------------------------------------------------------------
 
-    def show(self, width_px: int, *, dark: bool = False) -> None:
+    def show(self, width_px: int, *, height_px: int = 900) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width_px,
-            height=900,
+            height=height_px,
             deviceScaleFactor=1,
             mobile=width_px < 600,
         )
+
+    def light_up(self, *, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
 
@@ -201,14 +203,17 @@ class Browser:
                 text=text if kind == "keyDown" else "",
             )
 
-    def shoot(self, file: Path, *, whole: bool = False) -> None:
-        options: dict[str, object] = {"format": "png"}
-        if whole:
-            width, height = self.value("[innerWidth, document.documentElement.scrollHeight]")
-            clip = {"x": 0, "y": 0, "width": width, "height": min(height, _TALLEST_PX), "scale": 1}
-            options |= {"captureBeyondViewport": True, "clip": clip}
-        answer = self.call("Page.captureScreenshot", **options)
+    def shoot(self, file: Path) -> None:
+        answer = self.call("Page.captureScreenshot", format="png")
         file.write_bytes(base64.b64decode(answer["data"]))
+
+    def shoot_whole(self, file: Path, width_px: int) -> None:
+        """Makes the window as tall as the page: what is out of sight is not painted."""
+        height_px = min(self.value("document.documentElement.scrollHeight"), _TALLEST_PX)
+        self.show(width_px, height_px=height_px)
+        time.sleep(0.5)
+        self.shoot(file)
+        self.show(width_px)
 
     def print(self, file: Path) -> None:
         answer = self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)
@@ -236,7 +241,8 @@ def wrong_with(window: Browser, page: Path, shots: Path) -> list[str]:
     for width_px in _WIDTHS_PX:
         for dark in (False, True):
             where = f"{page.stem}-{width_px}{'-dark' if dark else ''}"
-            window.show(width_px, dark=dark)
+            window.show(width_px)
+            window.light_up(dark=dark)
             time_s = window.open(page)
             told = [
                 e for e in window.events if e.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")
@@ -263,7 +269,7 @@ def wrong_with(window: Browser, page: Path, shots: Path) -> list[str]:
             if time_s > _OPENS_WITHIN_S:
                 wrong.append(f"{where}: opens in {time_s:.2f} s")
             window.shoot(shots / f"{where}.png")
-            window.shoot(shots / f"{where}-whole.png", whole=True)
+            window.shoot_whole(shots / f"{where}-whole.png", width_px)
             if window.value("Boolean(document.getElementById('fields'))"):
                 window.value("document.getElementById('fields').scrollIntoView()")
                 time.sleep(0.3)  # until the pictures that came into sight are painted
@@ -272,6 +278,7 @@ def wrong_with(window: Browser, page: Path, shots: Path) -> list[str]:
             print(f"{where:40} {time_s:5.2f} s  {len(urls)} requests, least contrast {least:.1f}")
     wrong += [f"{page.stem}: {each}" for each in window.value(_STRUCTURE)]
     window.show(1280)
+    window.light_up(dark=False)
     window.open(page)
     wrong += [f"{page.stem}: {each}" for each in _walk(window, shots / f"{page.stem}-open.png")]
     window.print(shots / f"{page.stem}.pdf")

@@ -182,6 +182,7 @@ def test_the_strip_says_the_counts_scale_thresholds_and_bundle(toy_bundle_path: 
     texts = " ".join(overlay.threshold_texts(manifest.bundle_id, manifest))
     assert f"red {manifest.score_threshold[0]:.2f}" in texts
     assert f"from {manifest.overlap_threshold:.2f}" in texts
+    assert overlay.threshold_texts(f"{manifest.bundle_id}+fp32", manifest)
     assert overlay.threshold_texts("another", manifest) == []
     other = overlay.with_footer(
         narrow, replace(row, fov="b" * 300, slide_id="\u00fc"), edges=EdgeRule.ALL, manifest=None
