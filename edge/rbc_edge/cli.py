@@ -235,6 +235,12 @@ def run(
         _print_json(_run_json(summary, settings.out))
     elif not settings.quiet:
         _print_run(summary, settings.out)
+        if settings.report:
+            from rbc_edge.inbox import path_text
+
+            index = settings.out / "reports" / "index.html"
+            if index.exists():  # else a signal, or a warning, said why not
+                print(f"Open {path_text(index)} to look at them")
     raise typer.Exit(summary.exit_code)
 
 

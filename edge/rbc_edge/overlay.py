@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 FOLDER: Final = "overlays"
 SUFFIX: Final = "_overlay.jpg"
-LONGEST_PX: Final = 2048
-"""Longest side of an overlay where nothing else is asked for, pixels."""
 
 # Okabe and Ito's palette keeps apart for every kind of colour vision; RGB. Line style says the same again.
 COLOURS: Final = {
@@ -292,7 +290,7 @@ class Overlays:
         ledger: Ledger,
         *,
         edges: EdgeRule = EdgeRule.ALL,
-        longest_px: int = LONGEST_PX,
+        longest_px: int = 2048,
         manifest: Manifest | None = None,
     ) -> None:
         self._out = out

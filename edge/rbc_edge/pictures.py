@@ -10,14 +10,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rbc_edge.bundle import Manifest
 from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import RbcEdgeError, UnavailableError
 from rbc_edge.ledger import Ledger
-from rbc_edge.overlay import LONGEST_PX, Overlays
-from rbc_edge.report import Reports
+
+if TYPE_CHECKING:
+    from rbc_edge.overlay import Overlays
+    from rbc_edge.report import Reports
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class PictureOptions:
     """
 
     overlays: bool = False
-    longest_px: int = LONGEST_PX
+    longest_px: int = 2048
     reports: bool = False
     manifest: Manifest | None = None
 
@@ -58,14 +60,19 @@ class Pictures:
         out = ledger.path.parent
         self._ledger = ledger
         self._monotonic_s = monotonic_s
-        self._overlays = (
-            Overlays(out, ledger, edges=edges, longest_px=options.longest_px, manifest=options.manifest)
-            if options.overlays
-            else None
-        )
-        self._reports = (
-            Reports(out, ledger, edges=edges, manifest=options.manifest) if options.reports else None
-        )
+        self._overlays: Overlays | None = None
+        self._reports: Reports | None = None
+        # Imported when wanted: who wants none does not wait for them at the start.
+        if options.overlays:
+            from rbc_edge import overlay  # noqa: PLC0415
+
+            self._overlays = overlay.Overlays(
+                out, ledger, edges=edges, longest_px=options.longest_px, manifest=options.manifest
+            )
+        if options.reports:
+            from rbc_edge import report  # noqa: PLC0415
+
+            self._reports = report.Reports(out, ledger, edges=edges, manifest=options.manifest)
         self._to_draw: dict[str, None] = {}
         self._to_report: dict[str, tuple[float, float]] = {}  # when it changed first and last
         self._warned = ""

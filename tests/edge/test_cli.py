@@ -389,8 +389,9 @@ def test_watch_takes_its_settings_from_a_file(camera: Path, tmp_path: Path) -> N
 def test_run_makes_pictures_and_pages_and_report_names_them(rbc: Run, camera: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     counting = ("--bundle", TOY_BUNDLE, "--cell-diameter", 40)
-    code, _, complained = rbc("run", camera, "--out", out, *counting, "--overlays", "--report")
+    code, said, complained = rbc("run", camera, "--out", out, *counting, "--overlays", "--report")
     assert (code, complained) == (0, "")
+    assert said.endswith(f"Open {out / 'reports' / 'index.html'} to look at them\n")
     assert len(list((out / "overlays" / "s1").iterdir())) == 3
     assert {p.name for p in (out / "reports").iterdir()} == {"index.html", "s1.html"}
     assert "score at least" in (out / "reports" / "s1.html").read_text()

@@ -91,6 +91,7 @@ class Desk:
         self.camera, self.out = folder / "camera", folder / "out"
         self.out.mkdir()
         self.ledger = Ledger(self.out)
+        self.n_images = 0
 
     def ok(
         self,
@@ -103,10 +104,11 @@ class Desk:
         flags: tuple[str, ...] = (),
         captured_at: str = "",
     ) -> Path:
-        path = self.camera / f"{len(list(self.camera.glob('*')))}.png"
+        path = self.camera / f"{self.n_images}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.n_images += 1
         if image is None:
-            write_disks(path, 3, seed=hash((slide_id, fov)) % 10_000)
+            write_disks(path, 3, seed=self.n_images)
         else:
             path.write_bytes(image)
         field = load_field(path, slide_id, fov)
