@@ -333,7 +333,8 @@ class Watch:
 
     def _make_pictures(self) -> bool:
         """Goes on with what is to be drawn, while nothing is to be counted; tells whether all is."""
-        if self._pictures is None:
+        out, least = self._options.counting.out, self._options.min_free_bytes
+        if self._pictures is None or free_bytes(out) < least:  # what room is left is for counts
             return True
         if not self._pictures.draw(keep_going=self._has_time, time_s=_PORTION_S):
             return False

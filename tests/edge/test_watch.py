@@ -634,6 +634,15 @@ def test_pictures_of_what_a_service_before_counted_are_made(post: Post) -> None:
     assert (post.out / "overlays" / "s1" / "a_overlay.jpg").exists()
 
 
+def test_no_picture_takes_the_room_of_counts(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    post.write("s1/a.png")
+    assert post.run(once=True) == 0
+    with_pictures(post).changes["min_free_bytes"] = 1000
+    monkeypatch.setattr("rbc_edge.watch.free_bytes", lambda _: 999)
+    assert post.run(once=True) == 0
+    assert not (post.out / "overlays").exists() and not (post.out / "reports").exists()
+
+
 def test_pictures_that_cannot_be_made_fail_nothing(post: Post, caplog: pytest.LogCaptureFixture) -> None:
     post.write("s1/a.png")
     post.out.mkdir()
