@@ -182,12 +182,16 @@ class Browser:
 
     def open(self, page: Path, fragment: str = "") -> float:
         """Opens a page; returns after how many seconds it is loaded and painted."""
+        self.events.clear()
         self.call("Page.navigate", url="about:blank")
+        self.wait_for("Page.loadEventFired")  # else its event would be taken for the page's
         self.events.clear()
         started_s = time.perf_counter()
         self.call("Page.navigate", url=page.absolute().as_uri() + fragment)
         self.wait_for("Page.loadEventFired")
         self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        if self.value("location.href.split('#')[0]") != page.absolute().as_uri():
+            raise RuntimeError(f"{page}: another page is shown")
         return time.perf_counter() - started_s
 
     def press(self, key: str) -> None:
