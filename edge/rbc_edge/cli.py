@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -806,6 +806,9 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_NAMED_SLIDES = 8  # a line each; who has a hundred slides wants the table
+
+
 def _print_run(summary: "RunSummary", out: Path) -> None:
     from rbc_edge.inbox import path_text
 
@@ -826,6 +829,8 @@ def _print_run(summary: "RunSummary", out: Path) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         print("  ".join(cells).rstrip())
+    for line in _few_fields(summary.slides):
+        print(line)
     print(
         f"{summary.n_images} images: {summary.n_counted} counted now, {summary.n_unchanged} as before,"
         f" {summary.n_duplicates} duplicates, {summary.n_failed} failed. Tables in {path_text(out)}"
@@ -834,6 +839,23 @@ def _print_run(summary: "RunSummary", out: Path) -> None:
         log.warning("stopped by a signal; run the same command again to go on")
     elif summary.gave_up:
         log.warning("stopped after too many failed images (--max-failures)")
+
+
+def _few_fields(slides: Sequence["SlideSummary"]) -> Iterator[str]:
+    """Warns of slides whose overlap is anybody's guess, each with what it would take; a few are named."""
+    from rbc_edge.counting import says_little
+
+    unsure = [s for s in slides if s.n_fov_more is not None and says_little(s.overlap_interval)]
+    for slide in unsure[:_NAMED_SLIDES]:
+        n_rbc, (low, high) = slide.counts.n_rbc if slide.counts else 0, slide.overlap_interval or (0.0, 1.0)
+        fields = f"{slide.n_fov_ok} field{'' if slide.n_fov_ok == 1 else 's'}"
+        yield (
+            f"too few to say: {_one_line(slide.slide_id)}: {fields} with {n_rbc} red cells put the overlap"
+            f" anywhere in {low:.0%}-{high:.0%};"
+            f" about {slide.n_fov_more} more fields make it sure to 2 points"
+        )
+    if len(unsure) > _NAMED_SLIDES:
+        yield f"too few to say: {len(unsure) - _NAMED_SLIDES} more slides (--json tells all)"
 
 
 def _shown_slide(slide: "SlideSummary") -> tuple[str, ...]:
@@ -866,6 +888,8 @@ def _run_json(summary: "RunSummary", out: Path) -> dict[str, object]:
 
 
 def _slide_json(slide: "SlideSummary") -> dict[str, object]:
+    from rbc_edge.counting import says_little
+
     counts = slide.counts
     low, high = slide.overlap_interval or (None, None)
     return {
@@ -878,6 +902,8 @@ def _slide_json(slide: "SlideSummary") -> dict[str, object]:
         "overlap_fraction": counts.overlap_fraction if counts else None,
         "overlap_low": low,
         "overlap_high": high,
+        "too_few_fields": says_little(slide.overlap_interval),
+        "n_fov_more_for_2_points": slide.n_fov_more,
         "n_wbc": counts.n_wbc if counts else None,
         "n_platelets": counts.n_platelets if counts else None,
         "n_rbc_per_fov_mean": slide.n_rbc_per_fov_mean,

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from rbc_edge.counting import EdgeRule, overlap_interval
+from rbc_edge.counting import EdgeRule, fields_needed, overlap_interval
 from rbc_edge.errors import UnavailableError
 from rbc_edge.inbox import path_text
 from rbc_edge.ledger import FieldRow, Ledger, Status
@@ -66,6 +66,8 @@ class SlideSummary:
         first_captured_at: ISO 8601, or empty when no file says.
         last_captured_at: ISO 8601, or empty when no file says.
         bundle_ids: The bundles that counted, sorted.
+        n_fov_more: How many more fields would make the overlap fraction sure to 2 percentage points either
+            way; None without red cells. Not a column.
     """
 
     slide_id: str
@@ -78,6 +80,7 @@ class SlideSummary:
     first_captured_at: str
     last_captured_at: str
     bundle_ids: tuple[str, ...]
+    n_fov_more: int | None = None
 
 
 class Tables:
@@ -202,6 +205,7 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
         first_captured_at=min(captured, default=""),
         last_captured_at=max(captured, default=""),
         bundle_ids=tuple(sorted(bundle_ids)),
+        n_fov_more=fields_needed(n_overlapping, n_rbc),
     )
 
 
