@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from rbc_edge import counting, imaging, scale
+from rbc_edge import counting, imaging, quality, scale
 from rbc_edge.bundle import TEST_EXPECTED, TEST_INPUT, Bundle
 from rbc_edge.classifier import Classifier
 from rbc_edge.detector import Detector
@@ -82,8 +82,9 @@ class Analyzer:
             given: The user's scale, or the slide's estimate.
 
         Returns:
-            Every cell, whatever the edge rule. Quality flags: ``no-red-cells``; ``scale-mismatch`` when
-            the cells measure clearly otherwise than the user said.
+            Every cell, whatever the edge rule. Quality flags: those of `quality.FLAGS`, of which two are
+            raised here: ``no-red-cells``; ``scale-mismatch`` when the cells measure clearly otherwise than
+            the user said.
         """
         clock = _Clock()
         height, width = field.image.shape[:2]
@@ -105,7 +106,29 @@ class Analyzer:
         )
         if len(rbc) == 0:
             flags.append("no-red-cells")
+        flags += quality.flags(self.signs(field.image, cells, used))
+        clock.lap("quality")
         return FovResult(width, height, used, cells, tuple(sorted(flags)), clock.laps_ms)
+
+    def signs(self, image: UInt8, cells: Cells, used: Scale) -> quality.Signs:
+        """Measures what a field's picture is worth (see `quality`).
+
+        Args:
+            image: uint8 (H, W, 3) RGB, as it was decoded.
+            cells: What was found in it.
+            used: The scale it was found at.
+
+        Returns:
+            The signs.
+        """
+        manifest = self.bundle.manifest
+        return quality.measure(
+            image,
+            cells,
+            used.cell_diameter_px,
+            model_diameter_px=manifest.cell_diameter_px,
+            least_score=manifest.score_threshold[CellClass.RBC],
+        )
 
     def detect(
         self, view: imaging.View, cell_diameter_px: float, *, score_threshold: Float32 | None = None

@@ -59,7 +59,7 @@ def test_only_red_cells_are_judged_and_groups_follow_the_verdicts(
         )
         np.testing.assert_array_equal(cells.touches_edge, counting.touches_edge(found.xyxy, 320, 256))
         assert (result.width_px, result.height_px) == (320, 256)
-        assert set(result.timings_ms) - {"scale"} == {"view", "detect", "crop", "classify"}
+        assert set(result.timings_ms) - {"scale"} == {"view", "detect", "crop", "classify", "quality"}
         assert all(ms >= 0 for ms in result.timings_ms.values())
     assert classes == {0, 1, 2}
 

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Option(help="Folder with splits.csv, txl_pbc/ and bccd/.", envvar="RBC_DATA")]
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle to run.  [default: the shipped one]")]
-Every = Annotated[int, typer.Option(min=1, help="Every how many-th validation photograph.")]
+Every = Annotated[int, typer.Option(min=1, help="Every how many-th photograph.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the networks; 0: as the processor has.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; the page made of them lies one above.")]
 DatasetOption = Annotated[Path, typer.Option(help="What the dataset command wrote.")]
@@ -317,6 +317,47 @@ def disturb(
         )
     section = trials.disturbance_section(tried, len(photographs), analyzer.bundle.bundle_id, every=every)
     typer.echo(results.publish(section, out), err=True)
+
+
+@app.command()
+def quality(
+    bundle: BundleOption = None,
+    data: Data = _DATA,
+    every: Every = 6,  # defects.EVERY
+    out: Out = results.FOLDER,
+    threads: Threads = 0,
+) -> None:
+    """Draws defects into validation photographs and weighs the quality flags: hits and false alarms."""
+    from rbc_train import defects, figures  # noqa: PLC0415
+
+    analyzer, validation = _at_work(bundle, data, threads)
+    steps = defects.try_defects(analyzer, validation, every=every)
+    with typer.progressbar(steps, length=defects.n_trials(), label="defects", file=sys.stderr) as bar:
+        trials = list(bar)
+    figure, picture = defects.draw_rocs(trials, "quality-roc.png")
+    figures.save(figure, out / picture.file)
+    results.publish(defects.flags_section(), out)
+    typer.echo(_published(defects.section(trials, picture, analyzer.bundle.bundle_id, every=every), out))
+
+
+@app.command()
+def coverage(
+    bundle: BundleOption = None,
+    data: Data = _DATA,
+    every: Every = 1,
+    out: Out = results.FOLDER,
+    threads: Threads = 0,
+) -> None:
+    """Draws slides from photographs: does the 95 % interval hold the truth, how many fields are needed?"""
+    from rbc_train import coverage as room  # noqa: PLC0415
+
+    analyzer, _ = _at_work(bundle, data, threads)
+    photographs = datasets.read_public(data)[0].of("train", "val")[::every]
+    with typer.progressbar(length=len(photographs), label="photographs", file=sys.stderr) as bar:
+        sources = room.count_fields(analyzer, photographs, bar.update)
+    covered = {f.source: list(room.cover(f, draws=room.DRAWS)) for f in sources}
+    asked = {f.source: list(room.forecast(f, draws=room.FORECAST_DRAWS)) for f in sources}
+    typer.echo(_published(room.section(sources, covered, asked, analyzer.bundle.bundle_id), out))
 
 
 class Comparator(StrEnum):

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from rbc_edge.errors import UnavailableError
 
-Page = Literal["results", "paper"]
+Page = Literal["results", "paper", "quality"]
 
 FOLDER: Final = Path("docs/results")
 """Where sections and their pictures lie, from the root of the repository; the pages lie one above."""
@@ -21,6 +21,7 @@ FOLDER: Final = Path("docs/results")
 _TITLES: Final[dict[Page, str]] = {
     "results": "Results",
     "paper": "The paper, repeated and answered",
+    "quality": "Quality flags and intervals",
 }
 _INTRODUCTIONS: Final[dict[Page, str]] = {
     "results": (
@@ -34,6 +35,11 @@ _INTRODUCTIONS: Final[dict[Page, str]] = {
         "labelled by the area rule that also judged them. This page repeats both experiments over many "
         "draws, then asks what the method is worth when inspected labels judge it."
     ),
+    "quality": (
+        "The column `quality_flags` warns of fields whose counts may be wrong; a flag never changes a count. "
+        "This page tells what the flags mean, how often they are right, and how often a slide's interval "
+        "holds the truth. Every figure was printed by the command named above it."
+    ),
 }
 _ORDER: Final = (
     "metrics",
@@ -46,6 +52,9 @@ _ORDER: Final = (
     "overlap",
     "paper",
     "learning",
+    "flags",
+    "quality",
+    "coverage",
 )
 
 
