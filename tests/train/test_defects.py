@@ -12,6 +12,7 @@ from tiny_data import TinyData, photograph
 from rbc_edge import quality
 from rbc_edge.analyzer import Analyzer
 from rbc_edge.bundle import Bundle
+from rbc_edge.errors import UnavailableError
 from rbc_edge.quality import Rule, Signs
 from rbc_train import datasets, defects, results
 from rbc_train.defects import Defect, Looked, Trial
@@ -116,9 +117,12 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_the_station_is_tried_as_it_is(data: TinyData) -> None:
+def test_the_station_is_tried_as_it_is(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photographs = datasets.read_public(data.folder)[0].of("val")
-    trials = list(defects.try_defects(Analyzer(Bundle.open(TOY), threads=1), photographs, every=2))
+    analyzer, work = Analyzer(Bundle.open(TOY), threads=1), tmp_path / "work"
+    trials = list(defects.try_defects(analyzer, photographs, every=2, work=work))
     assert len(trials) == defects.n_trials()
     plain = trials[0].fields
     assert len(plain) == 2 and not any(f.harmed for f in plain)
@@ -129,6 +133,11 @@ def test_the_station_is_tried_as_it_is(data: TinyData) -> None:
         (t.fields[0].signs.bright_level for t in dark), reverse=True
     )
     assert "dark" in dark[-1].fields[0].flags
+    monkeypatch.delattr(Analyzer, "analyze")
+    again = list(defects.try_defects(analyzer, photographs, every=2, work=work))
+    assert str(again) == str(trials)  # from the folder; str, because NaN is not itself
+    with pytest.raises(UnavailableError, match=r"one in 2 .* not of .* one in 3 "):
+        next(defects.try_defects(analyzer, photographs, every=3, work=work))
     figure, picture = defects.draw_rocs(trials, "quality-roc.png")
     section = defects.section(trials, picture, "id", every=2)
     assert section.command == "python -m rbc_train quality --every 2"
@@ -143,8 +152,9 @@ def test_the_command_publishes_what_the_page_shows(
 ) -> None:
     out = tmp_path / "docs" / "results"
     code, said, _ = rbc_train(
-        monkeypatch, capsys, "quality", "--data", data.folder, "--bundle", TOY, "--out", out, "--threads", 1
-    )
+        monkeypatch, capsys, "quality", "--data", data.folder, "--bundle", TOY, "--out", out, "--threads", 1,
+        "--work", tmp_path / "work",
+    )  # fmt: skip
     assert code == 0
     assert "as they are" in said and "gradient" in said
     assert len(results.read_section("quality", out)["weighed"]) == len(quality.RULES)

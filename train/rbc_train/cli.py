@@ -323,7 +323,10 @@ def disturb(
 def quality(
     bundle: BundleOption = None,
     data: Data = _DATA,
-    every: Every = 6,  # defects.EVERY
+    every: Every = 10,  # defects.EVERY
+    work: Annotated[Path, typer.Option(help="Folder of the trials; a cut command goes on there.")] = Path(
+        "runs/quality"
+    ),
     out: Out = results.FOLDER,
     threads: Threads = 0,
 ) -> None:
@@ -331,7 +334,7 @@ def quality(
     from rbc_train import defects, figures  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
-    steps = defects.try_defects(analyzer, validation, every=every)
+    steps = defects.try_defects(analyzer, validation, every=every, work=work)
     with typer.progressbar(steps, length=defects.n_trials(), label="defects", file=sys.stderr) as bar:
         trials = list(bar)
     figure, picture = defects.draw_rocs(trials, "quality-roc.png")

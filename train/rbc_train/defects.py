@@ -6,10 +6,13 @@ tells harmed fields best.
 """
 
 import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as fields_of
+from pathlib import Path
 from typing import Any, Final
 
 import cv2
@@ -19,13 +22,14 @@ from matplotlib.figure import Figure
 
 from rbc_edge import counting, imaging, quality
 from rbc_edge.analyzer import Analyzer
+from rbc_edge.errors import UnavailableError
 from rbc_edge.quality import Rule, Signs
 from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_train import figures, metrics
 from rbc_train.datasets import Photograph
 from rbc_train.results import Picture, Section, Table
 
-EVERY: Final = 6
+EVERY: Final = 10
 """Every how many-th photograph gets the defects."""
 
 MOST_FALSE_ALARMS: Final = 0.02
@@ -36,6 +40,7 @@ HARMED: Final = 0.15
 
 _UNKNOWN: Final = Scale(math.nan, ScaleSource.NONE)
 _SCALE_FIELDS: Final = 8  # of a slide, whose scale they tell, as at the station
+_LEAST_SIDE_PX: Final = 16  # smaller is refused before the analyzer
 _NOT_SMEARS_EACH: Final = 8
 _READ_NOISE: Final = 0.5  # grey levels
 _SHOT_NOISE: Final = 1.5  # grey levels in full light
@@ -308,7 +313,7 @@ def n_trials() -> int:
 
 
 def try_defects(
-    analyzer: Analyzer, photographs: Sequence[Photograph], *, every: int = EVERY
+    analyzer: Analyzer, photographs: Sequence[Photograph], *, every: int = EVERY, work: Path
 ) -> Iterator[Trial]:
     """Looks at photographs as they are, at some of them with each defect, and at what is no smear.
 
@@ -318,66 +323,127 @@ def try_defects(
         analyzer: The bundle at work.
         photographs: Validation photographs.
         every: Every how many-th gets the defects.
+        work: Folder of finished trials: who was cut short goes on there. Flags are raised anew from the
+            signs in them, by the rules of now.
 
     Yields:
         A trial a defect; the first is `PLAIN`, on all photographs.
+
+    Raises:
+        UnavailableError: If the folder cannot be written, or holds trials of other options.
     """
-    scales = {}
-    for source in sorted({p.source for p in photographs}):
+    shelf = _Shelf(
+        work,
+        f"bundle {analyzer.bundle.bundle_id}, {len(photographs)} photographs, one in {every} with defects",
+    )
+
+    @functools.cache
+    def scale_of(source: str) -> Scale:
         own = [p for p in photographs if p.source == source]
         chosen = np.linspace(0, len(own) - 1, min(_SCALE_FIELDS, len(own))).round().astype(int)
-        scales[source] = analyzer.estimate_scale([own[i].read() for i in chosen])
+        return analyzer.estimate_scale([own[i].read() for i in chosen])
 
-    def look(image: UInt8, given: Scale, before: Looked) -> Looked:
-        field = FieldOfView(before.source, "", "", np.ascontiguousarray(image))
+    def look(image: UInt8, given: Scale, truth: Looked) -> Looked:
+        field = FieldOfView(truth.source, "", "", np.ascontiguousarray(image))
         result = analyzer.analyze(field, given)
         counts = counting.count(result.cells)
-        signs = analyzer.signs(field.image, result.cells, result.scale)
         fraction = counts.overlap_fraction
-        overlap = math.nan if fraction is None else fraction
-        return Looked(
-            before.source, before.n_true, before.n_labelled, counts.n_rbc, before.true_overlap, overlap,
-            signs, result.quality_flags,
-        )  # fmt: skip
+        return replace(
+            truth,
+            n_rbc=counts.n_rbc,
+            overlap=math.nan if fraction is None else fraction,
+            signs=analyzer.signs(field.image, result.cells, result.scale),
+            flags=result.quality_flags,
+        )
 
-    nothing = Signs(*[math.nan] * 9)
-    plain: list[Looked] = []
-    for p in photographs:
-        labelled = int((p.class_id == CellClass.RBC).sum())
-        seen = look(
-            p.read(), scales[p.source], Looked(p.source, 0, labelled, 0, math.nan, math.nan, nothing, ())
-        )
-        plain.append(
-            Looked(
-                seen.source,
-                seen.n_rbc,
-                labelled,
-                seen.n_rbc,
-                seen.overlap,
-                seen.overlap,
-                seen.signs,
-                seen.flags,
-            )
-        )
-    yield Trial(PLAIN, tuple(plain))
-    some = list(zip(photographs, plain, strict=True))[::every]
-    for defect in DEFECTS:
-        fields = []
-        for i, (p, before) in enumerate(some):
-            rng = np.random.default_rng(i)
-            if defect.stack > 1:
-                image, n = _stacked(p, photographs, defect.stack, rng)
-                truth = Looked(p.source, n, n, 0, math.nan, math.nan, nothing, ())
-            else:
-                image, truth = defect.draw(p.read(), before.signs.cell_diameter_px, rng), before
-            if min(image.shape[:2]) >= 16:  # smaller is refused before it comes here
-                fields.append(look(image, _UNKNOWN if defect.rescales else scales[p.source], truth))
-        yield Trial(defect, tuple(fields))
-    for kind in NOT_SMEARS:
-        before = Looked(kind, 0, 0, 0, math.nan, math.nan, nothing, ())
+    def look_plainly(p: Photograph) -> Looked:
+        seen = look(p.read(), scale_of(p.source), _unseen(p.source, int((p.class_id == CellClass.RBC).sum())))
+        return replace(seen, n_true=seen.n_rbc, true_overlap=seen.overlap)
+
+    def look_at_defect(defect: Defect, i: int, p: Photograph, before: Looked) -> Iterator[Looked]:
+        rng = np.random.default_rng(i)
+        if defect.stack > 1:
+            image, n = _stacked(p, photographs, defect.stack, rng)
+            truth = _unseen(p.source, n)
+        else:
+            image, truth = defect.draw(p.read(), before.signs.cell_diameter_px, rng), before
+        if min(image.shape[:2]) >= _LEAST_SIDE_PX:
+            yield look(image, _UNKNOWN if defect.rescales else scale_of(p.source), truth)
+
+    plain = shelf.take(PLAIN, lambda: [look_plainly(p) for p in photographs])
+    yield plain
+    some = list(zip(photographs, plain.fields, strict=True))[::every]
+
+    def look_at_defects(defect: Defect) -> list[Looked]:
+        return [f for i, (p, before) in enumerate(some) for f in look_at_defect(defect, i, p, before)]
+
+    def look_at_no_smears(kind: str) -> list[Looked]:
         pictures = [not_smears(kind, np.random.default_rng(i)) for i in range(_NOT_SMEARS_EACH)]
+        return [look(picture, _UNKNOWN, _unseen(kind, 0)) for picture in pictures]
+
+    for defect in DEFECTS:
+        yield shelf.take(defect, functools.partial(look_at_defects, defect))
+    for kind in NOT_SMEARS:
         no_smear = Defect("unfamiliar", "surety", "no smear", kind, _same)
-        yield Trial(no_smear, tuple(look(picture, _UNKNOWN, before) for picture in pictures))
+        yield shelf.take(no_smear, functools.partial(look_at_no_smears, kind))
+
+
+def _unseen(source: str, n: int) -> Looked:
+    """A field before anybody looked, with `n` labelled red cells, which are taken for the truth."""
+    nothing = Signs(*[math.nan] * len(fields_of(Signs)))
+    return Looked(source, n, n, 0, math.nan, math.nan, nothing, ())
+
+
+class _Shelf:
+    """Finished trials in a folder.
+
+    Args:
+        folder: Made when it is not there.
+        options: What the trials depend on, in words.
+    """
+
+    def __init__(self, folder: Path, options: str) -> None:
+        self._folder = folder
+        self._n = 0
+        label = folder / "options.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not label.exists():
+                label.write_text(options + "\n", encoding="utf-8")
+            found = label.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise UnavailableError(
+                f"{folder}: {error.strerror}", "choose another folder with --work"
+            ) from error
+        if found != options:
+            raise UnavailableError(
+                f"{folder}: holds trials of {found}, not of {options}",
+                "remove it, or choose another folder with --work",
+            )
+
+    def take(self, defect: Defect, look: Callable[[], Sequence[Looked]]) -> Trial:
+        """Returns a trial from the folder, or looks and puts it there."""
+        file = self._folder / f"{self._n:02}.json"
+        self._n += 1
+        name = f"{defect.kind} {defect.strength}"
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["defect"] == name:
+                return Trial(defect, tuple(map(_looked, content["fields"])))
+        trial = Trial(defect, tuple(look()))
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(
+            json.dumps({"defect": name, "fields": [asdict(f) for f in trial.fields]}), encoding="utf-8"
+        )
+        temporary.replace(file)
+        return trial
+
+
+def _looked(content: dict[str, Any]) -> Looked:
+    signs = Signs(**content.pop("signs"))
+    by_rule = {rule.flag for rule in quality.RULES}
+    flags = {flag for flag in content.pop("flags") if flag not in by_rule} | set(quality.flags(signs))
+    return Looked(**content, signs=signs, flags=tuple(sorted(flags)))
 
 
 def _stacked(
