@@ -185,10 +185,10 @@ def flags(signs: Signs) -> tuple[str, ...]:
     return tuple(sorted({rule.flag for rule in RULES if rule.is_broken(signs)}))
 
 
-def _bright_level(grey: UInt8) -> float:
-    """Returns the grey level that 5 % of the pixels reach."""
-    seen = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().cumsum()
-    return float(np.searchsorted(seen, _BRIGHT_SHARE * grey.size))
+def _bright_level(image: UInt8, channel: int = 0) -> float:
+    """Returns the level that 5 % of the pixels of a channel reach."""
+    seen = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().cumsum()
+    return float(np.searchsorted(seen, _BRIGHT_SHARE * image.shape[0] * image.shape[1]))
 
 
 def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]:
@@ -283,8 +283,8 @@ def _colour(small: UInt8, boxes: Float32) -> tuple[float, float]:
     high = np.clip(np.round(centre + half), 1, [width, height]).astype(np.int64)
     high = np.maximum(high, low + 1)
     area = np.prod(high - low, axis=1)
-    n_white = _sums(white[:, :, None] // 255, low, high)[:, 0].sum() / area.sum()
-    glass = [_bright_level(np.ascontiguousarray(small[:, :, c])) for c in range(3)]
+    n_white = _sums(white, low, high)[:, 0].sum() / 255 / area.sum()
+    glass = [_bright_level(small, channel) for channel in range(3)]
     mean = _sums(small, low, high) / area[:, None]
     absorbance = np.median(np.log(np.maximum(glass, 1.0) / np.maximum(mean, 1.0)), axis=0)
     total = float(absorbance.sum())
@@ -296,14 +296,14 @@ def _sums(image: UInt8, low: npt.NDArray[np.int64], high: npt.NDArray[np.int64])
     """Sums pixels in boxes (Crow 1984: summed-area tables).
 
     Args:
-        image: uint8 (H, W, C).
+        image: uint8 (H, W) or (H, W, C).
         low: int64 (N, 2), x and y of the first pixel.
         high: int64 (N, 2), x and y after the last.
 
     Returns:
         float64 (N, C).
     """
-    table = np.atleast_3d(cv2.integral(np.ascontiguousarray(image))).astype(np.float64)
+    table = np.atleast_3d(cv2.integral(image)).astype(np.float64)
     (x0, y0), (x1, y1) = low.T, high.T
     sums = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
     return np.asarray(sums, np.float64)
