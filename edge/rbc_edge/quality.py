@@ -16,7 +16,6 @@ from typing import Final
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from rbc_edge import imaging
 from rbc_edge.values import Bool, CellClass, Cells, Float32, UInt8
@@ -89,6 +88,8 @@ FLAGS: Final[Mapping[str, str]] = {
 
 _SATURATED: Final = 250  # JPEG and averaging leave a few levels below 255
 _CORE: Final = 0.6  # share of a box's sides that shows its cell and no glass
+_POINTS: Final = np.stack(np.meshgrid(*[np.linspace(-1, 1, 9)] * 2), axis=-1).reshape(-1, 2)
+_COLOUR_PIXELS: Final = 4_000  # enough for a percentile
 _BRIGHT_SHARE: Final = 0.95  # as `imaging.balance` sees glass
 _UNSCALED_SIDE_PX: Final = 192  # a field without cells has no scale
 _MOST_CELLS: Final = 48  # whose outlines are looked at
@@ -97,7 +98,8 @@ _RADII: Final = np.linspace(0.55, 1.45, 19)  # of the box's half sides
 _REMAP_MOST_PX: Final = 32766  # what lies beyond OpenCV cannot reach
 _LEAST_RAYS: Final = 8
 _RAY_CONTRAST: Final = 0.03  # of the bright level: a ray that sees less crosses no outline
-_BLOCK_PX: Final = 5
+_BLOCK: Final = 1 / 8  # of a cell
+_MOST_BLOCKS: Final = 20_000
 _GLASS: Final = 0.9  # of the brightest: darker is a cell, or lies under one
 _FIT_LEAST: Final = 6
 _RIDGE: Final = 1e-3  # glass on one spot does not tell the slope
@@ -153,20 +155,22 @@ def measure(
     if math.isnan(cell_diameter_px):
         factor = min(1.0, _UNSCALED_SIDE_PX / min(height, width))
     else:
-        factor = model_diameter_px / cell_diameter_px
+        factor = min(1.0, model_diameter_px / cell_diameter_px)  # nothing is seen better for being enlarged
     # Averaging three channels would take as long as all the rest; colour does not need it.
     grey = imaging.rescale(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8), factor)
-    small = np.asarray(cv2.resize(image, grey.shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
     found = cells.detections
-    back = np.array([small.shape[1] / width, small.shape[0] / height] * 2, np.float32)
+    back = np.array([grey.shape[1] / width, grey.shape[0] / height] * 2, np.float32)
     boxes = found.xyxy * back
     red = found.class_id == CellClass.RBC
     bright = _bright_level(grey)
     contrast, edge_width = _outlines(grey, boxes[red], bright)
-    unevenness, glass = _light(grey, boxes)
+    block_px = (
+        _BLOCK * model_diameter_px if math.isnan(cell_diameter_px) else _BLOCK * cell_diameter_px * factor
+    )
+    unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
     surety = (float(np.median(score)) - least_score) / (1 - least_score) if len(score) else math.nan
-    clipped, green = _colour(small, boxes[red])
+    clipped, green = _colour(image, found.xyxy[red])
     return Signs(bright, clipped, contrast, edge_width, unevenness, glass, cell_diameter_px, surety, green)
 
 
@@ -185,10 +189,10 @@ def flags(signs: Signs) -> tuple[str, ...]:
     return tuple(sorted({rule.flag for rule in RULES if rule.is_broken(signs)}))
 
 
-def _bright_level(image: UInt8, channel: int = 0) -> float:
-    """Returns the level that 5 % of the pixels of a channel reach."""
-    seen = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().cumsum()
-    return float(np.searchsorted(seen, _BRIGHT_SHARE * image.shape[0] * image.shape[1]))
+def _bright_level(grey: UInt8) -> float:
+    """Returns the grey level that 5 % of the pixels reach."""
+    seen = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().cumsum()
+    return float(np.searchsorted(seen, _BRIGHT_SHARE * grey.size))
 
 
 def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]:
@@ -220,10 +224,10 @@ def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]
     return contrast, float(np.median(depth[crosses] / rise[crosses])) * step
 
 
-def _light(grey: UInt8, boxes: Float32) -> tuple[float, float]:
+def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
     """Fits the lamp to the glass between the boxes; returns its unevenness, and how much glass there is."""
     height, width = grey.shape
-    rows, columns = height // _BLOCK_PX, width // _BLOCK_PX
+    rows, columns = height // block_px, width // block_px
     if min(rows, columns) < 4:
         return math.nan, math.nan
     level = np.asarray(cv2.resize(grey, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
@@ -231,6 +235,8 @@ def _light(grey: UInt8, boxes: Float32) -> tuple[float, float]:
     scale = np.array([columns / width, rows / height] * 2, np.float32)
     for x0, y0, x1, y1 in np.round(boxes * scale).astype(np.int64).tolist():
         under[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+    step = max(1, math.isqrt(rows * columns // _MOST_BLOCKS))  # of a large field some say enough
+    level, under = level[::step, ::step], under[::step, ::step]
     lamp = _lamp(level, under == 0)
     if lamp is None:
         return math.nan, float((level > _GLASS * _bright_level(grey)).mean())
@@ -272,38 +278,23 @@ def _terms(rows: int, columns: int) -> Float32:
     return terms
 
 
-def _colour(small: UInt8, boxes: Float32) -> tuple[float, float]:
-    """Returns how much of the red cells is clipped, and green's share of their absorbance."""
-    white = np.asarray(cv2.inRange(small, (_SATURATED,) * 3, (255,) * 3), np.uint8)
-    if len(boxes) == 0:
-        return float((white > 0).mean()), math.nan
-    height, width = small.shape[:2]
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _CORE
-    low = np.clip(np.round(centre - half), 0, [width - 1, height - 1]).astype(np.int64)
-    high = np.clip(np.round(centre + half), 1, [width, height]).astype(np.int64)
-    high = np.maximum(high, low + 1)
-    area = np.prod(high - low, axis=1)
-    n_white = _sums(white, low, high)[:, 0].sum() / 255 / area.sum()
-    glass = [_bright_level(small, channel) for channel in range(3)]
-    mean = _sums(small, low, high) / area[:, None]
-    absorbance = np.median(np.log(np.maximum(glass, 1.0) / np.maximum(mean, 1.0)), axis=0)
-    total = float(absorbance.sum())
-    green = float(absorbance[1]) / total if total > _LEAST_COLOUR else math.nan
-    return float(n_white), green
+def _colour(image: UInt8, boxes: Float32) -> tuple[float, float]:
+    """Returns how much of the red cells is clipped, and green's share of their absorbance.
 
-
-def _sums(image: UInt8, low: npt.NDArray[np.int64], high: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Sums pixels in boxes (Crow 1984: summed-area tables).
-
-    Args:
-        image: uint8 (H, W) or (H, W, C).
-        low: int64 (N, 2), x and y of the first pixel.
-        high: int64 (N, 2), x and y after the last.
-
-    Returns:
-        float64 (N, C).
+    Looks at points, not at all pixels: colour is smooth, and summed-area tables of a large field take more
+    memory than its analysis.
     """
-    table = np.atleast_3d(cv2.integral(image)).astype(np.float64)
-    (x0, y0), (x1, y1) = low.T, high.T
-    sums = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
-    return np.asarray(sums, np.float64)
+    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COLOUR_PIXELS))
+    some = image[::step, ::step].reshape(-1, 3)
+    if len(boxes) == 0:
+        return float((some.min(axis=1) >= _SATURATED).mean()), math.nan
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _CORE
+    place = np.floor(centre[:, None] + half[:, None] * _POINTS).astype(np.int64)  # (N, P, 2)
+    x = np.clip(place[..., 0], 0, image.shape[1] - 1)
+    y = np.clip(place[..., 1], 0, image.shape[0] - 1)
+    seen = image[y, x]  # (N, P, 3)
+    clipped = float((seen.min(axis=2) >= _SATURATED).mean())
+    glass = np.percentile(some, 100 * _BRIGHT_SHARE, axis=0)
+    absorbance = np.median(np.log(np.maximum(glass, 1.0) / np.maximum(seen.mean(axis=1), 1.0)), axis=0)
+    total = float(absorbance.sum())
+    return clipped, float(absorbance[1]) / total if total > _LEAST_COLOUR else math.nan
