@@ -648,6 +648,8 @@ def section(trials: Sequence[Trial], picture: Picture, bundle_id: str, *, every:
             f"{MOST_FALSE_ALARMS:.0%} false alarms in every source. Three shipped bounds are more lenient, "
             "for what other laboratories bring need not be harm: weaker stain (contrast), white glass that "
             "shows through pale cells (clipped), and monochrome cameras, whose cells absorb green by 1/3.",
+            "The bounds were chosen on the photographs that judge them here; on others expect a few more "
+            "false alarms.",
             "Of drawn pictures that are no smear, these are counted and mostly not flagged: "
             f"{', '.join(_unnoticed(trials)) or 'none'}. Who looks at an overlay sees it.",
         ),
