@@ -199,6 +199,20 @@ def default_path() -> Path:
     return Path(str(files("rbc_edge") / "bundles" / "default"))
 
 
+def claimed_id(path: Path | None = None) -> str | None:
+    """Returns the bundle_id that a manifest claims, without checking anything; None without one.
+
+    Args:
+        path: The bundle's folder; the one that ships in this package when None.
+    """
+    folder = default_path() if path is None else path
+    try:
+        claimed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["bundle_id"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return claimed if isinstance(claimed, str) and claimed.isalnum() else None
+
+
 def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundle:
     """Writes a bundle: copies the files, hashes them, writes the manifest last.
 

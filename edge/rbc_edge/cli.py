@@ -34,13 +34,12 @@ app = typer.Typer(
     epilog="Exit codes: 0 all done, 1 unexpected, 2 usage or configuration, 3 done but some images failed,"
     " 4 bundle missing or not intact, 5 source or output not available, 130/143 stopped by a signal.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bundle_app = typer.Typer(help="Show or check the models the station counts with.", no_args_is_help=True)
-config_app = typer.Typer(help="Show or check the settings.", no_args_is_help=True)
+config_app = typer.Typer(help="Begin, show or check the settings.", no_args_is_help=True)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(config_app, name="config")
 
@@ -125,15 +124,26 @@ QuietOption = Annotated[bool | None, typer.Option("--quiet", "-q", help="Print e
 
 
 def _version(asked: bool) -> None:
-    if asked:
-        print(f"rbc-edge {__version__}")
-        raise typer.Exit()
+    if not asked:
+        return
+    from rbc_edge.bundle import claimed_id
+
+    try:
+        folder = _settings({}, None).settings.bundle
+    except UsageError:  # whoever asks for the version may be looking for what is wrong
+        folder = None
+    bundle_id = claimed_id(folder)
+    print(f"rbc-edge {__version__}, {f'bundle {bundle_id}' if bundle_id else 'no bundle'}")
+    raise typer.Exit()
 
 
 @app.callback()
 def _program(
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and the bundle's."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -572,7 +582,9 @@ def write_report(
             log.warning("no browser could be started; open the page yourself")
 
 
-@bundle_app.command("show")
+@bundle_app.command(
+    "show", epilog="Examples:\n\nrbc-edge bundle show\n\nrbc-edge bundle show --bundle DIR --json"
+)
 def bundle_show(bundle: BundleOption = None, json_output: JsonOption = False) -> None:
     """Print what the bundle says of itself; exit 4 when it is not intact."""
     from rbc_edge.bundle import Bundle
@@ -584,7 +596,7 @@ def bundle_show(bundle: BundleOption = None, json_output: JsonOption = False) ->
         _print_mapping(described)
 
 
-@bundle_app.command("verify")
+@bundle_app.command("verify", epilog="Example:\n\nrbc-edge bundle verify")
 def bundle_verify(bundle: BundleOption = None, json_output: JsonOption = False) -> None:
     """Check the bundle's files and run its test field on this machine; exit 4 when the cells differ."""
     from dataclasses import asdict
@@ -605,9 +617,52 @@ def bundle_verify(bundle: BundleOption = None, json_output: JsonOption = False) 
         )
 
 
-@config_app.command("show")
+@config_app.command(
+    "init",
+    epilog="Examples:\n\n"
+    "rbc-edge config init\n\n"
+    "rbc-edge config init --file station.toml --source /camera --out /results\n\n"
+    "rbc-edge config init --file -",
+)
+def config_init(
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", metavar="FILE", help="Where to write; - prints it.  [default: the user's settings file]"
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="DIR", help="The camera's folder, to be set in it.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="The output folder, to be set in it.", readable=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a settings file in which every key stands with its meaning, commented out.
+
+    Nothing that is there is written over.
+    """
+    from rbc_edge.config import example, places, write_example
+
+    # Absolute: in the file they would be relative to the file.
+    source, out = (None if p is None else Path(os.path.abspath(p)) for p in (source, out))  # noqa: PTH100
+    if file == Path("-"):
+        print(example(source=source, out=out), end="")
+        return
+    file = file or places()[0]
+    write_example(file, source=source, out=out, force=force)
+    print(_one_line(f"{file}: written; `rbc-edge config validate --config {file}` after every change"))
+
+
+@config_app.command(
+    "show", epilog="Examples:\n\nrbc-edge config show\n\nRBC_EDGE_THREADS=1 rbc-edge config show"
+)
 def config_show(config: ConfigOption = None, json_output: JsonOption = False) -> None:
-    """Print the settings in force and where each comes from."""
+    """Print the settings in force and where each comes from: a variable, a file and its line, or default."""
     from dataclasses import asdict
 
     loaded = _settings({}, config)
@@ -617,14 +672,19 @@ def config_show(config: ConfigOption = None, json_output: JsonOption = False) ->
         return
     for key, value in values.items():
         shown = "-" if value is None else json.dumps(value, ensure_ascii=False)
-        print(f"{key:14} {shown:20} {loaded.source[key]}")
+        print(f"{key:14} {_one_line(shown):20} {_one_line(loaded.source[key])}")
 
 
-@config_app.command("validate")
+@config_app.command(
+    "validate", epilog="Example:\n\nrbc-edge config validate --config /etc/rbc-edge/config.toml"
+)
 def config_validate(config: ConfigOption = None) -> None:
     """Check the settings file and the environment; exit 2 when something in them is wrong."""
+    from rbc_edge.config import places
+
     loaded = _settings({}, config)
-    print(f"{loaded.file or 'no settings file'}: valid")
+    none = f"no settings file ({' or '.join(map(str, places()))})"
+    print(_one_line(f"{loaded.file or none}: valid"))
 
 
 def _run_options(

@@ -1,15 +1,18 @@
 """Settings: flag, then environment, then file, then default; checked in one place, whoever gave them."""
 
 import difflib
+import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from rbc_edge.errors import UsageError
+from rbc_edge.errors import UnavailableError, UsageError
 
 ENV_PREFIX: Final = "RBC_EDGE_"
 CELL_DIAMETER_UM: Final = 7.5
@@ -19,6 +22,8 @@ PRECISIONS: Final = ("int8", "fp32")
 EDGES: Final = ("all", "two-sides", "inside")
 
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
+_EXAMPLE: Final = Path(__file__).with_name("example.toml")
+_KEY: Final = re.compile(r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*=""")
 _SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
 _MOST_THREADS: Final = 64  # ten thousand bring a small computer down, and nothing gains from ten
 _RANGES: Final = {  # seconds, and MB
@@ -128,7 +133,7 @@ class Loaded:
 
     Attributes:
         settings: The settings in force.
-        source: For each setting ``flag``, a variable, a file, or ``default``.
+        source: For each setting ``flag``, a variable, a file and line (``FILE:LINE``), or ``default``.
         file: The configuration file read; None without one.
     """
 
@@ -161,7 +166,7 @@ def load(
     given = {key: (value, "flag") for key, value in flags.items() if value is not None}
     layers = [given, _variables(env)]
     if path is not None:
-        layers.append({key: (value, str(path)) for key, value in _read(path).items()})
+        layers.append(_read(path))
 
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
@@ -188,12 +193,82 @@ def user_file(env: Mapping[str, str]) -> Path:
     return home / "rbc-edge" / "config.toml"
 
 
+def places(env: Mapping[str, str] | None = None) -> tuple[Path, Path]:
+    """Returns where settings are looked for when nobody names a file: the user's, then the system's.
+
+    Args:
+        env: The environment; None: the process's.
+    """
+    env = os.environ if env is None else env
+    return user_file(env), _SYSTEM_FILE
+
+
+def example(*, source: Path | None = None, out: Path | None = None) -> str:
+    """Returns a settings file in which every key stands with its meaning, commented out.
+
+    Args:
+        source: The camera's folder, to be set in it; None: left out.
+        out: The output folder, to be set in it; None: left out.
+
+    Raises:
+        UsageError: A folder's name is not UTF-8, and cannot stand in a TOML file.
+    """
+    text = _EXAMPLE.read_text(encoding="utf-8")
+    for key, folder in (("source", source), ("out", out)):
+        if folder is None:
+            continue
+        try:
+            os.fspath(folder).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"--{key} is {os.fspath(folder)!r}", "a settings file can name UTF-8 folders only"
+            ) from error
+        line = f"{key} = {json.dumps(os.fspath(folder), ensure_ascii=False)}"
+        text, n = re.subn(rf"^#{key} = .*$", lambda _, line=line: line, text, flags=re.M)
+        assert n == 1, key
+    return text
+
+
+def write_example(
+    file: Path, *, source: Path | None = None, out: Path | None = None, force: bool = False
+) -> None:
+    """Writes `example` into a file, whole or not at all; its folder is made where it is missing.
+
+    Args:
+        file: The file.
+        source: See `example`.
+        out: See `example`.
+        force: Replace a file that is there.
+
+    Raises:
+        UsageError: The file is there already, or see `example`.
+        UnavailableError: It cannot be written.
+    """
+    text = example(source=source, out=out)
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        if not force and os.path.lexists(file):
+            raise UsageError(
+                f"{file}: there are settings already", "edit them, or give --force to replace them"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        raise UnavailableError(
+            f"{file}: cannot write: {error.strerror or error}", "check permissions, or name another --file"
+        ) from error
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
 def _file(given: Path | None, env: Mapping[str, str]) -> Path | None:
     if given is None and env.get(f"{ENV_PREFIX}CONFIG"):
         given = Path(env[f"{ENV_PREFIX}CONFIG"])
     if given is not None:
         return given
-    for path in (user_file(env), _SYSTEM_FILE):
+    for path in places(env):
         if os.path.isfile(path):  # noqa: PTH113 -- False, not an error, where we may not look
             return path
     return None
@@ -222,28 +297,37 @@ def _from_text(key: str, text: str, where: str) -> object:
     raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_WORDS[kind]}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, tuple[Any, str]]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot read the configuration: {error.strerror}", "check --config"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path}: not a TOML file: {error}", "see `rbc-edge config show` for the keys"
+            f"{path}: not a TOML file: {error}", "`rbc-edge config init --file -` prints one with every key"
         ) from error
-    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}  # tomllib does not tell; every setting is one line of its own
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := _KEY.match(line):
+            lines.setdefault(match[1], number)
+    values: dict[str, tuple[Any, str]] = {}
     for key, value in content.items():
-        kind = _TYPES[_known(key, str(path), "")]
+        where = f"{path}:{lines[key]}" if key in lines else str(path)
+        kind = _TYPES[_known(key, where, "")]
         if kind is Path and isinstance(value, str):
-            values[key] = path.parent / value  # relative to the file, wherever the program is started
+            if not value:
+                raise UsageError(f"{where}: {key} is empty", f"it has to be {_WORDS[kind]}")
+            # Relative to the file, wherever the program is started.
+            values[key] = path.parent / value, where
         elif kind is float and type(value) in (int, float):
-            values[key] = float(value)
+            values[key] = float(value), where
         elif type(value) is kind:  # not isinstance: true is no number
-            values[key] = value
+            values[key] = value, where
         else:
-            raise UsageError(f"{path}: {key} is {value!r}", f"it has to be {_WORDS[kind]}")
+            raise UsageError(f"{where}: {key} is {value!r}", f"it has to be {_WORDS[kind]}")
     return values
 
 

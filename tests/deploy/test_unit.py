@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rbc_edge.config import Settings, load
+from rbc_edge.config import Settings, example, load
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "rbc-edge.service"
@@ -114,6 +114,13 @@ def test_the_example_is_valid_and_names_every_key(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
     load({}, file=file, env={})
+
+
+def test_the_example_is_what_config_init_writes() -> None:
+    # After a change: rbc-edge config init --file - --source /srv/camera --out /var/lib/rbc-edge
+    assert EXAMPLE.read_text(encoding="utf-8") == example(
+        source=Path("/srv/camera"), out=Path("/var/lib/rbc-edge")
+    )
 
 
 def test_what_the_example_calls_default_is_the_default() -> None:

@@ -6,14 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from stand_in import TOY_BUNDLE, write_disks
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import rbc_edge
 from rbc_edge import analyzer, cli, config
+from rbc_edge.bundle import Bundle
 from rbc_edge.errors import BundleError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -122,7 +125,7 @@ def test_settings_come_from_environment_and_file(
     assert rows(tmp_path / "configured" / "s1.csv")[0]["scale_source"] == "cell-diameter"
     code, said, _ = rbc("config", "show")
     assert code == 0
-    assert re.search(rf"^cell_diameter +40\.0 +{re.escape(str(file))}$", said, re.M)
+    assert re.search(rf"^cell_diameter +40\.0 +{re.escape(str(file))}:2$", said, re.M)
     assert re.search(r"^bundle .* RBC_EDGE_BUNDLE$", said, re.M)
     assert json.loads(rbc("config", "show", "--json")[1])["threads"] == {"value": 0, "source": "default"}
     assert rbc("config", "validate") == (0, f"{file}: valid\n", "")
@@ -189,8 +192,55 @@ def test_bundle_verify(rbc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rbc(*asked) == (4, "", "rbc-edge: this machine sees 3 cells\n  report this\n")
 
 
-def test_version_help_and_nothing(rbc: Run) -> None:
-    assert rbc("--version") == (0, f"rbc-edge {rbc_edge.__version__}\n", "")
+def test_version_names_the_bundle_that_would_count(
+    rbc: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, toy = (Bundle.open(path).bundle_id for path in (None, TOY_BUNDLE))
+    program = f"rbc-edge {rbc_edge.__version__}"
+    assert rbc("--version") == (0, f"{program}, bundle {shipped}\n", "")
+    monkeypatch.setenv("RBC_EDGE_BUNDLE", str(TOY_BUNDLE))
+    assert rbc("--version") == (0, f"{program}, bundle {toy}\n", "")
+    monkeypatch.setenv("RBC_EDGE_BUNDLE", str(tmp_path))
+    assert rbc("--version") == (0, f"{program}, no bundle\n", "")
+    monkeypatch.setenv("RBC_EDGE_BUNDEL", "x")  # wrong settings do not hide the version
+    assert rbc("--version") == (0, f"{program}, bundle {shipped}\n", "")
+
+
+def test_config_init_writes_where_settings_are_looked_for(rbc: Run, tmp_path: Path) -> None:
+    file = tmp_path / "xdg" / "rbc-edge" / "config.toml"
+    code, said, complained = rbc("config", "init", "--out", tmp_path / "results")
+    assert (code, said.startswith(f"{file}: written"), complained) == (0, True, "")
+    line = file.read_text().splitlines().index(f'out = "{tmp_path / "results"}"') + 1
+    assert re.search(rf"^out .* {re.escape(str(file))}:{line}$", rbc("config", "show")[1], re.M)
+    assert rbc("config", "init")[0] == 2
+    assert rbc("config", "init", "--force")[0] == 0
+    assert rbc("config", "init", "--file", "-") == (0, file.read_text(), "")
+
+
+def test_completion_is_offered(rbc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_RBC_EDGE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "rbc-edge config va")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert rbc() == (0, "validate\n", "")
+
+
+def test_every_command_has_examples(rbc: Run) -> None:
+    def leaves(group: TyperGroup, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, command in group.commands.items():
+            if isinstance(command, TyperGroup):
+                yield from leaves(command, (*path, name))
+            else:
+                yield (*path, name)
+
+    program = get_command(cli.app)
+    assert isinstance(program, TyperGroup)
+    found = list(leaves(program, ()))
+    assert ("config", "init") in found
+    for path in found:
+        assert re.search(rf"Examples?:\s+.*rbc-edge {' '.join(path)}", rbc(*path, "--help")[1], re.S), path
+
+
+def test_help_and_nothing(rbc: Run) -> None:
     code, said, _ = rbc("run", "--help")
     assert code == 0
     assert "rbc-edge run /camera --out /results" in said

@@ -5,7 +5,7 @@ import pytest
 from rbc_edge import config
 from rbc_edge.config import load
 from rbc_edge.counting import EdgeRule
-from rbc_edge.errors import UsageError
+from rbc_edge.errors import UnavailableError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_flag_then_environment_then_file(tmp_path: Path) -> None:
     assert settings.max_failures == 9
     assert loaded.source["threads"] == "flag"
     assert loaded.source["edges"] == "RBC_EDGE_EDGES"
-    assert loaded.source["max_failures"] == str(file)
+    assert loaded.source["max_failures"] == f"{file}:4"
     assert loaded.source["quiet"] == "default"
 
 
@@ -69,6 +69,7 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("cells = 1", "true or false"),
         ("cell_diameter = 'x'", "a number"),
         ("out = 3", "a path"),
+        ("out = ''", "out is empty.*a path"),
         ("[run]\nthreads = 1", "unknown setting 'run'"),
         ("threads = ", "not a TOML file"),
         ("edges = 'left'", "all, two-sides, inside"),
@@ -80,7 +81,7 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
 )
 def test_wrong_file_is_refused_and_named(tmp_path: Path, text: str, said: str) -> None:
     file = written(tmp_path / "c.toml", text)
-    with pytest.raises(UsageError, match=f"(?s)c.toml: .*{said}") as caught:
+    with pytest.raises(UsageError, match=f"(?s)c.toml(:1)?: .*{said}") as caught:
         load({}, file=file, env={})
     assert caught.value.exit_code == 2
 
@@ -161,3 +162,48 @@ def test_settings_of_a_watch_come_from_a_file(tmp_path: Path) -> None:
     assert (settings.settle_s, settings.polling) == (3.0, True)
     assert settings.prometheus == Path("/run/x.prom")
     assert load({}, env={"HOME": "/none"}).settings.polling is None
+
+
+def test_each_setting_names_its_line(tmp_path: Path) -> None:
+    text = "# a note\n\n  \"edges\" = 'inside'\ncells=true\n#threads = 2\nout = 'results'\n"
+    file = written(tmp_path / "c.toml", text)
+    source = load({}, file=file, env={}).source
+    assert (source["edges"], source["cells"], source["out"]) == (f"{file}:3", f"{file}:4", f"{file}:6")
+    assert source["threads"] == "default"
+    written(file, "cells = true\n\nthread = 3\n")
+    with pytest.raises(UsageError, match=r"c.toml:3: unknown setting 'thread'"):
+        load({}, file=file, env={})
+
+
+def test_the_example_changes_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.toml", config.example())
+    assert load({}, file=file, env={}).settings == config.Settings()
+
+
+def test_the_example_takes_folders_whatever_their_names(tmp_path: Path) -> None:
+    odd = Path('/srv/Mikroskop "1" \\ Ähre')
+    file = written(tmp_path / "c.toml", config.example(source=odd, out=Path("/r")))
+    loaded = load({}, file=file, env={})
+    assert (loaded.settings.source, loaded.settings.out) == (odd, Path("/r"))
+    with pytest.raises(UsageError, match=r"--out is .*UTF-8"):
+        config.example(out=Path("/srv/\udcff"))
+
+
+def test_a_new_file_and_never_over_an_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "c.toml"
+    config.write_example(file)
+    assert file.read_text() == config.example()
+    file.write_text("threads = 1\n")
+    with pytest.raises(UsageError, match=r"there are settings already.*--force"):
+        config.write_example(file)
+    assert file.read_text() == "threads = 1\n"
+    config.write_example(file, out=Path("/r"), force=True)
+    assert load({}, file=file, env={}).settings.out == Path("/r")
+    assert [p.name for p in file.parent.iterdir()] == ["c.toml"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match="cannot write") as caught:
+        config.write_example(tmp_path / "file" / "c.toml")
+    assert caught.value.exit_code == 5
