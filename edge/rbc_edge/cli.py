@@ -582,6 +582,56 @@ def write_report(
             log.warning("no browser could be started; open the page yourself")
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "rbc-edge doctor --out /results\n\n"
+    "rbc-edge doctor /camera --out /results --json\n\n"
+    "runuser -u rbc-edge -- rbc-edge doctor --config /etc/rbc-edge/config.toml\n\n"
+    "rbc-edge doctor --out /results --bundle-support report.zip"
+)
+def doctor(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="SOURCE", help="The camera's folder.", show_default=False, readable=False),
+    ] = None,
+    out: OutOption = None,
+    bundle: BundleOption = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    bundle_support: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle-support",
+            metavar="FILE",
+            help="Also write a zip file for a bug report, without images, names or paths.",
+        ),
+    ] = None,
+) -> None:
+    """Look for what may keep the station from counting: computer, settings, bundle, folders, service.
+
+    Each line is ok, a warning or failed, with what to do. Nothing is changed. Exit 0 when nothing failed;
+    else 2 for settings, 4 for the bundle, 5 for folders and service.
+    """
+    from rbc_edge.doctor import examine
+
+    diagnosis = examine({"source": source, "out": out, "bundle": bundle}, file=config)
+    contents: list[tuple[str, str]] = []
+    if bundle_support is not None:
+        from rbc_edge import support
+
+        contents = support.write(bundle_support, diagnosis)
+    if json_output:
+        _print_json({**diagnosis.as_json(), "support": [name for name, _ in contents]})
+    else:
+        for line in diagnosis.as_lines():
+            print(_one_line(line))
+        if bundle_support is not None:
+            print(_one_line(f"{bundle_support}: written, with"))
+            for name, meaning in contents:
+                print(f"  {name:14} {meaning}")
+    raise typer.Exit(diagnosis.exit_code)
+
+
 @bundle_app.command(
     "show", epilog="Examples:\n\nrbc-edge bundle show\n\nrbc-edge bundle show --bundle DIR --json"
 )

@@ -224,7 +224,7 @@ def example(*, source: Path | None = None, out: Path | None = None) -> str:
                 f"--{key} is {os.fspath(folder)!r}", "a settings file can name UTF-8 folders only"
             ) from error
         line = f"{key} = {json.dumps(os.fspath(folder), ensure_ascii=False)}"
-        text, n = re.subn(rf"^#{key} = .*$", lambda _, line=line: line, text, flags=re.M)
+        text, n = re.subn(rf"^#{key} = .*$", line.replace("\\", r"\\"), text, flags=re.M)
         assert n == 1, key
     return text
 
