@@ -96,8 +96,13 @@ def placeholders(line: str) -> str:
     return line.replace("...", "")
 
 
+# These act while a line is parsed, one of them on the reader's shell.
+EAGER = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
+
+
 def parse(command: Command, given: list[str]) -> None:
     """Parses a command line as the program would, without running anything; raises what click raises."""
+    assert not EAGER & set(given)
     context = command.make_context("x", list(given), resilient_parsing=False)
     with context:
         if hasattr(command, "commands"):
@@ -182,7 +187,7 @@ def test_every_command_line_can_be_typed(page: Path) -> None:
     }
     for line in [*lines, *(t for t in text if t.strip() not in alone)]:
         call = called(line)
-        if call is None or call[1] == [] or "--help" in line or "--version" in line:
+        if call is None or call[1] == [] or EAGER & set(call[1]):
             continue
         try:
             parse(*call)
