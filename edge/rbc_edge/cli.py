@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from rbc_edge import __version__
 from rbc_edge.errors import ExitCode, RbcEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -126,6 +125,7 @@ QuietOption = Annotated[bool | None, typer.Option("--quiet", "-q", help="Print e
 def _version(asked: bool) -> None:
     if not asked:
         return
+    from rbc_edge import __version__
     from rbc_edge.bundle import claimed_id
 
     try:

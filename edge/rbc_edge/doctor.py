@@ -700,7 +700,12 @@ def _service(status: "Status") -> Finding:
         text = f"not running; last words at {state.updated_at}: {state.activity}"
         if state.activity is Activity.STOPPING:
             return Finding("service", Level.OK, text)
-        return Finding("service", Level.WARNING, text, "systemctl status rbc-edge; systemctl start rbc-edge")
+        return Finding(
+            "service",
+            Level.WARNING,
+            text,
+            "if it should run: systemctl status rbc-edge, systemctl start rbc-edge",
+        )
     if status.is_silent or (state is not None and state.activity.is_paused):
         return Finding(
             "service",
