@@ -21,6 +21,7 @@ from rbc_edge.doctor import Diagnosis, user_name, versions_of
 from rbc_edge.errors import RbcEdgeError, UnavailableError, UsageError
 
 _SUPPORT_ROWS: Final = 500
+_NOT_CHOSEN_FREELY: Final = frozenset({"edges", "precision"})  # one word of a few
 
 
 def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
@@ -83,7 +84,7 @@ class _Scrubber:
         self._key = secrets.token_bytes(16)
         known = {part for finding in diagnosis.findings for part in finding.private}
         if diagnosis.loaded is not None:
-            given = asdict(diagnosis.loaded.settings) | {"edges": None}  # the one word not chosen freely
+            given = asdict(diagnosis.loaded.settings) | dict.fromkeys(_NOT_CHOSEN_FREELY)
             known |= {str(value) for value in given.values() if isinstance(value, (str, Path))}
             known |= {str(diagnosis.loaded.file)} - {"None"}
         known |= {str(diagnosis.out)} - {"None"}
@@ -116,8 +117,8 @@ def _settings_shown(loaded: Loaded | None, scrub: _Scrubber) -> dict[str, Any]:
     shown = {}
     for field in fields(Settings):
         value, source = getattr(loaded.settings, field.name), loaded.source[field.name]
-        # Words chosen by people, but for the one of three: they may name a slide or a person.
-        if isinstance(value, (str, Path)) and field.name != "edges":
+        # Words chosen by people may name a slide or a person.
+        if isinstance(value, (str, Path)) and field.name not in _NOT_CHOSEN_FREELY:
             value = "given"
         where = "file" if loaded.file is not None and source.startswith(str(loaded.file)) else source
         shown[field.name] = {"value": value, "source": scrub(where)}
