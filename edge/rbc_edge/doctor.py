@@ -591,6 +591,16 @@ def _writable(out: Path, name: str, *, running: bool) -> Finding:
         )
     if not os.path.lexists(out):
         return Finding("results", Level.OK, f"{name}: will be made", private=private)
+    strangers = sorted({uid for uid in _owners(out) if uid != status.st_uid})
+    if strangers:
+        other = _name_of(strangers[0])
+        return Finding(
+            "results",
+            Level.WARNING,
+            f"{name}: belongs to {owner}, and files in it to {other}: somebody counted there as {other}",
+            f"chown -R --reference={name} {name}, while nobody counts",
+            private=(*private, other),
+        )
     if status.st_uid != os.geteuid():
         return Finding(
             "results",
@@ -600,6 +610,17 @@ def _writable(out: Path, name: str, *, running: bool) -> Finding:
             private=private,
         )
     return Finding("results", Level.OK, f"{name}: may be written", private=private)
+
+
+def _owners(out: Path) -> Iterator[int]:
+    """Yields whose the ledger, its log and the locks are: who writes there has to write all of them."""
+    from rbc_edge.ledger import FILE_NAME
+    from rbc_edge.output import LOCK_NAME
+    from rbc_edge.status import PAGE_NAME
+
+    for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", LOCK_NAME, PAGE_NAME):
+        with suppress(OSError):
+            yield (out / name).stat().st_uid
 
 
 def _existing(out: Path) -> Path:

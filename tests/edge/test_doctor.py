@@ -196,6 +196,13 @@ def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (finding.level, "runuser -u" in finding.advice) == (Level.WARNING, True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_somebody_counted_there_as_root(out: Path) -> None:
+    os.chown(out / FILE_NAME, 65534, -1)
+    finding = look(out=out)["results"]
+    assert (finding.level, "chown -R" in finding.advice) == (Level.WARNING, True)
+
+
 def test_disks(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def with_room(n_bytes: float, n_files: int = 9) -> None:
         disk = SimpleNamespace(f_bavail=n_bytes, f_frsize=1, f_files=10, f_favail=n_files, f_flag=0)
