@@ -148,6 +148,7 @@ def test_a_bundle_that_is_not_intact_is_exit_4(tmp_path: Path) -> None:
     assert {f.what for f in found.findings if f.level is Level.FAILED} == {"bundle"}
     assert found.exit_code == 4
     assert asked(bundle=tmp_path, slide_pattern="(").exit_code == 2
+    assert asked(precision="fp32").exit_code == 4  # the toy bundle holds none
 
 
 def test_a_source_that_is_away_is_exit_5(camera: Path) -> None:
