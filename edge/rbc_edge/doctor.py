@@ -391,7 +391,7 @@ def _bundle(settings: Settings) -> Finding:
 
     try:
         bundle = Bundle.open(settings.bundle)
-        bundle.detector_file(settings.precision)
+        bundle.networks(settings.precision)
         test = verify(bundle, threads=settings.threads)
     except BundleError as error:
         return _failed("bundle", error)

@@ -34,6 +34,7 @@ from rbc_edge.inbox import path_text
 from rbc_edge.ledger import FieldRow, Ledger, Status
 from rbc_edge.output import replacing
 from rbc_edge.overlay import draw, on_disk, overlay_paths, row_key, threshold_texts
+from rbc_edge.quality import FLAGS
 from rbc_edge.tables import SlideSummary, file_names, summarize
 from rbc_edge.values import Cells, FieldOfView, ScaleSource
 
@@ -47,10 +48,6 @@ IMAGES: Final = 400
 """Pictures in a slide's page where nothing else is asked for."""
 
 # One place for the words; a flag that is not here is shown by its name.
-FLAG_WORDS: Final[Mapping[str, str]] = {
-    "no-red-cells": "no red cell was found: an empty part of the slide, or not a smear",
-    "scale-mismatch": "its cells are not of the size that holds for the slide: another objective or camera?",
-}
 _SCALE_WORDS: Final = {
     ScaleSource.CELL_DIAMETER: "given (--cell-diameter)",
     ScaleSource.UM_PER_PX: "given (--um-per-px)",
@@ -265,7 +262,7 @@ class Reports:
             "n_duplicates": sum(row.status is Status.DUPLICATE for row in rows),
             "first": first[:_MOST_FIRST],
             "n_first": len(first),
-            "flags": [(flag, FLAG_WORDS.get(flag, ""), n) for flag, n in flags.most_common()],
+            "flags": [(flag, FLAGS.get(flag, ""), n) for flag, n in flags.most_common()],
             "n_rbc_bars": _histogram(n_rbc),
             "group_bars": _group_bars(sizes),
             "n_groups": sum(n for size, n in sizes.items() if size > 1),
@@ -293,7 +290,7 @@ class Reports:
             crowding = float(counts.n_rbc)
             if row.scale and not isnan(row.scale.cell_diameter_px) and row.width_px and row.height_px:
                 crowding *= row.scale.cell_diameter_px**2 / (row.width_px * row.height_px)
-            reasons = (*(FLAG_WORDS.get(flag, flag) for flag in row.quality_flags), *outlier)
+            reasons = (*(FLAGS.get(flag, flag) for flag in row.quality_flags), *outlier)
         field = Field(
             number=number,
             name=_shown(row.fov),
