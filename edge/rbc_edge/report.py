@@ -47,7 +47,6 @@ FOLDER: Final = "reports"
 IMAGES: Final = 400
 """Pictures in a slide's page where nothing else is asked for."""
 
-# One place for the words; a flag that is not here is shown by its name.
 _SCALE_WORDS: Final = {
     ScaleSource.CELL_DIAMETER: "given (--cell-diameter)",
     ScaleSource.UM_PER_PX: "given (--um-per-px)",

@@ -200,7 +200,7 @@ def test_what_failed_is_flagged_or_unlike_the_others_comes_first(desk: Desk) -> 
     first = page.text[page.text.index("Look at these first") : page.text.index("Along the slide")]
     assert first.index("broken") < first.index("flagged")
     assert "failed: truncated" in first and "the image is cut short (copy it again)" in first
-    assert "no red cell was found" in first
+    assert "No red cell was found" in first
     assert "one-of-tomorrow" in first  # a flag without words is still shown
     assert "far fewer red cells than the slide's other fields: 1, not about 20" in first
     assert "far less overlap than the slide's other fields: 5.0\xa0%, not about 50.0\xa0%" in first
