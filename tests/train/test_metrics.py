@@ -22,7 +22,7 @@ def bools(text: str) -> Bool:
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     results = [doctest.testmod(module) for module in (metrics, counting)]  # `iou` is the station's
-    assert (sum(r.attempted for r in results), sum(r.failed for r in results)) == (7, 0)
+    assert all(r.attempted > 0 and r.failed == 0 for r in results)
 
 
 def test_iou_by_hand_and_symmetric() -> None:
