@@ -51,7 +51,7 @@ RULES: Final = (
     Rule("overexposed", "clipped", True, 0.05),
     Rule("scale-out-of-range", "cell_diameter_px", False, 14.0),
     Rule("uneven-light", "unevenness", True, 0.60),
-    Rule("unfamiliar", "surety", False, 0.48),
+    Rule("unfamiliar", "surety", False, 0.45),
     Rule("unfamiliar", "green", False, 0.31),
 )
 """The bounds, by ``python -m rbc_train quality`` (docs/quality.md).
@@ -82,7 +82,7 @@ FLAGS: Final[Mapping[str, str]] = {
     "uneven-light": "One side or the corners are less than half as bright as the rest. Centre the lamp and "
     "the condenser; cells in the dark part are the first to be missed.",
     "unfamiliar": "The models are unsure of what they see, or its colour is not that of a stained smear. It "
-    "may be no blood smear, or a stain they were not trained on: do not trust the counts.",
+    "may be no blood smear, or a stain they were not trained on: look at it before you trust the counts.",
 }
 """Every flag of the column ``quality_flags``: what it means and what to do."""
 
