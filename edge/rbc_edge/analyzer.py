@@ -106,15 +106,15 @@ class Analyzer:
         )
         if len(rbc) == 0:
             flags.append("no-red-cells")
-        flags += quality.flags(self.signs(field.image, cells, used))
+        flags += quality.flags(self.signs(view, cells, used))
         clock.lap("quality")
         return FovResult(width, height, used, cells, tuple(sorted(flags)), clock.laps_ms)
 
-    def signs(self, image: UInt8, cells: Cells, used: Scale) -> quality.Signs:
+    def signs(self, view: imaging.View, cells: Cells, used: Scale) -> quality.Signs:
         """Measures what a field's picture is worth (see `quality`).
 
         Args:
-            image: uint8 (H, W, 3) RGB, as it was decoded.
+            view: Of the field, for the scale that was used.
             cells: What was found in it.
             used: The scale it was found at.
 
@@ -123,7 +123,7 @@ class Analyzer:
         """
         manifest = self.bundle.manifest
         return quality.measure(
-            image,
+            view,
             cells,
             used.cell_diameter_px,
             model_diameter_px=manifest.cell_diameter_px,

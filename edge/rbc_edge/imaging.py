@@ -382,10 +382,12 @@ class View:
 
     Attributes:
         image: uint8 (h, w, 3) RGB.
+        plain: uint8 (h, w, 3) RGB, the same before its light was balanced.
         px: float32 (4,), pixels of the field in a pixel of the view, for x, y, x, y.
     """
 
     image: UInt8
+    plain: UInt8
     px: Float32
 
 
@@ -405,7 +407,7 @@ def view(image: UInt8, cell_diameter_px: float) -> View:
     k = 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
     small = rescale(image, 1 / k)
     px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32)
-    return View(balance(small), px)
+    return View(balance(small), small, px)
 
 
 @dataclass(frozen=True, slots=True)

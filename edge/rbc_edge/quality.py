@@ -137,12 +137,12 @@ class Signs:
 
 
 def measure(
-    image: UInt8, cells: Cells, cell_diameter_px: float, *, model_diameter_px: float, least_score: float
+    view: imaging.View, cells: Cells, cell_diameter_px: float, *, model_diameter_px: float, least_score: float
 ) -> Signs:
     """Measures a field of view.
 
     Args:
-        image: uint8 (H, W, 3) RGB, the field as it was decoded, not balanced.
+        view: What the networks were shown of the field.
         cells: What was found in it, pixels of the field.
         cell_diameter_px: The scale it was looked at, pixels of the field; NaN when there is none.
         model_diameter_px: The bundle's `cell_diameter_px`.
@@ -151,26 +151,25 @@ def measure(
     Returns:
         The signs.
     """
-    height, width = image.shape[:2]
+    height, width = view.plain.shape[:2]
+    diameter = cell_diameter_px / float(np.sqrt(view.px[0] * view.px[1]))
     if math.isnan(cell_diameter_px):
         factor = min(1.0, _UNSCALED_SIDE_PX / min(height, width))
     else:
-        factor = min(1.0, model_diameter_px / cell_diameter_px)  # nothing is seen better for being enlarged
+        factor = min(1.0, model_diameter_px / diameter)  # nothing is seen better for being enlarged
     # Averaging three channels would take as long as all the rest; colour does not need it.
-    grey = imaging.rescale(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8), factor)
+    grey = imaging.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
     found = cells.detections
-    back = np.array([grey.shape[1] / width, grey.shape[0] / height] * 2, np.float32)
-    boxes = found.xyxy * back
+    seen = found.xyxy / view.px
+    boxes = seen * np.array([grey.shape[1] / width, grey.shape[0] / height] * 2, np.float32)
     red = found.class_id == CellClass.RBC
     bright = _bright_level(grey)
     contrast, edge_width = _outlines(grey, boxes[red], bright)
-    block_px = (
-        _BLOCK * model_diameter_px if math.isnan(cell_diameter_px) else _BLOCK * cell_diameter_px * factor
-    )
+    block_px = _BLOCK * model_diameter_px if math.isnan(cell_diameter_px) else _BLOCK * diameter * factor
     unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
     surety = (float(np.median(score)) - least_score) / (1 - least_score) if len(score) else math.nan
-    clipped, green = _colour(image, found.xyxy[red])
+    clipped, green = _colour(view.plain, seen[red])
     return Signs(bright, clipped, contrast, edge_width, unevenness, glass, cell_diameter_px, surety, green)
 
 

@@ -47,7 +47,8 @@ def seen(field: DrawnField, *, score: float = 0.9) -> Cells:
 
 def signs(field: DrawnField, change: Change = lambda image: image, *, score: float = 0.9) -> Signs:
     return quality.measure(
-        change(field.image), seen(field, score=score), field.cell_diameter_px,
+        imaging.view(change(field.image), field.cell_diameter_px), seen(field, score=score),
+        field.cell_diameter_px,
         model_diameter_px=40.0, least_score=0.5,
     )  # fmt: skip
 
@@ -144,7 +145,11 @@ def test_glass_vanishes_where_cells_lie_over_each_other() -> None:
             crowd, np.ones(len(xyxy), np.float32), none == 0, none, np.zeros((len(xyxy), 4), np.bool_)
         )
         image = (passed / passed.max() * 235).astype(np.uint8)
-        shares.append(quality.measure(image, cells, 80.0, model_diameter_px=40.0, least_score=0.5).glass)
+        shares.append(
+            quality.measure(
+                imaging.view(image, 80.0), cells, 80.0, model_diameter_px=40.0, least_score=0.5
+            ).glass
+        )
     assert shares[0] > 0.5
     assert shares[-1] < 0.15
     assert all(b < a + 0.02 for a, b in pairwise(shares))
@@ -152,7 +157,7 @@ def test_glass_vanishes_where_cells_lie_over_each_other() -> None:
 
 def test_a_field_without_cells_is_measured_as_far_as_can_be() -> None:
     white = quality.measure(
-        np.full((120, 160, 3), 255, np.uint8),
+        imaging.view(np.full((120, 160, 3), 255, np.uint8), math.nan),
         Cells.empty(),
         math.nan,
         model_diameter_px=40.0,
@@ -162,7 +167,11 @@ def test_a_field_without_cells_is_measured_as_far_as_can_be() -> None:
     assert math.isnan(white.edge_width) and math.isnan(white.surety) and math.isnan(white.green)
     assert quality.flags(white) == ("overexposed",)
     black = quality.measure(
-        np.zeros((120, 160, 3), np.uint8), Cells.empty(), math.nan, model_diameter_px=40.0, least_score=0.5
+        imaging.view(np.zeros((120, 160, 3), np.uint8), math.nan),
+        Cells.empty(),
+        math.nan,
+        model_diameter_px=40.0,
+        least_score=0.5,
     )
     assert "dark" in quality.flags(black)
 
@@ -177,7 +186,9 @@ def test_tiny_and_thin_fields_are_no_error(size: tuple[int, int]) -> None:
         one, np.ones(1, np.float32), np.ones(1, np.bool_), np.ones(1, np.int64), np.ones((1, 4), np.bool_)
     )
     for diameter in (3.0, 40.0, 900.0):
-        measured = quality.measure(image, cells, diameter, model_diameter_px=40.0, least_score=0.5)
+        measured = quality.measure(
+            imaging.view(image, diameter), cells, diameter, model_diameter_px=40.0, least_score=0.5
+        )
         assert set(quality.flags(measured)) <= set(quality.FLAGS)
 
 

@@ -352,7 +352,9 @@ def try_defects(
             truth,
             n_rbc=counts.n_rbc,
             overlap=math.nan if fraction is None else fraction,
-            signs=analyzer.signs(field.image, result.cells, result.scale),
+            signs=analyzer.signs(
+                imaging.view(field.image, result.scale.cell_diameter_px), result.cells, result.scale
+            ),
             flags=result.quality_flags,
         )
 
