@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
 PIP_VERSION := pip>=25.1
 
-.PHONY: demo test check format lint types imports bench faults systemd debian-tree debian-boot report-check clean help
+.PHONY: demo test check format lint types imports bench faults systemd debian-tree debian-boot report-check test-arm64 clean help
 
 help:
 	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
@@ -19,6 +19,7 @@ help:
 	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
 	@echo "make debian-boot  start that Debian as a virtual machine and cut its power (qemu, half an hour)"
 	@echo "make report-check  open the reports in headless Chromium and judge them (chromium)"
+	@echo "make test-arm64   install, test and count as a Raspberry Pi 4 and 5, emulated (root, qemu-user-static)"
 	@echo "make format  rewrite the sources in the house's format"
 	@echo "make clean   remove what these made"
 
@@ -52,10 +53,14 @@ systemd: $(VENV)/.workshop
 	$(BIN)/python -m pytest tests/deploy -rs
 
 debian-tree: $(VENV)/.station
-	$(BIN)/python tests/deploy/debian_tree.py
+	$(BIN)/python -m tests.deploy.debian_tree
 
 debian-boot: $(VENV)/.station
-	$(BIN)/python tests/deploy/debian_tree.py --boot
+	$(BIN)/python -m tests.deploy.debian_tree --boot
+
+# ARM64="--only counts --computer pi4": see `python -m tests.arm64 --help`.
+test-arm64: $(VENV)/.station
+	$(BIN)/python -m tests.arm64 $(ARM64)
 
 # SHOTS=DIR keeps the screenshots, RESULTS=DIR opens the reports of that output folder.
 report-check: $(VENV)/.station

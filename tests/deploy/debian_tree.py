@@ -1,6 +1,6 @@
 """Installs the release into a fresh Debian, counts there as the service's user, upgrades, uninstalls.
 
-Run as root: ``python tests/deploy/debian_tree.py [--suite bookworm]`` (``make debian-tree``); with ``--boot``
+Run as root: ``python -m tests.deploy.debian_tree [--suite bookworm]`` (``make debian-tree``); with ``--boot``
 the tree is started as a virtual machine instead (qemu), with the systemd, the kernel and the sandbox that a
 station has, and its power is cut; what happens there is in ``boot_checks.py``. Without root, debootstrap or
 qemu it says so and leaves with 0. Nothing outside a temporary folder is changed; what it mounts lies in a
@@ -11,24 +11,16 @@ import argparse
 import csv
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.debian import MissingError, Proof, Tree, make_tree, need, put_release, temporary_folder
+
 CHECKS: Final = Path(__file__).with_name("boot_checks.py")
 
-_MOUNTS: Final = """
-mount -t proc proc "$0/proc" && mount -t sysfs -o ro sysfs "$0/sys" && mount -t tmpfs tmpfs "$0/run" &&
-exec chroot "$0" "$@"
-"""
-_GLIBCS: Final = (28, 27, 26, 24, 17, 12, 5)  # what pip is told a Debian of today can run
 _TIMES: Final = {"analyzed_at", "elapsed_ms"}
 _SETTINGS: Final = "etc/rbc-edge/config.toml"
 _RESULTS: Final = "var/lib/rbc-edge"
@@ -37,121 +29,6 @@ _WATCH_ONCE: Final = (
     *("runuser", "-u", "rbc-edge", "--", "rbc-edge", "watch", "--once"),
     *("--config", "/etc/rbc-edge/config.toml"),
 )
-
-
-class MissingError(Exception):
-    """Something that this program needs is not on this machine."""
-
-
-class Proof:
-    """What was checked, and whether it held."""
-
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-        self.n_checks = 0
-
-    def check(self, what: str, holds: bool, shown: object = "") -> None:
-        """Notes and prints one check."""
-        self.n_checks += 1
-        if not holds:
-            self.failed.append(what)
-        print(f"{'ok    ' if holds else 'FAILED'}  {what}{f': {shown}' if shown != '' else ''}", flush=True)
-
-
-class Tree:
-    """A Debian in a folder; commands run in it without network, in namespaces of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the tree; its output is kept, stderr with stdout."""
-        return subprocess.run(
-            [
-                *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"),
-                *("sh", "-c", _MOUNTS, str(self.folder), *command),
-            ],
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
-        )
-
-    def path(self, inside: str) -> Path:
-        """A path of the tree, as it is outside."""
-        return self.folder / inside.lstrip("/")
-
-
-def need(*programs: str) -> None:
-    """Raises MissingError where this machine lacks something."""
-    if os.geteuid() != 0:
-        raise MissingError("it needs root")
-    for program in programs:
-        if shutil.which(program) is None:
-            raise MissingError(f"it needs {program} (apt install {program})")
-
-
-@contextmanager
-def temporary_folder(*, kept: bool) -> Iterator[Path]:
-    """A folder on a file system that lets programs run and devices be made."""
-    folder = Path(tempfile.mkdtemp(prefix="rbc-edge-debian-", dir="/var/tmp"))
-    try:
-        yield folder
-    finally:
-        if kept:
-            print(f"kept: {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def make_tree(folder: Path, suite: str, mirror: str, packages: Sequence[str]) -> Tree:
-    """Bootstraps a Debian of a few packages."""
-    print(f"debootstrap {suite}, {' '.join(packages)}", flush=True)
-    with (folder / "debootstrap.log").open("w") as log:
-        done = subprocess.run(
-            [
-                *("debootstrap", "--variant=minbase", f"--include={','.join(packages)}"),
-                *(suite, str(folder / "tree"), mirror),
-            ],
-            check=False,
-            stdout=log,
-            stderr=log,
-        )
-    if done.returncode != 0:
-        sys.exit((folder / "debootstrap.log").read_text()[-2000:])
-    return Tree(folder / "tree")
-
-
-def put_release(tree: Tree, folder: Path) -> str:
-    """Builds the wheel, fetches what it needs for the tree's Python, and puts all into the tree.
-
-    Returns:
-        The wheel's name; it lies in ``/root/release``, what it needs in ``wheels`` there.
-    """
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    release = tree.path("/root/release")
-    release.mkdir()
-    # A copy: building writes into the folder it builds.
-    source = folder / "source"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "data", "dist", "build", "__pycache__")
-    )
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", release, source], check=True)
-    (wheel,) = release.glob("rbc_edge-*.whl")
-    version = tree.run("python3", "-c", "import sys; print('{}.{}'.format(*sys.version_info))").stdout.strip()
-    platforms = [f"--platform=manylinux_2_{minor}_{platform.machine()}" for minor in _GLIBCS]
-    platforms.append(f"--platform=manylinux2014_{platform.machine()}")
-    subprocess.run(
-        [
-            *(*pip, "download", "--only-binary=:all:", f"--python-version={version}", *platforms),
-            *(f"--dest={release / 'wheels'}", f"--constraint={ROOT / 'constraints.txt'}", str(wheel)),
-        ],
-        check=True,
-    )
-    shutil.copytree(ROOT / "deploy", release / "deploy")
-    return wheel.name
 
 
 def table(file: Path) -> list[dict[str, str]]:
