@@ -130,7 +130,7 @@ def test_a_bundle_passes_its_own_test(toy_bundle_path: Path) -> None:
     assert seen.n_expected == seen.n_found == N_TEST_CELLS
     assert seen.n_unmatched == 0
     assert seen.box_error_px < 0.01
-    assert seen.score_error < 0.001
+    assert seen.score_error < 0.005  # 0.0015 on Arm, whose kernels are others
 
 
 def changed(path: Path, tmp_path: Path, **changes: Any) -> Bundle:

@@ -1,0 +1,235 @@
+"""Two processors' tables of the same fields of view, side by side."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+COLUMNS: Final = ("n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets")
+_SAME_CELL: Final = 0.15  # of a cell diameter, as in `rbc-edge bundle verify`
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A row of a table of cells.
+
+    Attributes:
+        kind: ``rbc``, ``wbc`` or ``platelet``.
+        overlapping: What the classifier said.
+        xyxy: Box, pixels of the field of view.
+        det_score: Detector's score, 0..1.
+        overlap_score: Classifier's score, 0..1; NaN for other cells than red ones.
+    """
+
+    kind: str
+    overlapping: bool
+    xyxy: tuple[float, float, float, float]
+    det_score: float
+    overlap_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What one processor made of one field of view.
+
+    Attributes:
+        sha256: Which image.
+        status: ``ok``, or what went wrong.
+        counts: By the columns of `COLUMNS`.
+        cell_diameter_px: Scale; NaN where there is none.
+        cells: Every cell.
+        elapsed_ms: How long it took.
+    """
+
+    sha256: str
+    status: str
+    counts: tuple[int, ...]
+    cell_diameter_px: float
+    cells: tuple[Cell, ...]
+    elapsed_ms: float
+
+
+def read(results: Path) -> dict[tuple[str, str], Field]:
+    """Reads the tables that ``rbc-edge run --cells`` wrote; by slide and field of view."""
+    cells: dict[tuple[str, str], list[Cell]] = {}
+    for table in sorted((results / "cells").glob("*.csv")):
+        for row in _rows(table):
+            kind, _, overlap = row["label"].partition("_")
+            box = [float(row[f"{side}_px"]) for side in ("x_min", "y_min", "x_max", "y_max")]
+            cell = Cell(
+                kind,
+                overlap == "overlapping",
+                (box[0], box[1], box[2], box[3]),
+                float(row["det_score"]),
+                float(row["overlap_score"] or "nan"),
+            )
+            cells.setdefault((row["slide_id"], row["fov"]), []).append(cell)
+    return {
+        (row["slide_id"], row["fov"]): Field(
+            row["sha256"],
+            row["status"],
+            tuple(int(row[column] or -1) for column in COLUMNS),
+            float(row["cell_diameter_px"] or "nan"),
+            tuple(cells.get((row["slide_id"], row["fov"]), ())),
+            float(row["elapsed_ms"] or "nan"),
+        )
+        for table in sorted(results.glob("*.csv"))
+        if table.name != "slides.csv"
+        for row in _rows(table)
+    }
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs in one field of view.
+
+    Attributes:
+        name: Slide and field of view.
+        ours: Counts on this processor, by `COLUMNS`.
+        theirs: Counts on the other one.
+        only_one: Cells that only one of them sees.
+        turned: Pairs of the same red cell, single for one and overlapping for the other.
+    """
+
+    name: str
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...]
+    only_one: tuple[Cell, ...]
+    turned: tuple[tuple[Cell, Cell], ...]
+
+    def __str__(self) -> str:
+        """One line: counts, then the scores of the cells that made the difference."""
+        counts = ", ".join(
+            f"{column} {ours} -> {theirs}"
+            for column, ours, theirs in zip(COLUMNS, self.ours, self.theirs, strict=True)
+            if ours != theirs
+        )
+        why = [f"{cell.kind} of score {cell.det_score:.3f} comes or goes" for cell in self.only_one]
+        why += [f"overlap score {a.overlap_score:.3f} -> {b.overlap_score:.3f}" for a, b in self.turned]
+        return f"{self.name}: {counts or 'same counts'} ({'; '.join(why) or 'same cells'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two processors' tables of the same images, compared.
+
+    Attributes:
+        n_fields: How many fields of view both have.
+        ours: Sums on this processor, by `COLUMNS`.
+        theirs: Sums on the other one.
+        differences: The fields that are not the same in every count and cell.
+        scale_error: Largest relative difference of a cell diameter.
+        box_error_px: Largest difference of a cell's box that both see.
+        det_error: Largest difference of a detector's score.
+        det_shift: Mean difference of the detector's scores, theirs less ours: a kernel that is wrong shifts
+            all of them, one that rounds otherwise none.
+        overlap_error: Largest difference of an overlap score.
+    """
+
+    n_fields: int
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...]
+    differences: tuple[Difference, ...]
+    scale_error: float
+    box_error_px: float
+    det_error: float
+    det_shift: float
+    overlap_error: float
+
+    @property
+    def n_changes(self) -> int:
+        """How many cells come, go or turn over."""
+        return sum(len(d.only_one) + len(d.turned) for d in self.differences)
+
+    @property
+    def worst(self) -> int:
+        """Largest difference of any count of any field of view, cells."""
+        return max(
+            (abs(a - b) for d in self.differences for a, b in zip(d.ours, d.theirs, strict=True)), default=0
+        )
+
+    def clearest(self, threshold: Mapping[str, float]) -> float:
+        """How far over the threshold of its kind the surest cell lies that only one of them sees."""
+        return max(
+            (c.det_score - threshold[c.kind] for d in self.differences for c in d.only_one), default=0.0
+        )
+
+    def off(self, column: str) -> float:
+        """Relative difference of a sum."""
+        at = COLUMNS.index(column)
+        return abs(self.theirs[at] - self.ours[at]) / max(1, self.ours[at])
+
+
+def compare(ours: dict[tuple[str, str], Field], theirs: dict[tuple[str, str], Field]) -> Comparison:
+    """Compares field by field and cell by cell.
+
+    Raises:
+        ValueError: They are not of the same images, or one of them failed.
+    """
+    if not ours or {k: f.sha256 for k, f in ours.items()} != {k: f.sha256 for k, f in theirs.items()}:
+        raise ValueError("the tables are not of the same images")
+    failed = sorted("/".join(k) for k, f in (*ours.items(), *theirs.items()) if f.status != "ok")
+    if failed:
+        raise ValueError(f"not counted: {', '.join(failed)}")
+    differences = []
+    pairs: list[tuple[Cell, Cell]] = []
+    scale_error = 0.0
+    for key, field in ours.items():
+        other = theirs[key]
+        matched, only_one = _match(field, other)
+        turned = tuple((a, b) for a, b in matched if a.overlapping != b.overlapping)
+        if field.counts != other.counts or only_one or turned:
+            differences.append(Difference("/".join(key), field.counts, other.counts, only_one, turned))
+        pairs += matched
+        if field.cell_diameter_px != other.cell_diameter_px and not (
+            math.isnan(field.cell_diameter_px) and math.isnan(other.cell_diameter_px)
+        ):
+            error = abs(other.cell_diameter_px / field.cell_diameter_px - 1)
+            scale_error = max(scale_error, math.inf if math.isnan(error) else error)
+    overlap_errors = [abs(a.overlap_score - b.overlap_score) for a, b in pairs if a.kind == "rbc"]
+    return Comparison(
+        len(ours),
+        _sums(list(ours.values())),
+        _sums(list(theirs.values())),
+        tuple(differences),
+        scale_error,
+        max((_apart_px(a, b) for a, b in pairs), default=0.0),
+        max((abs(a.det_score - b.det_score) for a, b in pairs), default=0.0),
+        sum(b.det_score - a.det_score for a, b in pairs) / max(1, len(pairs)),
+        max(overlap_errors, default=0.0),
+    )
+
+
+def _sums(fields: Sequence[Field]) -> tuple[int, ...]:
+    return tuple(sum(column) for column in zip(*(field.counts for field in fields), strict=True))
+
+
+def _apart_px(a: Cell, b: Cell) -> float:
+    return max(abs(p - q) for p, q in zip(a.xyxy, b.xyxy, strict=True))
+
+
+def _match(field: Field, other: Field) -> tuple[list[tuple[Cell, Cell]], tuple[Cell, ...]]:
+    """Pairs the cells of two results, nearest first; returns the pairs and the cells that are left."""
+    reach_px = _SAME_CELL * field.cell_diameter_px
+    near = sorted(
+        (_apart_px(a, b), i, j)
+        for i, a in enumerate(field.cells)
+        for j, b in enumerate(other.cells)
+        if a.kind == b.kind and _apart_px(a, b) <= reach_px
+    )
+    free, free_other = set(range(len(field.cells))), set(range(len(other.cells)))
+    pairs = []
+    for _, i, j in near:
+        if i in free and j in free_other:
+            free.remove(i)
+            free_other.remove(j)
+            pairs.append((field.cells[i], other.cells[j]))
+    left = (*(field.cells[i] for i in sorted(free)), *(other.cells[j] for j in sorted(free_other)))
+    return pairs, left
