@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -95,6 +95,7 @@ class Difference:
         ours: Counts on this processor, by `COLUMNS`.
         theirs: Counts on the other one.
         only_one: Cells that only one of them sees.
+        crowded: For each of these, its largest iou with another cell that the same processor sees.
         turned: Pairs of the same red cell, single for one and overlapping for the other.
     """
 
@@ -102,6 +103,7 @@ class Difference:
     ours: tuple[int, ...]
     theirs: tuple[int, ...]
     only_one: tuple[Cell, ...]
+    crowded: tuple[float, ...]
     turned: tuple[tuple[Cell, Cell], ...]
 
     def __str__(self) -> str:
@@ -111,7 +113,10 @@ class Difference:
             for column, ours, theirs in zip(COLUMNS, self.ours, self.theirs, strict=True)
             if ours != theirs
         )
-        why = [f"{cell.kind} of score {cell.det_score:.3f} comes or goes" for cell in self.only_one]
+        why = [
+            f"{cell.kind} of score {cell.det_score:.3f}, iou {iou:.2f} with another, comes or goes"
+            for cell, iou in zip(self.only_one, self.crowded, strict=True)
+        ]
         why += [f"overlap score {a.overlap_score:.3f} -> {b.overlap_score:.3f}" for a, b in self.turned]
         return f"{self.name}: {counts or 'same counts'} ({'; '.join(why) or 'same cells'})"
 
@@ -155,10 +160,25 @@ class Comparison:
             (abs(a - b) for d in self.differences for a, b in zip(d.ours, d.theirs, strict=True)), default=0
         )
 
-    def clearest(self, threshold: Mapping[str, float]) -> float:
-        """How far over the threshold of its kind the surest cell lies that only one of them sees."""
+    def clearest(self, threshold: float, disputed_iou: float) -> float:
+        """How far over the threshold the surest red cell lies that only one of them sees.
+
+        Of white cells and platelets the score alone says little: a box is what its best class is, and where
+        that turns from white to red, it falls under the red cells' threshold.
+
+        Args:
+            threshold: Least score of a red cell.
+            disputed_iou: A box that shares more with another is left out, for whether it stays is decided by
+                the suppression, not by its score.
+        """
         return max(
-            (c.det_score - threshold[c.kind] for d in self.differences for c in d.only_one), default=0.0
+            (
+                cell.det_score - threshold
+                for difference in self.differences
+                for cell, iou in zip(difference.only_one, difference.crowded, strict=True)
+                if cell.kind == "rbc" and iou < disputed_iou
+            ),
+            default=0.0,
         )
 
     def off(self, column: str) -> float:
@@ -183,10 +203,16 @@ def compare(ours: dict[tuple[str, str], Field], theirs: dict[tuple[str, str], Fi
     scale_error = 0.0
     for key, field in ours.items():
         other = theirs[key]
-        matched, only_one = _match(field, other)
+        matched, *lone = _match(field, other)
+        only_one = (*lone[0], *lone[1])
+        crowded = tuple(
+            _crowding(cell, who) for who, cells in zip((field, other), lone, strict=True) for cell in cells
+        )
         turned = tuple((a, b) for a, b in matched if a.overlapping != b.overlapping)
         if field.counts != other.counts or only_one or turned:
-            differences.append(Difference("/".join(key), field.counts, other.counts, only_one, turned))
+            differences.append(
+                Difference("/".join(key), field.counts, other.counts, only_one, crowded, turned)
+            )
         pairs += matched
         if field.cell_diameter_px != other.cell_diameter_px and not (
             math.isnan(field.cell_diameter_px) and math.isnan(other.cell_diameter_px)
@@ -215,8 +241,21 @@ def _apart_px(a: Cell, b: Cell) -> float:
     return max(abs(p - q) for p, q in zip(a.xyxy, b.xyxy, strict=True))
 
 
-def _match(field: Field, other: Field) -> tuple[list[tuple[Cell, Cell]], tuple[Cell, ...]]:
-    """Pairs the cells of two results, nearest first; returns the pairs and the cells that are left."""
+def _crowding(cell: Cell, field: Field) -> float:
+    """Largest iou of a cell's box with another cell's."""
+    return max((_iou(cell.xyxy, other.xyxy) for other in field.cells if other is not cell), default=0.0)
+
+
+def _iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    area_a, area_b = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return width * height / (area_a + area_b - width * height)
+
+
+def _match(field: Field, other: Field) -> tuple[list[tuple[Cell, Cell]], list[Cell], list[Cell]]:
+    """Pairs the cells of two results, nearest first; returns the pairs and each one's cells that are left."""
     reach_px = _SAME_CELL * field.cell_diameter_px
     near = sorted(
         (_apart_px(a, b), i, j)
@@ -231,5 +270,4 @@ def _match(field: Field, other: Field) -> tuple[list[tuple[Cell, Cell]], tuple[C
             free.remove(i)
             free_other.remove(j)
             pairs.append((field.cells[i], other.cells[j]))
-    left = (*(field.cells[i] for i in sorted(free)), *(other.cells[j] for j in sorted(free_other)))
-    return pairs, left
+    return pairs, [field.cells[i] for i in sorted(free)], [other.cells[j] for j in sorted(free_other)]

@@ -78,7 +78,9 @@ def test_a_cell_that_is_gone_is_named(results: Path, tmp_path: Path) -> None:
     (difference,) = compared.differences
     assert difference.name == "/".join(name)
     assert difference.only_one == (field.cells[gone],)
-    assert compared.clearest({"rbc": 0.1}) == pytest.approx(field.cells[gone].det_score - 0.1)
+    over = field.cells[gone].det_score - 0.1
+    assert compared.clearest(0.1, 1.0) == pytest.approx(over)
+    assert compared.clearest(0.1, difference.crowded[0]) == 0
     assert compared.n_changes == 1
 
 
@@ -124,3 +126,19 @@ def test_tables_that_cannot_be_compared_are_refused(
 
     with pytest.raises(ValueError, match=says):
         compare(read(results), read(changed(results, tmp_path, change, "slide.csv")))
+
+
+def test_what_a_lone_box_shares_with_another_is_its_iou(results: Path, tmp_path: Path) -> None:
+    """A second box over the first cell, half of it: iou a half."""
+    ours = read(results)
+    (name, field) = next((n, f) for n, f in ours.items() if f.cells)
+    x0, y0, x1, y1 = field.cells[0].xyxy
+
+    def add(rows: list[dict[str, str]]) -> None:
+        at = next(i for i, row in enumerate(rows) if row["fov"] == name[1])
+        rows.insert(at, rows[at] | {"x_max_px": str((x0 + x1) / 2)})
+
+    (difference,) = compare(ours, read(changed(results, tmp_path, add, "cells/slide.csv"))).differences
+
+    assert difference.only_one[0].xyxy == pytest.approx((x0, y0, (x0 + x1) / 2, y1))
+    assert difference.crowded[0] == pytest.approx(0.5)
