@@ -251,7 +251,10 @@ def run_tests(there: There, proof: Proof) -> None:
     for old in (checkout, testing):
         shutil.rmtree(old, ignore_errors=True)
     (checkout / "tests").mkdir(parents=True)
-    shutil.copy(ROOT / "pyproject.toml", checkout)
+    # Everything that the tests read but the package itself, which is the installed one.
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, checkout)
+    shutil.copytree(ROOT / "deploy", checkout / "deploy")
     shutil.copy(ROOT / "tests" / "conftest.py", checkout / "tests")
     ignored = shutil.ignore_patterns("__pycache__", *LEFT_OUT)
     shutil.copytree(ROOT / "tests" / "edge", checkout / "tests" / "edge", ignore=ignored)
