@@ -200,7 +200,12 @@ def test_every_command_line_can_be_typed(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_named_exists(page: Path) -> None:
     ours = set(chain.from_iterable(options(c) for p in PYTHON_M.values() for _, c in leaves(p)))
-    for script in ("deploy/install.sh", "deploy/uninstall.sh", "tests/faults/__main__.py"):
+    for script in (
+        "deploy/install.sh",
+        "deploy/uninstall.sh",
+        "tests/faults/__main__.py",
+        "tests/arm64/__main__.py",
+    ):
         ours |= set(re.findall(r"--[a-z-]+", (ROOT / script).read_text(encoding="utf-8")))
     named = {m[0] for span in spans(prose(page)) if (m := re.match(r"--[a-z][a-z-]*", span))}
     assert named <= ours
@@ -208,10 +213,10 @@ def test_every_option_named_exists(page: Path) -> None:
 
 def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.M))
     for page in PAGES:
         typed = [*shell_lines(page), *spans(prose(page))]
-        named = {m[1] for line in typed if (m := re.match(r"make ([a-z-]+)", line))}
+        named = {m[1] for line in typed if (m := re.match(r"make ([a-z0-9-]+)", line))}
         assert named <= targets, page.name
     assert {"demo", "test", "faults"} <= targets
 
