@@ -67,9 +67,7 @@ class Analyzer:
         Returns:
             The scale with source ``estimated-slide``, or NaN and ``none``.
         """
-        return scale.estimate_slide(
-            [imaging.balance(image) for image in images], self.detector, threads=self._threads
-        )
+        return scale.estimate_slide(images, self.detector, threads=self._threads)
 
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.

@@ -13,6 +13,7 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -62,6 +63,8 @@ _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
 _MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
 _BLOCK_ROWS: Final = 256
+LARGE_PIXELS: Final = 4_000_000
+"""From here on an image is handled with an eye on memory rather than on time."""
 # TIFF 6.0, section 8: numbers of tags, and of the kinds of pixel.
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
@@ -116,6 +119,15 @@ def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 2
         ) from error
     image, captured_at = decode(data, str(path), max_megapixels=max_megapixels)
     return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), image, captured_at)
+
+
+def n_pixels(path: Path) -> int:
+    """Tells from a file's header how many pixels it holds; 0 where that cannot be told."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        with _open(path, formats=_FORMATS) as picture:
+            return int(picture.width * picture.height)
+    return 0
 
 
 def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UInt8, str]:
@@ -224,6 +236,8 @@ def _eight_bit(picture: Image.Image) -> UInt8:
         picture = Image.new("RGB", rgba.size, (255, 255, 255))
         picture.paste(rgba, mask=rgba)
     rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    if rgb.width * rgb.height < LARGE_PIXELS:
+        return np.asarray(rgb, dtype=np.uint8)
     # Strip by strip: np.asarray(picture) holds all pixels twice more for a moment, 120 MB of 20 megapixels.
     image = np.empty((rgb.height, rgb.width, 3), np.uint8)
     for y in range(0, rgb.height, _BLOCK_ROWS):

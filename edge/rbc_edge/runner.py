@@ -17,6 +17,7 @@ from threading import Lock
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from rbc_edge import imaging
 from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import ExitCode, ImageError, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.imaging import load_field
@@ -33,10 +34,12 @@ log = logging.getLogger(__name__)
 SCALE_FIELDS: Final = 8
 """Fields of view a slide's scale is estimated from."""
 
-_SCALE_PIXELS: Final = 40e6  # all of them together: a few 20-megapixel fields hold cells enough, and memory
+_SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold cells enough, and memory
 _SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
 _HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
-_LARGE_BYTES: Final = 2_000_000
+_LARGE_BYTES: Final = (
+    300_000  # a JPEG of 4 megapixels with hardly anything on it; smaller files are not asked
+)
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 _WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
 _SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
@@ -647,7 +650,7 @@ class Run:
         look = _Look()
         try:
             # One of the large ones at a time: two of 20 megapixels are half a gigabyte.
-            with self._large if file.size_bytes > _LARGE_BYTES else nullcontext():
+            with self._large if _is_large(file) else nullcontext():
                 field_of_view = load_field(file.path, file.slide_id, file.fov)
                 look = _Look(sha256=field_of_view.sha256, captured_at=field_of_view.captured_at)
                 if self._is_mine(look.sha256):
@@ -662,6 +665,10 @@ class Run:
         if look.failure not in ("", "vanished", "unreadable") and not look.sha256:
             look = replace(look, sha256=_digest(file))
         return replace(look, elapsed_s=self._clock.monotonic_s() - started_s)
+
+
+def _is_large(file: InboxFile) -> bool:
+    return file.size_bytes > _LARGE_BYTES and imaging.n_pixels(file.path) >= imaging.LARGE_PIXELS
 
 
 def _digest(file: InboxFile) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from rbc_edge import imaging
 from rbc_edge.detector import Detector
 from rbc_edge.values import CellClass, Detections, Scale, ScaleSource, UInt8
 
@@ -96,20 +97,25 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     """Estimates the red-cell diameter of a slide from some of its fields.
 
     Args:
-        images: Fields, each uint8 (H, W, 3) RGB; may be empty.
+        images: Fields, each uint8 (H, W, 3) RGB, as they were decoded; may be empty.
         detector: The detector to ask.
-        threads: Fields looked at together.
+        threads: Fields looked at together; of large ones one.
 
     Returns:
         The median over cells of the fields' estimates, with source ``estimated-slide``; NaN and ``none``
         when no field shows red cells.
     """
-    with ThreadPoolExecutor(threads) as pool:
+
+    def look(image: UInt8, guesses_px: Sequence[float] = GUESSES_PX) -> tuple[float, int]:
+        return estimate_field(imaging.balance(image), detector, guesses_px)
+
+    is_large = any(image.shape[0] * image.shape[1] >= imaging.LARGE_PIXELS for image in images)
+    with ThreadPoolExecutor(1 if is_large else threads) as pool:
         first = sorted({0, len(images) // 2, len(images) - 1}) if images else []
-        estimates = list(pool.map(lambda i: estimate_field(images[i], detector), first))
+        estimates = list(pool.map(lambda i: look(images[i]), first))
         guesses = _near([d for d, n in estimates if n >= _LEAST_CELLS])
         rest = [image for i, image in enumerate(images) if i not in first]
-        estimates += pool.map(lambda image: estimate_field(image, detector, guesses), rest)
+        estimates += pool.map(lambda image: look(image, guesses), rest)
     usable = sorted((d, n) for d, n in estimates if n > 0)
     # Fields with few cells say little; they are asked only when there is nothing better.
     usable = [e for e in usable if e[1] >= _LEAST_CELLS] or usable

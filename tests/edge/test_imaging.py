@@ -376,3 +376,22 @@ def test_a_file_larger_than_any_image_is_refused_before_it_is_read(tmp_path: Pat
     with pytest.raises(ImageError, match=r"sparse\.jpg: 1099512 MB is more than 250 megapixels") as caught:
         imaging.load_field(file, "s", "f")
     assert caught.value.reason == "too-large"
+
+
+def test_the_header_tells_how_many_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (70, 40)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
+    (tmp_path / "c.jpg").write_bytes(b"no image")
+    assert [imaging.n_pixels(tmp_path / n) for n in ("a.png", "b.png", "c.jpg", "gone.jpg")] == [
+        2800,
+        2800,
+        0,
+        0,
+    ]
+
+
+def test_a_large_image_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 41, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr(imaging, "LARGE_PIXELS", 1)
+    np.testing.assert_array_equal(imaging.load_field(tmp_path / "a.png", "s", "f").image, pixels)
