@@ -939,7 +939,7 @@ def _print_run(summary: "RunSummary", out: Path) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         print("  ".join(cells).rstrip())
-    for line in _few_fields(summary.slides):
+    for line in (*_flagged_fields(summary.slides), *_few_fields(summary.slides)):
         print(line)
     print(
         f"{summary.n_images} images: {summary.n_counted} counted now, {summary.n_unchanged} as before,"
@@ -949,6 +949,21 @@ def _print_run(summary: "RunSummary", out: Path) -> None:
         log.warning("stopped by a signal; run the same command again to go on")
     elif summary.gave_up:
         log.warning("stopped after too many failed images (--max-failures)")
+
+
+def _flagged_fields(slides: Sequence["SlideSummary"]) -> Iterator[str]:
+    """Says of which slides somebody should look at fields; the most flagged are named."""
+    flagged = sorted((s for s in slides if s.n_fov_flagged), key=lambda s: -s.n_fov_flagged / s.n_fov_ok)
+    for slide in flagged[:_NAMED_SLIDES]:
+        flags = ", ".join(f"{n} {flag}" for flag, n in slide.flags.items())
+        yield (
+            f"have a look: {_one_line(slide.slide_id)}: {slide.n_fov_flagged} of {slide.n_fov_ok} fields are"
+            f" flagged: {flags}"
+        )
+    if any(s.flags.get("scale-mismatch", 0) > s.n_fov_ok / 2 for s in flagged):
+        yield "the cells are not as large as the scale says; leave it out, and it is estimated"
+    if len(flagged) > _NAMED_SLIDES:
+        yield f"have a look: {len(flagged) - _NAMED_SLIDES} more slides (--json tells all)"
 
 
 def _few_fields(slides: Sequence["SlideSummary"]) -> Iterator[str]:
@@ -1006,6 +1021,8 @@ def _slide_json(slide: "SlideSummary") -> dict[str, object]:
         "slide_id": slide.slide_id,
         "n_fov_ok": slide.n_fov_ok,
         "n_fov_failed": slide.n_fov_failed,
+        "n_fov_flagged": slide.n_fov_flagged,
+        "quality_flags": dict(slide.flags),
         "n_rbc": counts.n_rbc if counts else None,
         "n_rbc_single": counts.n_rbc_single if counts else None,
         "n_rbc_overlapping": counts.n_rbc_overlapping if counts else None,

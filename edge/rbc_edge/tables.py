@@ -9,9 +9,10 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from itertools import chain
 from math import isnan
@@ -68,6 +69,8 @@ class SlideSummary:
         bundle_ids: The bundles that counted, sorted.
         n_fov_more: How many more fields would make the overlap fraction sure to 2 percentage points either
             way; None without red cells. Not a column.
+        flags: How many fields raise each quality flag, the most frequent first. Not a column.
+        n_fov_flagged: Fields that raise any. Not a column.
     """
 
     slide_id: str
@@ -81,6 +84,8 @@ class SlideSummary:
     last_captured_at: str
     bundle_ids: tuple[str, ...]
     n_fov_more: int | None = None
+    flags: Mapping[str, int] = field(default_factory=dict)
+    n_fov_flagged: int = 0
 
 
 class Tables:
@@ -178,11 +183,15 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
     n_failed = 0
     captured: list[str] = []
     bundle_ids: set[str] = set()
+    flags: Counter[str] = Counter()
+    n_flagged = 0
     for row in fields:
         n_failed += row.status is Status.FAILED
         if row.status is Status.OK:
             ok.append(row.counts[edges])
             bundle_ids.add(row.version.bundle_id)
+            flags.update(row.quality_flags)
+            n_flagged += bool(row.quality_flags)
             if row.captured_at:
                 captured.append(row.captured_at)
     n_rbc = np.array([c.n_rbc for c in ok], np.int64)
@@ -206,6 +215,8 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
         last_captured_at=max(captured, default=""),
         bundle_ids=tuple(sorted(bundle_ids)),
         n_fov_more=fields_needed(n_overlapping, n_rbc),
+        flags=dict(flags.most_common()),
+        n_fov_flagged=n_flagged,
     )
 
 

@@ -485,3 +485,18 @@ def test_report_says_what_is_missing(rbc: Run, camera: Path, tmp_path: Path) -> 
 def test_the_bound_of_an_overlay_is_checked(rbc: Run, camera: Path, tmp_path: Path) -> None:
     code, _, complained = rbc("run", camera, "--out", tmp_path / "out", "--overlay-px", 5)
     assert code == 2 and "--overlay-px is 5" in complained and "0 (as large as the image)" in complained
+
+
+def test_run_names_slides_whose_fields_are_flagged(rbc: Run, camera: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flagged"
+    code, told, _ = rbc("run", camera, "--out", out, "--bundle", TOY_BUNDLE, "--cell-diameter", 14)
+    assert code == 0
+    flagged = [r for r in rows(out / "s1.csv") if r["quality_flags"]]
+    assert flagged
+    (line,) = [line for line in told.splitlines() if line.startswith("have a look: s1:")]
+    assert f"{len(flagged)} of " in line
+    (slide, *_) = json.loads(
+        rbc("run", camera, "--out", out, "--bundle", TOY_BUNDLE, "--cell-diameter", 14, "--json")[1]
+    )["slides"]
+    assert slide["n_fov_flagged"] == len(flagged)
+    assert set(slide["quality_flags"]) == {f for r in flagged for f in r["quality_flags"].split(";")}
