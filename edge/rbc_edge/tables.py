@@ -107,7 +107,8 @@ class Tables:
         self._ledger = ledger
         self._edges = edges
         self._cells = cells
-        self._summaries: dict[str, SlideSummary] = {}
+        self._summaries: dict[str, tuple[SlideSummary, bytes]] = {}  # and their line of slides.csv
+        self._names: dict[str, str] = {}
         for folder in (out, out / "cells"):
             for left_over in folder.glob(".*.csv.tmp"):  # of a process that was killed while writing
                 with suppress(OSError):
@@ -146,20 +147,24 @@ class Tables:
             if slide_ids is None or slide_id in slide_ids:
                 self._write_slide(slide_id, name)
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
-                self._summaries[slide_id] = self.summary(slide_id)
-        summaries = [self._summaries[slide_id] for slide_id in sorted(names)]
-        summaries = [s for s in summaries if s.n_fov_ok or s.n_fov_failed]
-        _write(self._out / "slides.csv", SLIDE_COLUMNS, map(_slide_row, summaries))
+                summary = self.summary(slide_id)
+                self._summaries[slide_id] = summary, next(_lines([_slide_row(summary)]))
+        known = [self._summaries[slide_id] for slide_id in sorted(names)]
+        known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
+        _write(self._out / "slides.csv", chain(_lines([SLIDE_COLUMNS]), (line for _, line in known)))
         self._ledger.keep_note(EDGES_NOTE, self._edges)
         self._ledger.tables_written()
-        return summaries
+        return [summary for summary, _ in known]
 
     def look_again(self) -> None:
         """Forgets what was read: somebody else changed the ledger."""
         self._summaries.clear()
 
     def _file_names(self) -> dict[str, str]:
-        return file_names(self._ledger.slide_ids())
+        slide_ids = self._ledger.slide_ids()
+        if slide_ids != list(self._names):  # of a thousand slides it takes longer than the table of one
+            self._names = file_names(slide_ids)
+        return self._names
 
     def _write_slide(self, slide_id: str, name: str) -> None:
         file_name = os.fsdecode(f"{name}.csv".encode())  # UTF-8 on disk, whatever the locale
@@ -172,9 +177,11 @@ class Tables:
             _remove(path)
             _remove(cells_path)
             return
-        _write(path, FIELD_COLUMNS, (_field_row(row, self._edges) for row in chain([first], fields)))
+        rows = (_field_row(row, self._edges) for row in chain([first], fields))
+        _write(path, _lines(chain([FIELD_COLUMNS], rows)))
         if self._cells or cells_path.exists():
-            _write(cells_path, CELL_COLUMNS, _cell_rows(slide_id, self._ledger.cells(slide_id)))
+            cells = _cell_rows(slide_id, self._ledger.cells(slide_id))
+            _write(cells_path, _lines(chain([CELL_COLUMNS], cells)))
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
@@ -325,19 +332,18 @@ def _text(value: str) -> str:
 # -- files ----------------------------------------------------------------------------------------------
 
 
-def _lines(header: Sequence[str], rows: Iterable[Iterable[str]]) -> Iterator[bytes]:
+def _lines(rows: Iterable[Iterable[str]]) -> Iterator[bytes]:
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    for row in chain([header], rows):
+    for row in rows:
         writer.writerow(row)
         yield buffer.getvalue().encode()
         buffer.seek(0)
         buffer.truncate()
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
+def _write(path: Path, lines: Iterator[bytes]) -> None:
     """Brings a table up to date: untouched when nothing changes, else replaced whole and for good."""
-    lines = _lines(header, rows)
     temporary = path.parent / f".{path.name}.tmp"
     try:
         path.parent.mkdir(exist_ok=True)
