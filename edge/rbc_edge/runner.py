@@ -37,9 +37,7 @@ SCALE_FIELDS: Final = 8
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold cells enough, and memory
 _SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
 _HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
-_LARGE_BYTES: Final = (
-    300_000  # a JPEG of 4 megapixels with hardly anything on it; smaller files are not asked
-)
+_LARGE_BYTES: Final = 300_000  # smaller files are not asked: no JPEG of 4 megapixels takes less
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 _WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
 _SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
