@@ -55,7 +55,11 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", help="Threads of the networks; 0: as the processor has."),
+    typer.Option(
+        "--threads",
+        metavar="N",
+        help="Images counted at the same time, a thread each; 0: as many as cores, at most 4.",
+    ),
 ]
 PrecisionOption = Annotated[
     str | None,

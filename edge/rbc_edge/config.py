@@ -43,7 +43,7 @@ class Settings:
     Attributes:
         out: Output folder.
         bundle: Folder of the bundle; None: the one shipped.
-        threads: Threads of the networks; 0: as the processor has.
+        threads: Images counted at the same time, a thread each; 0: as many as cores, at most 4.
         precision: Which of the bundle's detectors counts: int8 or fp32.
         cell_diameter: Diameter of a red cell in pixels; None: not given.
         um_per_px: Micrometres per pixel; None: not given.

@@ -63,7 +63,7 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     Args:
         out: The folder; a new temporary one, which stays, when None.
         bundle: The bundle to count with; the one that ships when None.
-        threads: Threads of the networks; 0 chooses for this machine.
+        threads: See `Analyzer`.
         seed: Which slides are drawn; the same seed draws the same.
         json_output: Print JSON instead of a table.
 

@@ -19,7 +19,7 @@ def export(
     dataset: Annotated[Path, typer.Option(help="Dataset they were trained on.")] = Path("data/dataset"),
     data: Annotated[Path, typer.Option(help="The public data.", envvar="RBC_DATA")] = Path("../shared/data"),
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("runs/bundle"),
-    with_fp32: Annotated[bool, typer.Option(help="Also ship the fp32 detector (10 MB).")] = False,
+    with_fp32: Annotated[bool, typer.Option(help="Also ship the networks in fp32 (11 MB).")] = False,
     calibration_images: Annotated[int, typer.Option(min=8)] = 200,
 ) -> None:
     """Writes, quantizes, proves and seals a bundle; fails when more is lost than is allowed."""

@@ -68,7 +68,7 @@ class ExportOptions:
         dataset: Folder of the dataset they were trained on (its scale and crop margin).
         data: Folder of the public data.
         out: Folder of the bundle.
-        with_fp32: Also ship the fp32 detector.
+        with_fp32: Also ship the networks in fp32.
         calibration_images: How many training photographs the int8 ranges are measured on.
         iou_threshold: Suppression by `CellClass`.
         iou_threshold_across: Suppression between classes.

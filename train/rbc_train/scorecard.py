@@ -30,12 +30,12 @@ _PARITY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The same photographs by the int8 and by the fp32 detector.
+    """The same photographs by the int8 and by the fp32 networks.
 
     Attributes:
         where: What the two ran on, in words.
         int8: Figures over all photographs (``score(...)["all"]``).
-        fp32: The same by the fp32 detector.
+        fp32: The same by the fp32 networks.
     """
 
     where: str
