@@ -63,7 +63,7 @@ _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
 _MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
 _BLOCK_ROWS: Final = 256
-LARGE_PIXELS: Final = 4_000_000
+LARGE_PIXELS: Final = 8_000_000
 """From here on an image is handled with an eye on memory rather than on time."""
 # TIFF 6.0, section 8: numbers of tags, and of the kinds of pixel.
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
@@ -468,12 +468,15 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     if length <= tile_px:
         return [(0, length, -math.inf, math.inf)]
     n = math.ceil((length - overlap_px) / (tile_px - overlap_px))
-    starts = [round(i * (length - tile_px) / (n - 1)) for i in range(n)]
+    # As many windows as it takes, and none larger than it takes: what two see is looked at twice.
+    size = math.ceil((length + (n - 1) * overlap_px) / n)
+    size = min(tile_px, size + -(size + 2 * PAD_LEAST_PX) % STRIDE_PX)
+    starts = [round(i * (length - size) / (n - 1)) for i in range(n)]
     # Neighbours meet in the middle of what both see.
-    seams = [(a + tile_px + b) / 2 for a, b in pairwise(starts)]
+    seams = [(a + size + b) / 2 for a, b in pairwise(starts)]
     lows = [-math.inf, *seams]
     highs = [*seams, math.inf]
-    return [(s, s + tile_px, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
+    return [(s, s + size, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
 
 
 def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
