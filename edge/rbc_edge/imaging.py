@@ -356,19 +356,25 @@ def balance(image: UInt8) -> UInt8:
         uint8 (H, W, 3) RGB, a new array.
     """
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _BALANCE_PIXELS))
-    level = np.array([_percentile(image[::step, ::step, c], _BRIGHT_PERCENTILE) for c in range(3)])
+    level = np.array(percentile(image[::step, ::step], _BRIGHT_PERCENTILE))
     # A black field has no background to go by: its noise must not become cells.
     gain = np.clip(BACKGROUND_LEVEL / np.maximum(level, 1.0), *_GAIN_RANGE)
     table = np.clip(np.arange(256)[:, None] * gain + 0.5, 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(image, table[None]), dtype=np.uint8)
 
 
-def _percentile(values: UInt8, percent: float) -> float:
-    """What np.percentile gives, by counting instead of sorting."""
-    below = np.cumsum(np.bincount(values.ravel(), minlength=256))
-    rank = percent / 100 * (values.size - 1)
-    low, high = np.searchsorted(below, [math.floor(rank), math.ceil(rank)], side="right").tolist()
-    return float(low + (high - low) * (rank - math.floor(rank)))
+def percentile(image: UInt8, percent: float) -> list[float]:
+    """What np.percentile gives for each channel of uint8 (H, W, C), by counting instead of sorting."""
+    image = np.ascontiguousarray(image)
+    rank = percent / 100 * (image.shape[0] * image.shape[1] - 1)
+    ranks = [math.floor(rank), math.ceil(rank)]
+    levels = []
+    for channel in range(image.shape[2]):
+        seen = cv2.calcHist([image], [channel], None, [256], [0, 256])
+        # In int64: from 2^24 pixels on single precision would not see one more.
+        low, high = np.searchsorted(seen.astype(np.int64).cumsum(), ranks, side="right").tolist()
+        levels.append(low + (high - low) * (rank - ranks[0]))
+    return levels
 
 
 def rescale(image: UInt8, factor: float) -> UInt8:

@@ -17,7 +17,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from rbc_edge import imaging
+from rbc_edge import counting, imaging
 from rbc_edge.values import Bool, CellClass, Cells, Float32, UInt8
 
 
@@ -95,6 +95,8 @@ _UNSCALED_SIDE_PX: Final = 192  # a field without cells has no scale
 _MOST_CELLS: Final = 48  # whose outlines are looked at
 _ANGLES: Final = np.arange(16) * (2 * np.pi / 16)
 _RADII: Final = np.linspace(0.55, 1.45, 19)  # of the box's half sides
+# Where the rays look, of the box's half sides from its middle: x and y, each float32 (angles, radii).
+_RAYS: Final = tuple(np.outer(f(_ANGLES), _RADII).astype(np.float32) for f in (np.cos, np.sin))
 _REMAP_MOST_PX: Final = 32766  # what lies beyond OpenCV cannot reach
 _LEAST_RAYS: Final = 8
 _RAY_CONTRAST: Final = 0.03  # of the bright level: a ray that sees less crosses no outline
@@ -168,7 +170,7 @@ def measure(
     block_px = _BLOCK * model_diameter_px if math.isnan(cell_diameter_px) else _BLOCK * diameter * factor
     unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
-    surety = (float(np.median(score)) - least_score) / (1 - least_score) if len(score) else math.nan
+    surety = (counting.median(score) - least_score) / (1 - least_score) if len(score) else math.nan
     clipped, green = _colour(view.plain, seen[red])
     return Signs(bright, clipped, contrast, edge_width, unevenness, glass, cell_diameter_px, surety, green)
 
@@ -204,23 +206,23 @@ def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]
     height, width = grey.shape
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
-    along = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)[:, None] * _RADII[:, None]  # (A, R, 2)
-    place = (centre[:, None, None] + half[:, None, None] * along).astype(np.float32)  # (N, A, R, 2)
-    x, y = (np.ascontiguousarray(place[..., i].reshape(len(boxes), -1)) for i in (0, 1))
-    seen = cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(place.shape[:3])
-    ends = place[:, :, -1]  # rays are straight: inside at both ends is inside
-    inside = ((ends >= 0) & (ends <= np.array([width - 1, height - 1], np.float32))).all(axis=2)
-    rays = seen[inside].astype(np.float32)
+    x, y = (centre[:, i, None] + half[:, i, None] * _RAYS[i].reshape(1, -1) for i in (0, 1))
+    seen = cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    shape = (len(boxes), *_RAYS[0].shape)
+    end_x, end_y = x.reshape(shape)[:, :, -1], y.reshape(shape)[:, :, -1]
+    # Rays are straight: inside at both ends is inside.
+    inside = (end_x >= 0) & (end_x <= width - 1) & (end_y >= 0) & (end_y <= height - 1)
+    rays = seen.reshape(shape)[inside].astype(np.float32)
     if len(rays) < _LEAST_RAYS:
         return math.nan, math.nan
     depth = rays.max(axis=1) - rays.min(axis=1)
-    contrast = float(np.median(depth)) / max(bright, 1.0)
-    rise = np.diff(rays, axis=1).max(axis=1)
+    contrast = counting.median(depth) / max(bright, 1.0)
+    rise = (rays[:, 1:] - rays[:, :-1]).max(axis=1)
     crosses = (depth > _RAY_CONTRAST * bright) & (rise > 0)
-    if crosses.sum() < _LEAST_RAYS:
+    if np.count_nonzero(crosses) < _LEAST_RAYS:
         return contrast, math.nan
     step = float(_RADII[1] - _RADII[0]) / 2  # of a diameter
-    return contrast, float(np.median(depth[crosses] / rise[crosses])) * step
+    return contrast, counting.median(depth[crosses] / rise[crosses]) * step
 
 
 def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
@@ -241,7 +243,8 @@ def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
         return math.nan, float((level > _GLASS * _bright_level(grey)).mean())
     # What lies below the glass that was fitted is no glass: the fit is pulled down by it a little.
     flat = level / np.maximum(lamp, 1.0)
-    brightest = float(np.quantile(flat, _BRIGHT_SHARE))
+    rank = int(_BRIGHT_SHARE * (flat.size - 1))
+    brightest = float(np.partition(flat, rank, axis=None)[rank])
     unevenness = 1 - float(max(lamp.min(), 0.0)) / max(float(lamp.max()), 1.0)
     return unevenness, float((flat > _GLASS * brightest).mean())
 
@@ -293,7 +296,7 @@ def _colour(image: UInt8, boxes: Float32) -> tuple[float, float]:
     y = np.clip(place[..., 1], 0, image.shape[0] - 1)
     seen = image[y, x]  # (N, P, 3)
     clipped = float((seen.min(axis=2) >= _SATURATED).mean())
-    glass = np.percentile(some, 100 * _BRIGHT_SHARE, axis=0)
+    glass = np.array(imaging.percentile(some[:, None], 100 * _BRIGHT_SHARE))
     absorbance = np.median(np.log(np.maximum(glass, 1.0) / np.maximum(seen.mean(axis=1), 1.0)), axis=0)
     total = float(absorbance.sum())
     return clipped, float(absorbance[1]) / total if total > _LEAST_COLOUR else math.nan

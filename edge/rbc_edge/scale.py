@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from rbc_edge import imaging
+from rbc_edge import counting, imaging
 from rbc_edge.detector import Detector
 from rbc_edge.values import CellClass, Detections, Scale, ScaleSource, UInt8
 
@@ -54,7 +54,8 @@ def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tu
     margin = np.maximum(1.0, _BORDER * sides)[:, None]
     size = np.array([width_px, height_px], np.float32)
     whole = ((xyxy[:, :2] > margin) & (xyxy[:, 2:] < size - margin)).all(axis=1)
-    return (float(np.median(sides[whole])) if whole.any() else math.nan), int(whole.sum())
+    n = int(np.count_nonzero(whole))
+    return (counting.median(sides[whole]) if n else math.nan), n
 
 
 def estimate_field(
