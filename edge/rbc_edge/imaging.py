@@ -61,6 +61,7 @@ _MIN_SIDE_PX: Final = 16
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
+_LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
 _MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
 _BLOCK_ROWS: Final = 256
 LARGE_PIXELS: Final = 8_000_000
@@ -391,8 +392,9 @@ def rescale(image: UInt8, factor: float) -> UInt8:
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if size == (width, height):
         return image
-    # Area averaging keeps thin gaps between cells when shrinking; it has no meaning when enlarging.
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    # Area averaging keeps thin gaps between cells when shrinking; a little shrinking does without, in a sixth
+    # of the time; it has no meaning when enlarging.
+    how = cv2.INTER_AREA if factor * _LITTLE < 1 else cv2.INTER_LINEAR if factor < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
 
 
@@ -542,7 +544,7 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
                 window, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
             )
             window = np.asarray(padded, np.uint8)
-        shrinks = window.shape[0] > size_px or window.shape[1] > size_px
+        shrinks = max(window.shape[:2]) > _LITTLE * size_px
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)
     return out
