@@ -191,7 +191,7 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
         if not diameter > 0:
             diameter = slide.cell_diameter_px
         view = imaging.view(field.image, diameter)
-        small = imaging.rescale(view.image, bundle.manifest.cell_diameter_px / diameter * float(view.px[0]))
+        small = counter.detector.at_model_scale(view.image, diameter / float(view.px[0]))
         cut = imaging.tiles(
             small.shape[1],
             small.shape[0],

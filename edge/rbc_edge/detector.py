@@ -55,7 +55,7 @@ class Detector:
         """
         least = self._score_threshold if score_threshold is None else score_threshold
         height, width = image.shape[:2]
-        small = imaging.rescale(image, self.manifest.cell_diameter_px / cell_diameter_px)
+        small = self.at_model_scale(image, cell_diameter_px)
         tiles = list(
             imaging.tiles(
                 small.shape[1],
@@ -79,6 +79,12 @@ class Detector:
             merged = merged.take(self._suppress(merged))
         centre = merged.xyxy[:, :2] + merged.xyxy[:, 2:]
         return merged.take(np.lexsort((centre[:, 0], centre[:, 1])))
+
+    def at_model_scale(self, image: UInt8, cell_diameter_px: float) -> UInt8:
+        """Resizes a field, uint8 (H, W, 3): its cells are then about as large as the network knows them."""
+        height, width = image.shape[:2]
+        factor = imaging.snug(width, height, self.manifest.cell_diameter_px / cell_diameter_px)
+        return imaging.rescale(image, factor)
 
     def _detect_tile(self, small: UInt8, tile: imaging.Tile, least: Float32) -> Detections:
         """Returns what one tile's core holds, in pixels at model scale, after suppression."""

@@ -235,8 +235,8 @@ def main() -> None:
         make_classifier(source[bundle.CLASSIFIER])
         drawn = smear.draw_field(
             np.random.default_rng(1),
-            width_px=192,
-            height_px=160,
+            width_px=204,  # so that `imaging.snug` leaves it as it is
+            height_px=168,
             cell_diameter_px=CELL_DIAMETER_PX,
             n_single=3,
             group_sizes=(2,),
