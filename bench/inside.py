@@ -106,9 +106,10 @@ def attach_all(probe: Probe) -> None:
     """Names the stages of the program, in the order of the way of the data."""
     probe.attach("scan", runner, "scan", whole=True)
     probe.attach("read, hash", imaging, "load_field")
-    probe.attach("decode", imaging, "decode", whole=True)
+    probe.attach("decode", imaging, "_decode", whole=True)
     probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
+    probe.attach("field's own scale", scales, "look_elsewhere", whole=True)
     probe.attach("view", imaging, "view", whole=True)
     probe.attach("scale", imaging, "rescale")
     probe.attach("scale", imaging, "pad_to_stride")

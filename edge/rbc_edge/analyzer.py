@@ -85,8 +85,7 @@ class Analyzer:
             the user said.
         """
         clock = _Clock()
-        height, width = field.image.shape[:2]
-        found, used, flags, view = self._detect(field.image, given, clock)
+        found, used, flags, view = self._detect(field, given, clock)
         rbc = np.flatnonzero(found.class_id == CellClass.RBC)
         crops = self.crops(view, found.xyxy[rbc])
         clock.lap("crop")
@@ -100,13 +99,13 @@ class Analyzer:
             overlap_score,
             overlapping,
             counting.groups(found.xyxy, found.class_id, overlapping),
-            counting.touches_edge(found.xyxy, width, height),
+            counting.touches_edge(found.xyxy, field.width_px, field.height_px),
         )
         if len(rbc) == 0:
             flags.append("no-red-cells")
         flags += quality.flags(self.signs(view, cells, used))
         clock.lap("quality")
-        return FovResult(width, height, used, cells, tuple(sorted(flags)), clock.laps_ms)
+        return FovResult(field.width_px, field.height_px, used, cells, tuple(sorted(flags)), clock.laps_ms)
 
     def signs(self, view: imaging.View, cells: Cells, used: Scale) -> quality.Signs:
         """Measures what a field's picture is worth (see `quality`).
@@ -143,21 +142,24 @@ class Analyzer:
         """
         diameter = cell_diameter_px / float(np.sqrt(view.px[0] * view.px[1]))
         found = self.detector.detect(view.image, diameter, score_threshold=score_threshold)
-        return replace(found, xyxy=found.xyxy * view.px)
+        limit = np.array(view.size * 2, np.float32)
+        return replace(found, xyxy=np.minimum(found.xyxy * view.px, limit))
 
     def crops(self, view: imaging.View, xyxy: Float32) -> UInt8:
         """Cuts boxes out of a view: float32 (N, 4), pixels of the field; uint8 (N, 64, 64, 3)."""
         return imaging.crops(view.image, xyxy / view.px, margin=self.classifier.margin)
 
     def _detect(
-        self, image: UInt8, given: Scale, clock: "_Clock"
+        self, field: FieldOfView, given: Scale, clock: "_Clock"
     ) -> tuple[Detections, Scale, list[str], imaging.View]:
         """Returns the detections, the scale they were made at, flags about that scale, and the view."""
-        height, width = image.shape[:2]
-        view = imaging.view(image, given.cell_diameter_px)
+        width, height = field.width_px, field.height_px
+        view = imaging.view(field.image, given.cell_diameter_px, size=(width, height))
         clock.lap("view")
         if math.isnan(given.cell_diameter_px):
-            own, n = self._own_scale(image, clock)
+            image = imaging.full_size(field)
+            own, n = scale.estimate_field(imaging.balance(image), self.detector)
+            clock.lap("scale")
             if n == 0:
                 return Detections.empty(), Scale(math.nan, ScaleSource.NONE), [], view
             return self._detect_at_own(image, own, clock)
@@ -170,17 +172,18 @@ class Analyzer:
         # Few cells: a sparse field, or a scale so far off that the detector is blind; they look the same.
         if not contradicted and not scale.sees_little(found, width, height):
             return found, given, [], view
-        own, n = self._own_scale(image, clock)
+        image = imaging.full_size(field)
+        balanced = imaging.balance(image)
+        if contradicted:
+            own, n = scale.estimate_field(balanced, self.detector)
+        else:
+            own, n = scale.look_elsewhere(balanced, self.detector, found, given.cell_diameter_px)
+        clock.lap("scale")
         if not (n > 0 if contradicted else scale.blind_at(given.cell_diameter_px, own, n)):
             return found, given, [], view
         if by_user:
             return found, given, ["scale-mismatch"], view
         return self._detect_at_own(image, own, clock)
-
-    def _own_scale(self, image: UInt8, clock: "_Clock") -> tuple[float, int]:
-        estimate = scale.estimate_field(imaging.balance(image), self.detector)
-        clock.lap("scale")
-        return estimate
 
     def _detect_at_own(
         self, image: UInt8, own_px: float, clock: "_Clock"

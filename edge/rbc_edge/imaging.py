@@ -61,10 +61,10 @@ _BRIGHT_PERCENTILE: Final = 95
 _BALANCE_PIXELS: Final = 20_000  # enough for a percentile
 _GAIN_RANGE: Final = (0.6, 4.0)
 _MIN_SIDE_PX: Final = 16
+_LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
-_LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
 _MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
 _BLOCK_ROWS: Final = 256
 LARGE_PIXELS: Final = 8_000_000
@@ -86,7 +86,14 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _open: Final = Image.open
 
 
-def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 250.0) -> FieldOfView:
+def load_field(
+    path: Path,
+    slide_id: str,
+    fov: str,
+    *,
+    max_megapixels: float = 250.0,
+    cell_diameter_px: float = math.nan,
+) -> FieldOfView:
     """Reads and decodes one image file.
 
     The file is read once; the hash is of exactly the bytes that were decoded.
@@ -96,6 +103,9 @@ def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 2
         slide_id: The slide it belongs to.
         fov: Its name within the slide.
         max_megapixels: Larger images are refused from their header, before any memory is taken.
+        cell_diameter_px: Diameter of a red cell, pixels of the field: a JPEG is decoded at a half, a quarter
+            or an eighth of its size where its `view` is no larger, in half the time and a fraction of the
+            memory. NaN: decoded in full.
 
     Returns:
         The field of view, uint8 (H, W, 3) RGB, EXIF rotation applied.
@@ -121,15 +131,27 @@ def load_field(path: Path, slide_id: str, fov: str, *, max_megapixels: float = 2
         raise ImageError(
             "unreadable", f"{path}: cannot be read: {error.strerror or error}", "check its permissions"
         ) from error
-    image, captured_at = decode(data, str(path), max_megapixels=max_megapixels)
-    return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), image, captured_at)
+    image, captured_at, size = _decode(data, str(path), max_megapixels, _shrinks(cell_diameter_px))
+    is_smaller = size != (image.shape[1], image.shape[0])
+    digest = hashlib.sha256(data).hexdigest()
+    return FieldOfView(slide_id, fov, digest, image, captured_at, *size, data if is_smaller else b"")
 
 
-def n_pixels(path: Path) -> int:
-    """Tells from a file's header how many pixels it holds; 0 where that cannot be told."""
+def full_size(field: FieldOfView) -> UInt8:
+    """Returns a field's image as the camera took it, uint8 (H, W, 3) RGB, if need be decoded again.
+
+    Raises:
+        ImageError: `too-large` where it does not fit into memory.
+    """
+    return decode(field.file, field.fov)[0] if field.file else field.image
+
+
+def n_pixels(path: Path, cell_diameter_px: float) -> int:
+    """Tells from a file's header how many pixels `load_field` would decode; 0 where that cannot be told."""
     with warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
         with _open(path, formats=_FORMATS) as picture:
+            _draft(picture, _shrinks(cell_diameter_px))
             return int(picture.width * picture.height)
     return 0
 
@@ -152,6 +174,11 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     Raises:
         ImageError: See `load_field`.
     """
+    return _decode(data, name, max_megapixels, 1)[:2]
+
+
+def _decode(data: bytes, name: str, max_megapixels: float, shrink: int) -> tuple[UInt8, str, tuple[int, int]]:
+    """Decodes at 1 / `shrink` of the size if that is easy; returns width and height of the whole, too."""
     if not data:
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
     with warnings.catch_warnings():
@@ -191,6 +218,8 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
         try:
             is_deep = _is_deep(picture)  # before the capture time: looking for EXIF loads a PNG
             captured_at = _captured_at(picture)
+            _draft(picture, shrink)
+            drafted = picture.size
             rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
         except ImageError:
             raise
@@ -200,7 +229,17 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
             raise ImageError(
                 "truncated", f"{name}: the image is cut short or damaged: {error}", "copy it again"
             ) from error
-    return rgb, captured_at
+    is_turned = (rgb.shape[1], rgb.shape[0]) != drafted  # by its EXIF
+    return rgb, captured_at, (height, width) if is_turned else (width, height)
+
+
+def _draft(picture: Image.Image, shrink: int) -> None:
+    """Has a JPEG decoded at a half, a quarter or an eighth of its size, not less than 1 / `shrink`.
+
+    It takes the lower frequencies of each block and no others. Other formats are decoded in full.
+    """
+    if shrink > 1:
+        picture.draft(None, (picture.width // shrink, picture.height // shrink))
 
 
 def _has_tiff_directory(data: bytes) -> bool:
@@ -409,14 +448,16 @@ class View:
         image: uint8 (h, w, 3) RGB.
         plain: uint8 (h, w, 3) RGB, the same before its light was balanced.
         px: float32 (4,), pixels of the field in a pixel of the view, for x, y, x, y.
+        size: Width and height of the field, pixels.
     """
 
     image: UInt8
     plain: UInt8
     px: Float32
+    size: tuple[int, int]
 
 
-def view(image: UInt8, cell_diameter_px: float) -> View:
+def view(image: UInt8, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
     """Balances a field (`balance`), and shrinks it by a whole number if its cells are far larger than needed.
 
     The mean of 2x2 pixels is a cheap first step, and all that follows (light, resizing, crops) has a quarter
@@ -425,14 +466,23 @@ def view(image: UInt8, cell_diameter_px: float) -> View:
     Args:
         image: uint8 (H, W, 3) RGB, the field of view.
         cell_diameter_px: Diameter of a red cell in it, pixels; NaN: nobody knows, nothing is shrunk.
+        size: Width and height of the field, pixels, where `image` was decoded at a part of them.
 
     Returns:
         The view, round(H / k) by round(W / k) pixels.
     """
-    k = 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
-    small = rescale(image, 1 / k)
-    px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32)
-    return View(balance(small), small, px)
+    width, height = (image.shape[1], image.shape[0]) if size is None else size
+    # How many times smaller it was decoded. What is left over at the right and below has a pixel of its own.
+    k = max(1, round(width / image.shape[1]))
+    left = _shrinks(cell_diameter_px) / k
+    small = rescale(image, 1 / left) if left > 1 else image
+    px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32) * k
+    return View(balance(small), small, px, (width, height))
+
+
+def _shrinks(cell_diameter_px: float) -> int:
+    """How many times smaller a field may be shown."""
+    return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,6 +540,42 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     return [(s, s + size, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
 
 
+def snug(width: int, height: int, factor: float) -> float:
+    """Gives up a little of a resizing factor where the detector's input then is a stride smaller.
+
+    A field 253 pixels wide takes an input of 288, one of 248 an input of 256: a fifth of the pixels, and of
+    the detector's time, would be padding. The detector does not feel a few per cent of scale.
+
+    Args:
+        width: Width of the field, pixels.
+        height: Height of the field, pixels.
+        factor: New size over old size that is wanted, > 0.
+
+    Returns:
+        The factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those the
+        largest. Of fields that do not fit into one tile, `factor`.
+
+    >>> round(snug(640, 480, 40 / 101.1), 4), round(snug(640, 480, 0.38), 4)
+    (0.3833, 0.38)
+    """
+    if max(width, height) * factor > TILE_PX:
+        return factor
+
+    def input_pixels(f: float) -> int:
+        n_pixels = 1
+        for side in (width, height):
+            n_pixels *= -(-(max(1, round(side * f)) + 2 * PAD_LEAST_PX) // STRIDE_PX)
+        return n_pixels
+
+    candidates = [factor]
+    for side in (width, height):
+        n_strides = -(-(round(side * factor) + 2 * PAD_LEAST_PX) // STRIDE_PX)
+        fits = ((n_strides - 1) * STRIDE_PX - 2 * PAD_LEAST_PX) / side
+        if factor / SNUG <= fits < factor:
+            candidates.append(fits)
+    return min(candidates, key=lambda f: (input_pixels(f), -f))
+
+
 def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
     """Pads an image on all sides, by at least `PAD_LEAST_PX`, to sides that are multiples of `stride`.
 
@@ -540,42 +626,6 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
             if window.size == 0:
                 out[i] = PAD_VALUE
-def snug(width: int, height: int, factor: float) -> float:
-    """Gives up a little of a resizing factor where the detector's input then is a stride smaller.
-
-    A field 253 pixels wide takes an input of 288, one of 248 an input of 256: a fifth of the pixels, and of
-    the detector's time, would be padding. The detector does not feel a few per cent of scale.
-
-    Args:
-        width: Width of the field, pixels.
-        height: Height of the field, pixels.
-        factor: New size over old size that is wanted, > 0.
-
-    Returns:
-        The factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those the
-        largest. Of fields that do not fit into one tile, `factor`.
-
-    >>> round(snug(640, 480, 40 / 101.1), 4), round(snug(640, 480, 0.38), 4)
-    (0.3833, 0.38)
-    """
-    if max(width, height) * factor > TILE_PX:
-        return factor
-
-    def input_pixels(f: float) -> int:
-        n_pixels = 1
-        for side in (width, height):
-            n_pixels *= -(-(max(1, round(side * f)) + 2 * PAD_LEAST_PX) // STRIDE_PX)
-        return n_pixels
-
-    candidates = [factor]
-    for side in (width, height):
-        n_strides = -(-(round(side * factor) + 2 * PAD_LEAST_PX) // STRIDE_PX)
-        fits = ((n_strides - 1) * STRIDE_PX - 2 * PAD_LEAST_PX) / side
-        if factor / SNUG <= fits < factor:
-            candidates.append(fits)
-    return min(candidates, key=lambda f: (input_pixels(f), -f))
-
-
                 continue
             top, left = max(-y0, 0), max(-x0, 0)
             bottom, right = (y1 - y0) - top - window.shape[0], (x1 - x0) - left - window.shape[1]

@@ -648,8 +648,10 @@ class Run:
         look = _Look()
         try:
             # One of the large ones at a time: two of 20 megapixels are half a gigabyte.
-            with self._large if _is_large(file) else nullcontext():
-                field_of_view = load_field(file.path, file.slide_id, file.fov)
+            with self._large if _is_large(file, scale) else nullcontext():
+                field_of_view = load_field(
+                    file.path, file.slide_id, file.fov, cell_diameter_px=scale.cell_diameter_px
+                )
                 look = _Look(sha256=field_of_view.sha256, captured_at=field_of_view.captured_at)
                 if self._is_mine(look.sha256):
                     look = replace(look, result=self._the_analyzer().analyze(field_of_view, scale))
@@ -665,8 +667,10 @@ class Run:
         return replace(look, elapsed_s=self._clock.monotonic_s() - started_s)
 
 
-def _is_large(file: InboxFile) -> bool:
-    return file.size_bytes > _LARGE_BYTES and imaging.n_pixels(file.path) >= imaging.LARGE_PIXELS
+def _is_large(file: InboxFile, scale: Scale) -> bool:
+    if file.size_bytes <= _LARGE_BYTES:
+        return False
+    return imaging.n_pixels(file.path, scale.cell_diameter_px) >= imaging.LARGE_PIXELS
 
 
 def _digest(file: InboxFile) -> str:

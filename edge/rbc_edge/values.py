@@ -76,8 +76,12 @@ class FieldOfView:
         slide_id: The slide it belongs to.
         fov: Its name within the slide.
         sha256: Hex digest of the file's bytes.
-        image: uint8 (H, W, 3), RGB, EXIF rotation applied.
+        image: uint8 (h, w, 3), RGB, EXIF rotation applied; smaller than the camera's picture where
+            `imaging.load_field` was told that the cells are large.
         captured_at: ISO 8601 time of capture, or empty when the file does not say.
+        width_px: Width of the camera's picture: what pixels of the field of view are; 0: that of `image`.
+        height_px: Its height; 0: that of `image`.
+        file: The file's bytes, to be decoded in full (`imaging.full_size`), where `image` is smaller.
     """
 
     slide_id: str
@@ -85,9 +89,15 @@ class FieldOfView:
     sha256: str
     image: UInt8
     captured_at: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    file: bytes = b""
 
     def __post_init__(self) -> None:
         _check("image", self.image, np.uint8, (None, None, 3))
+        if not self.width_px:
+            object.__setattr__(self, "width_px", self.image.shape[1])
+            object.__setattr__(self, "height_px", self.image.shape[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rbc_edge import bundle, counting, imaging
 from rbc_edge.analyzer import Analyzer, default_threads, verify
@@ -101,6 +102,45 @@ def test_an_estimate_gives_way_to_a_field_that_contradicts_it(
     assert "scale" in result.timings_ms
     n = [int((r.cells.detections.class_id == CellClass.RBC).sum()) for r in (right, result)]
     assert n[1] == pytest.approx(n[0], abs=2)
+
+
+def enlarged(drawn: DrawnField, factor: float, folder: Path) -> Path:
+    """Writes a field as a JPEG of a camera with smaller pixels."""
+    file = folder / "enlarged.jpg"
+    Image.fromarray(imaging.rescale(drawn.image, factor)).save(file, quality=95)
+    return file
+
+
+def test_a_jpeg_of_large_cells_gives_the_same_cells_at_half_its_size(
+    analyzer: Analyzer, crowded: DrawnField, tmp_path: Path
+) -> None:
+    file, given = enlarged(crowded, 2.5, tmp_path), Scale(100.0, ScaleSource.SLIDE)
+    whole = analyzer.analyze(imaging.load_field(file, "s", "f"), given)
+    shrunk = imaging.load_field(file, "s", "f", cell_diameter_px=100.0)
+    assert shrunk.image.shape == (320, 400, 3)
+    half = analyzer.analyze(shrunk, given)
+    assert (half.width_px, half.height_px) == (whole.width_px, whole.height_px) == (800, 640)
+    assert half.scale == whole.scale == given
+    one, two = whole.cells.detections, half.cells.detections
+    assert len(one) == len(two) > 10
+    # The toy looks at every fourth pixel of 40: each box is there within that.
+    off = np.abs(one.xyxy[:, None] - two.xyxy[None]).max(axis=2)
+    assert off.min(axis=1).max() <= 12
+
+
+def test_a_field_of_small_cells_is_looked_at_in_full_where_its_slide_has_large_ones(
+    analyzer: Analyzer, crowded: DrawnField, tmp_path: Path
+) -> None:
+    """Decoded at a half its cells of 40 px would be 20."""
+    file, given = enlarged(crowded, 1.0, tmp_path), Scale(100.0, ScaleSource.SLIDE)
+    shrunk = imaging.load_field(file, "s", "f", cell_diameter_px=100.0)
+    assert shrunk.image.shape == (128, 160, 3)
+    result = analyzer.analyze(shrunk, given)
+    assert result.scale.source is ScaleSource.FIELD
+    assert result.scale.cell_diameter_px == pytest.approx(40.0, rel=0.15)
+    right = analyzer.analyze(imaging.load_field(file, "s", "f"), GIVEN)
+    assert len(result.cells) == pytest.approx(len(right.cells), abs=2)
+    assert (result.width_px, result.height_px) == (320, 256)
 
 
 def test_a_field_of_a_slide_without_scale_is_measured_itself(analyzer: Analyzer, crowded: DrawnField) -> None:

@@ -382,12 +382,14 @@ def test_the_header_tells_how_many_pixels(tmp_path: Path) -> None:
     Image.new("RGB", (70, 40)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
     (tmp_path / "c.jpg").write_bytes(b"no image")
-    assert [imaging.n_pixels(tmp_path / n) for n in ("a.png", "b.png", "c.jpg", "gone.jpg")] == [
-        2800,
-        2800,
-        0,
-        0,
-    ]
+    Image.new("RGB", (71, 40)).save(tmp_path / "d.jpg")
+
+    def told(diameter: float) -> list[int]:
+        names = ("a.png", "b.png", "c.jpg", "gone.jpg", "d.jpg")
+        return [imaging.n_pixels(tmp_path / name, diameter) for name in names]
+
+    assert told(math.nan) == told(80.0) == [2800, 2800, 0, 0, 2840]
+    assert told(100.0) == [2800, 2800, 0, 0, 36 * 20]  # only a JPEG is decoded at a half
 
 
 def test_a_large_image_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -395,3 +397,102 @@ def test_a_large_image_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch, tm
     Image.fromarray(pixels).save(tmp_path / "a.png")
     monkeypatch.setattr(imaging, "LARGE_PIXELS", 1)
     np.testing.assert_array_equal(imaging.load_field(tmp_path / "a.png", "s", "f").image, pixels)
+
+
+def soft(height: int, width: int) -> UInt8:
+    """Waves that are as long as cells: what a JPEG keeps at any of its sizes."""
+    y, x = np.mgrid[:height, :width] / 40
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=2)
+    return np.round(128 + 90 * waves).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("diameter", "shrunk"), [(math.nan, 1), (87.0, 1), (88.0, 2), (140.0, 2), (180.0, 4), (500.0, 8)]
+)
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (481, 639)])
+def test_a_jpeg_of_large_cells_is_decoded_at_a_part_of_its_size(
+    tmp_path: Path, height: int, width: int, diameter: float, shrunk: int
+) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(pillow(Image.fromarray(soft(height, width)), "JPEG", quality=95))
+    whole = imaging.load_field(file, "s", "a")
+    field = imaging.load_field(file, "s", "a", cell_diameter_px=diameter)
+    assert field.image.shape[:2] == (math.ceil(height / shrunk), math.ceil(width / shrunk))
+    assert (field.width_px, field.height_px) == (whole.width_px, whole.height_px) == (width, height)
+    assert field.sha256 == whole.sha256
+    np.testing.assert_array_equal(imaging.full_size(field), whole.image)
+    # The same is shown of it, at the same place.
+    size = (width, height)
+    view, of_whole = imaging.view(field.image, diameter, size=size), imaging.view(whole.image, diameter)
+    assert view.size == of_whole.size == size
+    np.testing.assert_allclose(view.px, of_whole.px, rtol=0.02)
+    expected = cv2.resize(of_whole.plain, view.plain.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(view.plain.astype(int) - expected).mean() < 5  # a pixel beside: 20
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_other_formats_are_decoded_in_full(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(pillow(Image.fromarray(soft(64, 80)), kind))
+    field = imaging.load_field(file, "s", "a", cell_diameter_px=200.0)
+    np.testing.assert_array_equal(field.image, soft(64, 80))
+    assert (field.width_px, field.height_px, field.file) == (80, 64, b"")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_has_its_sides_turned_at_every_size(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = tmp_path / "a.jpg"
+    file.write_bytes(pillow(Image.fromarray(soft(203, 301)), "JPEG", exif=exif))
+    whole = imaging.load_field(file, "s", "a")
+    field = imaging.load_field(file, "s", "a", cell_diameter_px=100.0)
+    assert (field.width_px, field.height_px) == ((301, 203) if orientation < 5 else (203, 301))
+    assert (whole.width_px, whole.height_px) == (field.width_px, field.height_px)
+    shape = (math.ceil(field.height_px / 2), math.ceil(field.width_px / 2), 3)
+    assert field.image.shape == shape
+    small = cv2.resize(whole.image, shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(field.image.astype(int) - small).mean() < 2
+
+
+def test_a_jpeg_that_is_cut_short_is_refused_at_every_size(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3)).astype(np.uint8)
+    data = pillow(Image.fromarray(noise), "JPEG")
+    file = tmp_path / "a.jpg"
+    for share in (0.3, 0.6, 0.9, 0.98):
+        file.write_bytes(data[: int(len(data) * share)])
+        for diameter in (math.nan, 100.0, 200.0, 400.0):
+            with pytest.raises(ImageError) as caught:
+                imaging.load_field(file, "s", "a", cell_diameter_px=diameter)
+            assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (100, 81, 3), (33, 64, 1)])
+@pytest.mark.parametrize("percent", [0, 5, 50, 95, 99.9, 100])
+def test_percentiles_are_numpys(shape: tuple[int, int, int], percent: float) -> None:
+    values = np.random.default_rng(3).integers(0, 256, shape).astype(np.uint8)
+    expected = np.percentile(values.reshape(-1, shape[2]), percent, axis=0)
+    np.testing.assert_allclose(imaging.percentile(values, percent), expected, atol=1e-9)
+
+
+def input_pixels(width: int, height: int, factor: float) -> int:
+    image = np.zeros((max(1, round(height * factor)), max(1, round(width * factor)), 3), np.uint8)
+    return imaging.pad_to_stride(image)[0].size
+
+
+def test_a_snug_field_gives_up_little_and_never_takes_more() -> None:
+    random = np.random.default_rng(0)
+    saved = 0
+    for _ in range(300):
+        width, height = random.integers(16, 2000, 2).tolist()
+        factor = float(random.uniform(0.05, 1.0) * min(1, imaging.TILE_PX / max(width, height)))
+        snug = imaging.snug(width, height, factor)
+        assert factor / imaging.SNUG <= snug <= factor
+        before, after = input_pixels(width, height, factor), input_pixels(width, height, snug)
+        assert after < before or snug == factor
+        saved += after < before
+    assert saved > 100
+
+
+def test_a_field_of_several_tiles_keeps_its_factor() -> None:
+    assert imaging.snug(5472, 3648, 0.4) == 0.4

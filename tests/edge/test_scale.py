@@ -1,7 +1,6 @@
 """The scale of a slide: measured boxes, and the toy network asked at several sizes."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,7 @@ class Told:
     def __init__(self, *estimates: tuple[float, int]) -> None:
         self.estimates = iter(estimates)
 
-    def __call__(self, _image: UInt8, _detector: Detector, _guesses_px: Sequence[float]) -> tuple[float, int]:
+    def __call__(self, _image: UInt8, _detector: Detector) -> tuple[float, int]:
         return next(self.estimates)
 
 
@@ -160,3 +159,68 @@ def test_blindness_takes_enough_cells_of_a_size_the_detector_does_not_forgive(
     own_px: float, n_cells: int, verdict: bool
 ) -> None:
     assert scale.blind_at(40.0, own_px, n_cells) == verdict
+
+
+@pytest.mark.parametrize("wrong", [90.0, 200.0, 17.0])
+def test_cells_far_from_the_scale_are_found_elsewhere(
+    detector: Detector, drawn_fields: tuple[DrawnField, ...], wrong: float
+) -> None:
+    image = drawn_fields[0].image
+    own_px, n = scale.look_elsewhere(image, detector, detector.detect(image, wrong), wrong)
+    assert own_px == pytest.approx(40.0, rel=0.15)
+    assert scale.blind_at(wrong, own_px, n)
+
+
+def test_what_is_seen_at_the_scale_of_the_slide_has_its_say(
+    detector: Detector, drawn_fields: tuple[DrawnField, ...]
+) -> None:
+    image = drawn_fields[0].image
+    own_px, n = scale.look_elsewhere(image, detector, detector.detect(image, 40.0), 40.0)
+    assert math.isnan(own_px) or not scale.blind_at(40.0, own_px, n)
+    empty = np.full((200, 300, 3), 210, np.uint8)
+    own_px, n = scale.look_elsewhere(empty, detector, Detections.empty(), 40.0)
+    assert math.isnan(own_px) and n == 0
+
+
+def test_guesses_elsewhere_stay_within_what_is_tried_at_all(
+    monkeypatch: pytest.MonkeyPatch, detector: Detector
+) -> None:
+    seen: list[float] = []
+
+    def detect(_image: UInt8, guess: float, *, score_threshold: Float32 | None = None) -> Detections:
+        assert score_threshold is None
+        seen.append(guess)
+        return Detections.empty()
+
+    monkeypatch.setattr(detector, "detect", detect)
+    for diameter in (12.0, 40.0, 100.0, 300.0):
+        seen.clear()
+        scale.look_elsewhere(np.zeros((600, 800, 3), np.uint8), detector, Detections.empty(), diameter)
+        assert 3 <= len(seen) <= 5
+        assert all(max(g / diameter, diameter / g) > 2 for g in seen)
+        # No size between the smallest and the largest guess is further off than the detector forgives.
+        covered = np.array(sorted([*seen, diameter]))
+        assert (covered[1:] / covered[:-1] < 1.51**2).all()
+        assert covered[0] < scale.GUESSES_PX[0] * 2 and covered[-1] > scale.GUESSES_PX[-1] / 2
+
+
+def test_fields_that_agree_spare_the_others_the_guesses(
+    monkeypatch: pytest.MonkeyPatch, detector: Detector, drawn_fields: tuple[DrawnField, ...]
+) -> None:
+    images = [drawn.image for drawn in drawn_fields]
+    asked: list[float] = []
+    estimate = scale.estimate_field
+
+    def counted(image: UInt8, asked_detector: Detector) -> tuple[float, int]:
+        told = estimate(image, asked_detector)
+        asked.append(told[0])
+        return told
+
+    monkeypatch.setattr(scale, "estimate_field", counted)
+    slide = scale.estimate_slide(images, detector)
+    assert len(asked) == 3
+    assert slide.cell_diameter_px == pytest.approx(40.0, rel=0.15)
+    # An empty field among the first ones: nothing is agreed on, all are asked in full.
+    asked.clear()
+    scale.estimate_slide([np.full((100, 100, 3), 210, np.uint8), *images], detector)
+    assert len(asked) == len(images) + 1

@@ -88,9 +88,14 @@ def examine(
     of_source = source_diameters_px(photographs)
     examined: list[Examined] = []
     for done, photograph in enumerate(photographs, start=1):
-        field = imaging.load_field(photograph.image_path, photograph.source, photograph.name)
         given = slide_scale.get(photograph.source) or Scale(
             diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER
+        )
+        field = imaging.load_field(
+            photograph.image_path,
+            photograph.source,
+            photograph.name,
+            cell_diameter_px=given.cell_diameter_px,
         )
         examined.append(_examine_one(analyzer, photograph, field, given, verified))
         if progress:
@@ -114,7 +119,7 @@ def _examine_one(
     # A second look, down to the tail of the precision curve. Its boxes over the thresholds need not be the
     # station's: thresholds differ by class, and a red cell under its own may suppress a platelet over its.
     used = result.scale.cell_diameter_px
-    view = imaging.view(field.image, used)
+    view = imaging.view(field.image, used, size=(field.width_px, field.height_px))
     ranked = (
         Detections.empty() if math.isnan(used) else analyzer.detect(view, used, score_threshold=_LEAST_SCORE)
     )
