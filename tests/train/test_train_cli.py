@@ -149,12 +149,21 @@ def test_scale_and_disturb_publish_what_the_targets_read(
     data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trials, "try_scales", partial(trials.try_scales, factors=(1.0, 1.5)))
+    monkeypatch.setattr(trials, "try_strays", partial(trials.try_strays, factors=(1.0,)))
     monkeypatch.setattr(trials, "try_mosaics", partial(trials.try_mosaics, megapixels=0.1))
     folder = tmp_path / "docs" / "results"
     rest = ("--bundle", TOY, "--data", data.folder, "--out", folder, "--threads", 1)
     code, out, _ = rbc_train(monkeypatch, capsys, "scale", *rest)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["factor", "1.00", "1.50", "mosaic", "pbc"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "factor",
+        "1.00",
+        "1.50",
+        "slide",
+        "1.00",
+        "mosaic",
+        "pbc",
+    ]
     code, out, _ = rbc_train(monkeypatch, capsys, "disturb", *rest, "--every", 2)
     assert code == 0
     assert out.startswith("1 photographs")

@@ -70,6 +70,29 @@ class _Blobs:
         return FovResult(width, height, scale, cells)
 
 
+def test_a_field_in_a_slide_of_another_scale_is_put_right_when_it_has_its_own(tmp_path: Path) -> None:
+    image = np.full((160, 200, 3), 255, np.uint8)
+    boxes = np.array([(x, 20, x + 20, 40) for x in (20, 60, 100)], np.float32)
+    for x0, y0, x1, y1 in boxes.astype(int).tolist():
+        image[y0:y1, x0:x1] = 0
+    write_image(tmp_path / "p.png", image)
+    rbc, thumbnail = np.zeros(3, np.int64), np.zeros((32, 32), np.float32)
+    one = Photograph(tmp_path / "p.png", "p", "pbc", "val", 200, 160, boxes, rbc, thumbnail)
+    told: list[Scale] = []
+
+    class Doubting(_Blobs):
+        """Believes no scale over 50."""
+
+        def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
+            told.append(given)
+            return super().analyze(field, given if given.cell_diameter_px < 50 else trials._UNKNOWN)
+
+    right, twice, thrice = trials.try_strays(cast(Analyzer, Doubting()), [one], (1.0, 2.0, 3.0))
+    assert told == [Scale(20.0 * f, ScaleSource.SLIDE) for f in (1, 2, 3)]
+    assert [t.n_own for t in (right, twice, thrice)] == [0, 0, 1]
+    assert all((t.n_rbc, t.n_rbc_of_source, t.n_fields) == (3, {"pbc": 3}, 1) for t in (right, twice, thrice))
+
+
 def test_a_mosaic_is_compared_with_its_parts(tmp_path: Path) -> None:
     """Squares of 20 px: five whole ones, and one cut by the border that its mirror image completes."""
     corners = [(30, 20), (90, 25), (150, 30), (35, 100), (100, 110), (190, 60)]
@@ -91,14 +114,16 @@ def test_a_mosaic_is_compared_with_its_parts(tmp_path: Path) -> None:
 def test_sections_say_the_change_and_only_what_is_targeted_is_judged() -> None:
     plain = trials.ScaleTrial(1.0, 4, 200, 0.9, 1.0, 1.1, 0, {"a": 50, "b": 150})
     small = trials.ScaleTrial(0.3, 4, 197, 0.9, 1.0, 1.2, 1, {"a": 50, "b": 147})
+    stray = [trials.StrayTrial(f, 4, k, n, {"a": n}) for f, k, n in ((1.0, 0, 50), (0.5, 4, 49))]
     tiled = trials.MosaicTrial("a", 4000, 5000, 9, 100.0, 98.0, 52, 50, 49)
-    section = trials.scale_section([plain, small], [tiled], "id", every=8)
+    section = trials.scale_section([plain, small], stray, [tiled], "id", every=8)
     assert section.command == "python -m rbc_train scale --every 8"
-    assert trials.scale_section([plain], [], "id").command == "python -m rbc_train scale"
+    assert trials.scale_section([plain], [], [], "id").command == "python -m rbc_train scale"
     assert section.data["changes"] == {"0.3": pytest.approx(-0.015)}
     assert section.data["mosaic_changes"] == {"a": pytest.approx(-0.02)}
     assert section.tables[0].rows[1][:5] == ("0.3", "197", "-1.5 %", "+0.0 %", "-2.0 %")
-    assert section.tables[1].rows[0][-1] == "-2.0 %"
+    assert section.tables[1].rows[1] == ("0.5", "4", "49", "-2.0 %", "-2.0 %")
+    assert section.tables[2].rows[0][-1] == "-2.0 %"
     tried = [
         trials.DisturbanceTrial(name, n, 50, 0, {"a": n})
         for name, n in (("none", 100), ("red cast", 99), ("strong blur", 80))

@@ -279,6 +279,12 @@ def scale(
             f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {change:+7.1%}"
             f"  {trial.ratio_low:17.2f} {trial.ratio_median:7.2f} {trial.ratio_high:6.2f} {trial.n_off:17}"
         )
+    typer.echo("slide / field  put right    rbc  change")
+    strays: list[trials.StrayTrial] = []
+    for stray in trials.try_strays(analyzer, photographs):
+        strays.append(stray)
+        change = stray.n_rbc / max(strays[0].n_rbc, 1) - 1
+        typer.echo(f"{stray.factor:13.2f} {stray.n_own:10} {stray.n_rbc:6} {change:+7.1%}")
     typer.echo("mosaic      parts  megapixels  labelled px  estimated     rbc  part by part  change")
     mosaics: list[trials.MosaicTrial] = []
     for tiled in trials.try_mosaics(analyzer, validation):
@@ -288,7 +294,7 @@ def scale(
             f" {tiled.labelled_px:12.1f} {tiled.estimated_px:10.1f} {tiled.mosaic:7} {tiled.parts:13}"
             f" {tiled.mosaic / max(tiled.parts, 1) - 1:+7.1%}"
         )
-    section = trials.scale_section(tried, mosaics, analyzer.bundle.bundle_id, every=every)
+    section = trials.scale_section(tried, strays, mosaics, analyzer.bundle.bundle_id, every=every)
     typer.echo(results.publish(section, out), err=True)
 
 

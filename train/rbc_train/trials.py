@@ -18,6 +18,9 @@ from rbc_train.results import Section, Table
 FACTORS: Final = (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)
 """New size over old size of the scale trials; the first is what the others are compared with."""
 
+STRAYS: Final = (1.0, 0.25, 0.5, 2.0, 4.0)
+"""A slide's scale over that of a field in it; the first is what the others are compared with."""
+
 SCALE_EVERY: Final = 3
 """Every how many-th photograph the scale is tried on: all of them take half an hour."""
 
@@ -167,6 +170,60 @@ def try_scales(
 
 
 @dataclass(frozen=True, slots=True)
+class StrayTrial:
+    """How fields fare whose slide has another scale: another objective in the same folder.
+
+    Attributes:
+        factor: The slide's diameter over the field's.
+        n_fields: Fields tried.
+        n_own: Fields that were given a scale of their own, off by less than a third.
+        n_rbc: Red cells counted in all of them.
+        n_rbc_of_source: Red cells counted of each camera.
+    """
+
+    factor: float
+    n_fields: int
+    n_own: int
+    n_rbc: int
+    n_rbc_of_source: Mapping[str, int]
+
+
+def try_strays(
+    analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float] = STRAYS
+) -> Iterator[StrayTrial]:
+    """Counts photographs as fields of a slide whose estimated scale is not theirs.
+
+    Args:
+        analyzer: The bundle at work.
+        photographs: What to count, read as the station reads it.
+        factors: The slide's diameter over the field's, each; 1 is the right one.
+
+    Yields:
+        One trial a factor.
+    """
+    of_source = source_diameters_px(photographs)
+    for factor in factors:
+        of_camera = dict.fromkeys(sorted(of_source), 0)
+        n_own = 0
+        for photograph in photographs:
+            right = diameter_px(photograph, of_source)
+            given = Scale(right * factor, ScaleSource.SLIDE)
+            field = imaging.load_field(
+                photograph.image_path,
+                photograph.source,
+                photograph.name,
+                cell_diameter_px=given.cell_diameter_px,
+            )
+            result = analyzer.analyze(field, given)
+            of_camera[photograph.source] += int((result.cells.detections.class_id == CellClass.RBC).sum())
+            n_own += (
+                result.scale.source is ScaleSource.FIELD
+                and 3 / 4 <= result.scale.cell_diameter_px / right <= 4 / 3
+            )
+        yield StrayTrial(factor, len(photographs), n_own, sum(of_camera.values()), of_camera)
+
+
+@dataclass(frozen=True, slots=True)
 class MosaicTrial:
     """How one large field fares whose scale nobody says: photographs of one camera, side by side.
 
@@ -251,12 +308,18 @@ def try_mosaics(
 
 
 def scale_section(
-    trials: Sequence[ScaleTrial], mosaics: Sequence[MosaicTrial], bundle_id: str, *, every: int = SCALE_EVERY
+    trials: Sequence[ScaleTrial],
+    strays: Sequence[StrayTrial],
+    mosaics: Sequence[MosaicTrial],
+    bundle_id: str,
+    *,
+    every: int = SCALE_EVERY,
 ) -> Section:
     """Makes the section ``scale``.
 
     Args:
         trials: Of `try_scales`; the first is what the others are compared with.
+        strays: Of `try_strays`; the first is what the others are compared with.
         mosaics: Of `try_mosaics`.
         bundle_id: Of the bundle.
         every: Every how many-th photograph was tried.
@@ -283,6 +346,21 @@ def scale_section(
             rows,
         )
     ]  # fmt: skip
+    if strays:
+        kept = strays[0]
+        tables.append(
+            Table(
+                f"{kept.n_fields} photographs in a slide of another scale; changes are of the red cells",
+                ("slide / field", "put right", "red cells", "change", *kept.n_rbc_of_source),
+                tuple(
+                    (
+                        f"{s.factor:g}", str(s.n_own), str(s.n_rbc),
+                        *_changes(s.n_rbc, s.n_rbc_of_source, kept.n_rbc, kept.n_rbc_of_source),
+                    )
+                    for s in strays
+                ),
+            )
+        )  # fmt: skip
     if mosaics:
         tables.append(
             Table(
@@ -307,6 +385,8 @@ def scale_section(
         text=(
             f"Bundle `{bundle_id}`. Validation photographs enlarged and shrunk; the station finds the scale "
             "of each alone.",
+            "A field whose own cells contradict the scale of its slide, or that shows hardly any there, is "
+            "measured itself.",
             "Large fields are photographs of one camera side by side, about 20 megapixels, backgrounds "
             "balanced, a strip of glass between them; where a camera has too few they stand there again, "
             "mirrored.",
@@ -317,6 +397,7 @@ def scale_section(
             "changes": {f"{t.factor:g}": t.n_rbc / max(plain.n_rbc, 1) - 1 for t in trials[1:]},
             "mosaic_changes": {m.source: m.mosaic / max(m.parts, 1) - 1 for m in mosaics},
             "trials": [asdict(t) for t in trials],
+            "strays": [asdict(s) for s in strays],
             "mosaics": [asdict(m) for m in mosaics],
         },
     )
