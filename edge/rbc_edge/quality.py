@@ -265,8 +265,10 @@ def _lamp(level: Float32, free: Bool) -> Float32 | None:
         known = terms[free]
         if len(known) < _FIT_LEAST:
             return fitted
-        product = known.T @ known + _RIDGE * np.eye(4, dtype=np.float32)
-        fitted = np.asarray(terms @ np.linalg.solve(product, known.T @ level[free]), np.float32)
+        # Some of OpenBLAS's kernels for Arm raise flags on numbers that are all finite.
+        with np.errstate(all="ignore"):
+            product = known.T @ known + _RIDGE * np.eye(4, dtype=np.float32)
+            fitted = np.asarray(terms @ np.linalg.solve(product, known.T @ level[free]), np.float32)
         free = free & (np.abs(level - fitted) < _FIT_OFF * np.abs(fitted))
     return fitted
 
