@@ -61,6 +61,7 @@ _BRIGHT_PERCENTILE: Final = 95
 _BALANCE_PIXELS: Final = 20_000  # enough for a percentile
 _GAIN_RANGE: Final = (0.6, 4.0)
 _MIN_SIDE_PX: Final = 16
+_LINEAR: Final = cv2.INTER_LINEAR_EXACT  # INTER_LINEAR rounds otherwise on Arm
 _LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
@@ -434,9 +435,9 @@ def rescale(image: UInt8, factor: float) -> UInt8:
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if size == (width, height):
         return image
-    # Area averaging keeps thin gaps between cells when shrinking; a little shrinking does without, in a sixth
+    # Area averaging keeps thin gaps between cells when shrinking; a little shrinking does without, in a third
     # of the time; it has no meaning when enlarging.
-    how = cv2.INTER_AREA if factor * _LITTLE < 1 else cv2.INTER_LINEAR if factor < 1 else cv2.INTER_CUBIC
+    how = cv2.INTER_AREA if factor * _LITTLE < 1 else _LINEAR if factor < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
 
 
@@ -634,6 +635,6 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
             )
             window = np.asarray(padded, np.uint8)
         shrinks = max(window.shape[:2]) > _LITTLE * size_px
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        how = cv2.INTER_AREA if shrinks else _LINEAR
         cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)
     return out
