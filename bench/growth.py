@@ -46,7 +46,7 @@ def twenty_cells(rng: np.random.Generator) -> FovResult:
     found = Detections(xyxy, rng.random(_N_CELLS).astype(np.float32), class_id)
     score = rng.random(_N_CELLS).astype(np.float32)
     in_groups = groups(xyxy, class_id, overlapping)
-    cells = Cells(found, score, overlapping, in_groups, touches_edge(xyxy, 640, 480))
+    cells = Cells(found, score, overlapping, in_groups, touches_edge(xyxy, 640, 480, 100.0))
     return FovResult(640, 480, _SCALE, cells)
 
 

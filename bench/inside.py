@@ -186,12 +186,10 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
     kept: dict[str, Any] = {}
     n_cells = n_crops = 0
     for i, path in enumerate(paths):
-        field = imaging.load_field(path, "", path.name)
+        field = imaging.load_field(path, "", path.name, cell_diameter_px=slide.cell_diameter_px)
         found = counter.analyze(field, slide)
-        diameter = found.scale.cell_diameter_px
-        if not diameter > 0:
-            diameter = slide.cell_diameter_px
-        view = imaging.view(field.image, diameter)
+        used = found.scale if found.scale.cell_diameter_px > 0 else slide
+        diameter, view = used.cell_diameter_px, counter.view(field, used)
         small = counter.detector.at_model_scale(view.image, diameter / float(view.px[0]))
         cut = imaging.tiles(
             small.shape[1],

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -54,6 +56,7 @@ class Analyzer:
         count = threads or default_threads()
         self.bundle = bundle
         self._threads = count
+        self._large = Lock()
         detector, classifier = bundle.networks(precision)
         self.detector = Detector(bundle, threads=count, file=detector)
         self.classifier = Classifier(bundle, threads=count, file=classifier)
@@ -99,13 +102,24 @@ class Analyzer:
             overlap_score,
             overlapping,
             counting.groups(found.xyxy, found.class_id, overlapping),
-            counting.touches_edge(found.xyxy, field.width_px, field.height_px),
+            counting.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px),
         )
         if len(rbc) == 0:
             flags.append("no-red-cells")
         flags += quality.flags(self.signs(view, cells, used))
         clock.lap("quality")
         return FovResult(field.width_px, field.height_px, used, cells, tuple(sorted(flags)), clock.laps_ms)
+
+    def view(self, field: FieldOfView, used: Scale) -> imaging.View:
+        """Returns what the networks were shown of a field that was counted at a scale.
+
+        Args:
+            field: The field of view.
+            used: `FovResult.scale`.
+        """
+        if used.source is ScaleSource.FIELD:  # found in all its pixels
+            return imaging.view(imaging.full_size(field), used.cell_diameter_px)
+        return imaging.view(field.image, used.cell_diameter_px, size=(field.width_px, field.height_px))
 
     def signs(self, view: imaging.View, cells: Cells, used: Scale) -> quality.Signs:
         """Measures what a field's picture is worth (see `quality`).
@@ -154,15 +168,16 @@ class Analyzer:
     ) -> tuple[Detections, Scale, list[str], imaging.View]:
         """Returns the detections, the scale they were made at, flags about that scale, and the view."""
         width, height = field.width_px, field.height_px
-        view = imaging.view(field.image, given.cell_diameter_px, size=(width, height))
+        view = self.view(field, given)
         clock.lap("view")
         if math.isnan(given.cell_diameter_px):
-            image = imaging.full_size(field)
-            own, n = scale.estimate_field(imaging.balance(image), self.detector)
+            own = self._own(
+                field, lambda image: scale.estimate_field(image, self.detector), lambda _, n: n > 0
+            )
             clock.lap("scale")
-            if n == 0:
+            if own is None:
                 return Detections.empty(), Scale(math.nan, ScaleSource.NONE), [], view
-            return self._detect_at_own(image, own, clock)
+            return self._detect_at(own, clock)
         found = self.detect(view, given.cell_diameter_px)
         clock.lap("detect")
         by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
@@ -172,23 +187,43 @@ class Analyzer:
         # Few cells: a sparse field, or a scale so far off that the detector is blind; they look the same.
         if not contradicted and not scale.sees_little(found, width, height):
             return found, given, [], view
-        image = imaging.full_size(field)
-        balanced = imaging.balance(image)
         if contradicted:
-            own, n = scale.estimate_field(balanced, self.detector)
+            own = self._own(
+                field, lambda image: scale.estimate_field(image, self.detector), lambda _, n: n > 0
+            )
         else:
-            own, n = scale.look_elsewhere(balanced, self.detector, found, given.cell_diameter_px)
+            own = self._own(
+                field,
+                lambda image: scale.look_elsewhere(image, self.detector, found, given.cell_diameter_px),
+                lambda own_px, n: scale.blind_at(given.cell_diameter_px, own_px, n),
+            )
         clock.lap("scale")
-        if not (n > 0 if contradicted else scale.blind_at(given.cell_diameter_px, own, n)):
+        if own is None:
             return found, given, [], view
         if by_user:
             return found, given, ["scale-mismatch"], view
-        return self._detect_at_own(image, own, clock)
+        return self._detect_at(own, clock)
 
-    def _detect_at_own(
-        self, image: UInt8, own_px: float, clock: "_Clock"
+    def _own(
+        self,
+        field: FieldOfView,
+        estimate: Callable[[UInt8], tuple[float, int]],
+        is_it: Callable[[float, int], bool],
+    ) -> tuple[float, imaging.View] | None:
+        """Estimates a field's own scale from all its pixels; returns it with the view for it, or None.
+
+        Large fields that were decoded small take turns: in full, two of 20 megapixels are half a gigabyte.
+        """
+        is_large = bool(field.file) and field.width_px * field.height_px >= imaging.LARGE_PIXELS
+        with self._large if is_large else nullcontext():
+            image = imaging.full_size(field)
+            own_px, n = estimate(imaging.balance(image))
+            return (own_px, imaging.view(image, own_px)) if is_it(own_px, n) else None
+
+    def _detect_at(
+        self, own: tuple[float, imaging.View], clock: "_Clock"
     ) -> tuple[Detections, Scale, list[str], imaging.View]:
-        view = imaging.view(image, own_px)
+        own_px, view = own
         found = self.detect(view, own_px)
         clock.lap("detect")
         return found, Scale(own_px, ScaleSource.FIELD), [], view

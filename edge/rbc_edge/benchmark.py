@@ -84,7 +84,7 @@ class Speed:
 
 def draw(folder: Path, n: int = N_DRAWN) -> None:
     """Draws `n` JPEG fields of 640x480 with red cells of 100 px, as the public data have them."""
-    # As crowded as those: a field with hardly a cell is looked at in ten more scales, and not the usual one.
+    # As crowded as those: a field with hardly a cell is looked at in five more scales, and not the usual one.
     fields = smear.draw_slide(np.random.default_rng(0), n, cell_diameter_px=100.0, crowding=0.35)
     for i, field in enumerate(fields):
         _, data = cv2.imencode(".jpg", field.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])

@@ -61,6 +61,7 @@ _BRIGHT_PERCENTILE: Final = 95
 _BALANCE_PIXELS: Final = 20_000  # enough for a percentile
 _GAIN_RANGE: Final = (0.6, 4.0)
 _MIN_SIDE_PX: Final = 16
+_JPEG_BLOCK: Final = 8
 _LINEAR: Final = cv2.INTER_LINEAR_EXACT  # INTER_LINEAR rounds otherwise on Arm
 _LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
@@ -237,10 +238,14 @@ def _decode(data: bytes, name: str, max_megapixels: float, shrink: int) -> tuple
 def _draft(picture: Image.Image, shrink: int) -> None:
     """Has a JPEG decoded at a half, a quarter or an eighth of its size, not less than 1 / `shrink`.
 
-    It takes the lower frequencies of each block and no others. Other formats are decoded in full.
+    It takes the lower frequencies of each block and no others. Other formats are decoded in full; so is what
+    EXIF turns, unless its sides are whole at any size: a pixel that is not whole lies at the right or below.
     """
-    if shrink > 1:
-        picture.draft(None, (picture.width // shrink, picture.height // shrink))
+    if shrink == 1 or picture.format not in ("JPEG", "MPO"):
+        return
+    is_whole = picture.width % _JPEG_BLOCK == picture.height % _JPEG_BLOCK == 0
+    if is_whole or picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        picture.draft(None, (max(1, picture.width // shrink), max(1, picture.height // shrink)))
 
 
 def _has_tiff_directory(data: bytes) -> bool:
@@ -463,6 +468,7 @@ def view(image: UInt8, cell_diameter_px: float, *, size: tuple[int, int] | None 
 
     The mean of 2x2 pixels is a cheap first step, and all that follows (light, resizing, crops) has a quarter
     of the work. Cells keep at least `LEAST_CELL_PX`, so both networks still see them shrunk, not enlarged.
+    What was decoded small (`load_field`) has a part of that behind it.
 
     Args:
         image: uint8 (H, W, 3) RGB, the field of view.
@@ -470,11 +476,11 @@ def view(image: UInt8, cell_diameter_px: float, *, size: tuple[int, int] | None 
         size: Width and height of the field, pixels, where `image` was decoded at a part of them.
 
     Returns:
-        The view, round(H / k) by round(W / k) pixels.
+        The view, about H / k by W / k pixels.
     """
     width, height = (image.shape[1], image.shape[0]) if size is None else size
     # How many times smaller it was decoded. What is left over at the right and below has a pixel of its own.
-    k = max(1, round(width / image.shape[1]))
+    k = 2 ** round(math.log2(width / image.shape[1]))
     left = _shrinks(cell_diameter_px) / k
     small = rescale(image, 1 / left) if left > 1 else image
     px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32) * k

@@ -70,7 +70,7 @@ class StandIn:
             np.where(overlapping, 0.8, 0.1).astype(np.float32),
             overlapping,
             groups(xyxy, class_id, overlapping),
-            touches_edge(xyxy, width, height),
+            touches_edge(xyxy, width, height, 40.0),
         )
         return FovResult(width, height, scale, cells)
 

@@ -58,7 +58,9 @@ def test_only_red_cells_are_judged_and_groups_follow_the_verdicts(
         np.testing.assert_array_equal(
             cells.group, counting.groups(found.xyxy, found.class_id, cells.overlapping)
         )
-        np.testing.assert_array_equal(cells.touches_edge, counting.touches_edge(found.xyxy, 320, 256))
+        np.testing.assert_array_equal(
+            cells.touches_edge, counting.touches_edge(found.xyxy, 320, 256, GIVEN.cell_diameter_px)
+        )
         assert (result.width_px, result.height_px) == (320, 256)
         assert set(result.timings_ms) - {"scale"} == {"view", "detect", "crop", "classify", "quality"}
         assert all(ms >= 0 for ms in result.timings_ms.values())
@@ -141,6 +143,30 @@ def test_a_field_of_small_cells_is_looked_at_in_full_where_its_slide_has_large_o
     right = analyzer.analyze(imaging.load_field(file, "s", "f"), GIVEN)
     assert len(result.cells) == pytest.approx(len(right.cells), abs=2)
     assert (result.width_px, result.height_px) == (320, 256)
+
+
+@pytest.mark.parametrize(("large_px", "alone"), [(320 * 256, True), (320 * 256 + 1, False)])
+def test_large_fields_are_seen_in_full_one_at_a_time(
+    analyzer: Analyzer,
+    crowded: DrawnField,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    large_px: int,
+    alone: bool,
+) -> None:
+    file, given = enlarged(crowded, 1.0, tmp_path), Scale(100.0, ScaleSource.SLIDE)
+    monkeypatch.setattr(imaging, "LARGE_PIXELS", large_px)
+    decode, seen = imaging.full_size, list[bool]()
+
+    def watched(field: FieldOfView) -> UInt8:
+        seen.append(analyzer._large.locked())
+        return decode(field)
+
+    monkeypatch.setattr(imaging, "full_size", watched)
+    shrunk = imaging.load_field(file, "s", "f", cell_diameter_px=100.0)
+    assert analyzer.analyze(shrunk, given).scale.source is ScaleSource.FIELD
+    assert seen == [alone]
+    assert not analyzer._large.locked()
 
 
 def test_a_field_of_a_slide_without_scale_is_measured_itself(analyzer: Analyzer, crowded: DrawnField) -> None:

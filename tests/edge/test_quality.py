@@ -41,7 +41,7 @@ def seen(field: DrawnField, *, score: float = 0.9) -> Cells:
         np.where(field.overlapping, 0.9, 0.1).astype(np.float32),
         field.overlapping,
         field.group,
-        counting.touches_edge(field.xyxy, width, height),
+        counting.touches_edge(field.xyxy, width, height, field.cell_diameter_px),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from stand_in import BUNDLE_ID, StandIn, write_disks
+from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import BundleError, UnavailableError, UsageError
@@ -225,6 +225,26 @@ def test_whatever_the_analyzer_throws_fails_one_image(station: Station) -> None:
     assert station.table("s1")[0]["failure"] == "error"
     failed = [s.row for s in station.steps if s.row and s.row.status == "failed"]
     assert all(row.message.endswith("MemoryError: too many cells") for row in failed)
+
+
+def test_jpegs_of_large_cells_are_decoded_as_small_as_their_slide_allows(station: Station) -> None:
+    class Enlarging(StandIn):
+        """Sees cells of 100 px."""
+
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            seen.extend(image.shape[:2] for image in images)
+            return Scale(100.0, ScaleSource.SLIDE)
+
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            seen.append(field.image.shape[:2])
+            return super().analyze(field, scale)
+
+    seen: list[tuple[int, ...]] = []
+    folder = station.source / "enlarged"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(encoded(disks(3), ".jpg"))
+    station.run(folder, analyzer=Enlarging())
+    assert seen == [(240, 360), (120, 180)]  # all of it for the scale
 
 
 def test_a_broken_bundle_ends_the_run(station: Station) -> None:

@@ -49,7 +49,7 @@ def examined(
         np.zeros(len(counted), np.float32),
         none,
         groups(counted.xyxy, counted.class_id, none),
-        touches_edge(counted.xyxy, 400, 400),
+        touches_edge(counted.xyxy, 400, 400, 40.0),
     )
     thumbnail = np.zeros((32, 32), np.float32)
     return Examined(

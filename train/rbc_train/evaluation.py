@@ -11,9 +11,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from rbc_edge import imaging
+from rbc_edge import counting, imaging
 from rbc_edge.analyzer import Analyzer
-from rbc_edge.counting import iou
+from rbc_edge.counting import EdgeRule, iou
 from rbc_edge.values import (
     Bool,
     CellClass,
@@ -34,6 +34,7 @@ ScaleMode = Literal["estimated", "labelled"]
 
 IOUS: Final = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # COCO's AP50-95
 _LEAST_SCORE: Final = np.full(3, 0.01, np.float32)  # the precision curve needs its tail
+_LABEL_MARGIN_PX: Final = 1.5  # a label that ends so near to the border was drawn up to it
 _CUT: Final = 0.03  # of a cell: a box this near to the border is taken to be cut by it
 _SCALE_FIELDS: Final = 8  # as many as the station looks at
 _TOUCHES_IOU: Final = 0.1  # boxes of cells that merely lie close share less
@@ -119,7 +120,7 @@ def _examine_one(
     # A second look, down to the tail of the precision curve. Its boxes over the thresholds need not be the
     # station's: thresholds differ by class, and a red cell under its own may suppress a platelet over its.
     used = result.scale.cell_diameter_px
-    view = imaging.view(field.image, used, size=(field.width_px, field.height_px))
+    view = analyzer.view(field, result.scale)
     ranked = (
         Detections.empty() if math.isnan(used) else analyzer.detect(view, used, score_threshold=_LEAST_SCORE)
     )
@@ -197,6 +198,8 @@ def score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str
     present = [figures[f"{n}_ap50"] for n in CLASS_NAMES if not math.isnan(figures[f"{n}_ap50"])]
     figures["map50"] = float(np.mean(present)) if present else math.nan
     figures |= {f"rbc_whole_{k}": v for k, v in _count_figures(*_whole_counts(group)).items()}
+    for rule in (EdgeRule.TWO_SIDES, EdgeRule.INSIDE):
+        figures |= {f"rbc_{rule}_{k}": v for k, v in _count_figures(*_edge_counts(group, rule)).items()}
     figures["rbc_by_crowding"] = _by_crowding(group)
     for name, judged in (("labelled", judged_labels(group)), ("found", judged_found(group))):
         figures[f"overlap_on_{name}_boxes"] = _verdicts(judged, overlap_threshold)
@@ -302,6 +305,20 @@ def _whole_counts(examined: Sequence[Examined]) -> tuple[Int64, Int64]:
         ):
             whole = ((box[:, :2] > least) & (box[:, 2:] < size - least)).all(axis=1)
             numbers.append(int((whole & (class_id == CellClass.RBC)).sum()))
+    return np.array(counted, np.int64), np.array(labelled, np.int64)
+
+
+def _edge_counts(examined: Sequence[Examined], rule: EdgeRule) -> tuple[Int64, Int64]:
+    """Red cells under an edge rule, as `field_counts`; a label touches a border that it nearly reaches."""
+    labelled = []
+    for e in examined:
+        red = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
+        far = np.array([e.photograph.width_px, e.photograph.height_px], np.float32) - _LABEL_MARGIN_PX
+        out = (red[:, 2:] >= far).any(axis=1)
+        if rule is EdgeRule.INSIDE:
+            out |= (red[:, :2] <= _LABEL_MARGIN_PX).any(axis=1)
+        labelled.append(int((~out).sum()))
+    counted = [counting.count(e.result.cells, rule).n_rbc for e in examined]
     return np.array(counted, np.int64), np.array(labelled, np.int64)
 
 

@@ -360,6 +360,8 @@ def _counts_row(figures: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 _COUNTED: Final = {
     "rbc": "rbc",
+    "rbc_two-sides": "rbc, `--edges two-sides`",
+    "rbc_inside": "rbc, `--edges inside`",
     "rbc_whole": "rbc not cut by the border",
     "wbc": "wbc",
     "platelet": "platelet",
