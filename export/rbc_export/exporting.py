@@ -123,7 +123,9 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
     say(f"int8 detector calibrated on {len(chosen)} training photographs; logits corrected by {_show(shift)}")
     margin = float(classifier_config["crop_margin"])
-    graphs.quantize_classifier(work / CLASSIFIER_FP32, work / CLASSIFIER, _station_crops(chosen, margin))
+    graphs.quantize_classifier(
+        work / CLASSIFIER_FP32, work / CLASSIFIER, _station_crops(chosen, of_source, margin)
+    )
     say("int8 classifier calibrated on the red cells of the same photographs")
 
     field = smear.draw_field(
@@ -230,16 +232,30 @@ def _station_inputs(
 ) -> Iterator[UInt8]:
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
-        factor = cell_diameter_px / datasets.diameter_px(photograph, of_source)
-        yield imaging.pad_to_stride(imaging.rescale(imaging.balance(photograph.read()), factor))[0]
+        view, diameter = _station_view(photograph, of_source)
+        height, width = view.image.shape[:2]
+        factor = imaging.snug(width, height, cell_diameter_px / (diameter / float(view.px[0])))
+        yield imaging.pad_to_stride(imaging.rescale(view.image, factor))[0]
 
 
-def _station_crops(photographs: Sequence[Photograph], margin: float) -> Iterator[UInt8]:
+def _station_crops(
+    photographs: Sequence[Photograph], of_source: dict[str, float], margin: float
+) -> Iterator[UInt8]:
     """Yields what the classifier gets at the station, photograph by photograph: uint8 (N, 64, 64, 3)."""
     for photograph in photographs:
         xyxy = photograph.xyxy[photograph.class_id == CellClass.RBC]
         if len(xyxy):
-            yield imaging.crops(imaging.balance(photograph.read()), xyxy, margin=margin)
+            view, _ = _station_view(photograph, of_source)
+            yield imaging.crops(view.image, xyxy / view.px, margin=margin)
+
+
+def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[imaging.View, float]:
+    """Returns a photograph as the station shows it to its networks, and its labelled cell diameter, px."""
+    diameter = datasets.diameter_px(photograph, of_source)
+    field = imaging.load_field(
+        photograph.image_path, photograph.source, photograph.name, cell_diameter_px=diameter
+    )
+    return imaging.view(field.image, diameter, size=(field.width_px, field.height_px)), diameter
 
 
 @torch.no_grad()

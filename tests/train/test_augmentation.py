@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tiny_data import photograph
 
+from rbc_edge.imaging import BACKGROUND_LEVEL
 from rbc_edge.smear import CREAM, DrawnField, draw_field
 from rbc_edge.values import Float32, UInt8
-from rbc_train.augmentation import paste_neighbour, vary
+from rbc_train.augmentation import _restained, paste_neighbour, vary
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,18 @@ def test_a_cell_at_the_border_and_one_of_another_camera(drawn: DrawnField) -> No
             assert (own >= -1e-3).all()
             assert own[2] <= image.shape[1] + 1
             assert own[3] <= image.shape[0] + 1
+
+
+def test_another_dye_leaves_glass_alone_and_darkens_or_pales_what_is_stained() -> None:
+    """Beer-Lambert: no dye, nothing absorbed, however strong the stain."""
+    glass = BACKGROUND_LEVEL / 255
+    values = np.full((4, 6, 3), glass, np.float32)
+    values[:, 3:] = (0.6, 0.3, 0.5)
+    lighter = darker = 0
+    for seed in range(40):
+        restained = _restained(values, random.Random(seed))
+        np.testing.assert_allclose(restained[:, :3], glass, rtol=1e-5)
+        assert (restained[:, 3:] < glass).all() and (restained > 0).all()
+        lighter += bool((restained[0, 3] > values[0, 3]).all())
+        darker += bool((restained[0, 3] < values[0, 3]).all())
+    assert lighter > 10 and darker > 10

@@ -6,14 +6,15 @@ import random
 import cv2
 import numpy as np
 
+from rbc_edge.imaging import BACKGROUND_LEVEL
 from rbc_edge.values import Float32, UInt8
 
 
 def vary(image: UInt8, rng: random.Random) -> UInt8:
     """Shows a photograph as another microscope, stain or camera might have.
 
-    Colour cast and light by a gain per channel and a gamma, a weak stain, a lamp that lights one side more,
-    focus by a blur, fewer pixels, a camera's noise, JPEG.
+    Colour cast and light by a gain per channel and a gamma, more or less of another dye, a lamp that lights
+    one side more, focus by a blur, fewer pixels, a camera's noise, JPEG.
 
     Args:
         image: uint8 (H, W, 3), any channel order.
@@ -28,9 +29,8 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
         light = rng.uniform(0.85, 1.12)
         gain = np.array([light * rng.uniform(0.9, 1.1) for _ in range(3)], np.float32)
         values = np.clip(values * gain, 0, 1) ** rng.uniform(0.75, 1.35)
-    if rng.random() < 0.25:
-        # A weak stain, or a condenser wide open: everything nearer to the background.
-        values = 0.9 + (values - 0.9) * rng.uniform(0.45, 1.0)
+    if rng.random() < 0.5:
+        values = _restained(values, rng)
     if rng.random() < 0.25:
         values = values * _shade(values.shape[0], values.shape[1], rng)[:, :, None]
     if rng.random() < 0.05:
@@ -47,6 +47,18 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
         _, coded = cv2.imencode(".jpg", varied, [cv2.IMWRITE_JPEG_QUALITY, rng.randint(40, 95)])
         varied = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
     return varied
+
+
+def _restained(values: Float32, rng: random.Random) -> Float32:
+    """Another amount of dye, and another dye: absorbances scale, each channel its own way (Beer-Lambert).
+
+    A strong stain makes red cells dark and hides their pale middle; a weak one, or a condenser wide open,
+    brings everything near the background.
+    """
+    amount = math.exp(rng.uniform(math.log(0.4), math.log(2.2)))
+    power = np.array([amount * rng.uniform(0.75, 1.33) for _ in range(3)], np.float32)
+    glass = BACKGROUND_LEVEL / 255
+    return np.asarray(glass * np.clip(values / glass, 1e-3, 1.15) ** power, np.float32)
 
 
 def _shade(height: int, width: int, rng: random.Random) -> Float32:
