@@ -1,5 +1,6 @@
 """The main job: every image of the paths given, counted once, written down, shown in the tables."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -41,6 +42,7 @@ _LARGE_BYTES: Final = 300_000  # smaller files are not asked: no JPEG of 4 megap
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 _WAIT_FOR_WRITER_S: Final = 60.0  # a service beside us lets go every few seconds
 _SCALE_TOLERANCE: Final = 0.02  # counts do not feel less (docs/results.md, scale)
+_M_ARENA_MAX: Final = -8  # malloc.h
 _TOGETHER: Final = 8  # images whose attempts are noted at once
 # Deaths without evidence. A machine that goes down in a trial, and an image that a trial outlives and the
 # service does not, are rarer than a supply that flaps: that must fail no good image, however often it does.
@@ -342,6 +344,7 @@ class Run:
         survives: Callable[[Sequence[Path]], bool] | None = None,
         may_wait: Callable[[InboxFile, str], bool] | None = None,
     ) -> None:
+        _share_one_heap()
         self._options = options
         self._make_analyzer = make_analyzer
         self._analyzer: Analyzing | None = None
@@ -665,6 +668,16 @@ class Run:
         if look.failure not in ("", "vanished", "unreadable") and not look.sha256:
             look = replace(look, sha256=_digest(file))
         return replace(look, elapsed_s=self._clock.monotonic_s() - started_s)
+
+
+def _share_one_heap() -> None:
+    """Has all threads of the process take memory from one heap.
+
+    glibc gives each thread its own, and each keeps the most it ever held: 640x480 took 159, and 151 so;
+    20 megapixels 331 and 308 (MiB), at the same speed.
+    """
+    with suppress(OSError, AttributeError):  # another C library, which has no such heaps
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _is_large(file: InboxFile, scale: Scale) -> bool:
