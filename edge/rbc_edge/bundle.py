@@ -14,6 +14,7 @@ The networks' contract:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -180,6 +181,8 @@ class Bundle:
         # A plan of the memory is kept for each shape of input: 20 MB that gain no time.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         # Threads that spin between fields would take the second core from decoding and from the camera.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -192,6 +195,15 @@ class Bundle:
     def describe(self) -> dict[str, object]:
         """Returns a JSON-able summary, for ``bundle show``."""
         return {"path": os.fsencode(self.path).decode("utf-8", "backslashreplace"), **asdict(self.manifest)}
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Has all networks of the process take memory from one arena: 640x480 takes 140 MB instead of 149."""
+    import onnxruntime as ort  # noqa: PLC0415  see `Bundle.session`
+
+    of_cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(of_cpu, None)
 
 
 def default_path() -> Path:
