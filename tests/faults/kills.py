@@ -186,7 +186,7 @@ STEPS: tuple[Step, ...] = (
     Step("slide's scale kept", "rbc_edge.ledger:Ledger.keep_slide_scale", (1, 2), scale=False),
     Step("attempt noted", "rbc_edge.ledger:Ledger.begin_attempts", (1, 2, 3)),
     Step("file read", "rbc_edge.imaging:load_field", (1, 10, 20)),
-    Step("file decoded", "rbc_edge.imaging:decode", (1, 12)),
+    Step("file decoded", "rbc_edge.imaging:_decode", (1, 12)),
     Step("content known?", "rbc_edge.ledger:Ledger.settle", (1, 9)),
     Step("analyzed", "rbc_edge.analyzer:Analyzer.analyze", (1, 7, 20)),
     Step("count written", "rbc_edge.ledger:Ledger.record_ok", (1, 11, 20)),
@@ -279,7 +279,7 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
         killers.append(path)
         expected.failed["day1", path.stem] = frozenset({"crash"})
     faults = [
-        {"at": "rbc_edge.imaging:decode", "when": "before", "nth": 0, "do": do, "match": f"KILLER {do}"}
+        {"at": "rbc_edge.imaging:_decode", "when": "before", "nth": 0, "do": do, "match": f"KILLER {do}"}
         for do in ("abort", "kill")
     ]
     n_deaths = 0
