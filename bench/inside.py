@@ -190,7 +190,7 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
         found = counter.analyze(field, slide)
         used = found.scale if found.scale.cell_diameter_px > 0 else slide
         diameter, view = used.cell_diameter_px, counter.view(field, used)
-        small = counter.detector.at_model_scale(view.image, diameter / float(view.px[0]))
+        small = counter.detector.at_model_scale(view.image, view.shown_px(diameter))
         cut = imaging.tiles(
             small.shape[1],
             small.shape[0],

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -154,8 +154,9 @@ class Analyzer:
         Returns:
             Detections in pixels of the field.
         """
-        diameter = cell_diameter_px / float(np.sqrt(view.px[0] * view.px[1]))
-        found = self.detector.detect(view.image, diameter, score_threshold=score_threshold)
+        found = self.detector.detect(
+            view.image, view.shown_px(cell_diameter_px), score_threshold=score_threshold
+        )
         limit = np.array(view.size * 2, np.float32)
         return replace(found, xyxy=np.minimum(found.xyxy * view.px, limit))
 
@@ -171,9 +172,7 @@ class Analyzer:
         view = self.view(field, given)
         clock.lap("view")
         if math.isnan(given.cell_diameter_px):
-            own = self._own(
-                field, lambda image: scale.estimate_field(image, self.detector), lambda _, n: n > 0
-            )
+            own = self._own(field, given, None)
             clock.lap("scale")
             if own is None:
                 return Detections.empty(), Scale(math.nan, ScaleSource.NONE), [], view
@@ -187,16 +186,7 @@ class Analyzer:
         # Few cells: a sparse field, or a scale so far off that the detector is blind; they look the same.
         if not contradicted and not scale.sees_little(found, width, height):
             return found, given, [], view
-        if contradicted:
-            own = self._own(
-                field, lambda image: scale.estimate_field(image, self.detector), lambda _, n: n > 0
-            )
-        else:
-            own = self._own(
-                field,
-                lambda image: scale.look_elsewhere(image, self.detector, found, given.cell_diameter_px),
-                lambda own_px, n: scale.blind_at(given.cell_diameter_px, own_px, n),
-            )
+        own = self._own(field, given, None if contradicted else found)
         clock.lap("scale")
         if own is None:
             return found, given, [], view
@@ -205,20 +195,26 @@ class Analyzer:
         return self._detect_at(own, clock)
 
     def _own(
-        self,
-        field: FieldOfView,
-        estimate: Callable[[UInt8], tuple[float, int]],
-        is_it: Callable[[float, int], bool],
+        self, field: FieldOfView, given: Scale, found: Detections | None
     ) -> tuple[float, imaging.View] | None:
         """Estimates a field's own scale from all its pixels; returns it with the view for it, or None.
+
+        Where few cells were found at the given scale, the field has one of its own only if it explains more.
 
         Large fields that were decoded small take turns: in full, two of 20 megapixels are half a gigabyte.
         """
         is_large = bool(field.file) and field.width_px * field.height_px >= imaging.LARGE_PIXELS
         with self._large if is_large else nullcontext():
             image = imaging.full_size(field)
-            own_px, n = estimate(imaging.balance(image))
-            return (own_px, imaging.view(image, own_px)) if is_it(own_px, n) else None
+            if found is None:
+                own_px, n = scale.estimate_field(imaging.balance(image), self.detector)
+                has_own = n > 0
+            else:
+                own_px, n = scale.look_elsewhere(
+                    imaging.balance(image), self.detector, found, given.cell_diameter_px
+                )
+                has_own = scale.blind_at(given.cell_diameter_px, own_px, n)
+            return (own_px, imaging.view(image, own_px)) if has_own else None
 
     def _detect_at(
         self, own: tuple[float, imaging.View], clock: "_Clock"

@@ -82,9 +82,7 @@ class Detector:
 
     def at_model_scale(self, image: UInt8, cell_diameter_px: float) -> UInt8:
         """Resizes a field, uint8 (H, W, 3): its cells are then about as large as the network knows them."""
-        height, width = image.shape[:2]
-        factor = imaging.snug(width, height, self.manifest.cell_diameter_px / cell_diameter_px)
-        return imaging.rescale(image, factor)
+        return imaging.at_model_scale(image, self.manifest.cell_diameter_px / cell_diameter_px)
 
     def _detect_tile(self, small: UInt8, tile: imaging.Tile, least: Float32) -> Detections:
         """Returns what one tile's core holds, in pixels at model scale, after suppression."""

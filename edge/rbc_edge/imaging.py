@@ -462,6 +462,10 @@ class View:
     px: Float32
     size: tuple[int, int]
 
+    def shown_px(self, length_px: float) -> float:
+        """Returns a length of the field, pixels of the field, in pixels of the view."""
+        return length_px / float(np.sqrt(self.px[0] * self.px[1]))
+
 
 def view(image: UInt8, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
     """Balances a field (`balance`), and shrinks it by a whole number if its cells are far larger than needed.
@@ -538,7 +542,7 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     n = math.ceil((length - overlap_px) / (tile_px - overlap_px))
     # As many windows as it takes, and none larger than it takes: what two see is looked at twice.
     size = math.ceil((length + (n - 1) * overlap_px) / n)
-    size = min(tile_px, size + -(size + 2 * PAD_LEAST_PX) % STRIDE_PX)
+    size = min(tile_px, _padded(size) - 2 * PAD_LEAST_PX)
     starts = [round(i * (length - size) / (n - 1)) for i in range(n)]
     # Neighbours meet in the middle of what both see.
     seams = [(a + size + b) / 2 for a, b in pairwise(starts)]
@@ -569,18 +573,24 @@ def snug(width: int, height: int, factor: float) -> float:
         return factor
 
     def input_pixels(f: float) -> int:
-        n_pixels = 1
-        for side in (width, height):
-            n_pixels *= -(-(max(1, round(side * f)) + 2 * PAD_LEAST_PX) // STRIDE_PX)
-        return n_pixels
+        return _padded(max(1, round(width * f))) * _padded(max(1, round(height * f)))
 
-    candidates = [factor]
-    for side in (width, height):
-        n_strides = -(-(round(side * factor) + 2 * PAD_LEAST_PX) // STRIDE_PX)
-        fits = ((n_strides - 1) * STRIDE_PX - 2 * PAD_LEAST_PX) / side
-        if factor / SNUG <= fits < factor:
-            candidates.append(fits)
+    # Those at which a side fills an input that is a stride smaller to the last pixel.
+    tight = [
+        (_padded(round(side * factor)) - STRIDE_PX - 2 * PAD_LEAST_PX) / side for side in (width, height)
+    ]
+    candidates = [factor, *(f for f in tight if factor / SNUG <= f < factor)]
     return min(candidates, key=lambda f: (input_pixels(f), -f))
+
+
+def at_model_scale(image: UInt8, factor: float) -> UInt8:
+    """Resizes a field, uint8 (H, W, 3), by about a factor (`snug`): what the detector's input is cut from."""
+    return rescale(image, snug(image.shape[1], image.shape[0], factor))
+
+
+def _padded(side: int, stride: int = STRIDE_PX) -> int:
+    """The side of a detector input that holds so many pixels of a field."""
+    return -(-(side + 2 * PAD_LEAST_PX) // stride) * stride
 
 
 def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
@@ -598,8 +608,7 @@ def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, in
         columns on the left and rows on top are padding.
     """
     height, width = image.shape[:2]
-    down = 2 * PAD_LEAST_PX + -(height + 2 * PAD_LEAST_PX) % stride
-    right = 2 * PAD_LEAST_PX + -(width + 2 * PAD_LEAST_PX) % stride
+    down, right = _padded(height, stride) - height, _padded(width, stride) - width
     top, left = down // 2, right // 2
     padded = cv2.copyMakeBorder(
         image, top, down - top, left, right - left, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3

@@ -154,7 +154,7 @@ def measure(
         The signs.
     """
     height, width = view.plain.shape[:2]
-    diameter = cell_diameter_px / float(np.sqrt(view.px[0] * view.px[1]))
+    diameter = view.shown_px(cell_diameter_px)
     if math.isnan(cell_diameter_px):
         factor = min(1.0, _UNSCALED_SIDE_PX / min(height, width))
     else:

@@ -69,8 +69,7 @@ def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
     Returns:
         Diameter in pixels of the field, NaN when no guess finds red cells; and on how many cells it rests.
     """
-    best = _best(image, detector, GUESSES_PX)
-    return (math.nan, 0) if math.isnan(best) else _refined(image, detector, best)
+    return _searched(image, detector, GUESSES_PX)
 
 
 def look_elsewhere(
@@ -93,19 +92,20 @@ def look_elsewhere(
     """
     far = [cell_diameter_px * _FAR**k for k in range(-6, 7) if k]
     guesses = [g for g in far if GUESSES_PX[0] / AGREES < g < GUESSES_PX[-1] * AGREES]
-    best = _best(image, detector, guesses, least=_evidence(found, cell_diameter_px, image))
-    return (math.nan, 0) if math.isnan(best) else _refined(image, detector, best)
+    return _searched(image, detector, guesses, least=_evidence(found, cell_diameter_px, image))
 
 
-def _best(image: UInt8, detector: Detector, guesses_px: Sequence[float], *, least: float = 0.0) -> float:
-    """Returns the guess with the most evidence, NaN when none has more than `least`."""
+def _searched(
+    image: UInt8, detector: Detector, guesses_px: Sequence[float], *, least: float = 0.0
+) -> tuple[float, int]:
+    """Refines the guess with the most evidence; NaN and 0 when none has more than `least`."""
     best_evidence, best = least, math.nan
     for guess in guesses_px:
         window = _window(image, guess, _GUESS_CELLS)
         evidence = _evidence(detector.detect(window, guess), guess, window)
         if evidence > best_evidence:
             best_evidence, best = evidence, guess
-    return best
+    return (math.nan, 0) if math.isnan(best) else _refined(image, detector, best)
 
 
 def _refined(image: UInt8, detector: Detector, best: float) -> tuple[float, int]:

@@ -233,9 +233,8 @@ def _station_inputs(
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
         view, diameter = _station_view(photograph, of_source)
-        height, width = view.image.shape[:2]
-        factor = imaging.snug(width, height, cell_diameter_px / (diameter / float(view.px[0])))
-        yield imaging.pad_to_stride(imaging.rescale(view.image, factor))[0]
+        small = imaging.at_model_scale(view.image, cell_diameter_px / view.shown_px(diameter))
+        yield imaging.pad_to_stride(small)[0]
 
 
 def _station_crops(
@@ -252,9 +251,7 @@ def _station_crops(
 def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[imaging.View, float]:
     """Returns a photograph as the station shows it to its networks, and its labelled cell diameter, px."""
     diameter = datasets.diameter_px(photograph, of_source)
-    field = imaging.load_field(
-        photograph.image_path, photograph.source, photograph.name, cell_diameter_px=diameter
-    )
+    field = photograph.field(diameter)
     return imaging.view(field.image, diameter, size=(field.width_px, field.height_px)), diameter
 
 

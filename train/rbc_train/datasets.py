@@ -8,6 +8,7 @@ read. Field coordinates are xyxy in pixels of the photograph.
 import csv
 import hashlib
 import json
+import math
 import shutil
 import xml.parsers.expat
 from collections import Counter
@@ -21,7 +22,7 @@ import numpy as np
 
 from rbc_edge import imaging
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
-from rbc_edge.values import CellClass, Float32, Int64, UInt8
+from rbc_edge.values import CellClass, FieldOfView, Float32, Int64, UInt8
 from rbc_train import labels
 
 Split = Literal["train", "val", "test"]
@@ -91,7 +92,11 @@ class Photograph:
 
     def read(self) -> UInt8:
         """Returns the image, uint8 (H, W, 3) RGB."""
-        return imaging.load_field(self.image_path, self.source, self.name).image
+        return self.field(math.nan).image
+
+    def field(self, cell_diameter_px: float) -> FieldOfView:
+        """Returns the photograph as the station reads it in a slide of this scale, pixels; NaN: in full."""
+        return imaging.load_field(self.image_path, self.source, self.name, cell_diameter_px=cell_diameter_px)
 
     @property
     def whole_rbc_diameters_px(self) -> Float32:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from rbc_edge import counting, imaging
+from rbc_edge import counting
 from rbc_edge.analyzer import Analyzer
 from rbc_edge.counting import EdgeRule, iou
 from rbc_edge.values import (
@@ -92,12 +92,7 @@ def examine(
         given = slide_scale.get(photograph.source) or Scale(
             diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER
         )
-        field = imaging.load_field(
-            photograph.image_path,
-            photograph.source,
-            photograph.name,
-            cell_diameter_px=given.cell_diameter_px,
-        )
+        field = photograph.field(given.cell_diameter_px)
         examined.append(_examine_one(analyzer, photograph, field, given, verified))
         if progress:
             progress(done, len(photographs))

@@ -9,7 +9,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from rbc_edge import imaging
+from rbc_edge import counting, imaging
 from rbc_edge.analyzer import Analyzer
 from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_train.datasets import Photograph, diameter_px, source_diameters_px
@@ -109,10 +109,11 @@ def try_disturbances(analyzer: Analyzer, photographs: Sequence[Photograph]) -> I
         for photograph in photographs:
             image = np.ascontiguousarray(disturb(photograph.read()))
             given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
-            cells = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), given).cells
-            of_camera[photograph.source] += int((cells.detections.class_id == CellClass.RBC).sum())
-            n_overlapping += int(cells.overlapping.sum())
-            n_wbc += int((cells.detections.class_id == CellClass.WBC).sum())
+            field = FieldOfView(photograph.source, photograph.name, "", image)
+            seen = counting.count(analyzer.analyze(field, given).cells)
+            of_camera[photograph.source] += seen.n_rbc
+            n_overlapping += seen.n_rbc_overlapping
+            n_wbc += seen.n_wbc
         yield DisturbanceTrial(name, sum(of_camera.values()), n_overlapping, n_wbc, of_camera)
 
 
@@ -161,7 +162,7 @@ def try_scales(
         for photograph in photographs:
             image = imaging.rescale(photograph.read(), factor)
             result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), _UNKNOWN)
-            of_camera[photograph.source] += int((result.cells.detections.class_id == CellClass.RBC).sum())
+            of_camera[photograph.source] += counting.count(result.cells).n_rbc
             ratios.append(result.scale.cell_diameter_px / (diameter_px(photograph, of_source) * factor))
         off = [not 3 / 4 <= r <= 4 / 3 for r in ratios]
         low, middle, high = np.nanpercentile(ratios, (5, 50, 95)).tolist()
@@ -208,14 +209,8 @@ def try_strays(
         for photograph in photographs:
             right = diameter_px(photograph, of_source)
             given = Scale(right * factor, ScaleSource.SLIDE)
-            field = imaging.load_field(
-                photograph.image_path,
-                photograph.source,
-                photograph.name,
-                cell_diameter_px=given.cell_diameter_px,
-            )
-            result = analyzer.analyze(field, given)
-            of_camera[photograph.source] += int((result.cells.detections.class_id == CellClass.RBC).sum())
+            result = analyzer.analyze(photograph.field(given.cell_diameter_px), given)
+            of_camera[photograph.source] += counting.count(result.cells).n_rbc
             n_own += (
                 result.scale.source is ScaleSource.FIELD
                 and 3 / 4 <= result.scale.cell_diameter_px / right <= 4 / 3
@@ -289,11 +284,12 @@ def try_mosaics(
             y, x = divmod(i, columns)
             image[y * step_y : y * step_y + height, x * step_x : x * step_x + width] = part
             given = Scale(diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
-            found = analyzer.analyze(FieldOfView(source, str(i), "", part), given).cells.detections
-            parts += int((found.class_id == CellClass.RBC).sum())
+            parts += counting.count(
+                analyzer.analyze(FieldOfView(source, str(i), "", part), given).cells
+            ).n_rbc
             labelled += int((photograph.class_id == CellClass.RBC).sum())
         result = analyzer.analyze(FieldOfView(source, "mosaic", "", image), _UNKNOWN)
-        mosaic = int((result.cells.detections.class_id == CellClass.RBC).sum())
+        mosaic = counting.count(result.cells).n_rbc
         yield MosaicTrial(
             source=source,
             width_px=image.shape[1],
