@@ -18,15 +18,15 @@ from typing import Final
 
 import numpy as np
 
-from rbc_edge import smear
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
-from rbc_edge.counting import groups, touches_edge
-from rbc_edge.inbox import InboxFile
-from rbc_edge.ledger import Entry, Ledger, Version
-from rbc_edge.runner import RunOptions, run_once
-from rbc_edge.tables import Tables
-from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.ops import synthetic
+from rbc_edge.station.runner import RunOptions, run_once
+from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.views.tables import Tables
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.boxes import touches_edge
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.counting import groups
 
 FIELDS_A_SLIDE: Final = 100
 N_ADDED: Final = 200
@@ -144,7 +144,7 @@ def cells(*, threads: int, rounds: int) -> list[dict[str, float]]:
         [
             FieldOfView("s", f"{i}", "0" * 64, drawn.image)
             for i, drawn in enumerate(
-                smear.draw_slide(
+                synthetic.draw_slide(
                     np.random.default_rng(i),
                     3,
                     width_px=1280,

@@ -15,8 +15,10 @@ from typing import Final
 import cv2
 import numpy as np
 
-from rbc_edge import imaging, smear
+from rbc_edge import text
 from rbc_edge.errors import ImageError
+from rbc_edge.ops import synthetic
+from rbc_edge.vision import image_file
 
 _QUALITY: Final = 92
 DRAWN: Final = "drawn fields"
@@ -42,11 +44,13 @@ def lay_out(
     fields = out / "fields"
     fields.mkdir(parents=True)
     if source is None:
-        drawn = smear.draw_slide(np.random.default_rng(0), n_fields, cell_diameter_px=100.0, crowding=0.35)
+        drawn = synthetic.draw_slide(
+            np.random.default_rng(0), n_fields, cell_diameter_px=100.0, crowding=0.35
+        )
         for i, field in enumerate(drawn):
             _write(fields / f"field-{i:04}.jpg", field.image)
     else:
-        found = sorted(p for p in source.iterdir() if p.suffix.lower() in imaging.IMAGE_SUFFIXES)
+        found = sorted(p for p in source.iterdir() if p.suffix.lower() in text.IMAGE_SUFFIXES)
         if not found:
             raise ValueError(f"{source}: no images there; give --images another folder")
         picked = np.linspace(0, len(found) - 1, min(n_fields, len(found))).round().astype(int)
@@ -65,7 +69,7 @@ def lay_out(
         for i in range(n):
             # Each field goes round: another order, another content.
             parts = [alike[(i * side * side + j) % len(alike)] for j in range(side * side)]
-            images = [imaging.load_field(p, "", p.name).image for p in parts]
+            images = [image_file.load_field(p, "", p.name).image for p in parts]
             rows = [np.hstack(images[r : r + side]) for r in range(0, side * side, side)]
             _write(folder / f"mosaic-{i:02}.jpg", np.roll(np.vstack(rows), i, axis=1))
         px = (usual[0] * side, usual[1] * side)
@@ -86,7 +90,7 @@ def link(folder: Path, to: Path, n: int) -> None:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        height, width = imaging.load_field(path, "", path.name).image.shape[:2]
+        height, width = image_file.load_field(path, "", path.name).image.shape[:2]
     except ImageError as error:
         raise ValueError(str(error)) from error
     return width, height

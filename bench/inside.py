@@ -24,10 +24,13 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
-from rbc_edge import analyzer, classifier, counting, detector, imaging, ledger, runner, tables
-from rbc_edge import scale as scales
-from rbc_edge.bundle import CLASSIFIER, DETECTOR, Bundle
+from rbc_edge.station import runner
+from rbc_edge.store import ledger
 from rbc_edge.values import CellClass
+from rbc_edge.views import tables
+from rbc_edge.vision import analyzer, boxes, classifier, counting, detector, image_file, preprocess
+from rbc_edge.vision import scale as scales
+from rbc_edge.vision.bundle import CLASSIFIER, DETECTOR, Bundle
 
 
 class Probe:
@@ -105,21 +108,21 @@ class Probe:
 def attach_all(probe: Probe) -> None:
     """Names the stages of the program, in the order of the way of the data."""
     probe.attach("scan", runner, "scan", whole=True)
-    probe.attach("read, hash", imaging, "load_field")
-    probe.attach("decode", imaging, "_decode", whole=True)
+    probe.attach("read, hash", image_file, "load_field")
+    probe.attach("decode", image_file, "_decode", whole=True)
     probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
     probe.attach("field's own scale", scales, "look_elsewhere", whole=True)
-    probe.attach("view", imaging, "view", whole=True)
-    probe.attach("scale", imaging, "rescale")
-    probe.attach("scale", imaging, "pad_to_stride")
+    probe.attach("view", preprocess, "view", whole=True)
+    probe.attach("scale", preprocess, "rescale")
+    probe.attach("scale", preprocess, "pad_to_stride")
     probe.attach("boxes", detector.Detector, "detect")
     probe.attach("suppress", detector, "suppress")
     probe.attach("suppress", detector, "vote")
-    probe.attach("crop", imaging, "crops")
+    probe.attach("crop", preprocess, "crops")
     probe.attach("classify", classifier.Classifier, "overlap_score")
     probe.attach("groups, edges", counting, "groups")
-    probe.attach("groups, edges", counting, "touches_edge")
+    probe.attach("groups, edges", boxes, "touches_edge")
     probe.attach("analyzer, rest", analyzer.Analyzer, "analyze")
     for name in ("begin_attempts", "settle", "record_ok", "commit", "claim_paths", "done_as"):
         probe.attach("ledger", ledger.Ledger, name)
@@ -181,23 +184,23 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
     bundle = Bundle.open()
     counter = analyzer.Analyzer(bundle, threads=len(os.sched_getaffinity(0)))
     paths = sorted(folder.iterdir())
-    first = [imaging.load_field(p, "", p.name).image for p in paths[:: max(1, len(paths) // 8)][:8]]
+    first = [image_file.load_field(p, "", p.name).image for p in paths[:: max(1, len(paths) // 8)][:8]]
     slide = counter.estimate_scale(first)
     kept: dict[str, Any] = {}
     n_cells = n_crops = 0
     for i, path in enumerate(paths):
-        field = imaging.load_field(path, "", path.name, cell_diameter_px=slide.cell_diameter_px)
+        field = image_file.load_field(path, "", path.name, cell_diameter_px=slide.cell_diameter_px)
         found = counter.analyze(field, slide)
         used = found.scale if found.scale.cell_diameter_px > 0 else slide
         diameter, view = used.cell_diameter_px, counter.view(field, used)
         small = counter.detector.at_model_scale(view.image, view.shown_px(diameter))
-        cut = imaging.tiles(
+        cut = preprocess.tiles(
             small.shape[1],
             small.shape[0],
             tile_px=bundle.manifest.tile_px,
             overlap_px=bundle.manifest.tile_overlap_px,
         )
-        windows = [imaging.pad_to_stride(small[t.y0 : t.y1, t.x0 : t.x1])[0][None] for t in cut]
+        windows = [preprocess.pad_to_stride(small[t.y0 : t.y1, t.x0 : t.x1])[0][None] for t in cut]
         detections = found.cells.detections
         boxes = detections.xyxy[detections.class_id == CellClass.RBC]
         kept[f"data-{i}"] = np.frombuffer(path.read_bytes(), np.uint8)

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rbc_edge import smear
+from rbc_edge.ops import synthetic
 
 PAUSE_S = 0.7
 _LONGEST_S = 60.0
@@ -37,7 +37,7 @@ def latencies(n: int, *, options: tuple[str, ...] = ()) -> list[float]:
     Raises:
         TimeoutError: A row did not come within a minute.
     """
-    fields = smear.draw_slide(np.random.default_rng(0), n + 2, cell_diameter_px=100.0)
+    fields = synthetic.draw_slide(np.random.default_rng(0), n + 2, cell_diameter_px=100.0)
     images = [cv2.imencode(".jpg", field.image[:, :, ::-1])[1].tobytes() for field in fields]
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)

@@ -22,9 +22,10 @@ from onnx import numpy_helper
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
-from rbc_edge import imaging
-from rbc_edge.bundle import DETECTOR, Bundle
-from rbc_edge.scale import estimate_slide
+from rbc_edge import text
+from rbc_edge.vision import image_file, preprocess
+from rbc_edge.vision.bundle import DETECTOR, Bundle
+from rbc_edge.vision.scale import estimate_slide
 from rbc_export.graphs import EVERYTHING, DetectorGraph
 
 DEFAULT_PX: Final = 640
@@ -77,12 +78,12 @@ def agreement(network: DetectionModel, bundle: Bundle, images: list[Path]) -> fl
     """Returns the share of sure boxes of the bundle's detector that the network sees at the same place."""
     session = bundle.session(DETECTOR, threads=1)
     graph = DetectorGraph(network)
-    fields = [imaging.balance(imaging.load_field(path, "", path.name).image) for path in images]
+    fields = [preprocess.balance(image_file.load_field(path, "", path.name).image) for path in images]
     diameter = _diameter_px(bundle, fields)
     same = sure = 0
     for field in fields:
-        small = imaging.rescale(field, bundle.manifest.cell_diameter_px / diameter)
-        window = imaging.pad_to_stride(small[: imaging.TILE_PX, : imaging.TILE_PX])[0][None]
+        small = preprocess.rescale(field, bundle.manifest.cell_diameter_px / diameter)
+        window = preprocess.pad_to_stride(small[: preprocess.TILE_PX, : preprocess.TILE_PX])[0][None]
         inputs = {"image": window.copy(), "least_score": EVERYTHING}
         boxes, scores = session.run(["boxes", "scores"], inputs)
         with torch.no_grad():
@@ -96,7 +97,7 @@ def agreement(network: DetectionModel, bundle: Bundle, images: list[Path]) -> fl
 
 
 def _diameter_px(bundle: Bundle, fields: list[npt.NDArray[np.uint8]]) -> float:
-    from rbc_edge.detector import Detector  # noqa: PLC0415  not at the top: it opens a session
+    from rbc_edge.vision.detector import Detector  # noqa: PLC0415  not at the top: it opens a session
 
     return estimate_slide(fields, Detector(bundle, threads=1)).cell_diameter_px
 
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("images", type=Path)
     asked = parser.parse_args()
-    images = sorted(p for p in asked.images.iterdir() if p.suffix.lower() in imaging.IMAGE_SUFFIXES)
+    images = sorted(p for p in asked.images.iterdir() if p.suffix.lower() in text.IMAGE_SUFFIXES)
     try:
         figures = make(Bundle.open(asked.bundle), asked.out, images)
     except ValueError as error:

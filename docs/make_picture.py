@@ -10,20 +10,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rbc_edge import imaging, overlay, smear
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
+from rbc_edge.ops import synthetic
 from rbc_edge.values import FieldOfView
+from rbc_edge.views import overlay
+from rbc_edge.vision import image_file
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
 
 
 def main() -> None:
     """Draws or reads a field, counts it, and writes the picture."""
     folder = Path(__file__).resolve().parent
     if len(sys.argv) > 1:
-        field = imaging.load_field(Path(sys.argv[1]), "slide", "field")
+        field = image_file.load_field(Path(sys.argv[1]), "slide", "field")
         out = Path(sys.argv[2] if len(sys.argv) > 2 else "field.jpg")
     else:
-        drawn = smear.draw_slide(
+        drawn = synthetic.draw_slide(
             np.random.default_rng(7), 1, width_px=900, height_px=560, cell_diameter_px=76.0, crowding=0.3
         )[0]
         field = FieldOfView("slide", "field", "", drawn.image)

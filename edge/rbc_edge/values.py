@@ -7,6 +7,7 @@ right, y down, and the far edge exclusive. N = 0 cells is legal everywhere.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,25 @@ def _check(
 
 
 @dataclass(frozen=True, slots=True)
+class InboxFile:
+    r"""One image file, as the scan saw it.
+
+    Attributes:
+        path: Absolute path; opens the file even where its name is not UTF-8.
+        slide_id: Slide it belongs to, as text (bytes that are not UTF-8 as ``\xNN``).
+        fov: Its name within the slide, as text; unique there.
+        size_bytes: Size in bytes.
+        mtime_ns: Time of last change in nanoseconds since 1970.
+    """
+
+    path: Path
+    slide_id: str
+    fov: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """How large a red cell is in the field of view.
 
@@ -77,11 +97,11 @@ class FieldOfView:
         fov: Its name within the slide.
         sha256: Hex digest of the file's bytes.
         image: uint8 (h, w, 3), RGB, EXIF rotation applied; smaller than the camera's picture where
-            `imaging.load_field` was told that the cells are large.
+            `image_file.load_field` was told that the cells are large.
         captured_at: ISO 8601 time of capture, or empty when the file does not say.
         width_px: Width of the camera's picture: what pixels of the field of view are; 0: that of `image`.
         height_px: Its height; 0: that of `image`.
-        file: The file's bytes, to be decoded in full (`imaging.full_size`), where `image` is smaller.
+        file: The file's bytes, to be decoded in full (`image_file.full_size`), where `image` is smaller.
     """
 
     slide_id: str

@@ -16,9 +16,12 @@ import cv2
 import numpy as np
 import torch
 
-from rbc_edge import analyzer as station
-from rbc_edge import bundle, imaging, smear
-from rbc_edge.bundle import (
+from rbc_edge.errors import BundleError, UnavailableError
+from rbc_edge.ops import synthetic
+from rbc_edge.values import CellClass, Float32, UInt8
+from rbc_edge.vision import analyzer as station
+from rbc_edge.vision import bundle, image_file, preprocess, selftest
+from rbc_edge.vision.bundle import (
     CLASSIFIER,
     CLASSIFIER_FP32,
     DETECTOR,
@@ -28,8 +31,6 @@ from rbc_edge.bundle import (
     Bundle,
     Manifest,
 )
-from rbc_edge.errors import BundleError, UnavailableError
-from rbc_edge.values import CellClass, Float32, UInt8
 from rbc_export import graphs
 from rbc_train import classifier, datasets, detector, evaluation, labels, metrics, results
 from rbc_train.datasets import Photograph
@@ -128,7 +129,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     )
     say("int8 classifier calibrated on the red cells of the same photographs")
 
-    field = smear.draw_field(
+    field = synthetic.draw_field(
         np.random.default_rng(1), width_px=480, height_px=360, cell_diameter_px=TEST_DIAMETER_PX
     )
     ok, png = cv2.imencode(".png", field.image[:, :, ::-1])
@@ -141,8 +142,8 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         format=bundle.FORMAT,
         class_names=datasets.CLASS_NAMES,
         cell_diameter_px=diameter,
-        tile_px=imaging.TILE_PX,
-        tile_overlap_px=imaging.TILE_OVERLAP_PX,
+        tile_px=preprocess.TILE_PX,
+        tile_overlap_px=preprocess.TILE_OVERLAP_PX,
         score_threshold=(0.25, 0.25, 0.25),
         iou_threshold=options.iou_threshold,
         iou_threshold_across=options.iou_threshold_across,
@@ -185,9 +186,9 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     say(evaluation.table(figures["int8"]))
     _check(torch_error | task_error, options.tolerance)
 
-    expected = station.expectation(
+    expected = selftest.expectation(
         station.Analyzer(draft, threads=1),
-        imaging.load_field(work / TEST_INPUT, "bundle", "test"),
+        image_file.load_field(work / TEST_INPUT, "bundle", "test"),
         TEST_DIAMETER_PX,
     )
     (work / TEST_EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
@@ -204,7 +205,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         },
     )
     finished = bundle.write(options.out, source, manifest)
-    say(f"self-test: {station.verify(finished)}")
+    say(f"self-test: {selftest.verify(finished)}")
     return finished
 
 
@@ -233,8 +234,8 @@ def _station_inputs(
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
         view, diameter = _station_view(photograph, of_source)
-        small = imaging.at_model_scale(view.image, cell_diameter_px / view.shown_px(diameter))
-        yield imaging.pad_to_stride(small)[0]
+        small = preprocess.at_model_scale(view.image, cell_diameter_px / view.shown_px(diameter))
+        yield preprocess.pad_to_stride(small)[0]
 
 
 def _station_crops(
@@ -245,14 +246,14 @@ def _station_crops(
         xyxy = photograph.xyxy[photograph.class_id == CellClass.RBC]
         if len(xyxy):
             view, _ = _station_view(photograph, of_source)
-            yield imaging.crops(view.image, xyxy / view.px, margin=margin)
+            yield preprocess.crops(view.image, xyxy / view.px, margin=margin)
 
 
-def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[imaging.View, float]:
+def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[preprocess.View, float]:
     """Returns a photograph as the station shows it to its networks, and its labelled cell diameter, px."""
     diameter = datasets.diameter_px(photograph, of_source)
     field = photograph.field(diameter)
-    return imaging.view(field.image, diameter, size=(field.width_px, field.height_px)), diameter
+    return preprocess.view(field.image, diameter, size=(field.width_px, field.height_px)), diameter
 
 
 @torch.no_grad()

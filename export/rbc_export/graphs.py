@@ -1,6 +1,6 @@
-"""Torch networks as ONNX graphs, in the contract of `rbc_edge.bundle`, and their int8 form.
+"""Torch networks as ONNX graphs, in the contract of `rbc_edge.vision.bundle`, and their int8 form.
 
-The graphs take uint8 pixels as `rbc_edge.imaging` makes them; normalisation is inside, so there is no
+The graphs take uint8 pixels as `vision.preprocess` makes them; normalisation is inside, so there is no
 second place where it could differ.
 """
 

@@ -31,9 +31,9 @@ from typing import Final
 import cv2
 import numpy as np
 
-from rbc_edge.bundle import Bundle
-from rbc_edge.smear import CREAM, GREY, ROSE, draw_slide
+from rbc_edge.ops.synthetic import CREAM, GREY, ROSE, draw_slide
 from rbc_edge.values import CellClass
+from rbc_edge.vision.bundle import Bundle
 from tests.arm64.comparison import COLUMNS, Comparison, compare, read
 from tests.debian import (
     ROOT,

@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from rbc_edge import imaging
-from rbc_edge.bundle import DETECTOR, Bundle
 from rbc_edge.values import UInt8
+from rbc_edge.vision import image_file, preprocess
+from rbc_edge.vision.bundle import DETECTOR, Bundle
 
 
 def windows(diameter_px: float, images: list[str], model_px: float) -> dict[str, UInt8]:
     """What the detector is given of each image, uint8 (H, W, 3)."""
     found = {}
     for name in images:
-        image = imaging.balance(imaging.load_field(Path(name), "slide", name).image)
-        found[Path(name).stem], _, _ = imaging.pad_to_stride(imaging.rescale(image, model_px / diameter_px))
+        image = preprocess.balance(image_file.load_field(Path(name), "slide", name).image)
+        found[Path(name).stem], _, _ = preprocess.pad_to_stride(
+            preprocess.rescale(image, model_px / diameter_px)
+        )
     return found
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
-from rbc_edge.runner import RunOptions, run_once
-from rbc_edge.smear import CREAM, draw_slide
+from rbc_edge.ops.synthetic import CREAM, draw_slide
+from rbc_edge.station.runner import RunOptions, run_once
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
 from tests.arm64.comparison import COLUMNS, compare, read
 
 TOY = Path(__file__).parents[1] / "edge" / "toy_bundle"

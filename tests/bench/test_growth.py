@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from bench import growth
-from rbc_edge.imaging import load_field
-from rbc_edge.ledger import Ledger
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.vision.image_file import load_field
 
 
 def test_tiny_images_are_images_and_all_different(tmp_path: Path) -> None:

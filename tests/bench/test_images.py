@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bench.images import lay_out, link
-from rbc_edge.imaging import load_field
+from rbc_edge.vision.image_file import load_field
 
 
 def test_fields_are_drawn_and_put_together(tmp_path: Path) -> None:

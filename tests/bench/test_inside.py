@@ -9,7 +9,7 @@ import pytest
 
 from bench.children import module, run
 from bench.inside import Probe
-from rbc_edge import smear
+from rbc_edge.ops import synthetic
 
 
 class Ticks:
@@ -88,7 +88,9 @@ def test_a_stage_is_timed_wherever_it_is_known(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
-    fields = smear.draw_slide(np.random.default_rng(5), 2, width_px=320, height_px=256, cell_diameter_px=60.0)
+    fields = synthetic.draw_slide(
+        np.random.default_rng(5), 2, width_px=320, height_px=256, cell_diameter_px=60.0
+    )
     for i, field in enumerate(fields):
         (folder / f"{i}.jpg").write_bytes(cv2.imencode(".jpg", field.image[:, :, ::-1])[1].tobytes())
     return folder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.rival import agreement, dequantized
-from rbc_edge.bundle import DETECTOR, TEST_INPUT, Bundle
+from rbc_edge.vision.bundle import DETECTOR, TEST_INPUT, Bundle
 
 TOY = Path(__file__).parents[1] / "edge" / "toy_bundle"
 

@@ -340,7 +340,7 @@ def _walk(window: Browser, shot: Path) -> Iterator[str]:
 
 def draw_results(folder: Path) -> Path:
     """Counts the demo's slides and a few things that go wrong; returns the results."""
-    from rbc_edge.demo import run_demo
+    from rbc_edge.ops.demo import run_demo
 
     with redirect_stdout(StringIO()):
         run_demo(folder, bundle=None, threads=0, seed=0, json_output=True)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from rbc_edge import cli, tables
+from rbc_edge import cli
 from rbc_edge.config import Settings, load
-from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import ExitCode
-from rbc_edge.ledger import Status
-from rbc_edge.status import Activity
+from rbc_edge.station.status import Activity
+from rbc_edge.store.ledger import Status
 from rbc_edge.values import ScaleSource
+from rbc_edge.views import tables
+from rbc_edge.vision.counting import EdgeRule
 from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
 
@@ -339,8 +340,8 @@ def test_failures() -> None:
 
 def flags() -> set[str]:
     """Every quality flag of the program."""
-    if importlib.util.find_spec("rbc_edge.quality"):
-        return set(importlib.import_module("rbc_edge.quality").FLAGS)
+    if importlib.util.find_spec("rbc_edge.vision.quality"):
+        return set(importlib.import_module("rbc_edge.vision.quality").FLAGS)
     return {"no-red-cells", "scale-mismatch"}
 
 

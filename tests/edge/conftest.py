@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rbc_edge.smear import CREAM, DrawnField, draw_slide
+from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_slide
 from rbc_edge.values import UInt8
 
 WriteImage = Callable[[Path, UInt8], Path]

@@ -1,9 +1,9 @@
 """Makes ``tests/edge/toy_bundle``: networks of a few KB that see drawn cells, without any training.
 
 Run as ``python tests/edge/make_toy_bundle.py``. It needs the `onnx` package, which the tests do not: the
-bundle is committed. Both networks keep the contract of `rbc_edge.bundle`. They are matched filters, not
+bundle is committed. Both networks keep the contract of `vision.bundle`. They are matched filters, not
 good, but deterministic and responsive to the image: with them the tests run the real pipeline, ONNX
-Runtime included, on fields that `rbc_edge.smear` draws in its `CREAM` stain.
+Runtime included, on fields that `ops.synthetic` draws in its `CREAM` stain.
 """
 
 import json
@@ -17,9 +17,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rbc_edge import bundle, imaging, smear
-from rbc_edge.analyzer import Analyzer, expectation
+from rbc_edge.ops import synthetic
 from rbc_edge.values import Float32
+from rbc_edge.vision import bundle, image_file, preprocess
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.selftest import expectation
 
 FOLDER = Path(__file__).resolve().parent / "toy_bundle"
 CELL_DIAMETER_PX = 40.0
@@ -67,7 +69,7 @@ def absorbed(g: Graph, image: str, step: int) -> str:
     Padding counts as background; no pixel of a drawn field is exactly its grey in all channels.
     """
     pixels = g("Transpose", g("Cast", image, to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
-    grey = g("Equal", pixels, g.constant(float(imaging.PAD_VALUE)))
+    grey = g("Equal", pixels, g.constant(float(preprocess.PAD_VALUE)))
     padding = g("ReduceMin", g("Cast", grey, to=TensorProto.FLOAT), axes=[1], keepdims=1)
     content = g("Sub", g.constant(1.0), padding)
     small = g("AveragePool", g("Mul", pixels, content), kernel_shape=[step, step], strides=[step, step])
@@ -185,7 +187,7 @@ def make_classifier(file: Path) -> None:
     """How dark it is just outside the outline, against how dark it is inside."""
     g = Graph()
     green = channel(g, absorbed(g, "crops", 2), 1)  # (N, 1, 32, 32)
-    radius_px = imaging.CROP_PX / 2 / (1 + 2 * CROP_MARGIN)
+    radius_px = preprocess.CROP_PX / 2 / (1 + 2 * CROP_MARGIN)
     inside, outside = disc(32, 0, 0.8 * radius_px, 2), disc(32, 1.2 * radius_px, 1.45 * radius_px, 2)
     means = g("Conv", green, g.constant(np.stack([inside, outside])[:, None]))  # (N, 2, 1, 1)
     share = g("Div", channel(g, means, 1), g("Add", channel(g, means, 0), g.constant(0.02)))
@@ -233,22 +235,22 @@ def main() -> None:
         }
         make_detector(source[bundle.DETECTOR])
         make_classifier(source[bundle.CLASSIFIER])
-        drawn = smear.draw_field(
+        drawn = synthetic.draw_field(
             np.random.default_rng(1),
-            width_px=204,  # so that `imaging.snug` leaves it as it is
+            width_px=204,  # so that `preprocess.snug` leaves it as it is
             height_px=168,
             cell_diameter_px=CELL_DIAMETER_PX,
             n_single=3,
             group_sizes=(2,),
             n_platelets=1,
-            stain=smear.CREAM,
+            stain=synthetic.CREAM,
             noise=0.0,  # so that the PNG stays small
         )
         cv2.imwrite(str(source[bundle.TEST_INPUT]), cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
         # What the networks see is asked of a draft, as the export does it.
         source[bundle.TEST_EXPECTED].write_text("{}\n", encoding="utf-8")
         draft = bundle.write(build / "draft", source, manifest())
-        field = imaging.load_field(source[bundle.TEST_INPUT], "bundle", "test")
+        field = image_file.load_field(source[bundle.TEST_INPUT], "bundle", "test")
         expected = expectation(Analyzer(draft, threads=1), field, CELL_DIAMETER_PX)
         source[bundle.TEST_EXPECTED].write_text(json.dumps(expected) + "\n", encoding="utf-8")
         print(bundle.write(FOLDER, source, manifest()).bundle_id)

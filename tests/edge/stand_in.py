@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rbc_edge.counting import groups, touches_edge
-from rbc_edge.runner import Analyzing
+from rbc_edge.station.runner import Analyzing
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.vision.boxes import touches_edge
+from rbc_edge.vision.counting import groups
 
 BUNDLE_ID = "0123456789abcdef"
 TOY_BUNDLE = Path(__file__).parent / "toy_bundle"

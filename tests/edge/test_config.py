@@ -4,8 +4,8 @@ import pytest
 
 from rbc_edge import config
 from rbc_edge.config import load
-from rbc_edge.counting import EdgeRule
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.vision.counting import EdgeRule
 
 
 @pytest.fixture(autouse=True)

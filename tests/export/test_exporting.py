@@ -16,11 +16,11 @@ from onnx import numpy_helper
 from tiny_data import TinyData, usual
 from torch import Tensor, nn
 
-from rbc_edge import analyzer as station
-from rbc_edge.bundle import DETECTOR, DETECTOR_FP32, TEST_EXPECTED, Bundle
 from rbc_edge.errors import BundleError, UnavailableError
-from rbc_edge.smear import CREAM, draw_field
+from rbc_edge.ops.synthetic import CREAM, draw_field
 from rbc_edge.values import UInt8
+from rbc_edge.vision import selftest
+from rbc_edge.vision.bundle import DETECTOR, DETECTOR_FP32, TEST_EXPECTED, Bundle
 from rbc_export import cli, exporting, graphs
 from rbc_export.exporting import ExportOptions, Tolerance
 from rbc_train import classifier, datasets, runs
@@ -84,7 +84,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
             stain=CREAM, illumination=0.0, n_single=6, group_sizes=(2,),
         )  # fmt: skip
 
-    monkeypatch.setattr("rbc_edge.smear.draw_field", field)
+    monkeypatch.setattr("rbc_edge.ops.synthetic.draw_field", field)
     monkeypatch.setattr("rbc_train.detector.load", lambda _file: None)
     monkeypatch.setattr(graphs, "fuse", lambda detector: detector)
     monkeypatch.setattr(graphs, "DetectorGraph", ToyGraph)
@@ -144,7 +144,7 @@ def test_the_bundle_passes_its_own_test_and_says_what_it_expects(options: Export
     finished = exporting.export(options, silent)
     expected = json.loads((options.out / TEST_EXPECTED).read_text())
     assert len(expected["xyxy"]) == len(expected["overlap_score"]) > 5
-    assert station.verify(finished, threads=1).n_unmatched == 0
+    assert selftest.verify(finished, threads=1).n_unmatched == 0
 
 
 @pytest.mark.parametrize("with_fp32", [True, False])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rbc_edge.errors import BundleError
-from rbc_edge.smear import CREAM, draw_field
+from rbc_edge.ops.synthetic import CREAM, draw_field
 from rbc_edge.values import UInt8
 from rbc_export import graphs
 from rbc_train import classifier

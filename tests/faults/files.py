@@ -232,7 +232,7 @@ def vanishing(bench: Bench) -> Result:
     station.start(
         faults=[
             {
-                **{"at": "rbc_edge.imaging:load_field", "when": "before", "nth": 0, "do": "hold"},
+                **{"at": "rbc_edge.vision.image_file:load_field", "when": "before", "nth": 0, "do": "hold"},
                 **{"match": "held-", "reached": str(held)},
             }
         ]
@@ -300,8 +300,8 @@ def stopped_and_flooded(bench: Bench) -> Result:
 
 
 def bad_files(bench: Bench) -> Result:
-    """Every broken, unusual and oddly named file of tests/edge/test_bad_input.py in between good ones."""
-    sys.path.insert(0, str(REPOSITORY / "tests" / "edge"))
+    """Every broken, unusual and oddly named file of tests/edge/cli/test_bad_input.py in between good ones."""
+    sys.path[:0] = [str(REPOSITORY / "tests" / "edge" / folder) for folder in ("", "cli")]
     from test_bad_input import BROKEN, NAMES, UNUSUAL
 
     result = Result()

@@ -176,31 +176,31 @@ class Step:
 
 _CSV = r"\.csv\.tmp$"
 STEPS: tuple[Step, ...] = (
-    Step("ledger opened", "rbc_edge.ledger:Ledger.__init__"),
-    Step("ledger made", "rbc_edge.ledger:Ledger._prepare"),
-    Step("source looked at", "rbc_edge.source:look", (1, 2)),
-    Step("source scanned", "rbc_edge.inbox:scan", (1, 2)),
-    Step("settled?", "rbc_edge.inbox:Settling.see", (1, 2)),
-    Step("files claimed", "rbc_edge.ledger:Ledger.claim_paths"),
-    Step("slide's scale estimated", "rbc_edge.analyzer:Analyzer.estimate_scale", (1, 2), scale=False),
-    Step("slide's scale kept", "rbc_edge.ledger:Ledger.keep_slide_scale", (1, 2), scale=False),
-    Step("attempt noted", "rbc_edge.ledger:Ledger.begin_attempts", (1, 2, 3)),
-    Step("file read", "rbc_edge.imaging:load_field", (1, 10, 20)),
-    Step("file decoded", "rbc_edge.imaging:_decode", (1, 12)),
-    Step("content known?", "rbc_edge.ledger:Ledger.settle", (1, 9)),
-    Step("analyzed", "rbc_edge.analyzer:Analyzer.analyze", (1, 7, 20)),
-    Step("count written", "rbc_edge.ledger:Ledger.record_ok", (1, 11, 20)),
-    Step("failure written", "rbc_edge.ledger:Ledger.record_failed"),
-    Step("ledger committed", "rbc_edge.ledger:Ledger.commit", (1, 2, 3)),
-    Step("table of a slide", "rbc_edge.tables:Tables.write_slide", (1, 2)),
+    Step("ledger opened", "rbc_edge.store.ledger:Ledger.__init__"),
+    Step("ledger made", "rbc_edge.store.ledger:Ledger._prepare"),
+    Step("source looked at", "rbc_edge.station.source:look", (1, 2)),
+    Step("source scanned", "rbc_edge.station.inbox:scan", (1, 2)),
+    Step("settled?", "rbc_edge.station.inbox:Settling.see", (1, 2)),
+    Step("files claimed", "rbc_edge.store.ledger:Ledger.claim_paths"),
+    Step("slide's scale estimated", "rbc_edge.vision.analyzer:Analyzer.estimate_scale", (1, 2), scale=False),
+    Step("slide's scale kept", "rbc_edge.store.ledger:Ledger.keep_slide_scale", (1, 2), scale=False),
+    Step("attempt noted", "rbc_edge.store.ledger:Ledger.begin_attempts", (1, 2, 3)),
+    Step("file read", "rbc_edge.vision.image_file:load_field", (1, 10, 20)),
+    Step("file decoded", "rbc_edge.vision.image_file:_decode", (1, 12)),
+    Step("content known?", "rbc_edge.store.ledger:Ledger.settle", (1, 9)),
+    Step("analyzed", "rbc_edge.vision.analyzer:Analyzer.analyze", (1, 7, 20)),
+    Step("count written", "rbc_edge.store.ledger:Ledger.record_ok", (1, 11, 20)),
+    Step("failure written", "rbc_edge.store.ledger:Ledger.record_failed"),
+    Step("ledger committed", "rbc_edge.store.ledger:Ledger.commit", (1, 2, 3)),
+    Step("table of a slide", "rbc_edge.views.tables:Tables.write_slide", (1, 2)),
     Step("temporary table on disk", "os:fsync", (1, 2, 3), _CSV),
     Step("table renamed", "pathlib:Path.replace", (1, 2, 3), _CSV),
-    Step("folder on disk", "rbc_edge.tables:_sync_folder", (1, 2)),
-    Step("all tables", "rbc_edge.tables:Tables.write"),
-    Step("tables noted as written", "rbc_edge.ledger:Ledger.tables_written"),
-    Step("suspects looked up", "rbc_edge.ledger:Ledger.attempts", is_after_death=True),
-    Step("suspect tried", "rbc_edge.trial:survives", is_after_death=True),
-    Step("after the trial", "rbc_edge.ledger:Ledger.record_ok", is_after_death=True),
+    Step("folder on disk", "rbc_edge.views.tables:_sync_folder", (1, 2)),
+    Step("all tables", "rbc_edge.views.tables:Tables.write"),
+    Step("tables noted as written", "rbc_edge.store.ledger:Ledger.tables_written"),
+    Step("suspects looked up", "rbc_edge.store.ledger:Ledger.attempts", is_after_death=True),
+    Step("suspect tried", "rbc_edge.station.sandbox:survives", is_after_death=True),
+    Step("after the trial", "rbc_edge.store.ledger:Ledger.record_ok", is_after_death=True),
 )
 
 
@@ -226,7 +226,11 @@ def killed_at_steps(bench: Bench) -> Result:
                 )
                 if step.is_after_death:
                     _die(
-                        station, Step("analyzed", "rbc_edge.analyzer:Analyzer.analyze"), "before", 5, "first"
+                        station,
+                        Step("analyzed", "rbc_edge.vision.analyzer:Analyzer.analyze"),
+                        "before",
+                        5,
+                        "first",
                     )
                     n_deaths += 1
                 _die(station, step, when, nth, name)
@@ -279,7 +283,13 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
         killers.append(path)
         expected.failed["day1", path.stem] = frozenset({"crash"})
     faults = [
-        {"at": "rbc_edge.imaging:_decode", "when": "before", "nth": 0, "do": do, "match": f"KILLER {do}"}
+        {
+            "at": "rbc_edge.vision.image_file:_decode",
+            "when": "before",
+            "nth": 0,
+            "do": do,
+            "match": f"KILLER {do}",
+        }
         for do in ("abort", "kill")
     ]
     n_deaths = 0

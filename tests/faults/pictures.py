@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rbc_edge.smear import CREAM, draw_slide
+from rbc_edge.ops.synthetic import CREAM, draw_slide
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY_BUNDLE = REPOSITORY / "tests" / "edge" / "toy_bundle"

@@ -3,9 +3,9 @@
 ``python -m tests.same`` counts and compares with ``tests/same/record.json``; ``--write`` makes that record.
 A change that moves code and no results leaves it as it is. A change of results makes a new one, and says why.
 
-The program runs as a user starts it, in processes of its own. Columns that hold times are left out, and paths
-are taken relative to the source. The record holds a digest for each table, no table: photographs of the public
-data and what was counted in them stay outside the repository. Networks in int8 round otherwise on other
+The program runs as a user starts it, in processes of its own. Columns that hold times are left out, and
+paths are taken relative to the source. The record holds a digest for each table, no table: what was
+counted in photographs of the public data stays outside the repository. Networks in int8 round otherwise on other
 processors: a record is compared on the kind of processor that made it.
 """
 
@@ -72,10 +72,7 @@ def _tables(out: Path, source: Path) -> Tables:
 def _draw(folder: Path) -> None:
     """Draws three slides of eight fields: two of one scale each, and one with a stranger in it."""
     sys.path.insert(0, str(REPOSITORY / "edge"))
-    try:
-        from rbc_edge.ops import synthetic  # noqa: PLC0415
-    except ImportError:  # before the rooms were made
-        from rbc_edge import smear as synthetic  # noqa: PLC0415
+    from rbc_edge.ops import synthetic
 
     for k, (name, diameter, suffix) in enumerate(
         (("day1", 58, ".png"), ("day2", 84, ".jpg"), ("day3/left", 40, ".png"))

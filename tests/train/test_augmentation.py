@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_data import photograph
 
-from rbc_edge.imaging import BACKGROUND_LEVEL
-from rbc_edge.smear import CREAM, DrawnField, draw_field
+from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
 from rbc_edge.values import Float32, UInt8
+from rbc_edge.vision.preprocess import BACKGROUND_LEVEL
 from rbc_train.augmentation import _restained, paste_neighbour, vary
 
 

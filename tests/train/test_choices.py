@@ -8,9 +8,9 @@ import torch
 from tiny_data import TinyData, photograph
 from ultralytics.nn.tasks import DetectionModel
 
-from rbc_edge.bundle import Bundle
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import Detections, Float32, UInt8
+from rbc_edge.vision.bundle import Bundle
 from rbc_train import choices, classifier, datasets, results
 from rbc_train.choices import Candidates
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_data import TinyData
 
-from rbc_edge import imaging
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.vision import preprocess
 from rbc_train import classifier, datasets, runs
 from rbc_train.classifier import ClassifierOptions, ModelName
 
@@ -202,7 +202,7 @@ def test_the_paper_s_network_has_its_layers() -> None:
 
 
 def test_input_is_rgb_planes_in_0_to_1() -> None:
-    crops = np.zeros((1, imaging.CROP_PX, imaging.CROP_PX, 3), np.uint8)
+    crops = np.zeros((1, preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8)
     crops[0, 0, 1] = (255, 51, 0)
     planes = classifier.to_input(crops)
     assert planes.shape == (1, 3, 64, 64)

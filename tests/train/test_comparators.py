@@ -14,13 +14,13 @@ import torch
 from command import rbc_train
 from tiny_data import TinyData, photograph
 
-from rbc_edge import imaging
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
-from rbc_edge.classifier import Classifier
-from rbc_edge.counting import iou
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import Detections, Float32, UInt8
+from rbc_edge.vision import preprocess
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.boxes import iou
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.classifier import Classifier
 from rbc_train import comparators, datasets, detector, evaluation, metrics, results
 from rbc_train.comparators import Blobs, Components, Hough, Method, Sight, TrainingOptions, Watershed
 from rbc_train.datasets import Photograph
@@ -295,7 +295,7 @@ def test_the_two_red_classes_are_one_in_suppression(bundle: Bundle) -> None:
     method._manifest = bundle.manifest
     image, diameter = smear((80, 40), side=160), 80.0
     factor = bundle.manifest.cell_diameter_px / diameter
-    _, left, top = imaging.pad_to_stride(imaging.rescale(image, factor))
+    _, left, top = preprocess.pad_to_stride(preprocess.rescale(image, factor))
     x, y, side = 80 * factor + left, 40 * factor + top, 40 * factor
     rows = [
         (x, y, side, side, 0.9, 0.3, 0, 0),

@@ -7,8 +7,8 @@ import pytest
 from command import rbc_train
 from tiny_data import TinyData
 
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
 from rbc_train import coverage, datasets, results
 from rbc_train.coverage import Fields
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_data import TinyData, photograph, voc, write_image, yolo
 
-from rbc_edge import imaging
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.smear import DrawnField
+from rbc_edge.ops.synthetic import DrawnField
 from rbc_edge.values import CellClass, UInt8
+from rbc_edge.vision import preprocess
 from rbc_train import datasets, labels
 from rbc_train.datasets import Collection, Finding
 
@@ -408,7 +408,9 @@ def test_detector_photographs_show_red_cells_at_one_size(dataset: Path, data: Ti
         image = cv2.imread(str(dataset / "detector" / "images" / p.split / f"{p.name}.png"))
         assert image is not None
         factor = 24.0 / datasets.diameter_px(p, of_source)
-        np.testing.assert_array_equal(image[:, :, ::-1], imaging.rescale(imaging.balance(p.read()), factor))
+        np.testing.assert_array_equal(
+            image[:, :, ::-1], preprocess.rescale(preprocess.balance(p.read()), factor)
+        )
         table = np.loadtxt(dataset / "detector" / "labels" / p.split / f"{p.name}.txt", ndmin=2)
         assert table[:, 0].astype(int).tolist() == p.class_id.tolist()  # CellClass, not TXL-PBC's numbers
         centre = (p.xyxy[:, :2] + p.xyxy[:, 2:]) / 2 / [192, 160]
@@ -431,7 +433,9 @@ def test_crops_are_the_stations_own_and_carry_their_labels(dataset: Path, data: 
             assert int(row["crop"]) == i
             assert row["verified"] == ("overlapping" if drawn.overlapping[truth] else "single")
             assert row["letter"] == ("O" if drawn.overlapping[truth] else "S")
-            exact = imaging.crops(imaging.balance(drawn.image), drawn.xyxy[truth : truth + 1], margin=0.25)[0]
+            exact = preprocess.crops(
+                preprocess.balance(drawn.image), drawn.xyxy[truth : truth + 1], margin=0.25
+            )[0]
             assert np.abs(exact.astype(int) - crops[i].astype(int)).mean() < 3
 
 

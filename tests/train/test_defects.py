@@ -9,11 +9,11 @@ import pytest
 from command import rbc_train
 from tiny_data import TinyData, photograph
 
-from rbc_edge import quality
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
 from rbc_edge.errors import UnavailableError
-from rbc_edge.quality import Rule, Signs
+from rbc_edge.vision import quality
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.quality import Rule, Signs
 from rbc_train import datasets, defects, results
 from rbc_train.defects import Defect, Looked, Trial
 

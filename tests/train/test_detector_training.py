@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rbc_edge import imaging  # before ultralytics
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
+from rbc_edge.vision import image_file  # before ultralytics
 from rbc_train import detector
 from rbc_train.detector import DetectorOptions
 
@@ -176,7 +176,7 @@ def test_a_run_trains_is_cut_and_goes_on(options: DetectorOptions, monkeypatch: 
 def test_what_is_no_image_stays_so_after_ultralytics_was_imported() -> None:
     """Which puts a function of its own in the place of Pillow's, for the whole process."""
     with pytest.raises(ImageError) as caught:
-        imaging.decode(b"text", "x")
+        image_file.decode(b"text", "x")
     assert caught.value.reason == "not-an-image"
 
 

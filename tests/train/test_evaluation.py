@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tiny_data import TinyData
 
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
-from rbc_edge.counting import groups, touches_edge
-from rbc_edge.detector import suppress
 from rbc_edge.values import CellClass, Cells, Detections, Float32, FovResult, Scale, ScaleSource
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.boxes import touches_edge
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.counting import groups
+from rbc_edge.vision.detector import suppress
 from rbc_train import datasets, evaluation, results
 from rbc_train.datasets import Photograph
 from rbc_train.evaluation import Examined, ScaleMode

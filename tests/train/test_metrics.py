@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from rbc_edge import counting
-from rbc_edge.counting import iou
 from rbc_edge.values import Bool, Float32
+from rbc_edge.vision import counting
+from rbc_edge.vision.boxes import iou
 from rbc_train import metrics
 
 

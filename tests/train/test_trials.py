@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_data import TinyData, write_image
 
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
 from rbc_train import datasets, trials
 from rbc_train.datasets import Photograph
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rbc_edge.smear import CREAM, DrawnField, draw_field
+from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
 from rbc_edge.values import Float32, UInt8
 from rbc_train.labels import VerifiedLabel, VerifiedLabels
 

@@ -6,8 +6,8 @@ import random
 import cv2
 import numpy as np
 
-from rbc_edge.imaging import BACKGROUND_LEVEL
 from rbc_edge.values import Float32, UInt8
+from rbc_edge.vision.preprocess import BACKGROUND_LEVEL
 
 
 def vary(image: UInt8, rng: random.Random) -> UInt8:

@@ -10,11 +10,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from rbc_edge import imaging
-from rbc_edge.bundle import DETECTOR, Bundle
-from rbc_edge.counting import iou
-from rbc_edge.detector import suppress, vote
 from rbc_edge.values import CellClass, Cells, Detections, Float32, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.vision import preprocess
+from rbc_edge.vision.boxes import iou
+from rbc_edge.vision.bundle import DETECTOR, Bundle
+from rbc_edge.vision.detector import suppress, vote
 from rbc_train import classifier, datasets, detector, evaluation, metrics
 from rbc_train.datasets import Photograph
 from rbc_train.evaluation import Examined
@@ -90,8 +90,8 @@ def candidates(look: Look, photographs: Sequence[Photograph], cell_diameter_px: 
     seen: list[Candidates] = []
     for photograph in photographs:
         factor = cell_diameter_px / datasets.diameter_px(photograph, of_source)
-        small = imaging.rescale(imaging.balance(photograph.read()), factor)
-        window, left, top = imaging.pad_to_stride(small)
+        small = preprocess.rescale(preprocess.balance(photograph.read()), factor)
+        window, left, top = preprocess.pad_to_stride(small)
         start = time.perf_counter()
         boxes, scores = look(window)
         seconds = time.perf_counter() - start

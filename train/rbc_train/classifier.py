@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from ultralytics.nn.tasks import DetectionModel
 
-from rbc_edge import imaging
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import Bool, Float32, Int64, UInt8
+from rbc_edge.vision import preprocess
 from rbc_train import datasets, detector, metrics, runs
 from rbc_train.augmentation import paste_neighbour, vary
 
@@ -203,10 +203,10 @@ class Samples:
     def crops(self, margin: float) -> UInt8:
         """Cuts all boxes as the station does: uint8 (N, 64, 64, 3)."""
         cut = [
-            imaging.crops(self.images[i], box[None], margin=margin)
+            preprocess.crops(self.images[i], box[None], margin=margin)
             for i, box in zip(self.image.tolist(), self.xyxy, strict=True)
         ]
-        return np.concatenate([np.zeros((0, imaging.CROP_PX, imaging.CROP_PX, 3), np.uint8), *cut])
+        return np.concatenate([np.zeros((0, preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8), *cut])
 
 
 def read_rows(dataset: Path, split: datasets.Split) -> list[dict[str, str]]:
@@ -314,7 +314,7 @@ def read_samples(
     rows = [rows[i] for i in chosen]
     target = target[chosen]
     return Samples(
-        [imaging.balance(photographs[n].read()) for n in names],
+        [preprocess.balance(photographs[n].read()) for n in names],
         np.array([number[r["name"]] for r in rows], np.int64),
         np.array([[float(r[k]) for k in ("x0", "y0", "x1", "y1")] for r in rows], np.float32).reshape(-1, 4),
         target >= 0.5,
@@ -332,7 +332,7 @@ def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Rando
     """
     margin, paste = options.crop_margin or 0.0, options.paste or 0.0
     singles = [i for i in range(len(samples)) if not samples.overlapping[i]]
-    out = np.empty((len(samples), imaging.CROP_PX, imaging.CROP_PX, 3), np.uint8)
+    out = np.empty((len(samples), preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8)
     targets = samples.target.copy()
     plain = options.model in PAPER
     for i in range(len(samples)):
@@ -349,7 +349,7 @@ def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Rando
             # The detector's boxes are not the annotator's.
             side = np.tile(box[2:] - box[:2], 2)
             box = box + side * np.array([rng.gauss(0, 0.03) for _ in range(4)], np.float32)
-        crop = imaging.crops(image, box[None], margin=margin)[0]
+        crop = preprocess.crops(image, box[None], margin=margin)[0]
         if not plain:
             crop = np.rot90(crop, rng.randrange(4))
             crop = vary(np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop), rng)

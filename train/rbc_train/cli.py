@@ -12,7 +12,7 @@ from rbc_edge.errors import ExitCode, RbcEdgeError
 from rbc_train import datasets, results
 
 if TYPE_CHECKING:
-    from rbc_edge.analyzer import Analyzer
+    from rbc_edge.vision.analyzer import Analyzer
 
 app = typer.Typer(
     help="Builds datasets, trains the two models and scores a bundle.",
@@ -216,8 +216,8 @@ def evaluate(
 
     Run it last: the targets that scale and disturb measure are read from what those published.
     """
-    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415
-    from rbc_edge.bundle import DETECTOR_FP32  # noqa: PLC0415
+    from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
+    from rbc_edge.vision.bundle import DETECTOR_FP32  # noqa: PLC0415
     from rbc_train import evaluation, figures, labels, scorecard  # noqa: PLC0415
     from rbc_train import sheets as worst  # noqa: PLC0415
 
@@ -412,8 +412,8 @@ def compare(
         )
         typer.echo((comparators.train_bccd640 if plain else comparators.train_two_class)(options))
         return
-    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415
-    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
+    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
 
     txl, bccd = datasets.read_public(data)
     steps = comparators.compare(
@@ -536,7 +536,7 @@ def suppression(
     out: Out = results.FOLDER,
 ) -> None:
     """Judges ways to suppress boxes on what the bundle's detector sees before suppression."""
-    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
     from rbc_train import choices  # noqa: PLC0415
 
     opened = Bundle.open(bundle)
@@ -574,8 +574,8 @@ def _published(section: results.Section, folder: Path) -> str:
 
 def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":
     """Opens a bundle and the validation photographs of TXL-PBC."""
-    from rbc_edge.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
-    from rbc_edge.bundle import Bundle  # noqa: PLC0415
+    from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
+    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
 
     return Analyzer(Bundle.open(bundle), threads=threads), datasets.read_public(data)[0].of("val")
 

@@ -24,11 +24,6 @@ from matplotlib.figure import Figure
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from rbc_edge import imaging
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.bundle import Bundle
-from rbc_edge.classifier import Classifier
-from rbc_edge.detector import suppress, vote
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import (
     Bool,
@@ -41,6 +36,11 @@ from rbc_edge.values import (
     ScaleSource,
     UInt8,
 )
+from rbc_edge.vision import preprocess
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.classifier import Classifier
+from rbc_edge.vision.detector import suppress, vote
 from rbc_train import datasets, evaluation, labels, results, runs
 from rbc_train import detector as ours
 from rbc_train.datasets import CLASS_NAMES, Photograph
@@ -368,7 +368,7 @@ class _Scene:
 def _scene(image: UInt8, diameter_px: float, cell_px: float, brighter: int) -> _Scene:
     """Prepares a photograph; what is darker than Otsu's threshold plus `brighter` is cell."""
     factor = cell_px / diameter_px
-    small = imaging.rescale(imaging.balance(image), factor)
+    small = preprocess.rescale(preprocess.balance(image), factor)
     small = np.asarray(cv2.GaussianBlur(small, (0, 0), 0.025 * cell_px), np.uint8)
     green = np.ascontiguousarray(small[:, :, 1])
     stained = ((small.max(axis=2) - small.min(axis=2)) > _NUCLEUS_CHROMA).astype(np.uint8)
@@ -703,7 +703,7 @@ class PlainYolo:
         boxes = seen[0].boxes
         red = boxes.cls.numpy() == CellClass.RBC
         xyxy = np.asarray(boxes.xyxy.numpy()[red], np.float32).reshape(-1, 4)
-        area = labels.otsu_area(imaging.crops(image, xyxy, margin=0.0)) / imaging.CROP_PX**2
+        area = labels.otsu_area(preprocess.crops(image, xyxy, margin=0.0)) / preprocess.CROP_PX**2
         score = np.asarray(boxes.conf.numpy()[red], np.float32)
         return Sight(
             Detections(xyxy, score, np.zeros(len(xyxy), np.int64)),
@@ -733,8 +733,8 @@ class TwoClassYolo:
     @torch.inference_mode()
     def look(self, image: UInt8, diameter_px: float) -> Sight:
         """Looks at one photograph (see `Method`)."""
-        small = imaging.rescale(imaging.balance(image), self._manifest.cell_diameter_px / diameter_px)
-        window, left, top = imaging.pad_to_stride(small)
+        small = preprocess.rescale(preprocess.balance(image), self._manifest.cell_diameter_px / diameter_px)
+        window, left, top = preprocess.pad_to_stride(small)
         inputs = torch.from_numpy(window).permute(2, 0, 1)[None].float() / 255
         rows = self._network(inputs)[0][0].T.numpy()  # (M, 4 + 4): centre and size, then the classes
         single, overlapping = rows[:, 4], rows[:, 5]
@@ -932,7 +932,7 @@ def weak_area_threshold(photographs: Iterable[Photograph]) -> int:
     for photograph in photographs:
         if photograph.split == "train":
             red = photograph.xyxy[photograph.class_id == CellClass.RBC]
-            areas.append(labels.otsu_area(imaging.crops(photograph.read(), red, margin=0.0)))
+            areas.append(labels.otsu_area(preprocess.crops(photograph.read(), red, margin=0.0)))
     return labels.area_threshold(np.concatenate(areas))
 
 
@@ -1016,11 +1016,11 @@ def _plain_outcome(
         return Outcome(_PLAIN, "not run: no checkpoint given with --bccd640", {}, math.nan)
     area = weak_area_threshold(bccd)
     looked, seconds = _look(PlainYolo(checkpoint), _read(validation))
-    overlap = (area + 0.5) / imaging.CROP_PX**2  # overlapping if A > T
+    overlap = (area + 0.5) / preprocess.CROP_PX**2  # overlapping if A > T
     figures = evaluation.score(_beside(looked, validation, verified, _USUAL_CONFIDENCE), overlap)
     how = (
         f"{_epochs(checkpoint)}score from {_USUAL_CONFIDENCE:g}, ultralytics' default; overlapping when the "
-        f"dark area of the crop is over {area} of {imaging.CROP_PX**2} pixels, Otsu's choice on BCCD's "
+        f"dark area of the crop is over {area} of {preprocess.CROP_PX**2} pixels, Otsu's choice on BCCD's "
         "train crops"
     )
     return Outcome(_PLAIN, how, figures, float(np.median(seconds)))

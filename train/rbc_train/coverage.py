@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from rbc_edge import counting
-from rbc_edge.analyzer import Analyzer
 from rbc_edge.values import FieldOfView, Int64, Scale, ScaleSource
+from rbc_edge.vision import counting, statistics
+from rbc_edge.vision.analyzer import Analyzer
 from rbc_train.datasets import Photograph, diameter_px, source_diameters_px
 from rbc_train.results import Section, Table
 
@@ -129,7 +129,7 @@ def cover(fields: Fields, *, draws: int, seed: int = 0) -> Iterator[Coverage]:
         for _ in range(draws):
             drawn = rng.integers(0, len(fields.n_rbc), n_fields)
             overlapping, rbc = fields.n_overlapping[drawn], fields.n_rbc[drawn]
-            interval = counting.overlap_interval(overlapping, rbc)
+            interval = statistics.overlap_interval(overlapping, rbc)
             if interval is None:
                 continue
             n += 1
@@ -138,7 +138,7 @@ def cover(fields: Fields, *, draws: int, seed: int = 0) -> Iterator[Coverage]:
             width += (high - low) / 2
             # A cell a field: what the interval would be if cells did not resemble their neighbours.
             singly = np.repeat([1, 0], [overlapping.sum(), (rbc - overlapping).sum()])
-            cells = counting.overlap_interval(singly, np.ones_like(singly))
+            cells = statistics.overlap_interval(singly, np.ones_like(singly))
             alone += cells is not None and cells[0] <= truth <= cells[1]
         yield Coverage(n_fields, held / max(n, 1), alone / max(n, 1), width / max(n, 1))
 
@@ -174,13 +174,13 @@ def forecast(fields: Fields, *, draws: int, seed: int = 0) -> Iterator[Forecast]
         needed, widths = [], []
         for _ in range(draws):
             drawn = rng.integers(0, len(fields.n_rbc), n_fields)
-            more = counting.fields_needed(
+            more = statistics.fields_needed(
                 fields.n_overlapping[drawn], fields.n_rbc[drawn], half_width=_WANTED
             )
             if more is None:
                 continue
             whole = np.concatenate([drawn, rng.integers(0, len(fields.n_rbc), more)])
-            interval = counting.overlap_interval(fields.n_overlapping[whole], fields.n_rbc[whole])
+            interval = statistics.overlap_interval(fields.n_overlapping[whole], fields.n_rbc[whole])
             needed.append(n_fields + more)
             if interval is not None:
                 widths.append((interval[1] - interval[0]) / 2)
@@ -217,9 +217,9 @@ def section(
             "labelled scale. Of each source's photographs slides are drawn with replacement, "
             f"{DRAWS} of each size; the truth is the overlap fraction of all of them. This is about the "
             "choice of fields, not about errors of the models.",
-            "The interval comes from the spread between fields (`rbc_edge.counting.overlap_interval`). "
+            "The interval comes from the spread between fields (`statistics.overlap_interval`). "
             "Where there is none to see (one field; no cell or every cell overlaps), cells of a field are "
-            f"taken to resemble each other by {counting.LIKENESS:g} (intraclass correlation).",
+            f"taken to resemble each other by {statistics.LIKENESS:g} (intraclass correlation).",
         ),
         tables=(
             Table(

@@ -20,9 +20,9 @@ from typing import Any, Final, Literal
 import cv2
 import numpy as np
 
-from rbc_edge import imaging
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
 from rbc_edge.values import CellClass, FieldOfView, Float32, Int64, UInt8
+from rbc_edge.vision import image_file, preprocess
 from rbc_train import labels
 
 Split = Literal["train", "val", "test"]
@@ -96,7 +96,9 @@ class Photograph:
 
     def field(self, cell_diameter_px: float) -> FieldOfView:
         """Returns the photograph as the station reads it in a slide of this scale, pixels; NaN: in full."""
-        return imaging.load_field(self.image_path, self.source, self.name, cell_diameter_px=cell_diameter_px)
+        return image_file.load_field(
+            self.image_path, self.source, self.name, cell_diameter_px=cell_diameter_px
+        )
 
     @property
     def whole_rbc_diameters_px(self) -> Float32:
@@ -337,7 +339,7 @@ def read_bccd(folder: Path, splits: Sequence[tuple[Split, str, str]]) -> Collect
 def _look(image: Path, findings: list[Finding]) -> tuple[tuple[int, int], Float32] | None:
     """Returns (width, height) and the thumbnail of an image, or None with a finding."""
     try:
-        pixels = imaging.load_field(image, "", "").image
+        pixels = image_file.load_field(image, "", "").image
     except ImageError as error:
         kind = "missing-image" if error.reason == "vanished" else "unreadable-image"
         findings.append(Finding(image, 0, kind, error.message, "photograph left out"))
@@ -532,7 +534,7 @@ def write_dataset(
         collection: What a reader returned.
         out: Folder to write; an earlier dataset in it is replaced.
         cell_diameter_px: Diameter of a red cell at model scale.
-        crop_margin: See `imaging.crops`.
+        crop_margin: See `preprocess.crops`.
 
     Yields:
         (photographs done, photographs in all).
@@ -558,15 +560,15 @@ def write_dataset(
     cut: dict[Split, list[UInt8]] = {"train": [], "val": []}
     rows: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
     for done, photograph in enumerate(photographs, start=1):
-        image = imaging.balance(photograph.read())  # as the station sees it
+        image = preprocess.balance(photograph.read())  # as the station sees it
         diameter = diameter_px(photograph, of_source)
         _write_detector_photograph(photograph, image, cell_diameter_px / diameter, out, files)
         for class_id in photograph.class_id.tolist():
             counts[photograph.split, photograph.source, CLASS_NAMES[class_id]] += 1
         counts[photograph.split, photograph.source, "photographs"] += 1
         boxes = photograph.xyxy[photograph.class_id == CellClass.RBC]
-        cut[photograph.split].append(imaging.crops(image, boxes, margin=crop_margin))
-        areas = labels.otsu_area(imaging.crops(image, boxes, margin=0.0))
+        cut[photograph.split].append(preprocess.crops(image, boxes, margin=crop_margin))
+        areas = labels.otsu_area(preprocess.crops(image, boxes, margin=0.0))
         for box, area in zip(boxes, areas.tolist(), strict=True):
             label = verified.find(photograph.image_path.name, box)
             rows[photograph.split].append(
@@ -591,7 +593,7 @@ def write_dataset(
 def _write_detector_photograph(
     photograph: Photograph, image: UInt8, factor: float, out: Path, files: dict[str, str]
 ) -> None:
-    small = imaging.rescale(image, factor)
+    small = preprocess.rescale(image, factor)
     image_file = out / "detector" / "images" / photograph.split / f"{photograph.name}.png"
     label_file = out / "detector" / "labels" / photograph.split / f"{photograph.name}.txt"
     for file in (image_file, label_file):
@@ -633,7 +635,7 @@ def _write_crops(
     out: Path,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    side = imaging.CROP_PX
+    side = preprocess.CROP_PX
     np.save(folder / f"{split}.npy", np.concatenate([np.zeros((0, side, side, 3), np.uint8), *cut]))
     with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
         fields = [

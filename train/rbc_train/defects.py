@@ -1,7 +1,7 @@
 """What quality flags are worth: validation photographs with drawn defects of graded strength.
 
 A flag is useful if it is silent on photographs as they are, and speaks where the count is off. Both are
-measured here, and the bounds of `rbc_edge.quality.RULES` chosen: `weigh` sets each beside the bound that
+measured here, and the bounds of `quality.RULES` chosen: `weigh` sets each beside the bound that
 tells harmed fields best.
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from rbc_edge import counting, imaging, quality
-from rbc_edge.analyzer import Analyzer
 from rbc_edge.errors import UnavailableError
-from rbc_edge.quality import Rule, Signs
 from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.vision import counting, preprocess, quality
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.quality import Rule, Signs
 from rbc_train import figures, metrics
 from rbc_train.datasets import Photograph
 from rbc_train.results import Picture, Section, Table
@@ -166,7 +166,7 @@ def _ramp(loss: float, image: UInt8, _: float, rng: np.random.Generator) -> UInt
 
 
 def _resize(factor: float, image: UInt8, _: float, __: np.random.Generator) -> UInt8:
-    return imaging.rescale(image, factor)
+    return preprocess.rescale(image, factor)
 
 
 def _hue(degrees: float, image: UInt8, _: float, __: np.random.Generator) -> UInt8:
@@ -353,7 +353,7 @@ def try_defects(
             n_rbc=counts.n_rbc,
             overlap=math.nan if fraction is None else fraction,
             signs=analyzer.signs(
-                imaging.view(field.image, result.scale.cell_diameter_px), result.cells, result.scale
+                preprocess.view(field.image, result.scale.cell_diameter_px), result.cells, result.scale
             ),
             flags=result.quality_flags,
         )
@@ -467,8 +467,8 @@ def _stacked(
     )
     passed = np.ones((first.height_px, first.width_px, 3), np.float32)
     for p in chosen:
-        passed *= np.minimum(imaging.balance(p.read()) / np.float32(imaging.BACKGROUND_LEVEL), 1)
-    image = _noisy(passed * np.float32(imaging.BACKGROUND_LEVEL), rng)
+        passed *= np.minimum(preprocess.balance(p.read()) / np.float32(preprocess.BACKGROUND_LEVEL), 1)
+    image = _noisy(passed * np.float32(preprocess.BACKGROUND_LEVEL), rng)
     return image, sum(int((p.class_id == CellClass.RBC).sum()) for p in chosen)
 
 

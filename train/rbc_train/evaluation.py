@@ -11,9 +11,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from rbc_edge import counting
-from rbc_edge.analyzer import Analyzer
-from rbc_edge.counting import EdgeRule, iou
 from rbc_edge.values import (
     Bool,
     CellClass,
@@ -25,6 +22,10 @@ from rbc_edge.values import (
     Scale,
     ScaleSource,
 )
+from rbc_edge.vision import counting
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.boxes import iou
+from rbc_edge.vision.counting import EdgeRule
 from rbc_train import metrics
 from rbc_train.datasets import CLASS_NAMES, Photograph, diameter_px, source_diameters_px
 from rbc_train.labels import VerifiedLabel, VerifiedLabels

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rbc_edge.counting import iou
 from rbc_edge.values import Bool, Float32, Int64
+from rbc_edge.vision.boxes import iou
 
 Float64 = npt.NDArray[np.float64]
 

@@ -9,9 +9,9 @@ from typing import Final
 import cv2
 import numpy as np
 
-from rbc_edge import counting, imaging
-from rbc_edge.analyzer import Analyzer
 from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.vision import counting, preprocess
+from rbc_edge.vision.analyzer import Analyzer
 from rbc_train.datasets import Photograph, diameter_px, source_diameters_px
 from rbc_train.results import Section, Table
 
@@ -160,7 +160,7 @@ def try_scales(
         ratios: list[float] = []
         of_camera = dict.fromkeys(sorted(of_source), 0)
         for photograph in photographs:
-            image = imaging.rescale(photograph.read(), factor)
+            image = preprocess.rescale(photograph.read(), factor)
             result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), _UNKNOWN)
             of_camera[photograph.source] += counting.count(result.cells).n_rbc
             ratios.append(result.scale.cell_diameter_px / (diameter_px(photograph, of_source) * factor))
@@ -274,12 +274,14 @@ def try_mosaics(
         columns = max(1, round(math.sqrt(megapixels * 1e6 * 4 / 3) / step_x))
         rows = max(1, round(megapixels * 1e6 / (columns * step_x * step_y)))
         size = (rows * step_y - gutter, columns * step_x - gutter, 3)
-        image = np.full(size, round(imaging.BACKGROUND_LEVEL), np.uint8)
+        image = np.full(size, round(preprocess.BACKGROUND_LEVEL), np.uint8)
         labelled = parts = 0
         for i in range(rows * columns):
             photograph = own[i % len(own)]
             mirrored, upside_down = i // len(own) % 2 == 1, i // len(own) // 2 % 2 == 1
-            part = imaging.balance(photograph.read())[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+            part = preprocess.balance(photograph.read())[
+                :: -1 if upside_down else 1, :: -1 if mirrored else 1
+            ]
             part = np.ascontiguousarray(part)
             y, x = divmod(i, columns)
             image[y * step_y : y * step_y + height, x * step_x : x * step_x + width] = part

@@ -1,0 +1,1 @@
+"""Work: what comes in is planned, looked at and recorded."""

@@ -1,0 +1,351 @@
+"""What is there to be counted: image files of folders and arguments, each with its slide and its name.
+
+The scan only looks; it opens no image and writes nothing. `Settling` tells, from one scan to the next, which
+of the files nobody writes to any more.
+"""
+
+import logging
+import os
+import re
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Final
+
+from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.text import IMAGE_SUFFIXES, path_text
+from rbc_edge.values import InboxFile
+
+log = logging.getLogger(__name__)
+
+UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
+"""Failures that a file which is still being written, or moved, shows too."""
+
+_CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
+_FIRST_WAIT_S: Final = 0.5  # before an unfinished file is tried again; doubled each time
+_LONGEST_WAIT_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What one scan found.
+
+    Attributes:
+        files: Image files, sorted by slide and field of view in plain character order.
+        unreadable: Sub-folders that could not be listed; their images are not among the files.
+        n_skipped: Files passed over because their name is not an image's, or they are no regular files.
+        clashes: In words, images left out because another goes by their name; only of a scan that is told
+            to go on.
+    """
+
+    files: tuple[InboxFile, ...]
+    unreadable: tuple[Path, ...] = ()
+    n_skipped: int = 0
+    clashes: tuple[str, ...] = ()
+
+
+def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool = False) -> Inbox:
+    """Finds the image files of folders and files, and says which slide each belongs to.
+
+    The files directly in a folder given are the slide named after that folder; each of its sub-folders, at
+    any depth, is a slide named by its relative path joined with ``--``. A file given is of the slide named
+    after its folder. A file is taken once, however often and by whichever way it is given. Hidden files and
+    folders, other suffixes and everything that is not a regular file are passed over; a file given by name
+    is taken whatever its suffix. A link that points nowhere is taken, so that it shows up as a failed image.
+
+    Args:
+        paths: Folders and files.
+        slide_pattern: Regular expression searched for in each file's name, with the named group ``slide``
+            and optionally ``fov``. A file in which it is not found falls back to its folder.
+        go_on: For a service: no image is no error, of names that clash the first is taken, and nothing is
+            logged; what is wrong stands in the result.
+
+    Returns:
+        The files, and what was passed over.
+
+    Raises:
+        UsageError: The pattern is wrong, or two folders (or two files) would go by the same name.
+        UnavailableError: A path is missing or cannot be read, or there is no image at all.
+    """
+    pattern = _compiled(slide_pattern)
+    walk = _Walk()
+    for path in paths:
+        walk.take(Path(os.path.abspath(path)))  # noqa: PTH100 -- resolve() would rename linked slides
+    if not walk.found and not go_on:
+        where = ", ".join(path_text(p) for p in paths) or "no path given"
+        blocked = "".join(f"; cannot read {path_text(p)}" for p in walk.unreadable)
+        raise UnavailableError(
+            f"no image found: {where}{blocked}",
+            f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
+    clashes: list[str] = []
+    files = _named(walk.found, pattern, clashes if go_on else None)
+    if not go_on:
+        for folder in walk.unreadable:
+            log.warning("%s: cannot be read; its images are not counted", path_text(folder))
+        if walk.n_skipped:
+            log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
+    return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(clashes))
+
+
+def check_pattern(slide_pattern: str | None) -> None:
+    """Raises `UsageError` where a slide pattern is wrong."""
+    _compiled(slide_pattern)
+
+
+def _compiled(slide_pattern: str | None) -> re.Pattern[str] | None:
+    if slide_pattern is None:
+        return None
+    advice = r"for example (?P<slide>[^_]+)_(?P<fov>\d+)"
+    try:
+        pattern = re.compile(slide_pattern)
+    except re.error as error:
+        raise UsageError(
+            f"slide pattern {slide_pattern!r} is no regular expression: {error}", advice
+        ) from error
+    if "slide" not in pattern.groupindex:
+        raise UsageError(f"slide pattern {slide_pattern!r} has no group named slide", advice)
+    return pattern
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: Path
+    folder_slide: str
+    folder: tuple[int, int]  # device and number: one folder given by two ways is one
+    status: os.stat_result
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The walk over all paths given; remembers real folders and files so that none is taken twice."""
+
+    found: list[_Found] = field(default_factory=list)
+    unreadable: list[Path] = field(default_factory=list)
+    n_skipped: int = 0
+    _folders: set[tuple[int, int]] = field(default_factory=set)
+    _files: set[tuple[int, int, str]] = field(default_factory=set)
+
+    def take(self, path: Path) -> None:
+        """Takes one absolute path the user gave."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UnavailableError(
+                f"{path_text(path)}: {(error.strerror or 'cannot be read').lower()}",
+                "give an existing folder or image file; is the camera's share mounted?",
+            ) from error
+        if stat.S_ISDIR(status.st_mode):
+            try:
+                self._folder(path, status, path_text(path.name or "root"), "")
+            except OSError as error:
+                raise UnavailableError(
+                    f"{path_text(path)}: cannot list the folder: {error.strerror}", "check its permissions"
+                ) from error
+        elif stat.S_ISREG(status.st_mode):
+            self._file(path, status, path_text(path.parent.name or "root"), path.parent.stat())
+        else:
+            raise UnavailableError(f"{path_text(path)}: neither a folder nor a regular file", "give an image")
+
+    def _folder(self, folder: Path, status: os.stat_result, slide: str, prefix: str) -> None:
+        """Takes a folder's images as `slide`, and its sub-folders as slides named after `prefix`."""
+        # A stack, not recursion: folders may nest deeper than Python's stack.
+        todo = [(folder, status, slide, prefix)]
+        while todo:
+            folder, status, slide, prefix = todo.pop()
+            if (status.st_dev, status.st_ino) in self._folders:
+                continue  # given twice, or a link that leads in a circle
+            self._folders.add((status.st_dev, status.st_ino))
+            try:
+                with os.scandir(folder) as listing:
+                    # Real folders before links to them: a slide keeps its own name.
+                    entries = sorted(listing, key=lambda e: (e.is_symlink(), e.name))
+            except OSError:
+                if prefix == "":
+                    raise
+                self.unreadable.append(folder)
+                continue
+            below = list(self._entries(entries, slide, prefix, status))
+            todo += reversed(below)
+
+    def _entries(
+        self, entries: list[os.DirEntry[str]], slide: str, prefix: str, folder: os.stat_result
+    ) -> Iterator[tuple[Path, os.stat_result, str, str]]:
+        """Takes the images among a folder's entries and yields its sub-folders."""
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  ten times faster
+            try:
+                status = _status(entry)
+            except OSError:
+                continue  # gone since the listing
+            if stat.S_ISDIR(status.st_mode):
+                name = prefix + path_text(entry.name)
+                yield Path(entry.path), status, name, f"{name}--"
+            elif is_image and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                self._file(Path(entry.path), status, slide, folder)
+            else:
+                self.n_skipped += 1
+
+    def _file(self, path: Path, status: os.stat_result, slide: str, folder: os.stat_result) -> None:
+        # By folder and name, not by the file's own number: two links to one file are two names, which the
+        # ledger tells apart by content.
+        identity = (folder.st_dev, folder.st_ino)
+        key = (*identity, path.name)
+        if key not in self._files:
+            self._files.add(key)
+            self.found.append(_Found(path, slide, identity, status))
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Returns what the entry points at, or the link itself when it points nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
+
+
+def _named(
+    found: list[_Found], pattern: re.Pattern[str] | None, clashes: list[str] | None
+) -> tuple[InboxFile, ...]:
+    """Gives each file its slide and a name that is unique there.
+
+    Raises:
+        UsageError: Two would go by one name; with `clashes` the later one is left out and said there.
+    """
+
+    def clash(message: str, advice: str) -> None:
+        if clashes is None:
+            raise UsageError(message, advice)
+        clashes.append(f"{message}: {advice}")
+
+    folder_of: dict[str, _Found] = {}
+    clashing: set[tuple[int, int]] = set()
+    by_name: dict[tuple[str, str], list[_Found]] = defaultdict(list)
+    for file in found:
+        match = pattern.search(path_text(file.path.name)) if pattern else None
+        slide = match["slide"] if match else None
+        fov = match["fov"] if match and slide and "fov" in match.re.groupindex else None
+        if not slide:
+            slide = file.folder_slide
+            other = folder_of.setdefault(slide, file)
+            if other.folder != file.folder:
+                if file.folder not in clashing:
+                    clashing.add(file.folder)
+                    clash(
+                        f"two folders would be the slide {slide}: {path_text(other.path.parent)} and"
+                        f" {path_text(file.path.parent)}",
+                        "give their common parent folder instead, or rename one of them",
+                    )
+                continue
+        by_name[slide, fov or path_text(file.path.stem)].append(file)
+
+    files: dict[tuple[str, str], InboxFile] = {}
+    for (slide, fov), same in by_name.items():
+        for file in same:
+            name = fov if len(same) == 1 else path_text(file.path.name)
+            if (slide, name) in files:
+                clash(
+                    f"two images of slide {slide} would go by the name {name}: "
+                    f"{path_text(files[slide, name].path)} and {path_text(file.path)}",
+                    "rename one of them, or give a --slide-pattern that tells them apart",
+                )
+                continue
+            files[slide, name] = InboxFile(
+                file.path, slide, name, file.status.st_size, file.status.st_mtime_ns
+            )
+    return tuple(files[key] for key in sorted(files))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A file that is waiting, on the monotonic clock."""
+
+    size_bytes: int
+    mtime_ns: int
+    since_s: float  # the last change we saw
+    is_closed: bool = False
+    not_before_s: float = -inf
+    n_tries: int = 0
+
+
+class Settling:
+    """Tells which files nobody writes to any more, by what a row of scans saw of them.
+
+    All times are of the monotonic clock: a camera's clock, and ours, may be set back.
+
+    Args:
+        settle_s: A file is taken when its size and time have not changed for so long, seconds; sooner where
+            its writer was seen to close it.
+        grace_s: A file that has not changed for so long is finished, whatever it looks like, seconds.
+        clock_s: The time of day, seconds since 1970, where files first seen are to be as old as their own
+            time says; None: as old as our first sight of them, whatever the clocks say.
+    """
+
+    def __init__(
+        self, settle_s: float, grace_s: float, *, clock_s: Callable[[], float] | None = None
+    ) -> None:
+        self._settle_s = settle_s
+        self._grace_s = grace_s
+        self._clock_s = clock_s
+        self._seen: dict[Path, _Seen] = {}
+
+    def see(self, files: Sequence[InboxFile], closed: Collection[Path], now_s: float) -> list[InboxFile]:
+        """Takes note of a scan.
+
+        Args:
+            files: The files that are not counted yet.
+            closed: Files whose writers were seen to close them since the last call.
+            now_s: Monotonic time, seconds.
+
+        Returns:
+            Those to be taken now, in the same order.
+        """
+        before, self._seen = self._seen, {}
+        ready = []
+        for file in files:
+            seen = before.get(file.path)
+            if seen is None or (seen.size_bytes, seen.mtime_ns) != (file.size_bytes, file.mtime_ns):
+                age_s = self._clock_s() - file.mtime_ns / 1e9 if self._clock_s and seen is None else 0.0
+                seen = _Seen(file.size_bytes, file.mtime_ns, now_s - max(age_s, 0.0))
+            if file.path in closed:
+                seen.is_closed = True
+            self._seen[file.path] = seen
+            if self._due_s(seen) <= now_s:
+                ready.append(file)
+        return ready
+
+    def next_s(self) -> float:
+        """Returns when the next waiting file may be taken, monotonic seconds; infinity without one."""
+        return min(map(self._due_s, self._seen.values()), default=inf)
+
+    def n_waiting(self, now_s: float) -> int:
+        """Returns how many files are not to be taken yet, and may still be unfinished."""
+        return sum(self._due_s(seen) > now_s and self._is_young(seen, now_s) for seen in self._seen.values())
+
+    def is_young(self, file: InboxFile, now_s: float) -> bool:
+        """Tells whether a file may still be unfinished."""
+        seen = self._seen.get(file.path)
+        return seen is not None and self._is_young(seen, now_s)
+
+    def put_back(self, file: InboxFile, now_s: float) -> None:
+        """Has a file tried again later, ever more seldom; once more when its grace is over."""
+        seen = self._seen.get(file.path)
+        if seen is None:
+            return
+        wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _LONGEST_WAIT_S)
+        seen.n_tries = min(seen.n_tries + 1, 30)
+        seen.not_before_s = now_s + wait_s
+        end_s = seen.since_s + self._grace_s
+        if now_s < end_s:
+            seen.not_before_s = min(seen.not_before_s, end_s)
+
+    def _is_young(self, seen: _Seen, now_s: float) -> bool:
+        return now_s - seen.since_s < self._grace_s
+
+    def _due_s(self, seen: _Seen) -> float:
+        return max(seen.since_s + (_CLOSED_S if seen.is_closed else self._settle_s), seen.not_before_s)

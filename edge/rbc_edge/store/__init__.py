@@ -1,0 +1,1 @@
+"""What is known: the ledger, and the output folder as a place."""

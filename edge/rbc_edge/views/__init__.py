@@ -1,0 +1,1 @@
+"""The ledger shown: tables, overlays, reports. Each can always be written again."""

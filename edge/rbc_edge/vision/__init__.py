@@ -1,0 +1,1 @@
+"""Pixels to cells. No database, no clock, no walk over folders."""

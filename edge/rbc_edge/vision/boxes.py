@@ -1,0 +1,97 @@
+"""Geometry of boxes: overlap, the border, neighbours. All boxes are xyxy, pixels of the field of view."""
+
+import numpy as np
+
+from rbc_edge.values import Bool, Float32, Int64
+
+EDGE_MARGIN = 1 / 40
+"""A box that ends so near to the border, in cell diameters, is taken to be cut by it.
+
+The detector's boxes stop short by about a pixel of what it is shown. With this margin as many red cells of
+the validation photographs touch a border as have a label that does (``python -m rbc_train evaluate``).
+"""
+
+# Cells that touch have boxes that just meet, and box regression is a few per cent short as often as long.
+_GROWTH = 0.05
+
+# Pairs looked at in one go; bounds the memory of a field whose boxes all share their x range.
+_PAIRS_AT_ONCE = 2_000_000
+
+
+def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px: float) -> Bool:
+    """Tells which boxes reach the image border.
+
+    Args:
+        xyxy: float32 (N, 4), pixels of the field of view.
+        width_px: Width of the field of view.
+        height_px: Height of the field of view.
+        cell_diameter_px: Diameter of a red cell in it, pixels.
+
+    Returns:
+        bool (N, 4): left, top, right, bottom; a side counts as reached from `EDGE_MARGIN` on.
+    """
+    x_min, y_min, x_max, y_max = xyxy.T
+    m = EDGE_MARGIN * cell_diameter_px
+    return np.stack([x_min <= m, y_min <= m, x_max >= width_px - m, y_max >= height_px - m], axis=1).astype(
+        np.bool_
+    )
+
+
+def median(values: Float32) -> float:
+    """What np.median gives for float32 (N,), N > 0, in a tenth of its time where N is small.
+
+    >>> median(np.array([4, 1, 3, 2], np.float32))
+    2.5
+    """
+    ranked = np.sort(values, axis=None)
+    middle = len(ranked) // 2
+    return float(ranked[middle]) if len(ranked) % 2 else float(ranked[middle - 1] + ranked[middle]) / 2
+
+
+def iou(a: Float32, b: Float32) -> Float32:
+    """Intersection over union of every box with every other.
+
+    Args:
+        a: float32 (N, 4), xyxy.
+        b: float32 (M, 4), xyxy, same frame.
+
+    Returns:
+        float32 (N, M), 0..1.
+
+    >>> iou(np.array([[0, 0, 2, 2]], np.float32), np.array([[1, 0, 3, 2]], np.float32)).round(3).tolist()
+    [[0.3330000042915344]]
+    """
+    width, height = (
+        np.minimum(a[:, None, k + 2], b[None, :, k + 2]) - np.maximum(a[:, None, k], b[None, :, k])
+        for k in (0, 1)
+    )
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
+    union = area_a[:, None] + area_b[None] - shared
+    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
+
+
+def touching_pairs(boxes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[Int64, Int64]:
+    """Returns the index pairs (a, b), each once, of the boxes float64 (N, 4) that intersect when grown."""
+    grow = (boxes[:, 2:] - boxes[:, :2]) * (_GROWTH / 2)
+    low, high = boxes[:, :2] - grow, boxes[:, 2:] + grow
+    order = np.argsort(low[:, 0], kind="stable")
+    low, high = low[order], high[order]
+    # Sweep along x: partners of i start after i and begin before i ends.
+    first = np.arange(1, len(boxes) + 1)
+    n_candidates = np.maximum(np.searchsorted(low[:, 0], high[:, 0], side="right") - first, 0)
+    ends = np.cumsum(n_candidates)
+    found_a, found_b = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    start = 0
+    while start < len(boxes):
+        done = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS_AT_ONCE, side="right")))
+        n = n_candidates[start:stop]
+        a = np.repeat(np.arange(start, stop), n)
+        b = a + 1 + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        hit = (low[b, 1] <= high[a, 1]) & (low[a, 1] <= high[b, 1])
+        found_a.append(order[a[hit]])
+        found_b.append(order[b[hit]])
+        start = stop
+    return np.concatenate(found_a), np.concatenate(found_b)

@@ -1,0 +1,96 @@
+"""What counts, and what belongs together: arithmetic on cells, no I/O."""
+
+from enum import StrEnum
+
+import numpy as np
+
+from rbc_edge.values import Bool, CellClass, Cells, Counts, Float32, Int64
+from rbc_edge.vision.boxes import touching_pairs
+
+
+class EdgeRule(StrEnum):
+    """Which cells at the image border are counted."""
+
+    ALL = "all"
+    TWO_SIDES = "two-sides"  # the counting-chamber rule: right and lower border are out
+    INSIDE = "inside"
+
+
+def groups(xyxy: Float32, class_id: Int64, overlapping: Bool) -> Int64:
+    """Numbers the groups of overlapping cells.
+
+    A group is a connected component of overlapping red cells and the white cells they lie against; two
+    cells are linked when their boxes, grown by 5 %, intersect. An overlapping red cell that links to no
+    one still gets a number of its own: its partner was missed, or lies outside the field.
+
+    Args:
+        xyxy: float32 (N, 4), pixels of the field of view.
+        class_id: int64 (N,), values of `CellClass`.
+        overlapping: bool (N,), the classifier's verdict; ignored for cells that are not red.
+
+    Returns:
+        int64 (N,): 1..G in order of each group's first cell; 0 for a cell in no group.
+    """
+    red = overlapping & (class_id == CellClass.RBC)
+    member = np.flatnonzero(red | (class_id == CellClass.WBC))
+    is_red = red[member]
+    a, b = touching_pairs(xyxy[member].astype(np.float64))
+    linked = is_red[a] | is_red[b]  # two white cells side by side are no group of overlapping red cells
+    root = _components(len(member), a[linked], b[linked])
+    has_red = np.zeros(len(member), np.bool_)
+    has_red[root[is_red]] = True
+
+    group = np.zeros(len(xyxy), np.int64)
+    grouped = has_red[root]
+    # The root is the smallest index of its component, so sorted roots are in order of the first cell.
+    group[member[grouped]] = np.unique(root[grouped], return_inverse=True)[1].reshape(-1) + 1
+    return group
+
+
+def _components(n: int, a: Int64, b: Int64) -> Int64:
+    """Returns int64 (n,): for each node the smallest node of its connected component."""
+    root = np.arange(n, dtype=np.int64)
+    while True:
+        before = root.copy()
+        lowest = np.minimum(root[a], root[b])
+        np.minimum.at(root, before[a], lowest)  # hook the whole trees, not just the two nodes
+        np.minimum.at(root, before[b], lowest)
+        while not np.array_equal(root, root[root]):
+            root = root[root]
+        if np.array_equal(root, before):
+            return root
+
+
+def counted(cells: Cells, rule: EdgeRule) -> Bool:
+    """Tells which cells the edge rule counts.
+
+    Args:
+        cells: N cells of one field of view.
+        rule: The edge rule.
+
+    Returns:
+        bool (N,).
+    """
+    keep = np.ones(len(cells), np.bool_)
+    match rule:
+        case EdgeRule.ALL:
+            pass
+        case EdgeRule.TWO_SIDES:
+            keep[np.any(cells.touches_edge[:, 2:], axis=1)] = False
+        case EdgeRule.INSIDE:
+            keep[np.any(cells.touches_edge, axis=1)] = False
+    return keep
+
+
+def count(cells: Cells, rule: EdgeRule = EdgeRule.ALL) -> Counts:
+    """Counts the cells of one field of view, cells and never groups, under an edge rule."""
+    keep = counted(cells, rule)
+    class_id = cells.detections.class_id[keep]
+    red = class_id == CellClass.RBC
+    n_overlapping = int(np.count_nonzero(red & cells.overlapping[keep]))
+    return Counts(
+        n_rbc_single=int(np.count_nonzero(red)) - n_overlapping,
+        n_rbc_overlapping=n_overlapping,
+        n_wbc=int(np.count_nonzero(class_id == CellClass.WBC)),
+        n_platelets=int(np.count_nonzero(class_id == CellClass.PLATELET)),
+    )

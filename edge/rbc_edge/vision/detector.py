@@ -1,0 +1,172 @@
+"""Finds cells: one field of view in, boxes in pixels of the field out.
+
+The field is resized so that a red cell measures the bundle's `cell_diameter_px`, cut into tiles if it is
+large, and what the network says of each tile is put together. Nothing outside this module knows of any
+frame but the field's.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from rbc_edge.values import Bool, Detections, Float32, Int64, UInt8
+from rbc_edge.vision import preprocess
+from rbc_edge.vision.boxes import iou
+from rbc_edge.vision.bundle import DETECTOR, Bundle
+
+_SEAM_PX = 4.0
+"""Two tiles place a cell's centre a little differently: near the seam both may claim it."""
+
+_ROWS = 256
+
+_SAME_BOX_IOU = 0.75
+"""From here on two boxes mean the same cell, and their mean is better than either."""
+
+
+class Detector:
+    """YOLOv5n of a bundle, on the CPU.
+
+    Args:
+        bundle: The bundle.
+        threads: Tiles of a large field looked at together; fields may be given from as many threads as well.
+        file: Which of the bundle's networks (int8 or fp32).
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int, file: str = DETECTOR) -> None:
+        self.manifest = bundle.manifest
+        # Threads take a tile, or a field, each: one thread inside an operator, and none waits for another.
+        self._session = bundle.session(file, threads=1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-tile") if threads > 1 else None
+        self._score_threshold = np.array(self.manifest.score_threshold, np.float32)
+
+    def detect(
+        self, image: UInt8, cell_diameter_px: float, *, score_threshold: Float32 | None = None
+    ) -> Detections:
+        """Finds the cells of one field of view.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            cell_diameter_px: Diameter of a red cell in the field, pixels, > 0.
+            score_threshold: float32 (3,), least score by class; the bundle's when None.
+
+        Returns:
+            Detections in pixels of the field, after suppression, in reading order of their centres.
+        """
+        least = self._score_threshold if score_threshold is None else score_threshold
+        height, width = image.shape[:2]
+        small = self.at_model_scale(image, cell_diameter_px)
+        tiles = list(
+            preprocess.tiles(
+                small.shape[1],
+                small.shape[0],
+                tile_px=self.manifest.tile_px,
+                overlap_px=self.manifest.tile_overlap_px,
+            )
+        )
+        in_order = map if self._pool is None or len(tiles) == 1 else self._pool.map
+        found = list(in_order(lambda tile: self._detect_tile(small, tile, least), tiles))
+        xyxy = np.concatenate([f.xyxy for f in found])
+        # Sizes are rounded to whole pixels: each axis has its own exact factor.
+        back = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
+        limit = np.array([width, height] * 2, np.float32)
+        merged = Detections(
+            np.clip(xyxy * back, 0, limit).astype(np.float32),
+            np.concatenate([f.score for f in found]),
+            np.concatenate([f.class_id for f in found]),
+        )
+        if len(found) > 1:
+            merged = merged.take(self._suppress(merged))
+        centre = merged.xyxy[:, :2] + merged.xyxy[:, 2:]
+        return merged.take(np.lexsort((centre[:, 0], centre[:, 1])))
+
+    def at_model_scale(self, image: UInt8, cell_diameter_px: float) -> UInt8:
+        """Resizes a field, uint8 (H, W, 3): its cells are then about as large as the network knows them."""
+        return preprocess.at_model_scale(image, self.manifest.cell_diameter_px / cell_diameter_px)
+
+    def _detect_tile(self, small: UInt8, tile: preprocess.Tile, least: Float32) -> Detections:
+        """Returns what one tile's core holds, in pixels at model scale, after suppression."""
+        window, left, top = preprocess.pad_to_stride(small[tile.y0 : tile.y1, tile.x0 : tile.x1])
+        boxes, scores = self._session.run(
+            ["boxes", "scores"], {"image": window[None], "least_score": least.astype(np.float32)}
+        )
+        boxes = boxes - np.array([left, top] * 2, np.float32)
+        class_id = scores.argmax(axis=1).astype(np.int64)
+        score = scores.max(axis=1)
+        keep = score >= least[class_id]
+        boxes, score, class_id = boxes[keep], score[keep], class_id[keep]
+        # The padding shows nothing: a box must lie in the image, and is cut at its border.
+        limit = np.array([tile.x1 - tile.x0, tile.y1 - tile.y0] * 2, np.float32)
+        boxes = np.clip(boxes, 0, limit)
+        inside = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(axis=1)
+        found = Detections(boxes[inside], score[inside], class_id[inside])
+        kept = self._suppress(found)
+        voters = np.asarray(found.score >= self._score_threshold[found.class_id], np.bool_)
+        found = replace(found.take(kept), xyxy=vote(found, kept, voters))
+        xyxy = found.xyxy + np.array([tile.x0, tile.y0] * 2, np.float32)
+        centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+        low = np.array(tile.core[:2], np.float32) - _SEAM_PX
+        high = np.array(tile.core[2:], np.float32) + _SEAM_PX
+        mine = np.asarray(((centre >= low) & (centre < high)).all(axis=1), np.bool_)
+        return Detections(xyxy, found.score, found.class_id).take(mine)
+
+    def _suppress(self, found: Detections) -> Int64:
+        return suppress(
+            found,
+            np.array(self.manifest.iou_threshold, np.float32),
+            self.manifest.iou_threshold_across,
+        )
+
+
+def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
+    """Moves each box that stays to the mean of those that mean the same cell, by score and iou.
+
+    Several places of the network see each cell; suppression keeps the surest, which is not the best
+    placed (box voting: Gidaris and Komodakis 2015). On validation RBC AP50-95 rises by 0.007, AP50 not.
+
+    Args:
+        found: N detections.
+        kept: int64 (M,), indices of those that stay.
+        voters: bool (N,), which detections are sure enough to have a say; a box has one in its own place.
+
+    Returns:
+        float32 (M, 4): xyxy, same frame.
+    """
+    own = found.xyxy[kept]
+    weight = np.where(
+        (found.class_id[kept][:, None] == found.class_id[None]) & voters[None],
+        iou(own, found.xyxy),
+        0.0,
+    )
+    weight = np.where(weight >= _SAME_BOX_IOU, weight, 0.0) * found.score
+    weight[np.arange(len(kept)), kept] = found.score[kept]
+    return np.asarray(weight @ found.xyxy / weight.sum(axis=1, keepdims=True), np.float32)
+
+
+def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: float) -> Int64:
+    """Greedy non-maximum suppression that leaves cells which lie over each other apart.
+
+    Args:
+        found: N detections.
+        iou_threshold: float32 (3,): boxes of one class with a larger iou are one cell.
+        iou_threshold_across: The same for boxes of different classes.
+
+    Returns:
+        int64 (M,): indices that stay, best score first.
+    """
+    order = np.argsort(-found.score, kind="stable")
+    xyxy, class_id = found.xyxy[order], found.class_id[order]
+    alive = np.ones(len(order), np.bool_)
+    kept: list[int] = []
+    # Some rows of the table of ious at a time: a call a box would cost more than the network's last layers,
+    # the whole table of a 20-megapixel field more memory than its pixels.
+    for start in range(0, len(order), _ROWS):
+        rows = slice(start, start + _ROWS)
+        same_class = class_id[rows, None] == class_id[None]
+        limit = np.where(same_class, iou_threshold[class_id[rows], None], iou_threshold_across)
+        one_cell = iou(xyxy[rows], xyxy) > limit
+        for i in range(len(one_cell)):
+            if alive[start + i]:
+                kept.append(start + i)
+                alive &= ~one_cell[i]
+    return order[np.array(kept, np.int64)]

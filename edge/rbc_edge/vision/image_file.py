@@ -1,0 +1,347 @@
+"""Image files in, pixels out: decoded to the end, upright, 8 bits, or a reason why not.
+
+Every image in memory is uint8 (H, W, 3), RGB.
+"""
+
+import hashlib
+import io
+import math
+import os
+import struct
+import warnings
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from rbc_edge.errors import ImageError
+from rbc_edge.values import FieldOfView, UInt8
+from rbc_edge.vision.preprocess import shrinks
+
+_MIN_SIDE_PX: Final = 16
+_JPEG_BLOCK: Final = 8
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
+_TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
+_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
+_MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
+_BLOCK_ROWS: Final = 256
+LARGE_PIXELS: Final = 8_000_000
+"""From here on an image is handled with an eye on memory rather than on time."""
+# TIFF 6.0, section 8: numbers of tags, and of the kinds of pixel.
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_SEPARATE_PLANES: Final = 2
+_CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
+
+# Kept from before anybody imports ultralytics, whose own `Image.open` tries to install a HEIC reader on
+# whatever is not an image, and fails with another error than Pillow's.
+_open: Final = Image.open
+
+
+def load_field(
+    path: Path,
+    slide_id: str,
+    fov: str,
+    *,
+    max_megapixels: float = 250.0,
+    cell_diameter_px: float = math.nan,
+) -> FieldOfView:
+    """Reads and decodes one image file.
+
+    The file is read once; the hash is of exactly the bytes that were decoded.
+
+    Args:
+        path: The image file.
+        slide_id: The slide it belongs to.
+        fov: Its name within the slide.
+        max_megapixels: Larger images are refused from their header, before any memory is taken.
+        cell_diameter_px: Diameter of a red cell, pixels of the field: a JPEG is decoded at a half, a quarter
+            or an eighth of its size where its `view` is no larger, in half the time and a fraction of the
+            memory. NaN: decoded in full.
+
+    Returns:
+        The field of view, uint8 (H, W, 3) RGB, EXIF rotation applied.
+
+    Raises:
+        ImageError: With reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
+            ``too-large``, ``too-small`` or ``unsupported``.
+    """
+    try:
+        with path.open("rb") as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            # Before it is read: a camera that went mad, or a sparse file, must not take all memory.
+            if n_bytes > max_megapixels * 1e6 * _MOST_BYTES_A_PIXEL:
+                raise ImageError(
+                    "too-large",
+                    f"{path}: {n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take",
+                    "save one field of view as one image",
+                )
+            data = file.read()
+    except FileNotFoundError as error:
+        raise ImageError("vanished", f"{path}: the file is gone", "was it moved while we worked?") from error
+    except OSError as error:
+        raise ImageError(
+            "unreadable", f"{path}: cannot be read: {error.strerror or error}", "check its permissions"
+        ) from error
+    image, captured_at, size = _decode(data, str(path), max_megapixels, shrinks(cell_diameter_px))
+    is_smaller = size != (image.shape[1], image.shape[0])
+    digest = hashlib.sha256(data).hexdigest()
+    return FieldOfView(slide_id, fov, digest, image, captured_at, *size, data if is_smaller else b"")
+
+
+def full_size(field: FieldOfView) -> UInt8:
+    """Returns a field's image as the camera took it, uint8 (H, W, 3) RGB, if need be decoded again.
+
+    Raises:
+        ImageError: `too-large` where it does not fit into memory.
+    """
+    return decode(field.file, field.fov)[0] if field.file else field.image
+
+
+def n_pixels(path: Path, cell_diameter_px: float) -> int:
+    """Tells from a file's header how many pixels `load_field` would decode; 0 where that cannot be told."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        with _open(path, formats=_FORMATS) as picture:
+            _draft(picture, shrinks(cell_diameter_px))
+            return int(picture.width * picture.height)
+    return 0
+
+
+def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UInt8, str]:
+    """Decodes an image file's bytes to its end, or says why not.
+
+    Pillow decodes, because it looks at the header first and makes truncation an error; 16-bit images go
+    through OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own
+    range to 8 bits (a 12-bit camera fills a sixteenth of the range).
+
+    Args:
+        data: The file's bytes.
+        name: What to call it in messages.
+        max_megapixels: Larger images are refused from their header.
+
+    Returns:
+        The image, uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
+
+    Raises:
+        ImageError: See `load_field`.
+    """
+    return _decode(data, name, max_megapixels, 1)[:2]
+
+
+def _decode(data: bytes, name: str, max_megapixels: float, shrink: int) -> tuple[UInt8, str, tuple[int, int]]:
+    """Decodes at 1 / `shrink` of the size if that is easy; returns width and height of the whole, too."""
+    if not data:
+        raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
+    with warnings.catch_warnings():
+        # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern.
+        warnings.simplefilter("ignore")
+        try:
+            picture = _open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            if _has_tiff_directory(data):
+                raise ImageError(
+                    "unsupported",
+                    f"{name}: a kind of TIFF that cannot be read",
+                    "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again",
+                ) from error
+            if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
+                raise ImageError(
+                    "truncated", f"{name}: the image is cut short or damaged", "copy it again"
+                ) from error
+            raise ImageError(
+                "not-an-image",
+                f"{name}: not a JPEG, PNG, BMP or TIFF image",
+                "is it another kind of file with an image's name?",
+            ) from error
+        except Exception as error:
+            raise ImageError(
+                "truncated", f"{name}: the header is broken: {error}", "copy it again"
+            ) from error
+        width, height = picture.size
+        if width * height > max_megapixels * 1e6:
+            raise ImageError(
+                "too-large",
+                f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels",
+                "cut it into fields of view",
+            )
+        if min(width, height) < _MIN_SIDE_PX:
+            raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
+        try:
+            is_deep = _is_deep(picture)  # before the capture time: looking for EXIF loads a PNG
+            captured_at = _captured_at(picture)
+            _draft(picture, shrink)
+            drafted = picture.size
+            rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
+        except ImageError:
+            raise
+        except MemoryError as error:
+            raise ImageError("too-large", f"{name}: {width}x{height} does not fit into memory") from error
+        except Exception as error:
+            raise ImageError(
+                "truncated", f"{name}: the image is cut short or damaged: {error}", "copy it again"
+            ) from error
+    is_turned = (rgb.shape[1], rgb.shape[0]) != drafted  # by its EXIF
+    return rgb, captured_at, (height, width) if is_turned else (width, height)
+
+
+def _draft(picture: Image.Image, shrink: int) -> None:
+    """Has a JPEG decoded at a half, a quarter or an eighth of its size, not less than 1 / `shrink`.
+
+    It takes the lower frequencies of each block and no others. Other formats are decoded in full; so is what
+    EXIF turns, unless its sides are whole at any size: a pixel that is not whole lies at the right or below.
+    """
+    if shrink == 1 or picture.format not in ("JPEG", "MPO"):
+        return
+    is_whole = picture.width % _JPEG_BLOCK == picture.height % _JPEG_BLOCK == 0
+    if is_whole or picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        picture.draft(None, (max(1, picture.width // shrink), max(1, picture.height // shrink)))
+
+
+def _has_tiff_directory(data: bytes) -> bool:
+    """Whether the first directory of a TIFF file is there as a whole (TIFF 6.0, section 2)."""
+    if not data.startswith(_TIFF_SIGNATURES):
+        return False
+    order = "<" if data.startswith(b"II") else ">"
+    try:
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (n_entries,) = struct.unpack_from(f"{order}H", data, start)
+    except struct.error:
+        return False
+    return bool(start >= 8 and n_entries > 0 and start + 2 + 12 * n_entries + 4 <= len(data))
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether the file holds more than 8 bits a channel (Pillow tells only for grey and TIFF)."""
+    if picture.mode.startswith(("I", "F")):
+        return True
+    bits = getattr(picture, "tag_v2", {}).get(_BITS_TAG, ())
+    if any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits,))):
+        return True
+    # A 16-bit colour PNG opens as plain RGB; the depth stands in byte 24 of the file (PNG spec, 11.2.2).
+    pieces = getattr(picture, "tile", []) if picture.format == "PNG" else []
+    return bool(pieces) and "16" in str(pieces[0][3])
+
+
+def _eight_bit(picture: Image.Image) -> UInt8:
+    picture.load()  # raises on a truncated file; verify() does not
+    # No copy that is not needed: each takes 80 MB of a 20-megapixel field.
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode == "P" or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        # What lies under full transparency is arbitrary: show it on white, as a viewer does.
+        rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        picture = Image.new("RGB", rgba.size, (255, 255, 255))
+        picture.paste(rgba, mask=rgba)
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    if rgb.width * rgb.height < LARGE_PIXELS:
+        return np.asarray(rgb, dtype=np.uint8)
+    # Strip by strip: np.asarray(picture) holds all pixels twice more for a moment, 120 MB of 20 megapixels.
+    image = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    for y in range(0, rgb.height, _BLOCK_ROWS):
+        image[y : y + _BLOCK_ROWS] = np.asarray(rgb.crop((0, y, rgb.width, min(y + _BLOCK_ROWS, rgb.height))))
+    return image
+
+
+def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
+    # Of TIFF files both decoders apply the orientation themselves, whatever they are told.
+    turned = picture.format == "TIFF"
+    kind = _deep_kind(picture, name)
+    orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
+    picture.load()  # cv2 returns half an image silently; Pillow raises
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        if not picture.mode.startswith(("I", "F")):  # of colour Pillow gives the upper bytes only
+            raise ImageError(
+                "unsupported" if turned else "truncated",
+                f"{name}: its 16-bit pixels cannot be read, or are not all there",
+                "copy it again, or save it with 8 bits",
+            )
+        pixels = np.asarray(picture)
+    elif pixels.ndim == 3:
+        if pixels.shape[2] == 4:
+            pixels = pixels[:, :, :3]
+        pixels = pixels[:, :, ::-1]
+    if kind == _WHITE_IS_ZERO:  # neither decoder turns 16 bits round
+        if pixels.dtype != np.uint16:
+            raise ImageError("unsupported", f"{name}: white is zero in it", "save it with black as zero")
+        pixels = 65535 - pixels
+    scaled = _stretched(pixels, name)
+    if scaled.ndim == 2:
+        scaled = np.repeat(scaled[:, :, None], 3, axis=2)
+    upright = Image.fromarray(np.ascontiguousarray(scaled))
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        upright.info["exif"] = exif.tobytes()
+        upright = ImageOps.exif_transpose(upright)
+    return np.asarray(upright, dtype=np.uint8)
+
+
+def _deep_kind(picture: Image.Image, name: str) -> int:
+    """Returns what a deep image's pixels mean; refuses what both decoders are known to read wrongly."""
+    tags = getattr(picture, "tag_v2", {})
+    kind = int(tags.get(_PHOTOMETRIC_TAG, _BLACK_IS_ZERO))
+    if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+        raise ImageError(
+            "unsupported", f"{name}: 16 bits, but neither grey nor RGB", "save it as grey or RGB"
+        )
+    if tags.get(_SAMPLES_TAG, 1) > 1 and tags.get(_PLANAR_TAG, 1) == _SEPARATE_PLANES:
+        raise ImageError(
+            "unsupported",
+            f"{name}: 16-bit colour in separate planes",
+            "save its channels interleaved (planar configuration: contiguous)",
+        )
+    return kind
+
+
+def _stretched(pixels: npt.NDArray[Any], name: str) -> UInt8:
+    """Stretches deep pixels to 8 bits: black stays where it is, the brightest thousandth becomes white.
+
+    A percentile, not the extreme: one hot pixel must not darken the field. Black stays, so that an evenly
+    bright field is not stretched into noise.
+    """
+    out = np.empty(pixels.shape, np.uint8)
+    blocks = [slice(y, y + _BLOCK_ROWS) for y in range(0, len(pixels), _BLOCK_ROWS)]
+    if pixels.dtype == np.uint16:
+        # By a table, block by block: a copy in floats takes 240 MB of a 20-megapixel field.
+        seen = sum(
+            (np.bincount(pixels[rows].ravel(), minlength=65536) for rows in blocks), np.zeros(65536, np.int64)
+        )
+        brightest = int(np.searchsorted(np.cumsum(seen), 0.999 * pixels.size))
+        table = np.clip(np.arange(65536) * (255.0 / max(brightest, 1e-6)), 0, 255).astype(np.uint8)
+        for rows in blocks:
+            out[rows] = table[pixels[rows]]
+        return out
+    values = pixels.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("unsupported", f"{name}: holds values that are not numbers", "save it with 16 bits")
+    top = float(np.percentile(values, 99.9))
+    bottom = min(0.0, float(values.min()))
+    for rows in blocks:
+        out[rows] = np.clip((values[rows] - bottom) * (255.0 / max(top - bottom, 1e-6)), 0, 255)
+    return out
+
+
+def _captured_at(picture: Image.Image) -> str:
+    """Returns the EXIF capture time as ISO 8601, or "" (camera time: no zone is known)."""
+    try:
+        exif = picture.getexif()
+        tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+    except Exception:  # noqa: BLE001  a broken EXIF block must not cost the image
+        return ""
+    for tag in _CAPTURE_TAGS:
+        text = str(tags.get(tag, "")).strip("\0 ")
+        date, _, time = text.partition(" ")
+        try:
+            moment = datetime.strptime(f"{date} {time}", "%Y:%m:%d %H:%M:%S")
+        except ValueError:  # a clock that was never set says 0000:00:00
+            continue
+        return moment.isoformat()
+    return ""

@@ -1,0 +1,321 @@
+"""Images in, model input out: decode, scale, tiles, crops.
+
+This is the only preprocessing in the house. `rbc_train` and `rbc_export` import it, so what a model is
+trained on, calibrated on and fed at the station is the same by construction (design, section 2).
+
+Every image in memory is uint8 (H, W, 3), RGB.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from rbc_edge.values import Float32, UInt8
+
+CROP_PX: Final = 64
+"""Side of a crop, pixels (Gurav et al. 2025, method step 1)."""
+
+LEAST_CELL_PX: Final = 44.0
+"""`view` leaves cells at least this wide: with a margin of a quarter on each side they still fill a crop."""
+
+PAD_VALUE: Final = 114
+"""Grey level outside the image, in tiles and crops; the one ultralytics pads with in training."""
+
+PAD_LEAST_PX: Final = 4
+"""Least padding on each side of a detector input, pixels."""
+
+STRIDE_PX: Final = 32
+"""The detector's coarsest stride: sides of its input are multiples of it."""
+
+SNUG: Final = 1.05
+"""How much smaller than wanted a field may be shown, where that saves padding (`snug`)."""
+
+TILE_PX: Final = 640
+"""Largest side of one detector input, pixels at model scale."""
+
+TILE_OVERLAP_PX: Final = 128
+"""How far neighbouring tiles overlap: more than a white cell (about twice a red cell of 40 px)."""
+
+BACKGROUND_LEVEL: Final = 230.0
+"""Grey level that `balance` gives to the glass between the cells."""
+
+_BRIGHT_PERCENTILE: Final = 95
+_BALANCE_PIXELS: Final = 20_000  # enough for a percentile
+_GAIN_RANGE: Final = (0.6, 4.0)
+_LINEAR: Final = cv2.INTER_LINEAR_EXACT  # INTER_LINEAR rounds otherwise on Arm
+_LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
+
+# Cameras' files are checked against our own limit, from the header, before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+# What OpenCV has to say of a broken file stands in the file's row, not across the progress bar.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def balance(image: UInt8) -> UInt8:
+    """Makes the background of a field neutral and bright, whatever the lamp, the stain and the exposure.
+
+    A gain for each channel brings the field's bright level (the glass between the cells) to
+    `BACKGROUND_LEVEL`. What light and colour then still change, ``python -m rbc_train disturb`` prints.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+
+    Returns:
+        uint8 (H, W, 3) RGB, a new array.
+    """
+    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _BALANCE_PIXELS))
+    level = np.array(percentile(image[::step, ::step], _BRIGHT_PERCENTILE))
+    # A black field has no background to go by: its noise must not become cells.
+    gain = np.clip(BACKGROUND_LEVEL / np.maximum(level, 1.0), *_GAIN_RANGE)
+    table = np.clip(np.arange(256)[:, None] * gain + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table[None]), dtype=np.uint8)
+
+
+def percentile(image: UInt8, percent: float) -> list[float]:
+    """What np.percentile gives for each channel of uint8 (H, W, C), by counting instead of sorting."""
+    image = np.ascontiguousarray(image)
+    rank = percent / 100 * (image.shape[0] * image.shape[1] - 1)
+    ranks = [math.floor(rank), math.ceil(rank)]
+    levels = []
+    for channel in range(image.shape[2]):
+        seen = cv2.calcHist([image], [channel], None, [256], [0, 256])
+        # In int64: from 2^24 pixels on single precision would not see one more.
+        low, high = np.searchsorted(seen.astype(np.int64).cumsum(), ranks, side="right").tolist()
+        levels.append(low + (high - low) * (rank - ranks[0]))
+    return levels
+
+
+def rescale(image: UInt8, factor: float) -> UInt8:
+    """Resizes an image by one factor on both axes.
+
+    Args:
+        image: uint8 (H, W, 3).
+        factor: New size over old size, > 0.
+
+    Returns:
+        uint8 (round(H * factor), round(W * factor), 3), at least 1x1; the image itself for factor 1.
+    """
+    height, width = image.shape[:2]
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if size == (width, height):
+        return image
+    # Area averaging keeps thin gaps between cells when shrinking; a little shrinking does without, in a third
+    # of the time; it has no meaning when enlarging.
+    how = cv2.INTER_AREA if factor * _LITTLE < 1 else _LINEAR if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What the networks are shown of a field: its light balanced, and shrunk where its cells are large.
+
+    Attributes:
+        image: uint8 (h, w, 3) RGB.
+        plain: uint8 (h, w, 3) RGB, the same before its light was balanced.
+        px: float32 (4,), pixels of the field in a pixel of the view, for x, y, x, y.
+        size: Width and height of the field, pixels.
+    """
+
+    image: UInt8
+    plain: UInt8
+    px: Float32
+    size: tuple[int, int]
+
+    def shown_px(self, length_px: float) -> float:
+        """Returns a length of the field, pixels of the field, in pixels of the view."""
+        return length_px / float(np.sqrt(self.px[0] * self.px[1]))
+
+
+def view(image: UInt8, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
+    """Balances a field (`balance`), and shrinks it by a whole number if its cells are far larger than needed.
+
+    The mean of 2x2 pixels is a cheap first step, and all that follows (light, resizing, crops) has a quarter
+    of the work. Cells keep at least `LEAST_CELL_PX`, so both networks still see them shrunk, not enlarged.
+    What was decoded small (`load_field`) has a part of that behind it.
+
+    Args:
+        image: uint8 (H, W, 3) RGB, the field of view.
+        cell_diameter_px: Diameter of a red cell in it, pixels; NaN: nobody knows, nothing is shrunk.
+        size: Width and height of the field, pixels, where `image` was decoded at a part of them.
+
+    Returns:
+        The view, about H / k by W / k pixels.
+    """
+    width, height = (image.shape[1], image.shape[0]) if size is None else size
+    # How many times smaller it was decoded. What is left over at the right and below has a pixel of its own.
+    k = 2 ** round(math.log2(width / image.shape[1]))
+    left = shrinks(cell_diameter_px) / k
+    small = rescale(image, 1 / left) if left > 1 else image
+    px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32) * k
+    return View(balance(small), small, px, (width, height))
+
+
+def shrinks(cell_diameter_px: float) -> int:
+    """How many times smaller a field may be shown."""
+    return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One window of a field at model scale. All numbers are pixels at model scale.
+
+    Attributes:
+        x0: Left of the window.
+        y0: Top of the window.
+        x1: Right of the window, exclusive.
+        y1: Bottom of the window, exclusive.
+        core: x0, y0, x1, y1 of the part whose cells (by their centre) belong to this tile. The cores of
+            a field's tiles cover it without overlap; at the field's border a core reaches to infinity.
+    """
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    core: tuple[float, float, float, float]
+
+
+def tiles(
+    width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
+) -> Iterator[Tile]:
+    """Cuts a field into windows that overlap; a field that fits into one is one.
+
+    Args:
+        width: Width of the scaled field, pixels.
+        height: Height of the scaled field, pixels.
+        tile_px: Largest side of a window.
+        overlap_px: Least overlap of neighbouring windows.
+
+    Yields:
+        Tiles in reading order, of nearly equal size.
+    """
+    columns = _intervals(width, tile_px, overlap_px)
+    for y0, y1, core_y0, core_y1 in _intervals(height, tile_px, overlap_px):
+        for x0, x1, core_x0, core_x1 in columns:
+            yield Tile(x0, y0, x1, y1, (core_x0, core_y0, core_x1, core_y1))
+
+
+def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, int, float, float]]:
+    if length <= tile_px:
+        return [(0, length, -math.inf, math.inf)]
+    n = math.ceil((length - overlap_px) / (tile_px - overlap_px))
+    # As many windows as it takes, and none larger than it takes: what two see is looked at twice.
+    size = math.ceil((length + (n - 1) * overlap_px) / n)
+    size = min(tile_px, _padded(size) - 2 * PAD_LEAST_PX)
+    starts = [round(i * (length - size) / (n - 1)) for i in range(n)]
+    # Neighbours meet in the middle of what both see.
+    seams = [(a + size + b) / 2 for a, b in pairwise(starts)]
+    lows = [-math.inf, *seams]
+    highs = [*seams, math.inf]
+    return [(s, s + size, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
+
+
+def snug(width: int, height: int, factor: float) -> float:
+    """Gives up a little of a resizing factor where the detector's input then is a stride smaller.
+
+    A field 253 pixels wide takes an input of 288, one of 248 an input of 256: a fifth of the pixels, and of
+    the detector's time, would be padding. The detector does not feel a few per cent of scale.
+
+    Args:
+        width: Width of the field, pixels.
+        height: Height of the field, pixels.
+        factor: New size over old size that is wanted, > 0.
+
+    Returns:
+        The factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those the
+        largest. Of fields that do not fit into one tile, `factor`.
+
+    >>> round(snug(640, 480, 40 / 101.1), 4), round(snug(640, 480, 0.38), 4)
+    (0.3833, 0.38)
+    """
+    if max(width, height) * factor > TILE_PX:
+        return factor
+
+    def input_pixels(f: float) -> int:
+        return _padded(max(1, round(width * f))) * _padded(max(1, round(height * f)))
+
+    # Those at which a side fills an input that is a stride smaller to the last pixel.
+    tight = [
+        (_padded(round(side * factor)) - STRIDE_PX - 2 * PAD_LEAST_PX) / side for side in (width, height)
+    ]
+    candidates = [factor, *(f for f in tight if factor / SNUG <= f < factor)]
+    return min(candidates, key=lambda f: (input_pixels(f), -f))
+
+
+def at_model_scale(image: UInt8, factor: float) -> UInt8:
+    """Resizes a field, uint8 (H, W, 3), by about a factor (`snug`): what the detector's input is cut from."""
+    return rescale(image, snug(image.shape[1], image.shape[0], factor))
+
+
+def _padded(side: int, stride: int = STRIDE_PX) -> int:
+    """The side of a detector input that holds so many pixels of a field."""
+    return -(-(side + 2 * PAD_LEAST_PX) // stride) * stride
+
+
+def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
+    """Pads an image on all sides, by at least `PAD_LEAST_PX`, to sides that are multiples of `stride`.
+
+    In training every photograph lies in grey. A cell that the image border cuts is seen as one only with
+    some grey beyond the cut; padded on two sides alone, the error of the count was a tenth larger.
+
+    Args:
+        image: uint8 (H, W, 3).
+        stride: The detector's coarsest stride, pixels.
+
+    Returns:
+        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`; and how many
+        columns on the left and rows on top are padding.
+    """
+    height, width = image.shape[:2]
+    down, right = _padded(height, stride) - height, _padded(width, stride) - width
+    top, left = down // 2, right // 2
+    padded = cv2.copyMakeBorder(
+        image, top, down - top, left, right - left, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
+    )
+    return np.asarray(padded, dtype=np.uint8), left, top
+
+
+def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX) -> UInt8:
+    """Cuts each box out of the field, with a margin, and resizes it to a square.
+
+    Whether background lies around a cell is seen outside its box: hence the margin. Width and height
+    are stretched apart; what lies outside the field is `PAD_VALUE`.
+
+    Args:
+        image: uint8 (H, W, 3), the field of view.
+        xyxy: float32 (N, 4), pixels of the field.
+        margin: Share of the box's side that is added on each of its four sides.
+        size_px: Side of a crop, pixels.
+
+    Returns:
+        uint8 (N, size_px, size_px, 3).
+    """
+    out = np.empty((len(xyxy), size_px, size_px, 3), np.uint8)
+    height, width = image.shape[:2]
+    grow = (xyxy[:, 2:] - xyxy[:, :2]) * margin
+    low = np.floor(xyxy[:, :2] - grow).astype(np.int64)
+    high = np.ceil(xyxy[:, 2:] + grow).astype(np.int64)
+    high = np.maximum(high, low + 1)
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        window = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+            if window.size == 0:
+                out[i] = PAD_VALUE
+                continue
+            top, left = max(-y0, 0), max(-x0, 0)
+            bottom, right = (y1 - y0) - top - window.shape[0], (x1 - x0) - left - window.shape[1]
+            padded = cv2.copyMakeBorder(
+                window, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
+            )
+            window = np.asarray(padded, np.uint8)
+        shrinks = max(window.shape[:2]) > _LITTLE * size_px
+        how = cv2.INTER_AREA if shrinks else _LINEAR
+        cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)
+    return out

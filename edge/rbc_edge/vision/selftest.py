@@ -1,0 +1,125 @@
+"""The bundle's test field on this machine, beside what the export saw."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from rbc_edge.errors import BundleError, ImageError
+from rbc_edge.values import CellClass, Detections, FieldOfView, Scale, ScaleSource
+from rbc_edge.vision import image_file
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import TEST_EXPECTED, TEST_INPUT, Bundle
+
+# Bounds of the self-test (`verify`): what 8-bit kernels of two processors may differ by.
+_SAME_CELL: Final = 0.15  # of a cell diameter
+_CLEAR: Final = 0.15  # of the detector's score, over its threshold
+_SCORE_ERROR: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What the bundle's test field gave on this machine, beside what the export saw.
+
+    Attributes:
+        n_expected: Cells that the export saw.
+        n_found: Cells that this machine sees.
+        n_unmatched: Clear cells (score well over the threshold) that only one of them sees.
+        box_error_px: Largest difference of a matched box, pixels of the field.
+        score_error: Largest difference of a matched detector or overlap score.
+    """
+
+    n_expected: int
+    n_found: int
+    n_unmatched: int
+    box_error_px: float
+    score_error: float
+
+
+def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float) -> dict[str, object]:
+    """Returns what ``test-expected.json`` holds: every cell of the test field (the export calls this)."""
+    cells = analyzer.analyze(field, Scale(cell_diameter_px, ScaleSource.CELL_DIAMETER)).cells
+    return {
+        "cell_diameter_px": cell_diameter_px,
+        "xyxy": np.round(cells.detections.xyxy.astype(float), 2).tolist(),
+        "class_id": cells.detections.class_id.tolist(),
+        "score": np.round(cells.detections.score.astype(float), 4).tolist(),
+        "overlap_score": [None if np.isnan(s) else round(float(s), 4) for s in cells.overlap_score],
+    }
+
+
+def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
+    """Runs the bundle's test field and compares the cells with those that the export saw.
+
+    8-bit kernels differ between processors, so equality is not asked for; cells near the threshold may
+    come or go. Clear cells may not.
+
+    Args:
+        bundle: The bundle.
+        threads: See `Analyzer`.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        BundleError: If this machine does not see what the export saw.
+    """
+    place = bundle.path / TEST_EXPECTED
+    try:
+        expected = json.loads(place.read_text(encoding="utf-8"))
+        wanted = Detections(
+            np.array(expected["xyxy"], np.float32).reshape(-1, 4),
+            np.array(expected["score"], np.float32),
+            np.array(expected["class_id"], np.int64),
+        )
+        diameter = float(expected["cell_diameter_px"])
+        wanted_overlap = np.array([np.nan if s is None else s for s in expected["overlap_score"]], np.float32)
+        if len(wanted_overlap) != len(wanted) or not 0 < diameter < math.inf:
+            raise ValueError("lengths or diameter make no sense")
+        if not set(wanted.class_id.tolist()) <= set(CellClass):
+            raise ValueError("unknown class")
+        field = image_file.load_field(bundle.path / TEST_INPUT, "bundle", "test")
+    except (OSError, ValueError, KeyError, TypeError, ImageError) as error:
+        raise BundleError(
+            f"{place}: the bundle's test is broken: {error}", "export the bundle again"
+        ) from error
+    cells = Analyzer(bundle, threads=threads).analyze(field, Scale(diameter, ScaleSource.CELL_DIAMETER)).cells
+    found = cells.detections
+    least = np.array(bundle.manifest.score_threshold, np.float32)
+    pairs: list[tuple[int, int]] = []
+    free = np.ones(len(found), np.bool_)
+    for i in range(len(wanted)):
+        distance = np.abs(found.xyxy - wanted.xyxy[i]).max(axis=1, initial=0.0)
+        same = free & (found.class_id == wanted.class_id[i]) & (distance <= _SAME_CELL * diameter)
+        if same.any():
+            j = int(np.where(same, distance, np.inf).argmin())
+            free[j] = False
+            pairs.append((i, j))
+    matched = {i for i, _ in pairs}
+    clear_missing = [
+        i
+        for i in range(len(wanted))
+        if i not in matched and wanted.score[i] > least[wanted.class_id[i]] + _CLEAR
+    ]
+    clear_new = np.flatnonzero(free & (found.score > least[found.class_id] + _CLEAR))
+    ours, theirs = np.array([p[1] for p in pairs], np.int64), np.array([p[0] for p in pairs], np.int64)
+    box_error = np.abs(found.xyxy[ours] - wanted.xyxy[theirs]).max(initial=0.0)
+    score_error = np.abs(found.score[ours] - wanted.score[theirs]).max(initial=0.0)
+    overlap_error = np.nan_to_num(np.abs(cells.overlap_score[ours] - wanted_overlap[theirs])).max(initial=0.0)
+    result = SelfTest(
+        len(wanted),
+        len(found),
+        len(clear_missing) + len(clear_new),
+        float(box_error),
+        float(max(score_error, overlap_error)),
+    )
+    if len(wanted) == 0 or result.n_unmatched or overlap_error > _SCORE_ERROR:
+        raise BundleError(
+            f"{bundle.path}: on its test field this machine sees {result.n_found} cells where the export saw "
+            f"{result.n_expected}; {result.n_unmatched} clear ones differ, "
+            f"scores by up to {result.score_error:.2f}",
+            "report this with the output of `rbc-edge bundle show` and the processor's name",
+        )
+    return result

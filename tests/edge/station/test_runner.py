@@ -1,0 +1,551 @@
+import csv
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from math import isnan
+from pathlib import Path
+from threading import Event
+
+import pytest
+from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
+
+from rbc_edge.errors import BundleError, UnavailableError, UsageError
+from rbc_edge.station.runner import Clock, RunOptions, RunSummary, Step, Stop, run_once
+from rbc_edge.store.outdir import writing
+from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.vision.counting import EdgeRule
+
+GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
+
+
+@dataclass
+class Station:
+    """A camera folder, an output folder, and the last run's analyzer and steps."""
+
+    source: Path
+    out: Path
+    analyzer: StandIn = field(default_factory=StandIn)
+    steps: list[Step] = field(default_factory=list)
+
+    def write(self, name: str, n: int, seed: int = 0) -> None:
+        write_disks(self.source / name, n, seed=seed)
+
+    def run(
+        self,
+        *paths: Path,
+        bundle_id: str = BUNDLE_ID,
+        analyzer: StandIn | None = None,
+        stop: Stop | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        survives: Callable[[Sequence[Path]], bool] | None = None,
+        **options: object,
+    ) -> RunSummary:
+        self.analyzer, self.steps = analyzer or StandIn(), []
+        asked = RunOptions(paths or (self.source,), self.out, **options)  # type: ignore[arg-type]
+        return run_once(
+            asked,
+            bundle_id,
+            lambda: self.analyzer,
+            on_step=on_step or self.steps.append,
+            stop=stop,
+            clock=ticking(),
+            survives=survives,
+        )
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        with (self.out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def counts(self, name: str) -> dict[str, str]:
+        return {row["fov"]: row["n_rbc"] or row["status"] for row in self.table(name)}
+
+    def everything(self) -> dict[str, bytes]:
+        return {str(p.relative_to(self.out)): p.read_bytes() for p in sorted(self.out.rglob("*.csv"))}
+
+
+def ticking() -> Clock:
+    """A clock of which every look takes a tenth of a second."""
+    seconds = count(step=0.1)
+    start = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+    return Clock(lambda: start + timedelta(seconds=int(next(seconds))), lambda: next(seconds))
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Station:
+    station = Station(tmp_path / "camera", tmp_path / "results" / "deep")
+    station.write("s1/a.png", 3)
+    station.write("s1/b.png", 5)
+    station.write("s2/a.png", 0)
+    return station
+
+
+def test_every_image_is_counted_into_its_slides_table(station: Station) -> None:
+    summary = station.run(cells=True)
+    assert (summary.n_images, summary.n_counted, summary.exit_code) == (3, 3, 0)
+    assert (station.counts("s1"), station.counts("s2")) == ({"a": "3", "b": "5"}, {"a": "0"})
+    assert [(row["slide_id"], row["n_rbc"]) for row in station.table("slides")] == [("s1", "8"), ("s2", "0")]
+    assert [s.slide_id for s in summary.slides] == ["s1", "s2"]
+    assert len(station.table("cells/s1")) == 8
+    assert [(s.file.fov, s.n_done, s.n_total) for s in station.steps] == [
+        ("a", 1, 3),
+        ("b", 2, 3),
+        ("a", 3, 3),
+    ]
+    row = station.table("s1")[0]
+    assert (row["bundle_id"], row["path"]) == (BUNDLE_ID, str(station.source / "s1" / "a.png"))
+    assert row["analyzed_at"].startswith("2025-01-02T03:04:")
+    assert float(row["elapsed_ms"]) > 0
+
+
+def test_again_does_nothing_and_changes_no_byte(station: Station) -> None:
+    station.run(cells=True)
+    before = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in station.out.rglob("*.csv")}
+
+    def never() -> StandIn:
+        raise AssertionError("nothing to do, yet the models were loaded")
+
+    summary = run_once(RunOptions((station.source,), station.out), BUNDLE_ID, never)
+    assert (summary.n_counted, summary.n_unchanged, summary.exit_code) == (0, 3, 0)
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in station.out.rglob("*.csv")} == before
+
+
+def test_only_what_changed_is_counted_again(station: Station) -> None:
+    station.run()
+    station.write("s1/b.png", 7)
+    station.write("s1/c.png", 1)
+    assert station.run().n_counted == 2
+    assert station.analyzer.analyzed == ["s1/b", "s1/c"]
+    assert station.counts("s1") == {"a": "3", "b": "7", "c": "1"}
+
+
+def test_touched_renamed_copied_and_removed_files_count_once(station: Station) -> None:
+    station.run()
+    os.utime(station.source / "s1" / "a.png", ns=(1, 1))
+    (station.source / "s1" / "b.png").rename(station.source / "s1" / "renamed.png")
+    station.write("s1/copy.png", 3)
+    (station.source / "s2" / "a.png").unlink()
+    summary = station.run()
+    assert station.analyzer.analyzed == []
+    assert (summary.n_counted, summary.n_duplicates, summary.exit_code) == (0, 1, 0)
+    assert station.counts("s1") == {"a": "3", "copy": "duplicate", "renamed": "5"}
+    assert station.counts("s2") == {"a": "0"}  # the camera's folder is emptied; the count stays
+    assert [s.n_fov_ok for s in summary.slides] == [2, 1]
+
+
+def test_force_another_bundle_or_another_scale_count_again(station: Station) -> None:
+    station.run()
+    assert station.run(force=True).n_counted == 3
+    assert station.run(bundle_id="fedcba").n_counted == 3
+    assert station.run(bundle_id="fedcba").n_counted == 0
+    assert station.run(bundle_id="fedcba", scale=GIVEN).n_counted == 3
+    assert station.run(bundle_id="fedcba", scale=GIVEN, edges=EdgeRule.INSIDE).n_counted == 0
+    assert {row["bundle_id"] for row in station.table("s1")} == {"fedcba"}
+
+
+def test_rows_of_two_bundles_are_told(station: Station) -> None:
+    station.run()
+    (station.source / "s1" / "a.png").unlink()
+    station.run(bundle_id="fedcba")
+    assert station.table("slides")[0]["bundle_id"] == f"{BUNDLE_ID}+fedcba"
+
+
+def test_scale_given_by_the_user_is_used_as_it_is(station: Station) -> None:
+    station.run(scale=GIVEN)
+    assert station.analyzer.n_estimates == 0
+    assert set(station.analyzer.scales) == {GIVEN}
+    assert station.table("s1")[0]["scale_source"] == "cell-diameter"
+
+
+def test_scale_is_estimated_once_for_a_slide_and_kept(station: Station) -> None:
+    station.run()
+    assert station.analyzer.n_estimates == 2
+    assert station.analyzer.scales[:2] == [Scale(40.0, ScaleSource.SLIDE)] * 2
+    assert station.analyzer.scales[2].source is ScaleSource.NONE
+    assert isnan(station.analyzer.scales[2].cell_diameter_px)
+    assert (station.table("s2")[0]["cell_diameter_px"], station.table("s2")[0]["scale_source"]) == (
+        "",
+        "none",
+    )
+    station.write("s1/c.png", 1)
+    station.write("s2/b.png", 1)
+    station.run()
+    assert station.analyzer.n_estimates == 1  # s2 has shown no cell before; s1 keeps its scale
+    station.run(bundle_id="fedcba")
+    assert station.analyzer.n_estimates == 2
+
+
+def test_scale_looks_at_fields_spread_over_the_slide_and_passes_over_broken_ones(station: Station) -> None:
+    for i in range(40):
+        station.write(f"many/{i:02d}.png", 1, seed=i)
+    (station.source / "many" / "00.png").write_bytes(b"broken")
+
+    class Counting(StandIn):
+        n_images = 0
+
+        def estimate_scale(self, images: object, /) -> Scale:
+            self.n_images = len(list(images))  # type: ignore[call-overload]
+            return GIVEN
+
+    analyzer = Counting()
+    station.run(station.source / "many", analyzer=analyzer)
+    assert analyzer.n_images == 8
+
+
+def test_one_broken_image_fails_alone(station: Station) -> None:
+    (station.source / "s1" / "aa.png").write_bytes(b"not an image")
+    summary = station.run()
+    assert (summary.n_counted, summary.n_failed, summary.exit_code) == (3, 1, 3)
+    assert station.counts("s1") == {"a": "3", "aa": "failed", "b": "5"}
+    row = station.table("s1")[1]
+    assert (row["failure"], row["n_rbc"], row["n_wbc"], row["overlap_fraction"]) == (
+        "not-an-image",
+        "",
+        "",
+        "",
+    )
+    again = station.run()
+    assert (again.n_counted, again.n_failed, again.exit_code, station.analyzer.analyzed) == (0, 1, 3, [])
+    station.write("s1/aa.png", 2)
+    assert station.run().exit_code == 0
+    assert station.counts("s1") == {"a": "3", "aa": "2", "b": "5"}
+
+
+def test_whatever_the_analyzer_throws_fails_one_image(station: Station) -> None:
+    class Fragile(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "a":
+                raise MemoryError("too many cells")
+            return super().analyze(field, scale)
+
+    summary = station.run(analyzer=Fragile())
+    assert (summary.n_counted, summary.n_failed) == (1, 2)
+    assert station.table("s1")[0]["failure"] == "error"
+    failed = [s.row for s in station.steps if s.row and s.row.status == "failed"]
+    assert all(row.message.endswith("MemoryError: too many cells") for row in failed)
+
+
+def test_jpegs_of_large_cells_are_decoded_as_small_as_their_slide_allows(station: Station) -> None:
+    class Enlarging(StandIn):
+        """Sees cells of 100 px."""
+
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            seen.extend(image.shape[:2] for image in images)
+            return Scale(100.0, ScaleSource.SLIDE)
+
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            seen.append(field.image.shape[:2])
+            return super().analyze(field, scale)
+
+    seen: list[tuple[int, ...]] = []
+    folder = station.source / "enlarged"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(encoded(disks(3), ".jpg"))
+    station.run(folder, analyzer=Enlarging())
+    assert seen == [(240, 360), (120, 180)]  # all of it for the scale
+
+
+def test_a_broken_bundle_ends_the_run(station: Station) -> None:
+    class Broken(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            raise BundleError("model will not load")
+
+    with pytest.raises(BundleError):
+        station.run(analyzer=Broken())
+
+
+def test_max_failures_ends_early_with_tables(station: Station) -> None:
+    for name in "cdef":
+        (station.source / "s1" / f"{name}.png").write_bytes(name.encode())
+    summary = station.run(max_failures=2)
+    assert (summary.gave_up, summary.n_failed, summary.exit_code) == (True, 2, 3)
+    assert station.counts("s1") == {"a": "3", "b": "5", "c": "failed", "d": "failed"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_image_in_hand_and_writes_the_tables(
+    station: Station, number: int, code: int
+) -> None:
+    stop = Stop()
+    before = signal.getsignal(number)
+
+    def on_step(step: Step) -> None:
+        if step.n_done == 1:
+            os.kill(os.getpid(), number)
+
+    with stop.on_signals():
+        summary = station.run(stop=stop, on_step=on_step)
+    assert signal.getsignal(number) is before
+    assert (summary.exit_code, summary.n_counted) == (code, 1)
+    assert station.counts("s1") == {"a": "3"}
+    assert station.run().exit_code == 0
+    assert station.counts("s1") == {"a": "3", "b": "5"}
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt), stop.on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_killed_before_the_tables_were_written_they_are_written_first(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.run()
+    whole = station.everything()
+    for path in station.out.rglob("*.csv"):
+        path.unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(_: Step) -> None:
+        raise Killed
+
+    station.write("s1/c.png", 1)
+    station.write("s1/d.png", 1, seed=1)
+    with pytest.raises(Killed):  # the first step ends it, with rows in the ledger and no table
+        station.run(on_step=kill, force=True)
+    monkeypatch.setattr("rbc_edge.station.runner.Run.settle", lambda *_, **__: RunSummary(0))
+    station.run()
+    assert station.everything().keys() == whole.keys()
+
+
+def test_other_slide_names_for_the_same_files_count_nothing_twice(station: Station) -> None:
+    station.run(station.source / "s1", cells=True)
+    summary = station.run(station.source / "s1", slide_pattern=r"(?P<slide>[a-z])\.png")
+    assert [(s.slide_id, s.counts.n_rbc if s.counts else None) for s in summary.slides] == [
+        ("a", 3),
+        ("b", 5),
+    ]
+    assert sorted(station.everything()) == ["a.csv", "b.csv", "slides.csv"]
+
+
+def test_output_inside_or_equal_to_the_source_is_refused_and_nothing_written(
+    station: Station, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(station.source)
+    listing = sorted(station.source.rglob("*"))
+    for out in (station.source, station.source / "s1", station.source / "new", tmp_path / "link" / "x"):
+        station.out = out
+        with pytest.raises(UsageError, match=r"lies inside the source.*--out"):
+            station.run()
+    station.out = station.source / "s1"
+    with pytest.raises(UsageError, match="lies inside"):
+        station.run(station.source / "s1" / "a.png")
+    assert sorted(station.source.rglob("*")) == listing
+    station.out = tmp_path
+    assert station.run().exit_code == 0  # the source inside the output is no harm
+
+
+def test_output_that_cannot_be_made(station: Station, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    station.out = tmp_path / "file" / "out"
+    with pytest.raises(UnavailableError, match="cannot make the output folder"):
+        station.run()
+
+
+def test_source_is_not_written_to(station: Station) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (station.source, *station.source.rglob("*"))}
+    station.run(cells=True)
+    assert {p: p.stat().st_mtime_ns for p in (station.source, *station.source.rglob("*"))} == before
+
+
+def test_a_folder_that_moved_is_shown_where_it_is_and_counted_once(station: Station) -> None:
+    station.write("moved/a.png", 3)
+    station.run()
+    before = station.table("moved")
+    moved = station.source.with_name("archive")
+    station.source.rename(moved)
+    summary = station.run(moved)
+    assert (summary.n_counted, summary.n_unchanged) == (0, summary.n_images)
+    path = str(moved / "moved" / "a.png")
+    assert station.table("moved") == [row | {"path": path} for row in before]
+
+
+def die_while_counting(
+    station: Station,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    *others: str,
+    survives: Callable[[Sequence[Path]], bool] | None = None,
+) -> None:
+    """A run whose process ends while it counts an image; the next one is another process."""
+
+    class Deadly(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if f"{field.slide_id}/{field.fov}" in (name, *others):
+                raise SystemExit  # nothing is cleaned up on the way: see `Ledger.close`
+            return super().analyze(field, scale)
+
+    monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", f"process {next(PROCESSES)}")
+    with pytest.raises(SystemExit):
+        station.run(analyzer=Deadly(), survives=survives)
+    monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", f"process {next(PROCESSES)}")
+
+
+PROCESSES = count()
+
+
+def test_an_image_two_processes_died_of_is_passed_over(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_while_counting(station, monkeypatch, "s1/a")
+    die_while_counting(station, monkeypatch, "s1/a")
+    summary = station.run()
+    assert station.analyzer.analyzed == ["s1/b", "s2/a"]
+    assert (summary.n_counted, summary.n_failed, summary.exit_code) == (2, 1, 3)
+    row = station.table("s1")[0]
+    assert (row["fov"], row["status"], row["failure"], row["n_rbc"]) == ("a", "failed", "crash", "")
+    assert len(row["sha256"]) == 64
+    assert station.run().n_counted == 0  # and it is not opened again
+
+
+def test_suspects_are_tried_elsewhere_and_the_innocent_counted(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_while_counting(station, monkeypatch, "s1/a")  # b was being read ahead
+    tried: list[list[str]] = []
+
+    def survives(paths: Sequence[Path]) -> bool:
+        tried.append([p.name for p in paths])
+        return "b.png" not in tried[-1]
+
+    summary = station.run(survives=survives)
+    assert tried == [["a.png", "b.png"], ["a.png"], ["b.png"]]
+    assert station.counts("s1") == {"a": "3", "b": "failed"}
+    assert summary.n_counted == 2
+    assert [s.file.fov for s in station.steps if s.row and s.row.failure == "crash"] == ["b"]
+
+
+def test_processes_that_die_of_something_else_fail_no_image(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(50):
+        die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
+    summary = station.run(survives=lambda _: True)
+    assert (summary.n_counted, summary.n_failed) == (3, 0)
+
+
+def test_a_machine_that_goes_down_in_every_trial_gives_up_on_the_image_alone(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_while_counting(station, monkeypatch, "s1/a")
+
+    def power_cut(paths: Sequence[Path]) -> bool:
+        if "a.png" in [p.name for p in paths]:
+            raise SystemExit
+        return True
+
+    n_cuts = 0
+    while True:
+        try:
+            summary = station.run(survives=power_cut)
+            break
+        except SystemExit:
+            n_cuts += 1
+            monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", f"process {next(PROCESSES)}")
+    assert n_cuts == 25
+    assert station.counts("s1") == {"a": "failed", "b": "5"}
+    assert summary.n_failed == 1
+
+
+def test_an_image_that_only_the_service_dies_of_is_given_up_in_the_end(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(100):
+        die_while_counting(station, monkeypatch, "s1/a", survives=lambda _: True)
+    assert station.run(survives=lambda _: True).n_failed == 1
+    assert station.counts("s1") == {"a": "failed", "b": "5"}
+
+
+def test_a_slide_whose_images_come_one_by_one_gets_a_better_scale(station: Station) -> None:
+    class Unsure(StandIn):
+        """Estimates a scale that hangs on the number of fields, as a real one does at first."""
+
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            self.n_estimates += 1
+            return Scale({1: 50.0, 2: 50.5, 4: 40.0}.get(len(images), 41.0), ScaleSource.SLIDE)
+
+    scales = []
+    for i in range(10):
+        station.write(f"s3/{i}.png", i + 1, seed=i)
+        station.run(station.source / "s3", analyzer=Unsure())
+        assert isinstance(station.analyzer, Unsure)
+        scales.append((station.analyzer.n_estimates, [s.cell_diameter_px for s in station.analyzer.scales]))
+    assert scales[0] == (1, [50.0])
+    assert scales[1] == (1, [50.0])  # one per cent off: the first stands
+    assert scales[2] == (0, [50.0])
+    assert scales[3] == (1, [40.0] * 4)  # all four again
+    assert scales[4:7] == [(0, [40.0])] * 3
+    assert scales[7] == (1, [41.0] * 8)
+    assert scales[8:] == [(0, [41.0])] * 2
+    assert station.counts("s3") == {str(i): str(i + 1) for i in range(10)}
+
+
+def test_the_image_in_hand_is_left_when_it_takes_too_long(station: Station) -> None:
+    stop = Stop(patience_s=0.05)
+
+    class Slow(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            os.kill(os.getpid(), signal.SIGTERM)
+            released.wait(60)
+            return super().analyze(field, scale)
+
+    released = Event()
+    with stop.on_signals():
+        summary = station.run(analyzer=Slow(), stop=stop)
+    released.set()
+    assert stop.is_late
+    assert (summary.exit_code, summary.n_counted) == (143, 0)
+    assert station.run().n_counted == 3  # and it is no suspect
+
+
+def test_a_run_waits_for_another_writer_and_gives_up(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.run()
+    monkeypatch.setattr("rbc_edge.station.runner._WAIT_FOR_WRITER_S", 0)
+    with writing(station.out), pytest.raises(UnavailableError, match="another rbc-edge is writing"):
+        station.run()
+
+
+def test_images_counted_together_are_written_down_in_order(station: Station) -> None:
+    for i in range(30):
+        station.write(f"s1/{i:02}.png", i % 7, seed=i)
+    station.write("s1/29-copy.png", 29 % 7, seed=29)
+    station.write("s1/zz-broken.png", 1)
+    (station.source / "s1" / "zz-broken.png").write_bytes(b"no image")
+    station.run(cells=True)
+    alone = {name: rows(station.out / name) for name in station.everything()}
+    station.out = station.out.with_name("together")
+    summary = station.run(cells=True, workers=4)
+    assert [s.file.fov for s in station.steps] == [*sorted(s.file.fov for s in station.steps[:-1]), "a"]
+    assert {name: rows(station.out / name) for name in station.everything()} == alone
+    assert (summary.n_counted, summary.n_failed, summary.n_duplicates) == (33, 1, 1)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    times = ("analyzed_at", "elapsed_ms")
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in times} for row in csv.DictReader(file)]
+
+
+def test_a_content_whose_count_fell_away_is_counted_by_its_copy(station: Station) -> None:
+    """The first of two copies cannot be analyzed when the second was passed over as known already."""
+
+    class Moody(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "a":
+                raise ValueError("not this one")
+            return super().analyze(field, scale)
+
+    station.write("s3/a.png", 4, seed=8)
+    station.write("s3/b.png", 4, seed=8)
+    summary = station.run(station.source / "s3", analyzer=Moody(), workers=2)
+    assert station.counts("s3") == {"a": "failed", "b": "4"}
+    assert summary.n_counted == 1

@@ -1,0 +1,485 @@
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from math import isnan, nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rbc_edge.errors import UnavailableError
+from rbc_edge.store import ledger as ledger_module
+from rbc_edge.store.ledger import (
+    FILE_NAME,
+    Attempt,
+    DamagedError,
+    Entry,
+    Ledger,
+    SlideScale,
+    Status,
+    Version,
+    keep_aside,
+)
+from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.vision.counting import EdgeRule, count
+
+VERSION = Version("bundle-1", "estimated")
+WHEN = "2025-01-02T03:04:05Z"
+
+
+def some_cells(n: int, seed: int = 0) -> Cells:
+    rng = np.random.default_rng(seed)
+    class_id = rng.integers(0, 3, n).astype(np.int64)
+    score = rng.random(n).astype(np.float32)
+    return Cells(
+        Detections(rng.uniform(0, 700, (n, 4)).astype(np.float32), score, class_id),
+        np.where(class_id == 0, rng.random(n), nan).astype(np.float32),
+        ((class_id == 0) & (rng.random(n) < 0.5)).astype(np.bool_),
+        rng.integers(0, 5, n).astype(np.int64),
+        (rng.random((n, 4)) < 0.3).astype(np.bool_),
+    )
+
+
+def a_result(n: int = 5, seed: int = 0) -> FovResult:
+    return FovResult(640, 480, Scale(41.25, ScaleSource.SLIDE), some_cells(n, seed), ("blurred", "dark"))
+
+
+class Desk:
+    """One slide's files on disk and the ledger beside them."""
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self.folder, self.ledger = folder, ledger
+
+    def file(self, fov: str, mtime_ns: int = 1, slide_id: str = "s") -> InboxFile:
+        path = self.folder / f"{fov}.png"
+        path.touch()
+        return InboxFile(path, slide_id, fov, 10, mtime_ns)
+
+    def entry(self, fov: str, sha256: str, **changes: object) -> Entry:
+        return replace(Entry(self.file(fov), VERSION, sha256, WHEN, elapsed_ms=1.5), **changes)  # type: ignore[arg-type]
+
+    def look(self, fov: str, sha256: str, *, force: bool = False, **changes: object) -> str:
+        """What the runner does with a file that was read; returns what became of it."""
+        entry = self.entry(fov, sha256, **changes)
+        if self.ledger.settle(entry, force=force) is not None:
+            return "settled"
+        self.ledger.record_ok(entry, a_result())
+        return "analyzed"
+
+    def shown(self, slide_id: str = "s") -> dict[str, str]:
+        return {row.fov: row.status.value for row in self.ledger.fields(slide_id)}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    desk = Desk(tmp_path / "in", Ledger(tmp_path / "out"))
+    yield desk
+    desk.ledger.close()
+
+
+@pytest.mark.parametrize("n", [0, 1, 700])
+def test_cells_and_counts_come_back_exactly(desk: Desk, n: int) -> None:
+    entry = desk.entry("a", "x", captured_at="2024-05-06T07:08:09")
+    result = a_result(n, seed=n)
+    row = desk.ledger.record_ok(entry, result)
+    assert (row.width_px, row.height_px, row.scale) == (640, 480, result.scale)
+    assert (row.quality_flags, row.captured_at) == (("blurred", "dark"), "2024-05-06T07:08:09")
+    assert (row.path, row.sha256, row.version) == (entry.file.path, "x", VERSION)
+    assert (row.analyzed_at, row.elapsed_ms) == (WHEN, 1.5)
+    assert row.counts == {rule: count(result.cells, rule) for rule in EdgeRule}
+    ((fov, cells),) = desk.ledger.cells("s")
+    assert fov == "a"
+    for name in ("overlap_score", "overlapping", "group", "touches_edge"):
+        np.testing.assert_array_equal(getattr(cells, name), getattr(result.cells, name))
+    for name in ("xyxy", "score", "class_id"):
+        np.testing.assert_array_equal(getattr(cells.detections, name), getattr(result.cells.detections, name))
+
+
+def test_only_what_was_committed_lasts(desk: Desk, tmp_path: Path) -> None:
+    desk.look("a", "x")
+    desk.ledger.commit()
+    desk.look("b", "y")
+    desk.ledger.close()
+    desk.ledger = Ledger(tmp_path / "out")
+    assert desk.shown() == {"a": "ok"}
+
+
+def test_done_is_done_until_file_bundle_or_settings_change(desk: Desk) -> None:
+    desk.look("a", "x")
+    file = desk.file("a")
+    assert desk.ledger.is_done(file, VERSION)
+    assert not desk.ledger.is_done(replace(file, mtime_ns=2), VERSION)
+    assert not desk.ledger.is_done(replace(file, size_bytes=11), VERSION)
+    assert not desk.ledger.is_done(file, Version("bundle-2", "estimated"))
+    assert not desk.ledger.is_done(file, Version("bundle-1", "cell-diameter=40.0"))
+    assert not desk.ledger.is_done(desk.file("b"), VERSION)
+    elsewhere = file.path.parent / "moved" / file.path.name
+    assert not desk.ledger.is_done(replace(file, path=elsewhere), VERSION)
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_done"), [("truncated", True), ("error", True), ("unreadable", False), ("vanished", False)]
+)
+def test_failed_is_tried_again_only_where_access_failed(desk: Desk, failure: str, is_done: bool) -> None:
+    row = desk.ledger.record_failed(desk.entry("a", ""), failure, "in words")
+    assert (row.status, row.failure, row.message) == (Status.FAILED, failure, "in words")
+    assert (row.counts, row.width_px, row.scale) == ({}, None, None)
+    assert desk.ledger.is_done(desk.file("a"), VERSION) == is_done
+    assert not desk.ledger.is_done(desk.file("a", mtime_ns=2), VERSION)
+
+
+def test_touched_file_is_not_analyzed_again(desk: Desk) -> None:
+    desk.look("a", "x")
+    assert desk.look("a", "x", file=desk.file("a", mtime_ns=7)) == "settled"
+    assert desk.ledger.is_done(desk.file("a", mtime_ns=7), VERSION)
+    assert len(list(desk.ledger.cells("s"))) == 1
+
+
+def test_new_content_replaces_the_old(desk: Desk) -> None:
+    desk.look("a", "x")
+    assert desk.look("a", "y") == "analyzed"
+    assert [row.sha256 for row in desk.ledger.fields("s")] == ["y"]
+    assert len(list(desk.ledger.cells("s"))) == 1
+
+
+def test_renamed_file_keeps_its_count(desk: Desk) -> None:
+    desk.look("a", "x")
+    (desk.folder / "a.png").unlink()
+    assert desk.look("b", "x") == "settled"
+    assert desk.shown() == {"b": "ok"}
+    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    assert [fov for fov, _ in desk.ledger.cells("s")] == ["b"]
+
+
+def test_copy_is_a_duplicate_and_the_first_name_counts_whichever_came_first(desk: Desk) -> None:
+    desk.look("b", "x")
+    assert desk.look("c", "x") == "settled"
+    assert desk.shown() == {"b": "ok", "c": "duplicate"}
+    assert desk.look("a", "x") == "settled"
+    assert desk.shown() == {"a": "ok", "b": "duplicate", "c": "duplicate"}
+    assert [fov for fov, _ in desk.ledger.cells("s")] == ["a"]
+    assert not desk.ledger.is_done(desk.file("b"), VERSION)  # it is looked at once more: it may have changed
+    assert desk.look("b", "x") == "settled"
+    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    assert desk.ledger.field("s", "b").message == "same content as a"  # type: ignore[union-attr]
+
+
+def test_duplicate_counts_itself_when_its_original_changes(desk: Desk) -> None:
+    desk.look("a", "x")
+    desk.look("b", "x")
+    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    desk.look("a", "y")
+    assert not desk.ledger.is_done(desk.file("b"), VERSION)
+    assert desk.look("b", "x") == "analyzed"
+    assert desk.shown() == {"a": "ok", "b": "ok"}
+
+
+def test_two_files_that_swap_names_both_count(desk: Desk) -> None:
+    desk.look("a", "x")
+    desk.look("b", "y")
+    desk.look("a", "y", file=desk.file("a", mtime_ns=5))
+    desk.look("b", "x", file=desk.file("b", mtime_ns=5))
+    assert {row.fov: (row.sha256, row.status) for row in desk.ledger.fields("s")} == {
+        "a": ("y", Status.OK),
+        "b": ("x", Status.OK),
+    }
+
+
+def test_other_slide_may_hold_the_same_content(desk: Desk) -> None:
+    desk.look("a", "x")
+    other = desk.file("copy", slide_id="t")
+    assert desk.look("copy", "x", file=other) == "analyzed"
+    assert (desk.shown("s"), desk.shown("t")) == ({"a": "ok"}, {"copy": "ok"})
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_new_bundle_counts_again_and_still_once(desk: Desk, gone: bool) -> None:
+    desk.look("b", "x")
+    if gone:
+        (desk.folder / "b.png").unlink()
+    new = Version("bundle-2", "estimated")
+    assert desk.look("a", "x", version=new) == "analyzed"
+    assert desk.shown() == ({"a": "ok"} if gone else {"a": "ok", "b": "duplicate"})
+    assert desk.look("a", "x", version=new, force=True) == "analyzed"
+    assert len(list(desk.ledger.cells("s"))) == 1
+
+
+def test_the_database_itself_refuses_to_count_a_content_twice(desk: Desk) -> None:
+    desk.look("a", "x")
+    desk.look("b", "y")
+    desk.ledger.commit()
+    with (
+        sqlite3.connect(desk.ledger.path) as other,
+        pytest.raises(sqlite3.IntegrityError, match="UNIQUE"),
+    ):
+        other.execute("UPDATE field SET sha256 = 'x'")
+    other.close()
+
+
+def test_vanished_file_leaves_its_count_and_a_renamed_failure_is_one(desk: Desk) -> None:
+    desk.look("a", "x")
+    assert desk.ledger.record_failed(desk.entry("a", ""), "vanished", "gone").status is Status.OK
+    desk.ledger.record_failed(desk.entry("b", "bad"), "truncated", "cut")
+    (desk.folder / "b.png").unlink()
+    desk.ledger.record_failed(desk.entry("c", "bad"), "truncated", "cut")
+    desk.ledger.record_failed(desk.entry("d", "bad"), "truncated", "cut")
+    assert desk.shown() == {"a": "ok", "c": "failed", "d": "failed"}
+
+
+def test_a_file_that_moves_to_another_slide_leaves_the_first(desk: Desk) -> None:
+    desk.look("a", "x")
+    desk.look("b", "y")
+    moved = replace(desk.file("a"), slide_id="t")
+    assert desk.ledger.claim_paths((moved, desk.file("b"))) == {"s"}
+    assert desk.shown() == {"b": "ok"}
+    assert desk.ledger.claim_paths((moved, desk.file("b"))) == set()
+
+
+def test_slide_scale_is_kept_with_its_bundle(desk: Desk) -> None:
+    assert desk.ledger.slide_scale("s") is None
+    desk.look("a", "x")
+    assert desk.ledger.slide_scale("s") is None
+    desk.ledger.keep_slide_scale("s", SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3))
+    kept = desk.ledger.slide_scale("s")
+    assert kept is not None
+    assert kept == SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3)
+    desk.ledger.keep_slide_scale("s", SlideScale(Scale(nan, ScaleSource.NONE), "bundle-2", 8))
+    kept = desk.ledger.slide_scale("s")
+    assert kept is not None
+    assert isnan(kept.scale.cell_diameter_px)
+    assert desk.ledger.slide_ids() == ["s"]
+
+
+def test_tables_are_stale_after_a_change_until_written(desk: Desk) -> None:
+    assert not desk.ledger.tables_are_stale()
+    desk.look("a", "x")
+    assert desk.ledger.tables_are_stale()
+    desk.ledger.tables_written()
+    assert not desk.ledger.tables_are_stale()
+
+
+def test_path_that_is_not_utf8_survives(desk: Desk) -> None:
+    path = desk.folder / "\udcff.png"
+    desk.ledger.record_ok(desk.entry("a", "x", file=InboxFile(path, "s", "a", 1, 1)), a_result())
+    desk.ledger.record_failed(
+        desk.entry("b", "", file=InboxFile(path, "s", "b", 1, 1)), "empty", f"{path}: empty"
+    )
+    first, second = desk.ledger.fields("s")
+    assert first.path == path
+    assert second.message.endswith(r"\xff.png: empty")
+
+
+def test_durability_policy(desk: Desk) -> None:
+    pragma = desk.ledger._db.execute
+    assert pragma("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert pragma("PRAGMA synchronous").fetchone()[0] == 2
+    assert pragma("PRAGMA foreign_keys").fetchone()[0] == 1
+
+
+def alter(out: Path, statement: str) -> None:
+    database = sqlite3.connect(out / FILE_NAME)
+    database.execute(statement)
+    database.commit()
+    database.close()
+
+
+def test_newer_ledger_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path).close()
+    alter(tmp_path, "PRAGMA user_version = 99")
+    with pytest.raises(UnavailableError, match="newer rbc-edge"):
+        Ledger(tmp_path)
+
+
+def test_other_programs_database_is_refused_and_untouched(tmp_path: Path) -> None:
+    alter(tmp_path, "CREATE TABLE theirs (x)")
+    before = (tmp_path / FILE_NAME).read_bytes()
+    with pytest.raises(UnavailableError, match="another program"):
+        Ledger(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_file_that_is_no_database_and_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"not a database, but long enough to be looked at " * 50)
+    with pytest.raises(UnavailableError, match=r"damaged.*move it aside"):
+        Ledger(tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    ledger = Ledger(tmp_path)
+    path = tmp_path / "x.png"
+    for i in range(200):
+        entry = Entry(InboxFile(path, "s", f"{i}", 1, 1), VERSION, f"{i}", WHEN)
+        ledger.record_ok(entry, a_result(50))
+    ledger.commit()
+    ledger.close()
+    data = bytearray((tmp_path / FILE_NAME).read_bytes())
+    data[4096:] = b"\x55" * (len(data) - 4096)
+    (tmp_path / FILE_NAME).write_bytes(data)
+    with Ledger(tmp_path) as damaged, pytest.raises(UnavailableError, match="damaged"):
+        list(damaged.fields("s"))
+
+
+# -- beside a service ------------------------------------------------------------------------------------
+
+
+def test_an_attempt_outlives_its_process_and_not_its_image(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [desk.file(name) for name in "abc"]
+    desk.ledger.begin_attempts(files)
+    assert desk.ledger.attempts(files) == {}  # our own are no suspects
+    desk.ledger.close()  # as death does: nothing is committed on the way out
+    desk.ledger = Ledger(tmp_path / "out")
+    monkeypatch.setattr(ledger_module, "_PROCESS", "the next process")
+    assert desk.ledger.attempts(files) == dict.fromkeys(files, Attempt(1))
+    assert desk.ledger.attempts([replace(files[0], mtime_ns=5)]) == {}  # another content
+    desk.look("a", "x")
+    desk.ledger.record_failed(desk.entry("b", "y"), "crash", "brings the program down")
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(1)}
+    desk.ledger.begin_trial(files)
+    desk.ledger.begin_trial(files)
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(1, 2)}
+    desk.ledger.end_trial(files)
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(1)}
+    desk.ledger.begin_attempts(files[2:])
+    desk.ledger.begin_attempts(files[2:])  # the same process again is no second death
+    monkeypatch.setattr(ledger_module, "_PROCESS", "the third process")
+    assert desk.ledger.attempts(files) == {files[2]: Attempt(2)}
+    desk.ledger.end_attempts(files)
+    assert desk.ledger.attempts(files) == {}
+
+
+def test_a_commit_is_forced_to_the_disk_and_an_attempt_is_not(desk: Desk) -> None:
+    said: list[str] = []
+    desk.ledger._db.set_trace_callback(said.append)
+    desk.ledger.begin_attempts([desk.file("a")])
+    assert "PRAGMA synchronous = NORMAL" in said
+    assert "PRAGMA synchronous = FULL" not in said
+    desk.ledger.commit()
+    assert "PRAGMA synchronous = FULL" in said
+    said.clear()
+    desk.ledger.commit()
+    assert said == []
+
+
+def test_failed_images_are_tried_again_when_asked(desk: Desk) -> None:
+    for fov, slide in (("a", "s"), ("b", "s"), ("c", "t")):
+        file = replace(desk.file(fov), slide_id=slide)
+        desk.ledger.record_failed(desk.entry(fov, fov, file=file), "truncated", "cut")
+    desk.look("ok", "x")
+    assert desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.ledger.retry("s", "a") == 1
+    assert not desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    assert desk.ledger.retry("nobody") == 0
+    assert desk.ledger.retry("s") == 2
+    assert desk.ledger.retry() == 3
+    assert desk.ledger.is_done(desk.file("ok"), VERSION)
+
+
+def test_the_ledger_in_a_few_numbers(desk: Desk) -> None:
+    assert desk.ledger.tally() == ledger_module.Tally(0, 0, 0, 0, "")
+    desk.look("a", "x")
+    desk.look("b", "x")
+    desk.ledger.record_failed(desk.entry("c", ""), "empty", "empty")
+    late = desk.entry("d", "", analyzed_at="2020-01-01T00:00:00Z")  # the clock was set back
+    desk.ledger.record_failed(late, "truncated", "cut")
+    assert desk.ledger.tally() == ledger_module.Tally(1, 2, 1, 1, "2020-01-01T00:00:00Z")
+    assert [row.fov for row in desk.ledger.failures(10)] == ["d", "c"]
+    assert [row.fov for row in desk.ledger.failures(1)] == ["d"]
+    assert desk.ledger.failure_counts() == {"empty": 1, "truncated": 1}
+
+
+def test_readers_work_beside_the_writer_and_change_nothing(desk: Desk, tmp_path: Path) -> None:
+    desk.look("a", "x")
+    with Ledger.reading(tmp_path / "out") as reader:
+        assert reader.tally().n_ok == 0
+        desk.ledger.commit()
+        assert reader.tally().n_ok == 1
+        with pytest.raises(UnavailableError, match="cannot write"):
+            reader.retry()
+    with pytest.raises(UnavailableError, match=r"no ledger\.sqlite3 there"):
+        Ledger.reading(tmp_path)
+
+
+def test_foreign_changes_are_noticed_and_ones_own_are_not(desk: Desk, tmp_path: Path) -> None:
+    before = desk.ledger.foreign_changes()
+    desk.look("a", "x")
+    desk.ledger.commit()
+    assert desk.ledger.foreign_changes() == before
+    with Ledger(tmp_path / "out") as other:
+        other.retry()
+        other.commit()
+    assert desk.ledger.foreign_changes() != before
+
+
+def test_a_scale_that_got_better_has_the_slide_counted_again(desk: Desk) -> None:
+    desk.look("a", "x")
+    scale = SlideScale(Scale(40.0, ScaleSource.SLIDE), "bundle-1", 4)
+    desk.ledger.keep_slide_scale("s", scale)
+    assert desk.ledger.is_done(desk.file("a"), VERSION)
+    desk.ledger.keep_slide_scale("s", scale, recount=True)
+    assert not desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.shown() == {"a": "ok"}  # its count stands until then
+    assert desk.look("a", "x") == "analyzed"
+    assert desk.ledger.is_done(desk.file("a"), VERSION)
+
+
+def test_notes_are_kept(desk: Desk) -> None:
+    assert desk.ledger.note("source") == ""
+    desk.ledger.keep_note("source", "/camera")
+    desk.ledger.keep_note("source", "/other")
+    assert desk.ledger.note("source") == "/other"
+
+
+def test_ledger_of_the_first_version_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(ledger_module, "_MIGRATIONS", ledger_module._MIGRATIONS[:1])
+        Ledger(tmp_path).close()
+    with pytest.raises(UnavailableError, match="older rbc-edge"):
+        Ledger.reading(tmp_path)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.tally().n_ok == 0
+        assert ledger.note("x") == ""
+    Ledger.reading(tmp_path).close()
+
+
+def test_damage_is_found_by_reading_everything(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        for i in range(50):
+            file = InboxFile(tmp_path / f"{i}", "s", f"{i}", 1, 1)
+            ledger.record_ok(Entry(file, VERSION, f"{i}", WHEN), a_result(100, seed=i))
+        ledger.commit()
+        assert ledger.damage() == ""
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    n_pages = len(whole) // 4096
+    missed = []
+    for page in range(1, n_pages):
+        data = bytearray(whole)
+        data[page * 4096 : (page + 1) * 4096] = b"\x55" * 4096
+        (tmp_path / FILE_NAME).write_bytes(data)
+        try:
+            with Ledger(tmp_path) as ledger:
+                if not ledger.damage():
+                    missed.append(page)
+        except DamagedError:
+            pass
+    assert n_pages > 20
+    assert missed == []
+
+
+def test_a_damaged_ledger_is_kept_aside_with_the_tables_of_before(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    for name in (FILE_NAME, f"{FILE_NAME}-wal", "s.csv", "slides.csv", "cells/s.csv"):
+        (tmp_path / name).write_text(name)
+    aside = keep_aside(tmp_path, "20250102T030405Z")
+    assert aside == tmp_path / "damaged-20250102T030405Z"
+    kept = {p.relative_to(aside).as_posix(): p.read_text() for p in aside.rglob("*") if p.is_file()}
+    names = {FILE_NAME, f"{FILE_NAME}-wal", "s.csv", "slides.csv", "cells/s.csv"}
+    assert kept == {name: name for name in names}
+    assert not list(tmp_path.glob(f"{FILE_NAME}*"))
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == []
+    assert keep_aside(tmp_path, "20250102T030405Z").name == "damaged-20250102T030405Z_2"
+    Ledger(tmp_path).close()

@@ -1,0 +1,128 @@
+"""When pictures are made: after the counts, bit by bit, and pages only of slides that have come to rest."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stand_in import BUNDLE_ID, StandIn, write_disks
+
+from rbc_edge.station.runner import RunOptions, Stop, run_once
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.views.refresh import PictureOptions, Pictures
+from rbc_edge.vision.counting import EdgeRule
+
+EVERYTHING = PictureOptions(overlays=True, reports=True)
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """An output folder with two slides of two fields, without pictures."""
+    for slide in ("s1", "s2"):
+        for i in range(2):
+            write_disks(tmp_path / "camera" / slide / f"{i}.png", 4 + i, seed=i)
+    run(tmp_path, PictureOptions())
+    assert not (tmp_path / "out" / "overlays").exists()
+    assert not (tmp_path / "out" / "reports").exists()
+    return tmp_path / "out"
+
+
+def run(folder: Path, wanted: PictureOptions, stop: Stop | None = None) -> int:
+    options = RunOptions((folder / "camera",), folder / "out", pictures=wanted)
+    return run_once(options, BUNDLE_ID, StandIn, stop=stop).exit_code
+
+
+@pytest.fixture
+def ledger(counted: Path) -> Iterator[Ledger]:
+    with Ledger(counted) as opened:
+        yield opened
+
+
+def made(out: Path) -> list[str]:
+    return sorted(
+        str(p.relative_to(out)) for d in ("overlays", "reports") for p in (out / d).rglob("*") if p.is_file()
+    )
+
+
+def for_n(n: int) -> Callable[[], bool]:
+    left = iter([True] * n)
+    return lambda: next(left, False)
+
+
+def test_a_run_makes_them_of_everything_that_is_counted(counted: Path) -> None:
+    assert run(counted.parent, EVERYTHING) == 0
+    overlays = [f"overlays/{slide}/{i}_overlay.jpg" for slide in ("s1", "s2") for i in range(2)]
+    assert made(counted) == [*overlays, *(f"reports/{page}.html" for page in ("index", "s1", "s2"))]
+    assert "../overlays/s1/1_overlay.jpg" in (counted / "reports" / "s1.html").read_text()
+
+
+def test_a_run_that_was_stopped_makes_none(counted: Path) -> None:
+    assert run(counted.parent, EVERYTHING, Stop(signal=15)) == 143
+    assert made(counted) == []
+
+
+def test_overlays_are_drawn_bit_by_bit(counted: Path, ledger: Ledger) -> None:
+    pictures = Pictures(ledger, EVERYTHING, edges=EdgeRule.ALL, monotonic_s=lambda: 0.0)
+    pictures.changed()
+    assert not pictures.draw(keep_going=for_n(3))
+    assert len(made(counted)) == 3
+    assert pictures.draw(keep_going=for_n(1))
+    assert len(made(counted)) == 4
+    assert pictures.draw(keep_going=for_n(0))  # nothing is left to do
+
+
+def test_drawing_takes_no_longer_than_it_may(counted: Path, ledger: Ledger) -> None:
+    ticks = iter(range(100))
+    pictures = Pictures(ledger, EVERYTHING, edges=EdgeRule.ALL, monotonic_s=lambda: float(next(ticks)))
+    pictures.changed()
+    assert not pictures.draw(keep_going=lambda: True, time_s=2.5)
+    assert 0 < len(made(counted)) < 4
+
+
+def test_a_page_is_written_when_its_slide_rests_or_never_does(counted: Path, ledger: Ledger) -> None:
+    now_s = 0.0
+    pictures = Pictures(ledger, PictureOptions(reports=True), edges=EdgeRule.ALL, monotonic_s=lambda: now_s)
+    pictures.changed(["s1", "s2"])
+    pictures.report(keep_going=lambda: True, wait=True)
+    assert made(counted) == []
+    now_s = 15.0
+    pictures.changed(["s2"])
+    now_s = 21.0
+    pictures.report(keep_going=lambda: True, wait=True)
+    assert made(counted) == ["reports/index.html", "reports/s1.html"]
+    while now_s < 301.0:
+        assert "reports/s2.html" not in made(counted)
+        pictures.changed(["s2"])
+        pictures.report(keep_going=lambda: True, wait=True)
+        now_s += 10.0
+    pictures.report(keep_going=lambda: True, wait=True)
+    assert "reports/s2.html" in made(counted)
+
+
+def test_a_page_that_was_left_is_written_next_time(counted: Path, ledger: Ledger) -> None:
+    pictures = Pictures(ledger, EVERYTHING, edges=EdgeRule.ALL, monotonic_s=lambda: 0.0)
+    pictures.changed()
+    pictures.report(keep_going=lambda: False)
+    assert made(counted) == []
+    pictures.report(keep_going=lambda: True)
+    assert len(made(counted)) == 3
+
+
+def test_pages_that_cannot_be_written_are_a_warning(
+    counted: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    (counted / "reports").write_bytes(b"")
+    assert run(counted.parent, EVERYTHING) == 0
+    assert caplog.text.count("cannot write the reports") == 1
+
+
+def test_what_nobody_thought_of_is_a_warning_too(
+    counted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ArithmeticError("of tomorrow")
+
+    monkeypatch.setattr("rbc_edge.views.overlay.draw", broken)
+    monkeypatch.setattr("rbc_edge.views.report.draw", broken)
+    assert run(counted.parent, EVERYTHING) == 0
+    assert "cannot be drawn: ArithmeticError" in caplog.text
+    assert "the reports cannot be made: ArithmeticError" in caplog.text

@@ -1,0 +1,381 @@
+"""The pages: whole and well-formed, safe whatever a name holds, without a request, not too large."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stand_in import disks, encoded, write_disks
+
+from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.views import report
+from rbc_edge.views.report import Reports
+from rbc_edge.vision.counting import EdgeRule
+from rbc_edge.vision.image_file import load_field
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+_VOID = {"meta", "link", "br", "img", "hr", "input"}
+_SVG = {"rect", "line", "ellipse", "circle", "text", "g", "title", "svg"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every tag is closed in its order; notes what a browser would do with it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in _SVG
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style",):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def pictures(self) -> list[dict[str, str]]:
+        return self.all("img")
+
+    def check(self, page: Path) -> None:
+        """What holds for every page."""
+        assert self.source.startswith("<!doctype html>")
+        assert self.all("html")[0]["lang"] == "en"
+        assert len(self.all("h1")) == 1
+        assert "script" not in dict(self.tags)
+        assert not any(name.startswith("on") for _, attrs in self.tags for name in attrs)
+        ids = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
+        assert len(set(ids)) == len(ids)
+        for _, attrs in self.tags:
+            assert "srcset" not in attrs
+            assert attrs.get("src", "data:").startswith("data:")
+            href = attrs.get("href", "#")
+            if href.startswith("#"):
+                assert href[1:] in [*ids, ""]
+            elif not href.startswith("data:"):
+                assert not re.match(r"[a-z+]*:|//", href)
+        assert "url(" not in self.source and "@import" not in self.source
+        assert all(attrs["alt"] for attrs in self.pictures())
+        policy = next(m["content"] for m in self.all("meta") if m.get("http-equiv"))
+        assert policy.startswith("default-src 'none'")
+        assert "Not a medical device" in self.text
+
+
+class Desk:
+    """A ledger, its output folder and a camera's folder; counts are made up, images are real."""
+
+    def __init__(self, folder: Path) -> None:
+        self.camera, self.out = folder / "camera", folder / "out"
+        self.out.mkdir()
+        self.ledger = Ledger(self.out)
+        self.n_images = 0
+
+    def ok(
+        self,
+        slide_id: str,
+        fov: str,
+        n: int = 4,
+        n_overlapping: int = 2,
+        *,
+        image: bytes | None = None,
+        flags: tuple[str, ...] = (),
+        captured_at: str = "",
+    ) -> Path:
+        path = self.camera / f"{self.n_images}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.n_images += 1
+        if image is None:
+            write_disks(path, 3, seed=self.n_images)
+        else:
+            path.write_bytes(image)
+        field = load_field(path, slide_id, fov)
+        self.count(slide_id, fov, path, field.sha256, n, n_overlapping, flags, captured_at)
+        return path
+
+    def count(
+        self,
+        slide_id: str,
+        fov: str,
+        path: Path,
+        sha256: str,
+        n: int,
+        n_overlapping: int,
+        flags: tuple[str, ...] = (),
+        captured_at: str = "",
+    ) -> None:
+        overlapping = np.arange(n) < n_overlapping
+        start = (np.arange(n, dtype=np.float32) * 7)[:, None]
+        cells = Cells(
+            Detections(
+                np.hstack([start, start, start + 40, start + 40]).astype(np.float32),
+                np.full(n, 0.9, np.float32),
+                np.zeros(n, np.int64),
+            ),
+            np.full(n, 0.5, np.float32),
+            overlapping,
+            overlapping.astype(np.int64),
+            np.zeros((n, 4), np.bool_),
+        )
+        scale = Scale(40.0, ScaleSource.SLIDE) if n else Scale(nan, ScaleSource.NONE)
+        self.ledger.record_ok(
+            self.entry(slide_id, fov, path, sha256, captured_at), FovResult(360, 240, scale, cells, flags)
+        )
+
+    def failed(self, slide_id: str, fov: str, path: Path = Path("/camera/x.png")) -> None:
+        self.ledger.record_failed(
+            self.entry(slide_id, fov, path, f"sha of {fov}", ""),
+            "truncated",
+            f"{path}: the image is cut short (copy it again)",
+        )
+
+    def entry(self, slide_id: str, fov: str, path: Path, sha256: str, captured_at: str) -> Entry:
+        file = InboxFile(path, slide_id, fov, 1, 1)
+        return Entry(file, Version("b1", "x"), sha256, "2026-11-23T11:00:00Z", captured_at, 12.0)
+
+    def reports(self, **options: object) -> Reports:
+        self.ledger.commit()
+        return Reports(self.out, self.ledger, now=lambda: NOW, **options)  # type: ignore[arg-type]
+
+    def page(self, slide: str = "s", **options: object) -> Page:
+        self.reports(**options).write()
+        path = self.out / "reports" / f"{slide}.html"
+        page = Page(path)
+        page.check(path)
+        return page
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    with made.ledger:
+        yield made
+
+
+def test_a_page_says_the_counts_shows_the_fields_and_where_they_come_from(desk: Desk) -> None:
+    desk.ok("s", "a", 4, 2)
+    desk.ok("s", "b", 10, 3)
+    page = desk.page()
+    assert "14" in page.text and "35.7\xa0%" in page.text
+    assert "2 fields of view counted" in page.text
+    assert [p["alt"].split(",")[0] for p in page.pictures()] == ["b", "a"]  # the most crowded first
+    assert "10 red cells: 7 single, 3 overlapping; 0 white, 0 platelets" in page.text
+    for fact in ("b1", "red cell 40.0 px, estimated from the slide", "360 x 240 px", "2026-11-23T12:00:00Z"):
+        assert fact in page.text
+    index = Page(desk.out / "reports" / "index.html")
+    index.check(desk.out / "reports" / "index.html")
+    assert {"href": "s.html"} in index.all("a")
+
+
+def test_what_failed_is_flagged_or_unlike_the_others_comes_first(desk: Desk) -> None:
+    for i in range(9):
+        desk.ok("s", f"f{i}", 20, 10)
+    desk.ok("s", "flagged", 20, 10, flags=("no-red-cells", "one-of-tomorrow"))
+    desk.ok("s", "few", 1, 1)
+    desk.ok("s", "lonely", 20, 1)
+    desk.failed("s", "broken")
+    page = desk.page()
+    first = page.text[page.text.index("Look at these first") : page.text.index("Along the slide")]
+    assert first.index("broken") < first.index("flagged")
+    assert "failed: truncated" in first and "the image is cut short (copy it again)" in first
+    assert "No red cell was found" in first
+    assert "one-of-tomorrow" in first  # a flag without words is still shown
+    assert "far fewer red cells than the slide's other fields: 1, not about 20" in first
+    assert "far less overlap than the slide's other fields: 5.0\xa0%, not about 50.0\xa0%" in first
+    assert "f3" not in first
+    shown = [p["alt"].split(",")[0] for p in desk.page(images=3).pictures()]
+    assert sorted(shown) == ["few", "flagged", "lonely"]
+
+
+def test_names_are_text_whatever_they_hold(desk: Desk) -> None:
+    evil = "<script>alert(1)</script>\u202e&\"'\x07"
+    desk.ok(evil, evil)
+    desk.failed(evil, "</main><img src=x onerror=y>", Path("/camera/<b>.png"))
+    pages = desk.reports().write()
+    page = Page(pages[0])
+    page.check(pages[0])
+    assert "<script>alert(1)</script>\\u202e&\"'\\x07" in page.text
+    index = desk.out / "reports" / "index.html"
+    Page(index).check(index)
+    assert [a for a in Page(index).all("a") if a["href"].endswith(".html")]
+
+
+def test_a_field_whose_image_is_gone_or_another_one_is_shown_without_picture(desk: Desk) -> None:
+    gone, other, empty = (desk.ok("s", fov) for fov in ("gone", "other", "empty"))
+    gone.unlink()
+    other.write_bytes(encoded(disks(6, seed=77)))
+    empty.write_bytes(b"")
+    page = desk.page()
+    assert page.pictures() == []
+    assert f"no picture: the image is no longer at {gone}" in page.text
+    assert "the file holds another image by now" in page.text
+    assert "the file is empty" in page.text
+    assert page.text.count("4 red cells: 2 single, 2 overlapping") == 3
+
+
+def test_a_slide_without_cells_and_one_without_a_counted_field(desk: Desk) -> None:
+    desk.ok("empty", "a", 0, 0)
+    desk.failed("broken", "a")
+    page = desk.page("empty")
+    assert "0 red cells: 0 single" in page.text
+    assert "nan" not in page.text.lower()
+    assert "No field of view of this slide could be counted." in desk.page("broken").text
+
+
+def test_an_empty_ledger_has_an_index_that_says_so(desk: Desk) -> None:
+    assert desk.reports().write() == []
+    index = desk.out / "reports" / "index.html"
+    Page(index).check(index)
+    assert "No image has been counted yet." in Page(index).text
+
+
+def test_a_thousand_fields_stay_within_their_size(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (240, 360, 3), np.uint8)  # the dearest there is
+    path = desk.ok("s", "0000", 30, 9, image=encoded(noise))
+    sha256 = load_field(path, "s", "0").sha256
+    for i in range(1, 1000):
+        desk.count("s", f"{i:04}", path, f"{i}", 30 + i % 7, 9)
+    monkeypatch.setattr(report, "_PICTURES_BYTES", 400_000)
+    monkeypatch.setattr(report, "load_field", lambda *_: load_field(path, "s", "0"))
+    monkeypatch.setattr(report, "_matches", lambda field, row: field.sha256 == sha256)
+    page = desk.page(images=40)
+    assert len(page.source) < 400_000 + 600 * 1000
+    shown = len(page.pictures())
+    assert 1 <= shown < 40
+    assert f"{shown} of 1000 fields are shown" in page.text
+
+
+def test_a_page_that_shows_the_ledger_is_left_alone_and_gives_its_pictures_to_the_next(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.ok("s", "a")
+    [page] = desk.reports().write()
+    before = page.stat().st_ino
+    assert desk.reports().write() == [page]
+    assert page.stat().st_ino == before
+
+    desk.ok("s", "b", 9)
+    looked: list[str] = []
+
+    def looking(path: Path, slide_id: str, fov: str) -> FieldOfView:
+        looked.append(fov)
+        return load_field(path, slide_id, fov)
+
+    monkeypatch.setattr(report, "load_field", looking)
+    assert len(desk.page().pictures()) == 2
+    assert looked == ["b"]
+    assert page.stat().st_ino != before
+
+
+def test_a_page_goes_with_its_slide(desk: Desk) -> None:
+    path = desk.ok("s", "a")
+    reports = desk.reports()
+    [page] = reports.write()
+    desk.ledger.claim_paths([InboxFile(path, "t", "a", 1, 1)])
+    assert reports.write() == []
+    assert not page.exists()
+    assert "No image has been counted yet." in Page(reports.index).text
+
+
+def test_only_some_slides_and_one_that_is_not_there(desk: Desk) -> None:
+    desk.ok("s1", "a")
+    desk.ok("s2", "a")
+    assert [p.name for p in desk.reports().write(["s2"])] == ["s2.html"]
+    index = Page(desk.out / "reports" / "index.html")
+    assert [a["href"] for a in index.all("a") if "." in a["href"]] == ["s2.html"]
+    assert "s1" in index.text
+    with pytest.raises(UsageError, match=r"'s3'.*did you mean s2, s1"):
+        desk.reports().write(["s3"])
+
+
+def test_a_slide_called_index_does_not_take_the_index(desk: Desk) -> None:
+    desk.ok("Index", "a")
+    [page] = desk.reports().write()
+    assert page.name == "Index_.html"
+    assert {"href": "Index_.html"} in Page(desk.out / "reports" / "index.html").all("a")
+
+
+def test_the_index_puts_failures_first_then_slides_unlike_the_others(desk: Desk) -> None:
+    for i in range(9):
+        desk.ok(f"s{i}", "a", 20, 10)
+    desk.ok("odd", "a", 20, 1)
+    desk.ok("broken", "a", 20, 10)
+    desk.failed("broken", "b")
+    desk.reports().write()
+    links = [a["href"] for a in Page(desk.out / "reports" / "index.html").all("a") if "." in a["href"]]
+    assert links[:3] == ["broken.html", "odd.html", "s0.html"]
+
+
+def test_counts_follow_the_edge_rule(desk: Desk) -> None:
+    desk.ok("s", "a", 4, 2)
+    assert "inside: cells that touch the border are not counted" in desk.page(edges=EdgeRule.INSIDE).text
+
+
+def test_fields_lie_along_the_slide_as_captured_or_by_number(desk: Desk) -> None:
+    for fov in ("f10", "f9", "f1"):
+        desk.ok("s", fov)
+    assert re.search(r"from f1 to f10\.", desk.page().source)
+    for fov, when in (("a", "2026-01-01T10:00:02"), ("b", "2026-01-01T10:00:01")):
+        desk.ok("t", fov, captured_at=when)
+    page = desk.page("t")
+    assert "from b to a." in page.source and "in order of capture" in page.text
+
+
+def test_an_end_asked_for_leaves_the_page_of_before(desk: Desk) -> None:
+    desk.ok("s", "a")
+    [page] = desk.reports().write()
+    before = page.read_bytes()
+    desk.ok("s", "b")
+    assert desk.reports().write(keep_going=lambda: False) == []
+    assert page.read_bytes() == before
+    assert list(page.parent.glob(".*")) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said(desk: Desk) -> None:
+    desk.ok("s", "a")
+    (desk.out / "reports").write_bytes(b"")
+    with pytest.raises(UnavailableError, match="cannot write the reports"):
+        desk.reports().write()
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([], []),
+        ([3], ["3"]),
+        ([0, 1, 2], ["0", "1", "2"]),
+        ([5, 40], ["0-19", "20-39", "40-59"]),
+        (list(range(100, 200)), [f"{n}-{n + 9}" for n in range(100, 200, 10)]),
+    ],
+)
+def test_histograms_have_round_bins(values: list[int], labels: list[str]) -> None:
+    bars = report._histogram(values)
+    assert [bar.label for bar in bars] == labels
+    assert sum(bar.value for bar in bars) == len(values)
+
+
+def test_more_pictures_are_smaller_ones() -> None:
+    sides = [report._side_px(n) for n in (0, 1, 50, 364, 5000)]
+    assert sides == sorted(sides, reverse=True)
+    assert sides[1] == 1600 and sides[3] >= 640

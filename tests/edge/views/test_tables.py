@@ -1,0 +1,257 @@
+import csv
+import errno
+import os
+from collections.abc import Iterator
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rbc_edge.errors import UnavailableError
+from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables, file_names
+from rbc_edge.vision.counting import EdgeRule
+
+WHEN = "2025-01-02T03:04:05Z"
+
+
+def a_result(n_single: int, n_overlapping: int, n_wbc: int = 0, n_platelets: int = 0) -> FovResult:
+    class_id = np.repeat([0, 1, 2], [n_single + n_overlapping, n_wbc, n_platelets]).astype(np.int64)
+    n = len(class_id)
+    overlapping = np.arange(n) < n_overlapping
+    cells = Cells(
+        Detections(
+            np.tile(np.array([[1.26, 2, 41.04, 42]], np.float32), (n, 1)),
+            np.full(n, 0.98768, np.float32),
+            class_id,
+        ),
+        np.where(class_id == 0, 0.25, nan).astype(np.float32),
+        overlapping,
+        np.where(overlapping, 1, 0).astype(np.int64),
+        np.zeros((n, 4), np.bool_),
+    )
+    if n:
+        cells.touches_edge[0, 2:] = True  # the first cell lies in the right lower corner
+    return FovResult(640, 480, Scale(40.126, ScaleSource.SLIDE), cells, ("blurred", "dark"))
+
+
+class Desk:
+    """A ledger and its output folder."""
+
+    def __init__(self, out: Path, ledger: Ledger) -> None:
+        self.out, self.ledger = out, ledger
+
+    def entry(self, slide_id: str, fov: str, captured_at: str, bundle_id: str) -> Entry:
+        file = InboxFile(Path("/in") / slide_id / f"{fov}.png", slide_id, fov, 1, 1)
+        version = Version(bundle_id, "estimated")
+        return Entry(
+            file, version, f"sha of {fov}" if fov.isalpha() else "sha", WHEN, captured_at, elapsed_ms=12.34
+        )
+
+    def ok(
+        self, slide_id: str, fov: str, result: FovResult, captured_at: str = "", bundle_id: str = "b1"
+    ) -> None:
+        self.ledger.record_ok(self.entry(slide_id, fov, captured_at, bundle_id), result)
+
+    def failed(self, slide_id: str, fov: str) -> None:
+        self.ledger.record_failed(self.entry(slide_id, fov, "", "b1"), "truncated", "in words")
+
+    def write(self, edges: EdgeRule = EdgeRule.ALL, *, cells: bool = False) -> None:
+        Tables(self.out, self.ledger, edges=edges, cells=cells).write()
+
+    def read(self, name: str) -> list[dict[str, str]]:
+        with (self.out / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with Ledger(tmp_path) as ledger:
+        yield Desk(tmp_path, ledger)
+
+
+def test_field_table_to_the_byte(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(2, 1, 1, 3), "2024-05-06T07:08:09")
+    desk.failed("s", "b")
+    desk.ok("s", "c", a_result(0, 0))
+    desk.write()
+    assert (desk.out / "s.csv").read_bytes().decode() == (
+        "schema,slide_id,fov,path,sha256,status,failure,width_px,height_px,cell_diameter_px,scale_source,"
+        "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,overlap_fraction,quality_flags,captured_at,"
+        "analyzed_at,bundle_id,elapsed_ms\n"
+        "1,s,a,/in/s/a.png,sha of a,ok,,640,480,40.13,estimated-slide,3,2,1,1,3,0.3333,blurred;dark,"
+        "2024-05-06T07:08:09,2025-01-02T03:04:05Z,b1,12.3\n"
+        "1,s,b,/in/s/b.png,sha of b,failed,truncated,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
+        "1,s,c,/in/s/c.png,sha of c,ok,,640,480,40.13,estimated-slide,0,0,0,0,0,,blurred;dark,,"
+        "2025-01-02T03:04:05Z,b1,12.3\n"
+    )
+
+
+def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(6, 4, 1, 2), "2024-05-06T07:08:09")
+    desk.ok("s", "b", a_result(20, 10, 0, 1), "2024-05-01T00:00:00", bundle_id="b0")
+    desk.failed("s", "c")
+    desk.failed("broken", "a")
+    desk.ok("one", "a", a_result(1, 0))
+    desk.write()
+    broken, one, both = desk.read("slides.csv")
+    assert tuple(both) == SLIDE_COLUMNS
+    low, high = float(both.pop("overlap_low")), float(both.pop("overlap_high"))
+    assert 0 < low < 0.35 < high < 1
+    assert list(both.values()) == [
+        *("1", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
+        *("2024-05-01T00:00:00", "2024-05-06T07:08:09", "b0+b1"),
+    ]
+    assert list(broken.values()) == ["1", "broken", "0", "1", *[""] * 13]
+    assert (one["n_rbc_per_fov_mean"], one["n_rbc_per_fov_sd"]) == ("1.00", "")
+
+
+def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(1, 1, 1, 1))
+    desk.failed("s", "b")
+    desk.write(EdgeRule.INSIDE, cells=True)
+    rows = desk.read("cells/s.csv")
+    assert tuple(rows[0]) == CELL_COLUMNS
+    box = ["1.3", "2.0", "41.0", "42.0", "0.9877"]
+    assert [list(row.values()) for row in rows] == [
+        ["1", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
+        ["1", "s", "a", "2", "rbc_single", *box, "0.2500", "", ""],
+        ["1", "s", "a", "3", "wbc", *box, "", "", ""],
+        ["1", "s", "a", "4", "platelet", *box, "", "", ""],
+    ]
+
+
+def test_edge_rule_is_a_view(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(2, 1))
+    for rule, n_rbc, n_overlapping in ((EdgeRule.TWO_SIDES, "2", "0"), (EdgeRule.ALL, "3", "1")):
+        desk.write(rule)
+        (row,) = desk.read("s.csv")
+        assert (row["n_rbc"], row["n_rbc_overlapping"]) == (n_rbc, n_overlapping)
+        assert desk.read("slides.csv")[0]["n_rbc"] == n_rbc
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+x", "'+x"),
+        ("-x", "'-x"),
+        ("@x", "'@x"),
+        ("\tx", r"\tx"),
+        ("\r=x", r"\r=x"),
+        ("two\nlines", r"two\nlines"),
+        ("line\u2028separator\x1b", r"line\u2028separator\x1b"),
+        ('a "quoted", name', 'a "quoted", name'),
+        ("Ausstrich Müller", "Ausstrich Müller"),
+        (r"\xff", r"\xff"),
+    ],
+)
+def test_names_are_safe_in_cells_and_a_row_is_a_line(desk: Desk, name: str, shown: str) -> None:
+    desk.ok(name, name, a_result(1, 0))
+    desk.write(cells=True)
+    (path,) = (p for p in desk.out.glob("*.csv") if p.name != "slides.csv")
+    assert len(path.read_bytes().splitlines()) == 2
+    for row in (*desk.read(path.name), *desk.read(f"cells/{path.name}")):
+        assert (row["slide_id"], row["fov"]) == (shown, shown)
+    assert desk.read("slides.csv")[0]["slide_id"] == shown
+
+
+def test_file_names_are_safe_and_no_two_alike() -> None:
+    slides = [
+        "A",
+        "a",
+        "slides",
+        "x/y",
+        "x:y",
+        ".hidden",
+        "-rf",
+        "é",
+        "e\u0301",
+        "n" * 300,
+        "n" * 301,
+        "",
+        "a b",
+    ]
+    names = file_names(slides)
+    assert names["A"] == "A"
+    assert names["a"].startswith("a-")
+    assert names["slides"].startswith("slides-")
+    assert (names["x/y"], names[".hidden"], names["-rf"], names["a b"]) == ("x_y", "_hidden", "_rf", "a b")
+    assert names["é"] == "é"
+    folded = [name.casefold() for name in names.values()]
+    assert len(set(folded)) == len(slides)
+    assert all(0 < len(os.fsencode(name)) < 140 and "/" not in name for name in names.values())
+    assert file_names([*slides, "new"]) == {**names, "new": "new"}  # nobody is renamed by a newcomer
+
+
+def test_unchanged_table_is_not_touched(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(1, 0))
+    desk.ok("t", "a", a_result(1, 0))
+    desk.write(cells=True)
+    paths = [*desk.out.glob("*.csv"), *desk.out.glob("cells/*.csv")]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+    assert len(before) == 5
+    desk.write(cells=True)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths} == before
+    desk.ok("s", "b", a_result(2, 0))
+    desk.write()
+    changed = {path.relative_to(desk.out) for path in paths if path.stat().st_ino != before[path][0]}
+    assert changed == {Path("s.csv"), Path("slides.csv"), Path("cells/s.csv")}
+
+
+@pytest.mark.parametrize("damage", ["", "schema\n", "{all}one line more\n", "{all}", "\x00" * 5000])
+def test_table_that_was_altered_is_put_right(desk: Desk, damage: str) -> None:
+    desk.ok("s", "a", a_result(1, 0))
+    desk.write()
+    path = desk.out / "s.csv"
+    right = path.read_text()
+    path.write_text(damage.replace("{all}", right))
+    desk.write()
+    assert path.read_text() == right
+    assert not list(desk.out.glob(".*.tmp"))
+
+
+def test_table_of_a_slide_without_fields_goes_away(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(1, 0))
+    desk.write(cells=True)
+    moved = InboxFile(Path("/in/s/a.png"), "t", "a", 1, 1)
+    desk.ledger.claim_paths((moved,))
+    desk.write()
+    assert sorted(p.name for p in desk.out.rglob("*.csv")) == ["slides.csv"]
+    assert desk.read("slides.csv") == []
+
+
+def test_full_disk_leaves_the_old_table_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.ok("s", "a", a_result(1, 0))
+    desk.write()
+    before = (desk.out / "s.csv").read_bytes()
+    desk.ok("s", "b", a_result(1, 0))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnavailableError, match=r"cannot write s\.csv: No space left.*free space"):
+        desk.write()
+    assert (desk.out / "s.csv").read_bytes() == before
+    assert not list(desk.out.glob(".*.tmp"))
+    assert desk.ledger.tables_are_stale()
+    monkeypatch.undo()
+    desk.write()
+    assert len(desk.read("s.csv")) == 2
+
+
+def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
+    (desk.out / "cells").mkdir()
+    for path in (desk.out / ".old.csv.tmp", desk.out / "cells" / ".old.csv.tmp"):
+        path.write_text("half a table")
+    desk.write()
+    assert not list(desk.out.rglob("*.tmp"))
+
+
+def test_columns_are_those_of_the_contract() -> None:
+    assert len(FIELD_COLUMNS) == 22
+    assert len(SLIDE_COLUMNS) == 17
+    assert len(CELL_COLUMNS) == 13

@@ -1,0 +1,67 @@
+"""The overlap classifier of a bundle: order, batches, nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rbc_edge.ops.synthetic import CREAM, draw_field
+from rbc_edge.values import UInt8
+from rbc_edge.vision import preprocess
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.classifier import Classifier
+
+
+@pytest.fixture(scope="module")
+def classifier(toy_bundle_path: Path) -> Classifier:
+    return Classifier(Bundle.open(toy_bundle_path), threads=1)
+
+
+def noise(n: int) -> UInt8:
+    return np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3)).astype(np.uint8)
+
+
+def test_no_crops_give_no_scores(classifier: Classifier) -> None:
+    scores = classifier.overlap_score(noise(0))
+    assert scores.shape == (0,)
+    assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
+def test_batches_change_no_score_and_no_order(classifier: Classifier, n: int) -> None:
+    crops = noise(n)
+    scores = classifier.overlap_score(crops)
+    assert scores.shape == (n,)
+    assert scores.dtype == np.float32
+    for i in {0, n // 2, min(255, n - 1), min(256, n - 1), n - 1}:
+        assert scores[i] == pytest.approx(classifier.overlap_score(crops[i : i + 1])[0], abs=1e-6)
+
+
+def test_the_bundle_says_margin_and_threshold(classifier: Classifier, toy_bundle_path: Path) -> None:
+    manifest = Bundle.open(toy_bundle_path).manifest
+    assert (classifier.margin, classifier.threshold) == (manifest.crop_margin, manifest.overlap_threshold)
+
+
+def test_a_cell_with_a_neighbour_scores_higher_than_one_alone(classifier: Classifier) -> None:
+    fields = [
+        draw_field(
+            np.random.default_rng(seed),
+            width_px=256,
+            height_px=192,
+            cell_diameter_px=40.0,
+            n_single=2,
+            group_sizes=(2,),
+            n_wbc=0,
+            n_platelets=0,
+            stain=CREAM,
+        )
+        for seed in range(5)
+    ]
+    scores = np.concatenate(
+        [
+            classifier.overlap_score(preprocess.crops(f.image, f.xyxy, margin=classifier.margin))
+            for f in fields
+        ]
+    )
+    overlapping = np.concatenate([f.overlapping for f in fields])
+    assert np.median(scores[overlapping]) > classifier.threshold > np.median(scores[~overlapping])

@@ -1,0 +1,250 @@
+"""Quality: each sign follows its defect and nothing else, whatever the camera; flags follow the bounds."""
+
+import math
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rbc_edge.ops.synthetic import CREAM, GREY, ROSE, DrawnField, Stain, draw_field
+from rbc_edge.values import Cells, Detections, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.vision import boxes, preprocess, quality
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.quality import Signs
+
+FINE = Signs(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+Change = Callable[[UInt8], UInt8]
+
+
+def drawn(seed: int = 1, *, diameter_px: float = 80.0, stain: Stain = CREAM) -> DrawnField:
+    return draw_field(
+        np.random.default_rng(seed), width_px=round(8 * diameter_px), height_px=round(6 * diameter_px),
+        cell_diameter_px=diameter_px, n_single=10, group_sizes=(2, 3), n_wbc=0, n_platelets=1,
+        stain=stain, illumination=0.05, blur_px=diameter_px / 80,
+    )  # fmt: skip
+
+
+def seen(field: DrawnField, *, score: float = 0.9) -> Cells:
+    """The drawn truth, as if it had been found."""
+    n = len(field.xyxy)
+    found = Detections(field.xyxy, np.full(n, score, np.float32), field.class_id)
+    height, width = field.image.shape[:2]
+    return Cells(
+        found,
+        np.where(field.overlapping, 0.9, 0.1).astype(np.float32),
+        field.overlapping,
+        field.group,
+        boxes.touches_edge(field.xyxy, width, height, field.cell_diameter_px),
+    )
+
+
+def signs(field: DrawnField, change: Change = lambda image: image, *, score: float = 0.9) -> Signs:
+    return quality.measure(
+        preprocess.view(change(field.image), field.cell_diameter_px), seen(field, score=score),
+        field.cell_diameter_px,
+        model_diameter_px=40.0, least_score=0.5,
+    )  # fmt: skip
+
+
+def blurred(cells: float) -> Change:
+    return lambda image: np.asarray(cv2.GaussianBlur(image, (0, 0), cells * 80), np.uint8)
+
+
+def gain(*factors: float) -> Change:
+    return lambda image: np.clip(image * np.array(factors), 0, 255).astype(np.uint8)
+
+
+def contrast(share: float) -> Change:
+    return lambda image: (230 - (230 - image.astype(np.float64).clip(0, 230)) * share).astype(np.uint8)
+
+
+def vignette(loss: float) -> Change:
+    def darken(image: UInt8) -> UInt8:
+        height, width = image.shape[:2]
+        x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+        return np.asarray(image * (1 - loss * (x * x + y * y) / 2)[..., None], np.uint8)
+
+    return darken
+
+
+@pytest.mark.parametrize("stain", [CREAM, GREY, ROSE])
+def test_a_fine_field_raises_no_flag(stain: Stain) -> None:
+    for seed in range(3):
+        assert quality.flags(signs(drawn(seed, stain=stain))) == ()
+
+
+DEFECTS: dict[str, tuple[str, bool, list[Change]]] = {
+    "blurred": ("edge_width", True, [blurred(c) for c in (0.03, 0.06, 0.12)]),
+    "dark": ("bright_level", False, [gain(g) for g in (0.6, 0.3, 0.1)]),
+    "faint": ("contrast", False, [contrast(c) for c in (0.6, 0.3, 0.1)]),
+    "overexposed": ("clipped", True, [gain(g) for g in (1.3, 1.6, 2.2)]),
+    "uneven-light": ("unevenness", True, [vignette(v) for v in (0.3, 0.6, 0.9)]),
+}
+
+
+@pytest.mark.parametrize("flag", sorted(DEFECTS))
+def test_a_sign_follows_its_defect(flag: str) -> None:
+    sign, rises, changes = DEFECTS[flag]
+    field = drawn()
+    values = [getattr(signs(field, change), sign) for change in (lambda image: image, *changes)]
+    assert values == sorted(values, reverse=not rises)
+    assert abs(values[-1] - values[0]) > 0.05
+    assert flag not in quality.flags(signs(field))
+    assert flag in quality.flags(signs(field, changes[-1]))
+
+
+@pytest.mark.parametrize("flag", sorted(DEFECTS))
+def test_a_weak_defect_raises_no_other_flag(flag: str) -> None:
+    assert set(quality.flags(signs(drawn(), DEFECTS[flag][2][0]))) <= {flag}
+
+
+def test_focus_is_not_contrast_and_not_light() -> None:
+    """An absolute measure of sharpness would fall with both."""
+    field = drawn()
+    plain = signs(field)
+    for change in (gain(0.4), contrast(0.4), gain(0.9, 1.0, 0.7), vignette(0.4)):
+        assert signs(field, change).edge_width == pytest.approx(plain.edge_width, rel=0.15)
+    assert signs(field, gain(0.4)).contrast == pytest.approx(plain.contrast, rel=0.1)
+
+
+def test_signs_are_the_same_for_all_cameras() -> None:
+    """Twice, or half, the pixels for the same field."""
+    field = drawn(diameter_px=120.0)
+    plain = signs(field)
+    for factor in (0.6, 1.5):
+        other = replace(
+            field,
+            image=preprocess.rescale(field.image, factor),
+            xyxy=(field.xyxy * factor).astype(np.float32),
+            cell_diameter_px=field.cell_diameter_px * factor,
+        )
+        measured = signs(other)
+        for name in ("bright_level", "contrast", "edge_width", "glass", "green"):
+            assert getattr(measured, name) == pytest.approx(getattr(plain, name), rel=0.1), name
+        assert measured.unevenness == pytest.approx(plain.unevenness, abs=0.02)
+
+
+def test_glass_vanishes_where_cells_lie_over_each_other() -> None:
+    """Light passes all of them, so transmittances multiply."""
+    layers = [drawn(seed) for seed in range(8)]
+    shares = []
+    passed = np.ones_like(layers[0].image, np.float64)
+    for n, layer in enumerate(layers, start=1):
+        passed *= layer.image / 255.0
+        xyxy = np.concatenate([other.xyxy for other in layers[:n]])
+        crowd = Detections(xyxy, np.full(len(xyxy), 0.9, np.float32), np.zeros(len(xyxy), np.int64))
+        none = np.zeros(len(xyxy), np.int64)
+        cells = Cells(
+            crowd, np.ones(len(xyxy), np.float32), none == 0, none, np.zeros((len(xyxy), 4), np.bool_)
+        )
+        image = (passed / passed.max() * 235).astype(np.uint8)
+        shares.append(
+            quality.measure(
+                preprocess.view(image, 80.0), cells, 80.0, model_diameter_px=40.0, least_score=0.5
+            ).glass
+        )
+    assert shares[0] > 0.5
+    assert shares[-1] < 0.15
+    assert all(b < a + 0.02 for a, b in pairwise(shares))
+
+
+def test_a_field_without_cells_is_measured_as_far_as_can_be() -> None:
+    white = quality.measure(
+        preprocess.view(np.full((120, 160, 3), 255, np.uint8), math.nan),
+        Cells.empty(),
+        math.nan,
+        model_diameter_px=40.0,
+        least_score=0.5,
+    )
+    assert (white.bright_level, white.clipped) == (255.0, 1.0)
+    assert math.isnan(white.edge_width) and math.isnan(white.surety) and math.isnan(white.green)
+    assert quality.flags(white) == ("overexposed",)
+    black = quality.measure(
+        preprocess.view(np.zeros((120, 160, 3), np.uint8), math.nan),
+        Cells.empty(),
+        math.nan,
+        model_diameter_px=40.0,
+        least_score=0.5,
+    )
+    assert "dark" in quality.flags(black)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 4000), (40, 41)])
+def test_tiny_and_thin_fields_are_no_error(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    box = np.array([[1, 1, 15, 15]], np.float32)
+    one = Detections(box, np.full(1, 0.6, np.float32), np.zeros(1, np.int64))
+    cells = Cells(
+        one, np.ones(1, np.float32), np.ones(1, np.bool_), np.ones(1, np.int64), np.ones((1, 4), np.bool_)
+    )
+    for diameter in (3.0, 40.0, 900.0):
+        measured = quality.measure(
+            preprocess.view(image, diameter), cells, diameter, model_diameter_px=40.0, least_score=0.5
+        )
+        assert set(quality.flags(measured)) <= set(quality.FLAGS)
+
+
+def test_unsure_cells_and_strange_colours_are_unfamiliar() -> None:
+    field = drawn()
+    assert signs(field, score=0.9).surety == pytest.approx(0.8, abs=1e-6)
+    assert "unfamiliar" in quality.flags(signs(field, score=0.55))
+    turned = signs(field, lambda image: np.ascontiguousarray(image[:, :, [1, 0, 2]]))  # green cells
+    assert turned.green < signs(field).green - 0.05
+    grey = signs(
+        field, lambda image: np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    )
+    assert grey.green == pytest.approx(1 / 3, abs=0.001)
+    assert quality.flags(grey) == ()  # a monochrome camera is none of the user's fault
+
+
+def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
+    assert quality.flags(FINE) == ()
+    for rule in quality.RULES:
+        at = replace(FINE, **{rule.sign: rule.bound})
+        assert quality.flags(at) == ()
+        beyond = rule.bound * (1.01 if rule.above else 0.99)
+        assert quality.flags(replace(FINE, **{rule.sign: beyond})) == (rule.flag,)
+    assert quality.flags(Signs(*[math.nan] * 9)) == ()
+
+
+def test_every_flag_is_explained() -> None:
+    assert {rule.flag for rule in quality.RULES} | {"no-red-cells", "scale-mismatch"} == set(quality.FLAGS)
+    assert list(quality.FLAGS) == sorted(quality.FLAGS)
+    for flag, meaning in quality.FLAGS.items():
+        assert re.fullmatch("[a-z]+(-[a-z]+)*", flag)
+        assert meaning[0].isupper() and meaning.endswith(".") and ";" not in flag
+
+
+def test_the_readme_names_every_flag() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith("| `quality_flags` |")]
+    assert re.findall("`([a-z-]+)`", row) == sorted(quality.FLAGS)
+
+
+def test_threads_may_share_it() -> None:
+    field = drawn()
+    alone = signs(field)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: signs(field), range(40))) == {alone}
+
+
+def test_the_analyzer_raises_them_and_they_change_no_count(
+    toy_bundle_path: Path, drawn_fields: tuple[DrawnField, ...]
+) -> None:
+    analyzer = Analyzer(Bundle.open(toy_bundle_path), threads=1)
+    given = Scale(40.0, ScaleSource.CELL_DIAMETER)
+    field = max(drawn_fields, key=lambda drawn: drawn.counts.n_rbc)
+    dim = vignette(0.9)(field.image)
+    result = analyzer.analyze(FieldOfView("slide", "fov", "", dim), given)
+    assert "uneven-light" in result.quality_flags
+    assert list(result.quality_flags) == sorted(result.quality_flags)
+    found = analyzer.detector.detect(preprocess.balance(dim), 40.0)
+    np.testing.assert_array_equal(result.cells.detections.xyxy, found.xyxy)
