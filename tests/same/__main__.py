@@ -4,9 +4,9 @@
 A change that moves code and no results leaves it as it is. A change of results makes a new one, and says why.
 
 The program runs as a user starts it, in processes of its own. Columns that hold times are left out, and
-paths are taken relative to the source. The record holds a digest for each table, no table: what was
-counted in photographs of the public data stays outside the repository. Networks in int8 round otherwise on other
-processors: a record is compared on the kind of processor that made it.
+paths are taken relative to the source. The record holds a digest for each table, not the table: what was
+counted in photographs of the public data stays outside the repository. Networks in int8 round differently on
+other processors, so a record is compared on the kind of processor that made it.
 """
 
 import argparse
