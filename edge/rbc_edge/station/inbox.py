@@ -1,7 +1,7 @@
 """What is there to be counted: image files of folders and arguments, each with its slide and its name.
 
-The scan only looks; it opens no image and writes nothing. `Settling` tells, from one scan to the next, which
-of the files nobody writes to any more.
+The scan only looks; it opens no image and writes nothing. `Debounce` tells, from one scan to the
+next, which of the files are complete.
 """
 
 import logging
@@ -273,7 +273,7 @@ class _Seen:
     n_tries: int = 0
 
 
-class Settling:
+class Debounce:
     """Tells which files nobody writes to any more, by what a row of scans saw of them.
 
     All times are of the monotonic clock: a camera's clock, and ours, may be set back.

@@ -5,12 +5,12 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,19 @@ def is_locked(descriptor: int) -> bool | None:
     except OSError:
         return None
     return False
+
+
+def check_apart(paths: Sequence[Path], out: Path) -> None:
+    """Refuses an output folder that lies in the camera's folder: results would be read as its slides."""
+    real_out = Path(os.path.realpath(out))
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
+        if inside or real == real_out / "cells":
+            raise UsageError(
+                f"the output folder {path_text(out)} lies inside the source {path_text(path)}",
+                "give an --out outside the images' folder; that folder is never written to",
+            )
 
 
 @contextmanager

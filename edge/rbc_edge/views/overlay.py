@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rbc_edge.errors import ImageError, RbcEdgeError
-from rbc_edge.store.ledger import FieldRow, Ledger, Status
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.store.outdir import remove_left_over, replacing
 from rbc_edge.text import path_text
 from rbc_edge.values import CellClass, Cells, Detections, Label, UInt8
@@ -287,7 +288,7 @@ class Overlays:
     def __init__(
         self,
         out: Path,
-        ledger: Ledger,
+        ledger: Reader,
         *,
         edges: EdgeRule = EdgeRule.ALL,
         longest_px: int = 2048,

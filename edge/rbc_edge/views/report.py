@@ -27,7 +27,8 @@ from PIL import Image
 
 from rbc_edge import __version__
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
-from rbc_edge.store.ledger import FieldRow, Ledger, Status
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
 from rbc_edge.values import Cells, FieldOfView, ScaleSource
@@ -151,7 +152,7 @@ class Reports:
     def __init__(
         self,
         out: Path,
-        ledger: Ledger,
+        ledger: Reader,
         *,
         edges: EdgeRule = EdgeRule.ALL,
         images: int = IMAGES,

@@ -22,7 +22,8 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from rbc_edge.errors import UnavailableError
-from rbc_edge.store.ledger import FieldRow, Ledger, Status
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
 from rbc_edge.values import Cells, Counts
 from rbc_edge.vision.counting import EdgeRule
@@ -117,7 +118,7 @@ class Tables:
 
     def summary(self, slide_id: str) -> SlideSummary:
         """Returns a slide's row of ``slides.csv``, from the ledger."""
-        return summarize(slide_id, self._ledger.fields(slide_id), self._edges)
+        return summarize(slide_id, self._ledger.reader.fields(slide_id), self._edges)
 
     def write_slide(self, slide_id: str) -> None:
         """Writes one slide's tables.
@@ -162,7 +163,7 @@ class Tables:
         self._summaries.clear()
 
     def _file_names(self) -> dict[str, str]:
-        slide_ids = self._ledger.slide_ids()
+        slide_ids = self._ledger.reader.slide_ids()
         if slide_ids != list(self._names):  # of a thousand slides it takes longer than the table of one
             self._names = file_names(slide_ids)
         return self._names
@@ -170,7 +171,7 @@ class Tables:
     def _write_slide(self, slide_id: str, name: str) -> None:
         file_name = os.fsdecode(f"{name}.csv".encode())  # UTF-8 on disk, whatever the locale
         path, cells_path = self._out / file_name, self._out / "cells" / file_name
-        fields = self._ledger.fields(slide_id)
+        fields = self._ledger.reader.fields(slide_id)
         first = next(fields, None)
         if (
             first is None
@@ -181,7 +182,7 @@ class Tables:
         rows = (_field_row(row, self._edges) for row in chain([first], fields))
         _write(path, _lines(chain([FIELD_COLUMNS], rows)))
         if self._cells or cells_path.exists():
-            cells = _cell_rows(slide_id, self._ledger.cells(slide_id))
+            cells = _cell_rows(slide_id, self._ledger.reader.cells(slide_id))
             _write(cells_path, _lines(chain([CELL_COLUMNS], cells)))
 
 
