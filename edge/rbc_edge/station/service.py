@@ -1,9 +1,9 @@
 """The service: what comes into the camera's folder is counted, for years.
 
 A loop of rounds, in one thread. Each round finds out whether the folder is there, scans it, takes the images
-that are complete, and counts a portion of them with the session that a single run uses too. Trouble
-outside, such as a share that is away or a disk that is full, is a state: it is told, and it ends by itself. It
-never ends the service.
+that are complete, and counts a portion of them with the session that a single run uses too. Trouble outside,
+such as a share that is away or a full disk, is a state: it is told, and it ends by itself. It never ends the
+service.
 """
 
 import logging

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.station.state_file import ServiceState, boot_id, read_state
+from rbc_edge.store.outdir import free_bytes
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Tally
-from rbc_edge.store.outdir import free_bytes
 from rbc_edge.text import path_text, span_text, utc_text
 
 MAX_FAILURES: Final = 20

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rbc_edge.errors import ImageError, RbcEdgeError
+from rbc_edge.store.outdir import remove_left_over, replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.store.outdir import remove_left_over, replacing
 from rbc_edge.text import path_text
 from rbc_edge.values import CellClass, Cells, Detections, Label, UInt8
 from rbc_edge.views.tables import file_names

@@ -27,9 +27,9 @@ from PIL import Image
 
 from rbc_edge import __version__
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
+from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
 from rbc_edge.values import Cells, FieldOfView, ScaleSource
 from rbc_edge.views.overlay import draw, on_disk, overlay_paths, row_key, threshold_texts

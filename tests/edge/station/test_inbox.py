@@ -176,7 +176,7 @@ def test_a_service_goes_on_where_a_run_gives_up(tmp_path: Path, caplog: pytest.L
     assert [(f.slide_id, f.fov) for f in inbox.files] == [("a--b", "x"), ("s", "a.jpg"), ("s", "a.png")]
     assert len(inbox.clashes) == 2
     assert "two folders would be the slide a--b" in inbox.clashes[0]
-    assert "two images of slide s would go by the name a.jpg" in inbox.clashes[1]
+    assert "two images of slide s would have the name a.jpg" in inbox.clashes[1]
     assert not caplog.records
     with pytest.raises(UnavailableError, match="no such file"):
         scan([tmp_path / "gone"], go_on=True)

@@ -607,8 +607,8 @@ def test_names_that_clash_are_problems_and_the_rest_is_counted(
     post.script.at(30, lambda: problems.append(post.state().problems))
     post.until(60)
     assert post.table("s") == {"a.jpg": "3", "a.png": "2"}
-    assert "two images of slide s would go by the name a.jpg" in problems[0][0]
-    assert sum("would go by the name" in r.getMessage() for r in caplog.records) == 1
+    assert "two images of slide s would have the name a.jpg" in problems[0][0]
+    assert sum("would have the name" in r.getMessage() for r in caplog.records) == 1
 
 
 def with_pictures(post: Post) -> Post:
