@@ -8,7 +8,6 @@ fields with more and more cells in them, through the real analyzer.
 
 import argparse
 import json
-import struct
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,66 +17,18 @@ from typing import Final
 
 import numpy as np
 
+from bench.tiny import FIELDS_A_SLIDE, Instant, twenty_cells, write_tiny
 from rbc_edge.ops import synthetic
 from rbc_edge.station.runner import RunOptions, run_once
 from rbc_edge.store.ledger import Entry, Ledger, Version
-from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import FieldOfView, InboxFile, Scale, ScaleSource
 from rbc_edge.views.tables import Tables
 from rbc_edge.vision.analyzer import Analyzer
-from rbc_edge.vision.boxes import touches_edge
 from rbc_edge.vision.bundle import Bundle
-from rbc_edge.vision.counting import groups
 
-FIELDS_A_SLIDE: Final = 100
 N_ADDED: Final = 200
 _BUNDLE_ID: Final = "0" * 16
-_SIDE_PX: Final = 16
 _CROWDINGS: Final = (0.03, 0.08, 0.16, 0.32)
-_N_CELLS: Final = 20
-_SCALE: Final = Scale(100.0, ScaleSource.SLIDE)
-
-
-def twenty_cells(rng: np.random.Generator) -> FovResult:
-    """A result as a field of 640x480 gives it: twenty cells, some of them in groups."""
-    low = rng.uniform(0, 500, (_N_CELLS, 2)).astype(np.float32)
-    xyxy = np.hstack([low, low + 100])
-    class_id = np.zeros(_N_CELLS, np.int64)
-    overlapping = rng.random(_N_CELLS) < 0.5
-    found = Detections(xyxy, rng.random(_N_CELLS).astype(np.float32), class_id)
-    score = rng.random(_N_CELLS).astype(np.float32)
-    in_groups = groups(xyxy, class_id, overlapping)
-    cells = Cells(found, score, overlapping, in_groups, touches_edge(xyxy, 640, 480, 100.0))
-    return FovResult(640, 480, _SCALE, cells)
-
-
-class Instant:
-    """In the analyzer's place: the same twenty cells for every image, at once."""
-
-    def __init__(self) -> None:
-        self._result = twenty_cells(np.random.default_rng(0))
-
-    def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-        """A scale, whatever the images."""
-        del images
-        return _SCALE
-
-    def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
-        """Twenty cells, whatever the field."""
-        del field, scale
-        return self._result
-
-
-def write_tiny(folder: Path, n: int) -> None:
-    """Writes `n` BMP images of 16x16 px, each of another content, a hundred to a slide."""
-    row = _SIDE_PX * 3
-    header = struct.pack("<2sIHHI", b"BM", 54 + row * _SIDE_PX, 0, 0, 54)
-    header += struct.pack("<IiiHHIIiiII", 40, _SIDE_PX, _SIDE_PX, 1, 24, 0, row * _SIDE_PX, 0, 0, 0, 0)
-    for i in range(n):
-        slide = folder / f"slide-{i // FIELDS_A_SLIDE:05}"
-        if i % FIELDS_A_SLIDE == 0:
-            slide.mkdir(parents=True)
-        pixels = struct.pack("<I", i) + bytes(row * _SIDE_PX - 4)
-        (slide / f"fov-{i:06}.bmp").write_bytes(header + pixels)
 
 
 def cost_of_run(n: int, base: Path) -> tuple[float, float]:
