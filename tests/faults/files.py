@@ -232,7 +232,7 @@ def vanishing(bench: Bench) -> Result:
     station.start(
         faults=[
             {
-                **{"at": "rbc_edge.vision.image_file:load_field", "when": "before", "nth": 0, "do": "hold"},
+                **{"at": "file read", "when": "before", "nth": 0, "do": "hold"},
                 **{"match": "held-", "reached": str(held)},
             }
         ]

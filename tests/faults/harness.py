@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import verdict
+from tests.faults.checkpoints import resolved
 from tests.faults.pictures import (
     CELL_DIAMETER_PX,
     TOY_BUNDLE,
@@ -213,7 +214,7 @@ class Station:
         env = clean_environment() | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self._temporary)} | self.env
         if faults:
             env["PYTHONPATH"] = f"{PLUGIN}:{env['PYTHONPATH']}"
-            env["FAULT_PLAN"] = json.dumps([dict(fault) for fault in faults])
+            env["FAULT_PLAN"] = json.dumps([resolved(fault) for fault in faults])
         return env
 
     def command(self, *arguments: object, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:

@@ -155,52 +155,53 @@ def run_killed(bench: Bench) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step between "file seen" and "table renamed".
+    """Where to die.
 
     Attributes:
-        name: In words.
-        at: The function that does it, as the fault plugin wants it.
+        at: The checkpoint.
         calls: Which calls of it to die in.
-        match: What its arguments have to say.
-        is_after_death: It comes only where a process died before.
+        is_after_death: A process dies in the analyzer first, and the next one dies here.
         scale: The user gave the scale.
     """
 
-    name: str
     at: str
     calls: tuple[int, ...] = (1,)
-    match: str = ""
     is_after_death: bool = False
     scale: bool = True
 
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.at}{', after a death' if self.is_after_death else ''}"
 
-_CSV = r"\.csv\.tmp$"
+
 STEPS: tuple[Step, ...] = (
-    Step("ledger opened", "rbc_edge.store.ledger:Ledger.__init__"),
-    Step("ledger made", "rbc_edge.store.ledger:Ledger._prepare"),
-    Step("source looked at", "rbc_edge.station.source:look", (1, 2)),
-    Step("source scanned", "rbc_edge.station.inbox:scan", (1, 2)),
-    Step("settled?", "rbc_edge.station.inbox:Settling.see", (1, 2)),
-    Step("files claimed", "rbc_edge.store.ledger:Ledger.claim_paths"),
-    Step("slide's scale estimated", "rbc_edge.vision.analyzer:Analyzer.estimate_scale", (1, 2), scale=False),
-    Step("slide's scale kept", "rbc_edge.store.ledger:Ledger.keep_slide_scale", (1, 2), scale=False),
-    Step("attempt noted", "rbc_edge.store.ledger:Ledger.begin_attempts", (1, 2, 3)),
-    Step("file read", "rbc_edge.vision.image_file:load_field", (1, 10, 20)),
-    Step("file decoded", "rbc_edge.vision.image_file:_decode", (1, 12)),
-    Step("content known?", "rbc_edge.store.ledger:Ledger.settle", (1, 9)),
-    Step("analyzed", "rbc_edge.vision.analyzer:Analyzer.analyze", (1, 7, 20)),
-    Step("count written", "rbc_edge.store.ledger:Ledger.record_ok", (1, 11, 20)),
-    Step("failure written", "rbc_edge.store.ledger:Ledger.record_failed"),
-    Step("ledger committed", "rbc_edge.store.ledger:Ledger.commit", (1, 2, 3)),
-    Step("table of a slide", "rbc_edge.views.tables:Tables.write_slide", (1, 2)),
-    Step("temporary table on disk", "os:fsync", (1, 2, 3), _CSV),
-    Step("table renamed", "pathlib:Path.replace", (1, 2, 3), _CSV),
-    Step("folder on disk", "rbc_edge.views.tables:_sync_folder", (1, 2)),
-    Step("all tables", "rbc_edge.views.tables:Tables.write"),
-    Step("tables noted as written", "rbc_edge.store.ledger:Ledger.tables_written"),
-    Step("suspects looked up", "rbc_edge.store.ledger:Ledger.attempts", is_after_death=True),
-    Step("suspect tried", "rbc_edge.station.sandbox:survives", is_after_death=True),
-    Step("after the trial", "rbc_edge.store.ledger:Ledger.record_ok", is_after_death=True),
+    Step("ledger opened"),
+    Step("database connected"),
+    Step("transaction committed", (1, 2)),
+    Step("source probed", (1, 2)),
+    Step("source scanned", (1, 2)),
+    Step("files debounced", (1, 2)),
+    Step("paths claimed"),
+    Step("scale estimated", (1, 2), scale=False),
+    Step("scale kept", (1, 2), scale=False),
+    Step("attempt noted", (1, 2, 3)),
+    Step("file read", (1, 10, 20)),
+    Step("image decoded", (1, 12)),
+    Step("identity settled", (1, 9)),
+    Step("field analyzed", (1, 7, 20)),
+    Step("count recorded", (1, 11, 20)),
+    Step("failure recorded"),
+    Step("ledger committed", (1, 2, 3)),
+    Step("slide's table", (1, 2)),
+    Step("temporary table synced", (1, 2, 3)),
+    Step("table renamed", (1, 2, 3)),
+    Step("folder synced", (1, 2)),
+    Step("all tables"),
+    Step("tables noted as written"),
+    Step("attempts read", is_after_death=True),
+    Step("sandbox run", is_after_death=True),
+    Step("count recorded", is_after_death=True),
 )
 
 
@@ -225,13 +226,7 @@ def killed_at_steps(bench: Bench) -> Result:
                     Station(source, base / "results", base, options=options, scale=step.scale)
                 )
                 if step.is_after_death:
-                    _die(
-                        station,
-                        Step("analyzed", "rbc_edge.vision.analyzer:Analyzer.analyze"),
-                        "before",
-                        5,
-                        "first",
-                    )
+                    _die(station, Step("field analyzed"), "before", 5, "first")
                     n_deaths += 1
                 _die(station, step, when, nth, name)
                 n_deaths += 1
@@ -248,7 +243,7 @@ def _die(station: Station, step: Step, when: str, nth: int, name: str) -> None:
     fuse = station.log.with_name("fuse")
     fuse.touch()
     fault = {
-        **{"at": step.at, "when": when, "nth": nth, "match": step.match},
+        **{"at": step.at, "when": when, "nth": nth},
         **{"do": "kill", "command": "watch", "fuse": str(fuse)},
     }
     station.start("--once", faults=[fault])
@@ -284,7 +279,7 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
         expected.failed["day1", path.stem] = frozenset({"crash"})
     faults = [
         {
-            "at": "rbc_edge.vision.image_file:_decode",
+            "at": "image decoded",
             "when": "before",
             "nth": 0,
             "do": do,

@@ -164,7 +164,7 @@ def another_writer(bench: Bench) -> Result:
     bench.put(station.source / "slide", 10, expected)
     station.wait_counted(10)
     slow = {
-        "at": "rbc_edge.vision.analyzer:Analyzer.analyze",
+        "at": "field analyzed",
         "when": "before",
         "nth": 0,
         "do": "slow",
@@ -219,7 +219,7 @@ def terminated(bench: Bench) -> Result:
             station.kill()
     # An image that takes long is finished first: it is not done twice, and no suspect is left.
     slow = {
-        "at": "rbc_edge.vision.analyzer:Analyzer.analyze",
+        "at": "field analyzed",
         "when": "before",
         "nth": 0,
         "do": "slow",

@@ -22,10 +22,12 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import io
 import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -35,6 +37,8 @@ from types import ModuleType
 from typing import Any
 
 NO_SUCH_NAME = 97
+
+_ADVICE = "change its line in tests/faults/checkpoints.py"
 
 
 def _give_up(message: str) -> None:
@@ -50,6 +54,8 @@ def _text(argument: object) -> str:
             return os.readlink(f"/proc/self/fd/{argument}")  # noqa: PTH115 -- Path.readlink may be wrapped
         except OSError:
             return str(argument)
+    if isinstance(argument, io.BytesIO):
+        return argument.getvalue().decode("latin-1")
     return str(argument)
 
 
@@ -119,6 +125,8 @@ class Fault:
         """Puts the fault in its place."""
         owner: Any = module
         *path, name = self.name.split(".")
+        if self.module == "sqlite3" and path == ["Connection"]:
+            owner, path = _own_connection(), []
         for part in path:
             owner = getattr(owner, part, None)
         found = inspect.getattr_static(owner, name, None) if owner is not None else None
@@ -127,7 +135,17 @@ class Fault:
         elif callable(found) and not inspect.isgeneratorfunction(found):
             setattr(owner, name, self.wrap(found))
         else:
-            _give_up(f"{self.module} has no function {self.name} any more; name another step in the suite")
+            _give_up(f"{self.module} has no function {self.name} any more; {_ADVICE}")
+
+
+def _own_connection() -> type[sqlite3.Connection]:
+    """A subclass of SQLite's connection that can be changed, and that `sqlite3.connect` makes from now on."""
+
+    class Connection(sqlite3.Connection):
+        pass
+
+    sqlite3.connect = functools.partial(sqlite3.connect, factory=Connection)  # type: ignore[assignment]
+    return Connection
 
 
 class _Loader(importlib.abc.Loader):
@@ -161,7 +179,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
-            _give_up(f"there is no module {fullname} any more; name another step in the suite")
+            _give_up(f"there is no module {fullname} any more; {_ADVICE}")
             return None
         spec.loader = _Loader(spec.loader, faults)
         return spec
@@ -176,8 +194,8 @@ def _install(plan: str) -> None:
     for name in ours:
         # Said now: a module that the process happens not to import would go by unnoticed.
         top = Path(importlib.util.find_spec("rbc_edge").submodule_search_locations[0])  # type: ignore[union-attr,index]
-        if not (top / f"{name.split('.', 1)[1]}.py").exists():
-            _give_up(f"there is no module {name} any more; name another step in the suite")
+        if not top.joinpath(*name.split(".")[1:]).with_suffix(".py").exists():
+            _give_up(f"there is no module {name} any more; {_ADVICE}")
     for name, found in faults.items():
         if name not in ours:
             for fault in found:
