@@ -1,9 +1,9 @@
-"""What an image costs as there are more of them, and as they hold more cells. A process of its own.
+"""What an image costs with more and more images, and with more and more cells in it.
 
-``python -m bench.growth images --n 100 1000``: whole runs over so many tiny images (a counter of cells that
-costs nothing in the networks' place), so that scan, ledger and tables are all there is; and then what
-another 200 images cost a service whose ledger holds those already. ``python -m bench.growth cells``: drawn
-fields with more and more cells in them, through the real analyzer.
+``python -m bench.growth images --n 100 1000`` runs over that many tiny images without networks (see `tiny`),
+so that scan, ledger and tables are all that costs time. Then it adds 200 images, as a service does that has
+counted the others before. ``python -m bench.growth cells`` counts drawn fields with more and more cells in
+them, with the real analyzer.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _CROWDINGS: Final = (0.03, 0.08, 0.16, 0.32)
 
 
 def cost_of_run(n: int, base: Path) -> tuple[float, float]:
-    """Runs over `n` tiny images, and again with nothing to do; returns milliseconds an image of both."""
+    """Runs over `n` tiny images, then again with nothing to do. Returns milliseconds an image of both."""
     write_tiny(base / "camera", n)
     took = []
     for _ in range(2):
@@ -45,16 +45,16 @@ def cost_of_run(n: int, base: Path) -> tuple[float, float]:
 
 
 def cost_of_adding(out: Path, n: int) -> tuple[float, float]:
-    """Adds images to a ledger as a service does that gets them one by one: a row, a commit, its tables.
+    """Adds 200 images in two slides to a ledger, one by one, each with a row, a commit and its tables.
 
     Returns:
-        Milliseconds an image: of the ledger, and of the tables. Two slides of a hundred are added.
+        Milliseconds an image for the ledger, and for the tables.
     """
     result = twenty_cells(np.random.default_rng(1))
     ledger_s = tables_s = 0.0
     with Ledger(out) as ledger:
         tables = Tables(out, ledger)
-        tables.write()  # a service writes them at its start
+        tables.write()  # as a service does when it starts
         for i in range(N_ADDED):
             slide = f"added-{i // FIELDS_A_SLIDE}"
             file = InboxFile(out / "none" / f"{i}.jpg", slide, f"fov-{i:06}", 1000, 1)
@@ -73,7 +73,7 @@ def cost_of_adding(out: Path, n: int) -> tuple[float, float]:
 
 
 def images(numbers: Sequence[int]) -> list[dict[str, float]]:
-    """The cost of an image by the number of images."""
+    """Measures the cost of an image for each number of images."""
     told = []
     for n in numbers:
         with tempfile.TemporaryDirectory() as name:
@@ -87,7 +87,7 @@ def images(numbers: Sequence[int]) -> list[dict[str, float]]:
 
 
 def cells(*, threads: int, rounds: int) -> list[dict[str, float]]:
-    """The cost of a field of 1280x960 by the number of its cells; the best of some interleaved rounds."""
+    """Measures the cost of a field of 1280x960 by the number of its cells: the median of some rounds."""
     bundle = Bundle.open()
     analyzer = Analyzer(bundle, threads=threads)
     scale = Scale(70.0, ScaleSource.CELL_DIAMETER)

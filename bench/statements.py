@@ -2,7 +2,7 @@
 
 Counts folders of tiny images with the real commands ``rbc-edge run`` and ``rbc-edge watch``, and has SQLite
 report every statement that it executes. Each command is a process of its own. The networks are left out: an
-analyzer that costs nothing takes their place. Leaves with 1 when a target is missed.
+analyzer that costs nothing takes their place. The exit code is 1 when a target is missed.
 
 The figure that matters is the slope, the statements for one image more. What every start costs (opening the
 ledger, its pragmas) is the same for both sizes and falls away.
@@ -43,7 +43,7 @@ class Counted:
     """The statements of one command.
 
     Attributes:
-        exit_code: What the command left with.
+        exit_code: What the command ended with.
         rounds: Statements by their normalised text. The first entry is everything before the first scan of
             the source ends, each further one reaches to the end of the next scan, the last one to the end.
     """
@@ -195,7 +195,7 @@ def count(*arguments: object) -> Counted:
     counted = Counted(told["exit_code"], tuple(map(Counter, told["rounds"])))
     expected = 128 + signal.SIGTERM if arguments[0] == "watch" else 0
     if counted.exit_code != expected:
-        raise ChildError(f"rbc-edge {' '.join(map(str, arguments))}\nleft with {counted.exit_code}")
+        raise ChildError(f"rbc-edge {' '.join(map(str, arguments))}\nended with {counted.exit_code}")
     return counted
 
 

@@ -1,4 +1,4 @@
-"""Tiny images, and an analyzer that costs nothing: what is left of a run is scan, ledger and tables.
+"""Tiny images, and an analyzer that costs nothing: a run then measures scan, ledger and tables only.
 
 ``python -m bench.tiny FOLDER --n 500`` writes the images.
 """
@@ -22,7 +22,7 @@ _SCALE: Final = Scale(100.0, ScaleSource.SLIDE)
 
 
 def twenty_cells(rng: np.random.Generator) -> FovResult:
-    """A result as a field of 640x480 gives it: twenty cells, some of them in groups."""
+    """A typical result of a field of 640x480: twenty cells, some of them in groups."""
     low = rng.uniform(0, 500, (_N_CELLS, 2)).astype(np.float32)
     xyxy = np.hstack([low, low + 100])
     class_id = np.zeros(_N_CELLS, np.int64)
@@ -35,18 +35,18 @@ def twenty_cells(rng: np.random.Generator) -> FovResult:
 
 
 class Instant:
-    """In the analyzer's place: the same twenty cells for every image, at once."""
+    """Replaces the analyzer: returns the same twenty cells for every image, at once."""
 
     def __init__(self) -> None:
         self._result = twenty_cells(np.random.default_rng(0))
 
     def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-        """A scale, whatever the images."""
+        """Returns the same scale for all images."""
         del images
         return _SCALE
 
     def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
-        """Twenty cells, whatever the field."""
+        """Returns the same cells for all fields."""
         del field, scale
         return self._result
 

@@ -45,7 +45,7 @@ def test_json_is_read_from_the_last_line_or_from_all() -> None:
 
 
 def test_a_child_that_fails_is_told_with_its_last_words() -> None:
-    with pytest.raises(ChildError, match="left with 3: not today"):
+    with pytest.raises(ChildError, match="ended with 3: not today"):
         run(["sh", "-c", "echo not today >&2; exit 3"], threads=1)
 
 

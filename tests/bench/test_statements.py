@@ -77,5 +77,5 @@ def test_the_exit_code_tells_whether_a_target_is_missed(capsys: pytest.CaptureFi
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ChildError, match="left with 5"):
+    with pytest.raises(ChildError, match="ended with 5"):
         statements.count("run", tmp_path / "none", "--out", tmp_path / "out")

@@ -56,7 +56,7 @@ CHECKPOINTS: Final[Mapping[str, Checkpoint]] = {
     "identity settled": Checkpoint(f"{_LEDGER}.settle", "asks whether the content is counted already"),
     "count recorded": Checkpoint(f"{_LEDGER}.record_ok", "writes the count of a field"),
     "failure recorded": Checkpoint(f"{_LEDGER}.record_failed", "writes why a field cannot be counted"),
-    "ledger committed": Checkpoint(f"{_LEDGER}.commit", "makes everything written so far last"),
+    "ledger committed": Checkpoint(f"{_LEDGER}.commit", "commits everything written so far"),
     # The tables are written.
     "slide's table": Checkpoint(f"{_TABLES}.write_slide", "writes the table of one slide"),
     "all tables": Checkpoint(f"{_TABLES}.write", "writes the tables of all changed slides"),
