@@ -281,7 +281,7 @@ class Station:
             raise BrokenError(f"--once has not ended after {timeout_s:g} s: {self.said_last()}")
         return code
 
-    # -- the log ---------------------------------------------------------------------------------------
+    # -- the log ----------------------------------------------------------------------------------------
 
     def said(self) -> str:
         """The log so far."""

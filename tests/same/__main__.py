@@ -5,9 +5,9 @@
 it is. A change of results writes a new record, and its commit says why.
 
 The program runs as a user starts it, in processes of its own. Columns with times are left out, and paths are
-relative to the source. The record holds a digest of each table and not the table, because counts of the public
-photographs stay outside the repository. Networks in int8 round differently on other processors, so compare
-only on the kind of processor that made the record.
+relative to the source. The record holds a digest of each table and not the table, because counts of the
+public photographs stay outside the repository. Networks in int8 round differently on other processors, so
+compare only on the kind of processor that made the record.
 """
 
 import argparse
