@@ -51,7 +51,7 @@ def run(command: Sequence[str], *, threads: int, env: Mapping[str, str] | None =
     pools and the threads of a runtime.
 
     Args:
-        command: The program and its arguments; its working directory is the checkout.
+        command: The program and its arguments. It runs in the root of the checkout.
         threads: Cores it may use, and ``OMP_NUM_THREADS``.
         env: More variables.
 

@@ -44,8 +44,8 @@ class Counted:
 
     Attributes:
         exit_code: What the command ended with.
-        rounds: Statements by their normalised text. The first entry is everything before the first scan of
-            the source ends, each further one reaches to the end of the next scan, the last one to the end.
+        rounds: Statements by their normalised text. The first entry holds everything up to the end of the
+            first scan of the source. Each further entry reaches up to the end of the next scan.
     """
 
     exit_code: int
@@ -162,12 +162,12 @@ def _leave_networks_out() -> None:
 
     instant = Instant()
     stand_in: Any = Analyzer
-    stand_in.estimate_scale = lambda _self, images: instant.estimate_scale(images)
-    stand_in.analyze = lambda _self, field, scale: instant.analyze(field, scale)
+    stand_in.estimate_scale = lambda _self, images, *_, **__: instant.estimate_scale(images)
+    stand_in.analyze = lambda _self, field, scale, *_, **__: instant.analyze(field, scale)
 
 
 def _mark_scans(rounds: list[Counter[str]], *, is_service: bool) -> None:
-    """Begins a new round with every scan of the source; ends a service after enough of them."""
+    """Begins a new round with every scan of the source. Ends a service after enough of them."""
     from rbc_edge.station import inbox  # noqa: PLC0415  see `count_command`
 
     plain = inbox.scan
@@ -220,12 +220,12 @@ def measure(n_images: int, base: Path, *, a_slide: int, is_all: bool = True) -> 
 
 
 def lines(small: Measured, large: Measured, one_slide: Measured) -> list[Line]:
-    """Sets the figures beside their targets.
+    """Compares the figures with their targets.
 
     Args:
         small: Images in several slides.
         large: More images in as many slides more.
-        one_slide: Images of one slide, its first run; its figure has the start in it.
+        one_slide: Images of one slide, first run only. Its figure includes the start.
     """
 
     def more(a: int, b: int, images: int) -> float:
@@ -291,7 +291,7 @@ def _short(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Counts and prints; returns the exit code."""
+    """Counts and prints. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.statements", description=(__doc__ or "").splitlines()[0]
     )

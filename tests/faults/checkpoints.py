@@ -17,7 +17,7 @@ class Checkpoint:
     Attributes:
         at: ``module:name`` or ``module:Class.name``, as the fault plugin takes it.
         what: What the program does in this step.
-        match: Regular expression that one of the arguments must contain; empty: every call counts.
+        match: Regular expression that one of the arguments must match. Empty: every call counts.
     """
 
     at: str
@@ -71,8 +71,8 @@ def resolved(fault: Mapping[str, object]) -> dict[str, object]:
     """A fault for the plugin, from one that names a checkpoint.
 
     Args:
-        fault: With ``at``, the name of a checkpoint; the rest as the plugin takes it. A ``match`` of its own
-            takes the place of the checkpoint's.
+        fault: ``at`` is the name of a checkpoint, the rest is what the plugin takes. A ``match`` of its own
+            replaces that of the checkpoint.
 
     Raises:
         KeyError: There is no such checkpoint.

@@ -74,7 +74,7 @@ class Verdict:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Reads a CSV file whole; an empty list where there is none yet."""
+    """Reads a CSV file. Returns an empty list if there is none yet."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
