@@ -27,6 +27,12 @@ def disks(n: int, *, seed: int = 0, columns: int = 6) -> UInt8:
     return image
 
 
+def scene(height: int = 40, width: int = 60) -> UInt8:
+    """Every pixel its own colour, no two channels alike: shows a swap, a flip, a shift."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 4, y * 6, 255 - x * 2 - y], axis=2).astype(np.uint8)
+
+
 def encoded(image: UInt8, suffix: str = ".png") -> bytes:
     """An image file's bytes."""
     done, data = cv2.imencode(suffix, image[:, :, ::-1])

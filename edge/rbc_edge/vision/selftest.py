@@ -1,4 +1,4 @@
-"""The bundle's test field on this machine, beside what the export saw."""
+"""The bundle's test field on this machine, compared with what the export found."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from rbc_edge.vision import image_file
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import TEST_EXPECTED, TEST_INPUT, Bundle
 
-# Bounds of the self-test (`verify`): what 8-bit kernels of two processors may differ by.
+# How far the 8-bit kernels of two processors may differ.
 _SAME_CELL: Final = 0.15  # of a cell diameter
 _CLEAR: Final = 0.15  # of the detector's score, over its threshold
 _SCORE_ERROR: Final = 0.25
@@ -21,12 +21,12 @@ _SCORE_ERROR: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """What the bundle's test field gave on this machine, beside what the export saw.
+    """The cells of the bundle's test field, on this machine and at the export.
 
     Attributes:
-        n_expected: Cells that the export saw.
-        n_found: Cells that this machine sees.
-        n_unmatched: Clear cells (score well over the threshold) that only one of them sees.
+        n_expected: Cells that the export found.
+        n_found: Cells that this machine finds.
+        n_unmatched: Clear cells (score well over the threshold) that only one of them finds.
         box_error_px: Largest difference of a matched box, pixels of the field.
         score_error: Largest difference of a matched detector or overlap score.
     """
@@ -39,7 +39,7 @@ class SelfTest:
 
 
 def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float) -> dict[str, object]:
-    """Returns what ``test-expected.json`` holds: every cell of the test field (the export calls this)."""
+    """Returns the content of ``test-expected.json``: every cell of the test field (the export calls this)."""
     cells = analyzer.analyze(field, Scale(cell_diameter_px, ScaleSource.CELL_DIAMETER)).cells
     return {
         "cell_diameter_px": cell_diameter_px,
@@ -51,20 +51,16 @@ def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float)
 
 
 def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
-    """Runs the bundle's test field and compares the cells with those that the export saw.
+    """Counts the bundle's test field and compares the cells with those that the export found.
 
-    8-bit kernels differ between processors, so equality is not asked for; cells near the threshold may
-    come or go. Clear cells may not.
+    8-bit kernels differ between processors: cells near the threshold may come or go, clear cells may not.
 
     Args:
         bundle: The bundle.
         threads: See `Analyzer`.
 
-    Returns:
-        The comparison.
-
     Raises:
-        BundleError: If this machine does not see what the export saw.
+        BundleError: This machine finds other cells than the export.
     """
     place = bundle.path / TEST_EXPECTED
     try:
@@ -77,7 +73,7 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
         diameter = float(expected["cell_diameter_px"])
         wanted_overlap = np.array([np.nan if s is None else s for s in expected["overlap_score"]], np.float32)
         if len(wanted_overlap) != len(wanted) or not 0 < diameter < math.inf:
-            raise ValueError("lengths or diameter make no sense")
+            raise ValueError("lengths or diameter are wrong")
         if not set(wanted.class_id.tolist()) <= set(CellClass):
             raise ValueError("unknown class")
         field = image_file.load_field(bundle.path / TEST_INPUT, "bundle", "test")
