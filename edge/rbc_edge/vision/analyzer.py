@@ -260,9 +260,14 @@ def count_image(
         ValueError: The array has another dtype or shape.
     """
     given = given_scale(cell_diameter_px=cell_diameter_px, um_per_px=um_per_px)
-    path = bundle.path if isinstance(bundle, Bundle) else None if bundle is None else Path(bundle)
-    analyzer = _opened(path, claimed_id(path), threads)
+    analyzer = open_analyzer(bundle, threads=threads)
     return analyzer.count_image(image, scale=given, max_megapixels=max_megapixels)
+
+
+def open_analyzer(bundle: Bundle | str | os.PathLike[str] | None = None, *, threads: int = 0) -> Analyzer:
+    """Returns an analyzer: the same one for the same bundle and number of threads."""
+    path = bundle.path if isinstance(bundle, Bundle) else None if bundle is None else Path(bundle)
+    return _opened(path, claimed_id(path), threads)
 
 
 def given_scale(*, cell_diameter_px: float | None, um_per_px: float | None) -> Scale | None:
@@ -285,7 +290,7 @@ def given_scale(*, cell_diameter_px: float | None, um_per_px: float | None) -> S
 
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path | None, bundle_id: str | None, threads: int) -> Analyzer:
-    """Returns an analyzer, the same one as long as the folder holds the same bundle (`bundle_id`)."""
+    # The id is a part of the key: another bundle may come into the same folder.
     return Analyzer(Bundle.open(path), threads=threads)
 
 
