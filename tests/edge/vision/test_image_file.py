@@ -5,7 +5,11 @@ import io
 import math
 import os
 import struct
+import threading
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +397,39 @@ def test_a_jpeg_that_is_cut_short_is_refused_at_every_size(tmp_path: Path) -> No
             with pytest.raises(ImageError) as caught:
                 image_file.load_field(file, "s", "a", cell_diameter_px=diameter)
             assert caught.value.reason == "truncated"
+
+
+def test_the_settings_of_the_host_program_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its limit of pixels does not apply to our images, and its limit and its warnings stay as they are."""
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 100
+    )  # Pillow warns beyond it and fails beyond twice as much
+    filters = list(warnings.filters)
+    data = pillow(Image.fromarray(scene()), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    (tmp_path / "a.png").write_bytes(data)
+    barrier = threading.Barrier(4)
+
+    def read(i: int) -> bool:
+        barrier.wait()
+        for _ in range(20):
+            with suppress(ImageError):
+                image_file.decode(data[: (None, -100, 30, None)[i]], "x")
+            image_file.n_pixels(tmp_path / "a.png", math.nan)
+        return np.array_equal(image_file.decode(data, "x")[0], scene())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
+    assert Image.MAX_IMAGE_PIXELS == 100
+    assert list(warnings.filters) == filters
+
+
+def test_a_reduced_field_does_not_pass_for_a_whole_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(pillow(Image.fromarray(soft(96, 160)), "JPEG"))
+    field = image_file.load_field(file, "s", "a", cell_diameter_px=90.0)
+    with pytest.raises(ValueError, match="a: decoded at 1/2 of its size"):
+        _ = field.image
+    assert image_file.full_size(field).shape == (96, 160, 3)
+    whole = image_file.load_field(file, "s", "a")
+    assert whole.image is whole.decoded.pixels
+    assert whole.decoded.file == b""

@@ -2,12 +2,21 @@
 
 import itertools
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stand_in import scene
 
-from rbc_edge.vision import preprocess
+from conftest import WriteImage
+from rbc_edge.ops.synthetic import CREAM, draw_field
+from rbc_edge.values import CellClass, Scale, ScaleSource
+from rbc_edge.vision import image_file, preprocess
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
 
 
 def test_rescale_rounds_each_side_and_never_to_nothing() -> None:
@@ -149,3 +158,68 @@ def test_a_snug_field_gives_up_little_and_never_takes_more() -> None:
 
 def test_a_field_of_several_tiles_keeps_its_factor() -> None:
     assert preprocess.snug(5472, 3648, 0.4) == 0.4
+
+
+class Recorder:
+    """Passes calls on to a session of ONNX Runtime and keeps their inputs."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.inputs: list[dict[str, Any]] = []
+
+    def run(self, outputs: list[str], inputs: dict[str, Any]) -> Any:
+        self.inputs.append(inputs)
+        return self.session.run(outputs, inputs)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("diameter", [100.0, 33.0])
+def test_training_shows_the_networks_the_bytes_that_the_station_shows(
+    toy_bundle_path: Path, tmp_path: Path, write_image: WriteImage, suffix: str, diameter: float
+) -> None:
+    drawn = draw_field(
+        np.random.default_rng(3), width_px=640, height_px=480, cell_diameter_px=diameter, stain=CREAM
+    )
+    file = write_image(tmp_path / f"a{suffix}", drawn.image)
+    analyzer = Analyzer(Bundle.open(toy_bundle_path), threads=1)
+    analyzer.detector._session = detector = Recorder(analyzer.detector._session)
+    analyzer.classifier._session = classifier = Recorder(analyzer.classifier._session)
+    field = image_file.load_field(file, "s", "a", cell_diameter_px=diameter)
+    found = analyzer.analyze(field, Scale(diameter, ScaleSource.CELL_DIAMETER)).cells.detections
+
+    manifest = analyzer.bundle.manifest
+    view = preprocess.view(field.decoded, diameter)
+    shown = preprocess.detector_input(view, diameter, manifest.cell_diameter_px)
+    (tile, *_) = preprocess.tiles(*shown.shape[1::-1])
+    window, _, _ = preprocess.pad_to_stride(shown[tile.y0 : tile.y1, tile.x0 : tile.x1])
+    np.testing.assert_array_equal(detector.inputs[0]["image"][0], window)
+    if diameter == 100.0:
+        assert window.shape == (192, 256, 3)  # the field 248 wide, although 640 * 0.4 is 256: see `snug`
+    red = found.xyxy[found.class_id == CellClass.RBC]
+    crops = preprocess.cell_crops(view, red, margin=manifest.crop_margin)
+    assert len(crops) > 3
+    np.testing.assert_array_equal(np.concatenate([i["crops"] for i in classifier.inputs]), crops)
+
+
+@given(
+    width=st.integers(1, 3000), height=st.integers(1, 3000), x=st.floats(-50, 3050), y=st.floats(-50, 3050)
+)
+def test_every_place_belongs_to_one_tile(width: int, height: int, x: float, y: float) -> None:
+    owners = [
+        t
+        for t in preprocess.tiles(width, height)
+        if t.core[0] <= x < t.core[2] and t.core[1] <= y < t.core[3]
+    ]
+    assert len(owners) == 1
+
+
+@given(width=st.integers(16, 700), height=st.integers(16, 700), diameter=st.floats(4.0, 400.0))
+@settings(deadline=None, max_examples=50)
+def test_a_view_leaves_cells_as_large_as_a_crop_needs(width: int, height: int, diameter: float) -> None:
+    image = np.full((height, width, 3), 200, np.uint8)
+    view = preprocess.view(image, diameter)
+    n = view.image.shape[1]
+    assert view.size == (width, height)
+    if n > 20:  # else the rounding to whole pixels is more than the rule
+        assert diameter / view.px[0] > 0.97 * min(diameter, image_file.MIN_CELL_PX)
+    assert abs(n * float(view.px[0]) - width) < 0.01
