@@ -17,25 +17,10 @@ if TYPE_CHECKING:
 __version__: str
 
 __all__ = [
-    "Analyzer",
-    "Bundle",
-    "BundleError",
-    "Cell",
-    "Cells",
-    "Counts",
-    "FolderResult",
-    "FovResult",
-    "ImageError",
-    "Label",
-    "RbcEdgeError",
-    "Scale",
-    "ScaleSource",
-    "UnavailableError",
-    "UsageError",
-    "__version__",
-    "count_folder",
-    "count_image",
-]
+    "Analyzer", "Bundle", "BundleError", "Cell", "Cells", "Counts", "FolderResult", "FovResult", "ImageError",
+    "Label", "RbcEdgeError", "Scale", "ScaleSource", "UnavailableError", "UsageError", "__version__",
+    "count_folder", "count_image",
+]  # fmt: skip
 
 _MODULES = {
     "errors": ("BundleError", "ImageError", "RbcEdgeError", "UnavailableError", "UsageError"),

@@ -50,7 +50,7 @@ class ScaleSource(StrEnum):
 def _check(
     name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]
 ) -> None:
-    """Raises ValueError unless `array` has `dtype` and `shape` (None stands for any length)."""
+    """Raises ValueError unless `array` has `dtype` and `shape` (None: any length)."""
     if array.dtype != dtype:
         raise ValueError(f"{name}: dtype {array.dtype}, expected {np.dtype(dtype)}")
     if array.ndim != len(shape) or any(w not in (None, s) for s, w in zip(array.shape, shape, strict=True)):
@@ -276,13 +276,8 @@ class Cells:
     @classmethod
     def empty(cls) -> "Cells":
         """Returns a field without cells."""
-        return cls(
-            Detections.empty(),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.bool_),
-            np.zeros(0, np.int64),
-            np.zeros((0, 4), np.bool_),
-        )
+        none = Detections.empty()
+        return cls(none, none.score, np.zeros(0, np.bool_), none.class_id, np.zeros((0, 4), np.bool_))
 
     def label(self, i: int) -> Label:
         """Returns the table's label of cell `i`."""

@@ -81,26 +81,16 @@ class Analyzer:
     ) -> FovResult:
         """Counts the cells of one image, as `rbc-edge run` counts a slide of one field.
 
+        Args, result and errors are those of the function `count_image`.
+
         Args:
-            image: A JPEG, PNG, BMP or TIFF file; or uint8 (H, W, 3), RGB.
+            image: A file, or uint8 (H, W, 3), RGB.
             scale: How large a red cell is; None: estimated from this image.
             max_megapixels: Larger files are refused from their header.
-
-        Returns:
-            The cells, with boxes in pixels of the image.
-
-        Raises:
-            ImageError: The file cannot be read; its `reason` says why. Or the image is too small.
-            ValueError: The array has another dtype or shape.
         """
-        is_file = isinstance(image, str | os.PathLike)
-        given = Scale(math.nan, ScaleSource.NONE) if scale is None else scale
-        field = _field(image, given, max_megapixels)
         if scale is None:
-            given = self.estimate_scale([field.image])
-            if is_file:  # the station decodes it again, smaller where its cells are large
-                field = _field(image, given, max_megapixels)
-        return self.analyze(field, given)
+            scale = self.estimate_scale([_field(image, math.nan, max_megapixels).image])
+        return self.analyze(_field(image, scale.cell_diameter_px, max_megapixels), scale)
 
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.
@@ -170,41 +160,41 @@ class Analyzer:
         self, field: FieldOfView, given: Scale, clock: "_Clock"
     ) -> tuple[Detections, Scale, list[str], preprocess.View]:
         """Returns the detections, the scale they were made at, flags about that scale, and the view."""
-        width, height = field.width_px, field.height_px
         view = self.view(field, given)
         clock.lap("view")
-        if math.isnan(given.cell_diameter_px):
-            own = self._own(field, given, None)
-            clock.lap("scale")
-            if own is None:
-                return Detections.empty(), Scale(math.nan, ScaleSource.NONE), [], view
-            return self._detect_at(own, clock)
-        found = self.detector.detect(view, given.cell_diameter_px)
-        clock.lap("detect")
+        found, tried = Detections.empty(), None
         by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
-        contradicted = scale.disagrees(found, width, height, given.cell_diameter_px)
-        if contradicted and by_user:
-            return found, given, ["scale-mismatch"], view
-        # Few cells: a sparse field, or a scale so wrong that the detector sees none. Both look the same.
-        if not contradicted and not scale.sees_little(found, width, height):
-            return found, given, [], view
-        own = self._own(field, given, None if contradicted else found)
+        if not math.isnan(given.cell_diameter_px):
+            size = (field.width_px, field.height_px)
+            found = self.detector.detect(view, given.cell_diameter_px)
+            clock.lap("detect")
+            if scale.disagrees(found, *size, given.cell_diameter_px):
+                if by_user:
+                    return found, given, ["scale-mismatch"], view
+            elif scale.sees_little(found, *size):
+                # A sparse field, or a scale so wrong that the detector sees no cells. Both look the same.
+                tried = found
+            else:
+                return found, given, [], view
+        own = self._own(field, given, tried)
         clock.lap("scale")
         if own is None:
-            return found, given, [], view
+            used = Scale(math.nan, ScaleSource.NONE) if math.isnan(given.cell_diameter_px) else given
+            return found, used, [], view
         if by_user:
             return found, given, ["scale-mismatch"], view
-        return self._detect_at(own, clock)
+        own_px, view = own
+        found = self.detector.detect(view, own_px)
+        clock.lap("detect")
+        return found, Scale(own_px, ScaleSource.FIELD), [], view
 
     def _own(
         self, field: FieldOfView, given: Scale, found: Detections | None
     ) -> tuple[float, preprocess.View] | None:
         """Estimates a field's own scale from all its pixels; returns it with the view for it, or None.
 
-        Where few cells were found at the given scale, its own scale must explain more than that.
-
-        Large fields that were reduced are decoded in full one at a time: two of 20 megapixels take half a
-        gigabyte.
+        Where few cells were found at the given scale, its own scale must explain more than that. Large fields
+        that were reduced are decoded in full one at a time: two of 20 megapixels take half a gigabyte.
         """
         is_large = field.decoded.reduction > 1 and field.width_px * field.height_px >= image_file.LARGE_PIXELS
         with self._large if is_large else nullcontext():
@@ -218,14 +208,6 @@ class Analyzer:
                 )
                 has_own = scale.blind_at(given.cell_diameter_px, own_px, n)
             return (own_px, preprocess.view(image, own_px)) if has_own else None
-
-    def _detect_at(
-        self, own: tuple[float, preprocess.View], clock: "_Clock"
-    ) -> tuple[Detections, Scale, list[str], preprocess.View]:
-        own_px, view = own
-        found = self.detector.detect(view, own_px)
-        clock.lap("detect")
-        return found, Scale(own_px, ScaleSource.FIELD), [], view
 
 
 def count_image(
@@ -260,8 +242,9 @@ def count_image(
         ValueError: The array has another dtype or shape.
     """
     given = given_scale(cell_diameter_px=cell_diameter_px, um_per_px=um_per_px)
-    analyzer = open_analyzer(bundle, threads=threads)
-    return analyzer.count_image(image, scale=given, max_megapixels=max_megapixels)
+    return open_analyzer(bundle, threads=threads).count_image(
+        image, scale=given, max_megapixels=max_megapixels
+    )
 
 
 def open_analyzer(bundle: Bundle | str | os.PathLike[str] | None = None, *, threads: int = 0) -> Analyzer:
@@ -294,16 +277,17 @@ def _opened(path: Path | None, bundle_id: str | None, threads: int) -> Analyzer:
     return Analyzer(Bundle.open(path), threads=threads)
 
 
-def _field(image: str | os.PathLike[str] | UInt8, scale: Scale, max_megapixels: float) -> FieldOfView:
+def _field(
+    image: str | os.PathLike[str] | UInt8, cell_diameter_px: float, max_megapixels: float
+) -> FieldOfView:
     if isinstance(image, str | os.PathLike):
-        path, diameter = Path(image), scale.cell_diameter_px
+        path = Path(image)
         return image_file.load_field(
-            path, "", path.name, max_megapixels=max_megapixels, cell_diameter_px=diameter
+            path, "", path.name, max_megapixels=max_megapixels, cell_diameter_px=cell_diameter_px
         )
     field = FieldOfView.of(image)
     if min(field.width_px, field.height_px) < image_file.MIN_SIDE_PX:
-        size = f"{field.width_px}x{field.height_px}"
-        raise ImageError("too-small", f"{size} pixels is too small for a field of view")
+        raise ImageError("too-small", f"{field.width_px}x{field.height_px} pixels is too small for a field")
     return field
 
 

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -117,19 +118,16 @@ class Bundle:
         return self.manifest.bundle_id
 
     @classmethod
-    def open(cls, path: Path | None = None) -> Bundle:
-        """Opens a bundle and checks that every byte is the one that was exported.
+    def open(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
+        """Opens a bundle and checks every byte against its hash.
 
         Args:
             path: Its folder; None: the one that ships in this package.
 
-        Returns:
-            The bundle.
-
         Raises:
-            BundleError: If it is missing, of another format, or not intact.
+            BundleError: It is missing, of another format, or not intact.
         """
-        folder = default_path() if path is None else path
+        folder = default_path() if path is None else Path(path)
         manifest = _read_manifest(folder / MANIFEST)
         for name, expected in manifest.files.items():
             file = folder / name
@@ -166,11 +164,8 @@ class Bundle:
             file: Name of the network in the bundle.
             threads: Threads inside one operator.
 
-        Returns:
-            The ONNX Runtime session.
-
         Raises:
-            BundleError: If ONNX Runtime cannot load it.
+            BundleError: ONNX Runtime cannot load it.
         """
         import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
 
@@ -211,11 +206,7 @@ def default_path() -> Path:
 
 
 def claimed_id(path: Path | None = None) -> str | None:
-    """Returns the bundle_id in the manifest of a folder, without any check; None without one.
-
-    Args:
-        path: The bundle's folder; None: the one that ships in this package.
-    """
+    """Returns the bundle_id in the manifest of a folder (see `Bundle.open`), unchecked; None without one."""
     folder = default_path() if path is None else path
     try:
         claimed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["bundle_id"]
@@ -232,11 +223,8 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
         source: Name in the bundle to the file to copy.
         manifest: Its ``files`` and ``bundle_id`` are filled in here.
 
-    Returns:
-        The bundle, opened and checked.
-
     Raises:
-        BundleError: If a required file is missing.
+        BundleError: A required file is missing.
     """
     missing = [name for name in _REQUIRED if name not in source]
     if missing:
@@ -265,13 +253,11 @@ def _sha256(file: Path) -> str:
 
 def _read_manifest(file: Path) -> Manifest:
     try:
-        text = file.read_text(encoding="utf-8")
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
     except UnicodeDecodeError as error:
         raise BundleError(f"{file}: is not text: {error}", _ADVICE) from error
-    try:
-        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: is not JSON: {error}", _ADVICE) from error
     manifest = _parse(content, file)
@@ -289,20 +275,12 @@ def _parse(content: object, file: Path) -> Manifest:
             f"{file}: format {content.get('format')!r}, this version reads {FORMAT}",
             "use the rbc-edge version that the bundle was made for",
         )
-    known = {f.name for f in fields(Manifest)}
-    if set(content) != known:
-        odd = sorted(set(content) ^ known)
+    if odd := sorted(set(content) ^ {f.name for f in fields(Manifest)}):
         raise BundleError(f"{file}: missing or unknown: {', '.join(odd)}", _ADVICE)
     try:
-        manifest = Manifest(
-            **content
-            | {
-                "class_names": tuple(map(str, content["class_names"])),
-                "score_threshold": tuple(map(float, content["score_threshold"])),
-                "iou_threshold": tuple(map(float, content["iou_threshold"])),
-                "files": dict(content["files"]),
-            }
-        )
+        kinds = {"class_names": str, "score_threshold": float, "iou_threshold": float}
+        lists = {name: tuple(map(kind, content[name])) for name, kind in kinds.items()}
+        manifest = Manifest(**content | lists | {"files": dict(content["files"])})
         shares = (*manifest.score_threshold, *manifest.iou_threshold, manifest.iou_threshold_across)
         sound = (
             len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3

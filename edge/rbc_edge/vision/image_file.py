@@ -126,16 +126,10 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own range to
     8 bits (a 12-bit camera fills a sixteenth of the range).
 
-    Args:
-        data: The file's bytes.
-        name: What to call it in messages.
-        max_megapixels: Larger images are refused from their header.
+    `name` stands for the file in messages. Limits and errors are those of `load_field`.
 
     Returns:
         The image, uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
-
-    Raises:
-        ImageError: See `load_field`.
     """
     decoded, captured_at = _decode(data, name, max_megapixels, 1)
     return decoded.pixels, captured_at

@@ -253,14 +253,9 @@ def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
 
 
 def _lamp(level: Float32, free: Bool) -> Float32 | None:
-    """Fits a plane and a bowl (vignetting grows with the square of the radius) to the free blocks.
+    """Fits a plane and a bowl (vignetting grows with the square of the radius) to blocks without cells.
 
-    Args:
-        level: float32 (h, w), grey levels.
-        free: bool (h, w), where no cell lies.
-
-    Returns:
-        float32 (h, w): the lamp everywhere; None where too little glass is free.
+    `level` and the result are float32 (h, w), `free` is bool (h, w). None where too little glass is free.
     """
     terms = _terms(*level.shape)
     fitted = None

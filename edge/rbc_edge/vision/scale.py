@@ -41,12 +41,7 @@ _CONVERGED: Final = 1.02
 
 
 def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tuple[float, int]:
-    """Measures the red cells that the border does not cut.
-
-    Args:
-        found: Detections of a field.
-        width_px: Width of the field.
-        height_px: Height of the field.
+    """Measures the red cells that the border of a field does not cut.
 
     Returns:
         Median of the geometric mean sides of their boxes, pixels (NaN without any), and their number.
@@ -155,13 +150,8 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     usable = [e for e in usable if e[1] >= _MIN_CELLS] or usable
     if not usable:
         return Scale(math.nan, ScaleSource.NONE)
-    half = sum(n for _, n in usable) / 2
-    seen = 0
-    for diameter, n in usable:
-        seen += n
-        if seen >= half:
-            return Scale(diameter, ScaleSource.SLIDE)
-    raise AssertionError("half of the cells lie before the end")
+    up_to = np.cumsum([n for _, n in usable])
+    return Scale(usable[int(np.searchsorted(up_to, up_to[-1] / 2))][0], ScaleSource.SLIDE)
 
 
 def _agreed(estimates_px: Sequence[float]) -> float:
@@ -192,13 +182,7 @@ def sees_little(found: Detections, width_px: int, height_px: int) -> bool:
 
 
 def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
-    """Tells whether a field was analyzed at a scale that hides its cells.
-
-    Args:
-        cell_diameter_px: That scale, pixels of the field.
-        own_px: The field's own estimate (`estimate_field`).
-        n_cells: The number of cells it was measured on.
-    """
+    """Tells whether a scale hides a field's cells, by the field's own estimate from `n_cells` cells."""
     return n_cells >= _MIN_CELLS and max(own_px / cell_diameter_px, cell_diameter_px / own_px) > BLIND
 
 
