@@ -84,32 +84,24 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
     cells = Analyzer(bundle, threads=threads).analyze(field, Scale(diameter, ScaleSource.CELL_DIAMETER)).cells
     found = cells.detections
     least = np.array(bundle.manifest.score_threshold, np.float32)
-    pairs: list[tuple[int, int]] = []
-    free = np.ones(len(found), np.bool_)
+    ours, theirs = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for i in range(len(wanted)):
         distance = np.abs(found.xyxy - wanted.xyxy[i]).max(axis=1, initial=0.0)
-        same = free & (found.class_id == wanted.class_id[i]) & (distance <= _SAME_CELL * diameter)
+        same = (found.class_id == wanted.class_id[i]) & (distance <= _SAME_CELL * diameter)
+        same[ours] = False
         if same.any():
-            j = int(np.where(same, distance, np.inf).argmin())
-            free[j] = False
-            pairs.append((i, j))
-    matched = {i for i, _ in pairs}
-    clear_missing = [
-        i
-        for i in range(len(wanted))
-        if i not in matched and wanted.score[i] > least[wanted.class_id[i]] + _CLEAR
-    ]
-    clear_new = np.flatnonzero(free & (found.score > least[found.class_id] + _CLEAR))
-    ours, theirs = np.array([p[1] for p in pairs], np.int64), np.array([p[0] for p in pairs], np.int64)
+            ours = np.append(ours, np.where(same, distance, np.inf).argmin())
+            theirs = np.append(theirs, i)
+    is_new, is_missing = np.ones(len(found), np.bool_), np.ones(len(wanted), np.bool_)
+    is_new[ours], is_missing[theirs] = False, False
+    is_new &= found.score > least[found.class_id] + _CLEAR
+    is_missing &= wanted.score > least[wanted.class_id] + _CLEAR
     box_error = np.abs(found.xyxy[ours] - wanted.xyxy[theirs]).max(initial=0.0)
     score_error = np.abs(found.score[ours] - wanted.score[theirs]).max(initial=0.0)
     overlap_error = np.nan_to_num(np.abs(cells.overlap_score[ours] - wanted_overlap[theirs])).max(initial=0.0)
+    n_unmatched = int(np.count_nonzero(is_new) + np.count_nonzero(is_missing))
     result = SelfTest(
-        len(wanted),
-        len(found),
-        len(clear_missing) + len(clear_new),
-        float(box_error),
-        float(max(score_error, overlap_error)),
+        len(wanted), len(found), n_unmatched, float(box_error), float(max(score_error, overlap_error))
     )
     if len(wanted) == 0 or result.n_unmatched or overlap_error > _SCORE_ERROR:
         raise BundleError(
