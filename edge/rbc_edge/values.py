@@ -21,7 +21,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 class CellClass(IntEnum):
-    """What the detector tells apart; the number is the bundle's class index."""
+    """The detector's classes. The number is the bundle's class index."""
 
     RBC = 0
     WBC = 1
@@ -29,7 +29,7 @@ class CellClass(IntEnum):
 
 
 class Label(StrEnum):
-    """What a cell is called in the tables."""
+    """Names of cells in the tables."""
 
     RBC_SINGLE = "rbc_single"
     RBC_OVERLAPPING = "rbc_overlapping"
@@ -44,7 +44,7 @@ class ScaleSource(StrEnum):
     UM_PER_PX = "um-per-px"  # the user gave micrometres per pixel
     SLIDE = "estimated-slide"  # estimated from the slide's fields
     FIELD = "estimated-field"  # this field disagrees with its slide: estimated from the field alone
-    NONE = "none"  # nothing to measure: no red cell seen
+    NONE = "none"  # nothing to measure: no red cell found
 
 
 def _check(
@@ -59,12 +59,12 @@ def _check(
 
 @dataclass(frozen=True, slots=True)
 class InboxFile:
-    r"""One image file, as the scan saw it.
+    r"""One image file, as the scan found it.
 
     Attributes:
-        path: Absolute path; opens the file even where its name is not UTF-8.
+        path: Absolute path. Opens the file even where its name is not UTF-8.
         slide_id: Slide it belongs to, as text (bytes that are not UTF-8 as ``\xNN``).
-        fov: Its name within the slide, as text; unique there.
+        fov: Its name within the slide, as text. Unique there.
         size_bytes: Size in bytes.
         mtime_ns: Time of last change in nanoseconds since 1970.
     """
@@ -81,7 +81,7 @@ class Scale:
     """How large a red cell is in the field of view.
 
     Attributes:
-        cell_diameter_px: Diameter of a red cell in pixels of the field of view, > 0; NaN when unknown.
+        cell_diameter_px: Diameter of a red cell in pixels of the field of view, > 0. NaN when unknown.
         source: Where the number came from.
     """
 
@@ -163,7 +163,7 @@ class FieldOfView:
         """The camera's image, uint8 (height_px, width_px, 3), RGB.
 
         Raises:
-            ValueError: It was decoded at a part of its size; see `image_file.full_size`.
+            ValueError: It was decoded at a part of its size. See `image_file.full_size`.
         """
         if self.decoded.reduction != 1:
             raise ValueError(f"{self.fov}: decoded at 1/{self.decoded.reduction} of its size")
@@ -208,12 +208,12 @@ class Cell:
 
     Attributes:
         box: Left, top, right and bottom, pixels of the field of view.
-        label: What the tables call it.
+        label: Its name in the tables.
         score: The detector's score, 0..1.
-        overlap_score: Probability that the red cell overlaps another, 0..1; None for other cells.
-        group: Number of its group of overlapping cells in this field; 0 for a cell in no group.
+        overlap_score: Probability that the red cell overlaps another, 0..1. None for other cells.
+        group: Number of its group of overlapping cells in this field. 0 for a cell in no group.
         touches_edge: Whether the image border cuts it.
-        shape: Name of its shape; None: no shape is known.
+        shape: Name of its shape. None: no shape is known.
     """
 
     box: tuple[float, float, float, float]
@@ -241,18 +241,18 @@ class Counts:
 
     @property
     def overlap_fraction(self) -> float | None:
-        """Overlapping share of the red cells, 0..1; None without red cells."""
+        """Overlapping share of the red cells, 0..1. None without red cells."""
         return self.n_rbc_overlapping / self.n_rbc if self.n_rbc else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """Classified detections of one field of view: arrays, and a `Cell` at a time where it is iterated.
+    """Classified detections of one field of view, as arrays. Iterating gives each `Cell`.
 
     Attributes:
         detections: N boxes, sorted by box centre in reading order (y, then x) so that tables are stable.
-        overlap_score: float32 (N,), probability that the red cell is overlapping; NaN for other classes.
-        overlapping: bool (N,), the verdict; False for other classes.
+        overlap_score: float32 (N,), probability that the red cell is overlapping. NaN for other classes.
+        overlapping: bool (N,), the verdict. False for other classes.
         group: int64 (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group.
         touches_edge: bool (N, 4), whether the box reaches the left, top, right, bottom image border.
     """
@@ -290,7 +290,7 @@ class Cells:
                 return Label.PLATELET
 
     def __getitem__(self, i: int) -> Cell:
-        """Returns cell `i`; a negative one is counted from the end."""
+        """Returns cell `i`, counted from the end where it is negative."""
         found, overlap_score = self.detections, float(self.overlap_score[i])
         x0, y0, x1, y1 = found.xyxy[i].tolist()
         return Cell(
@@ -306,7 +306,7 @@ class Cells:
         return (self[i] for i in range(len(self)))
 
     def counts(self, keep: Bool | slice = slice(None)) -> Counts:
-        """Counts the cells, or those that `keep`, bool (N,), names."""
+        """Counts all cells, or those where `keep`, bool (N,), is true."""
         class_id = self.detections.class_id[keep]
         red = class_id == CellClass.RBC
         n_overlapping = int(np.count_nonzero(red & self.overlapping[keep]))

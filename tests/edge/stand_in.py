@@ -18,7 +18,7 @@ TOY_BUNDLE = Path(__file__).parent / "toy_bundle"
 
 
 def disks(n: int, *, seed: int = 0, columns: int = 6) -> UInt8:
-    """A bright field with `n` dark disks of 40 px, none touching another or the border; RGB."""
+    """A bright RGB field with `n` dark disks of 40 px that touch neither each other nor the border."""
     image = np.full((60 * 4, 60 * columns, 3), 230, np.uint8)
     image[0, 0] = np.random.default_rng(seed).integers(200, 255, 3)  # other seeds, other content
     for i in range(n):
@@ -49,7 +49,7 @@ def write_disks(path: Path | bytes, n: int, *, seed: int = 0) -> None:
 
 
 class StandIn:
-    """Counts dark blobs as single red cells; those right of the middle as overlapping."""
+    """Counts dark blobs as red cells: overlapping in the right half, single in the left."""
 
     def __init__(self) -> None:
         self.analyzed: list[str] = []

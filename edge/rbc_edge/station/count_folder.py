@@ -21,7 +21,7 @@ class FolderResult:
         out: The folder of the tables.
         slides: The rows of ``slides.csv``.
         n_images: Images found.
-        n_counted: Images counted now; the others were counted before, or failed.
+        n_counted: Images counted now. The others were counted before, or failed.
         n_failed: Images that could not be counted, now or before.
     """
 
@@ -50,15 +50,15 @@ def count_folder(
 
     Args:
         source: A folder with one sub-folder for each slide, or images, or several of both.
-        out: Folder for the tables; made when missing; not inside the source.
-        bundle: The models, or their folder; None: those that ship with rbc-edge.
+        out: Folder for the tables. Made when missing. Not inside the source.
+        bundle: The models, or their folder. None: those that ship with rbc-edge.
         cell_diameter_px: Diameter of a red cell, pixels. Give this, or `um_per_px`, or neither: then it is
             estimated for each slide.
         um_per_px: Micrometres in a pixel.
         edges: Cells at the image border: ``all`` counts them, ``two-sides`` leaves out those that touch the
             right or lower border, ``inside`` leaves out all that touch a border.
         cells: Also write a table of cells for each slide.
-        threads: Images counted at the same time; 0 chooses for this machine.
+        threads: Images counted at the same time. 0 chooses for this machine.
 
     Returns:
         The slides, and numbers of images.

@@ -1,4 +1,4 @@
-"""A field of view in, its classified cells out; and the same for one image file, as the Python interface."""
+"""A field of view in, its classified cells out. `count_image` does it for one image, from Python."""
 
 import functools
 import math
@@ -65,7 +65,7 @@ class Analyzer:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).
 
         Args:
-            images: Fields, each uint8 (H, W, 3) RGB; may be empty.
+            images: Fields, each uint8 (H, W, 3) RGB. May be empty.
 
         Returns:
             The scale with source ``estimated-slide``, or NaN and ``none``.
@@ -81,12 +81,8 @@ class Analyzer:
     ) -> FovResult:
         """Counts the cells of one image, as `rbc-edge run` counts a slide of one field.
 
-        Args, result and errors are those of the function `count_image`.
-
-        Args:
-            image: A file, or uint8 (H, W, 3), RGB.
-            scale: How large a red cell is; None: estimated from this image.
-            max_megapixels: Larger files are refused from their header.
+        Arguments, result and errors are those of the function `count_image`. A `scale` of None is estimated
+        from the image.
         """
         if scale is None:
             scale = self.estimate_scale([_field(image, math.nan, max_megapixels).image])
@@ -191,7 +187,7 @@ class Analyzer:
     def _own(
         self, field: FieldOfView, given: Scale, found: Detections | None
     ) -> tuple[float, preprocess.View] | None:
-        """Estimates a field's own scale from all its pixels; returns it with the view for it, or None.
+        """Estimates a field's own scale from all its pixels. Returns it with its view, or None.
 
         Where few cells were found at the given scale, its own scale must explain more than that. Large fields
         that were reduced are decoded in full one at a time: two of 20 megapixels take half a gigabyte.
@@ -224,8 +220,8 @@ def count_image(
     The networks are opened once for each bundle and number of threads, and kept for later calls.
 
     Args:
-        image: A JPEG, PNG, BMP or TIFF file; or uint8 (H, W, 3), RGB.
-        bundle: The models, or their folder; None: those that ship with rbc-edge.
+        image: A JPEG, PNG, BMP or TIFF file, or uint8 (H, W, 3), RGB.
+        bundle: The models, or their folder. None: those that ship with rbc-edge.
         cell_diameter_px: Diameter of a red cell, pixels. Give this, or `um_per_px`, or neither: then it is
             estimated from the image.
         um_per_px: Micrometres in a pixel.
@@ -236,7 +232,7 @@ def count_image(
         Counts, flags and cells.
 
     Raises:
-        ImageError: The file cannot be read; its `reason` says why.
+        ImageError: The file cannot be read. Its `reason` says why.
         BundleError: The bundle is missing or not intact.
         UsageError: Both scales are given, or one is not positive.
         ValueError: The array has another dtype or shape.
@@ -254,7 +250,7 @@ def open_analyzer(bundle: Bundle | str | os.PathLike[str] | None = None, *, thre
 
 
 def given_scale(*, cell_diameter_px: float | None, um_per_px: float | None) -> Scale | None:
-    """Returns the scale that the user gave; None for neither.
+    """Returns the scale that the user gave. None for neither.
 
     Raises:
         UsageError: Both are given, or one is not positive.

@@ -28,7 +28,7 @@ def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px:
         cell_diameter_px: Diameter of a red cell in it, pixels.
 
     Returns:
-        bool (N, 4): left, top, right, bottom; a side counts as reached from `EDGE_MARGIN` on.
+        bool (N, 4): left, top, right, bottom. A side counts as reached from `EDGE_MARGIN` on.
     """
     x_min, y_min, x_max, y_max = xyxy.T
     m = EDGE_MARGIN * cell_diameter_px

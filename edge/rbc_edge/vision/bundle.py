@@ -122,7 +122,7 @@ class Bundle:
         """Opens a bundle and checks every byte against its hash.
 
         Args:
-            path: Its folder; None: the one that ships in this package.
+            path: Its folder. None: the one that ships in this package.
 
         Raises:
             BundleError: It is missing, of another format, or not intact.
@@ -206,7 +206,7 @@ def default_path() -> Path:
 
 
 def claimed_id(path: Path | None = None) -> str | None:
-    """Returns the bundle_id in the manifest of a folder (see `Bundle.open`), unchecked; None without one."""
+    """Returns the bundle_id in the manifest of a folder (see `Bundle.open`), unchecked. None without one."""
     folder = default_path() if path is None else path
     try:
         claimed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["bundle_id"]
@@ -219,7 +219,7 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
     """Writes a bundle: copies the files, hashes them, writes the manifest last.
 
     Args:
-        folder: Folder to write; an earlier bundle in it is replaced.
+        folder: Folder to write. An earlier bundle in it is replaced.
         source: Name in the bundle to the file to copy.
         manifest: Its ``files`` and ``bundle_id`` are filled in here.
 

@@ -31,7 +31,7 @@ class Classifier:
         """Scores crops.
 
         Args:
-            crops: uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin; N may be 0.
+            crops: uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin. N may be 0.
 
         Returns:
             float32 (N,): probability that the cell in the middle is overlapping.

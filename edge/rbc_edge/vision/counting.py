@@ -26,10 +26,10 @@ def groups(xyxy: Float32, class_id: Int64, overlapping: Bool) -> Int64:
     Args:
         xyxy: float32 (N, 4), pixels of the field of view.
         class_id: int64 (N,), values of `CellClass`.
-        overlapping: bool (N,), the classifier's verdict; ignored for cells that are not red.
+        overlapping: bool (N,), the classifier's verdict. Ignored for cells that are not red.
 
     Returns:
-        int64 (N,): 1..G in order of each group's first cell; 0 for a cell in no group.
+        int64 (N,): 1..G in order of each group's first cell. 0 for a cell in no group.
     """
     red = overlapping & (class_id == CellClass.RBC)
     member = np.flatnonzero(red | (class_id == CellClass.WBC))
@@ -64,7 +64,7 @@ def _components(n: int, a: Int64, b: Int64) -> Int64:
 def counted(cells: Cells, rule: EdgeRule) -> Bool:
     """Tells which cells the edge rule counts: bool (N,)."""
     sides = {EdgeRule.ALL: [], EdgeRule.TWO_SIDES: [2, 3], EdgeRule.INSIDE: [0, 1, 2, 3]}[rule]
-    return ~cells.touches_edge[:, sides].any(axis=1)
+    return np.asarray(~cells.touches_edge[:, sides].any(axis=1), np.bool_)
 
 
 def count(cells: Cells, rule: EdgeRule = EdgeRule.ALL) -> Counts:

@@ -52,7 +52,7 @@ class Detector:
         Args:
             image: The view of a field for about this cell diameter, or uint8 (H, W, 3) RGB, balanced.
             cell_diameter_px: Diameter of a red cell, pixels of the field, > 0.
-            score_threshold: float32 (3,), smallest score by class; the bundle's when None.
+            score_threshold: float32 (3,), smallest score by class. The bundle's when None.
 
         Returns:
             Detections in pixels of the field, after suppression, in reading order of their centres.
@@ -131,7 +131,7 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
     Args:
         found: N detections.
         kept: int64 (M,), indices of those that stay.
-        voters: bool (N,), which detections take part; a kept box always takes part in its own mean.
+        voters: bool (N,), which detections take part. A kept box always takes part in its own mean.
 
     Returns:
         float32 (M, 4): xyxy, same frame.

@@ -107,12 +107,12 @@ def full_size(field: FieldOfView) -> UInt8:
 
 
 def max_reduction(cell_diameter_px: float) -> int:
-    """Returns how many times smaller a field may be shown; 1 for NaN."""
+    """Returns how many times smaller a field may be shown. 1 for NaN."""
     return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // MIN_CELL_PX))
 
 
 def n_pixels(path: Path, cell_diameter_px: float) -> int:
-    """Reads from a file's header how many pixels `load_field` decodes; 0 where that is not known."""
+    """Reads from a file's header how many pixels `load_field` decodes. 0 where that is not known."""
     with _lifted, suppress(Exception), _open(path, formats=_FORMATS) as picture:
         _draft(picture, max_reduction(cell_diameter_px))
         return int(picture.width * picture.height)
@@ -168,7 +168,7 @@ _lifted: Final = _PillowLimits()
 
 
 def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tuple[Decoded, str]:
-    """Decodes at 1 / `reduction` of the size or larger; returns the capture time, too."""
+    """Decodes at 1 / `reduction` of the size or larger. Returns the capture time as well."""
     if not data:
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
     with _lifted:
@@ -226,7 +226,7 @@ def _not_opened(data: bytes, name: str) -> ImageError:
 
 
 def _draft(picture: Image.Image, reduction: int) -> int:
-    """Has a JPEG decoded at a half, a quarter or an eighth of its size, not less than 1 / `reduction`.
+    """Makes a JPEG decode at a half, a quarter or an eighth of its size, not less than 1 / `reduction`.
 
     The decoder takes the lower frequencies of each block only. Other formats are decoded in full, and so is
     an image that EXIF turns, unless its sides are multiples of a block: a part of a pixel must stay at the
@@ -292,14 +292,14 @@ def _eight_bit(picture: Image.Image) -> UInt8:
 
 
 def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
-    # Of TIFF files both decoders apply the orientation themselves, whatever they are told.
+    # Both decoders apply the orientation of a TIFF file themselves.
     turned = picture.format == "TIFF"
     kind = _deep_kind(picture, name)
     orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # cv2 returns half an image silently; Pillow raises
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        if not picture.mode.startswith(("I", "F")):  # of colour Pillow gives the upper bytes only
+        if not picture.mode.startswith(("I", "F")):  # Pillow gives only the upper bytes of colour
             raise ImageError(
                 "unsupported" if turned else "truncated",
                 f"{name}: its 16-bit pixels cannot be read, or are not all there",
@@ -310,7 +310,7 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
         if pixels.shape[2] == 4:
             pixels = pixels[:, :, :3]
         pixels = pixels[:, :, ::-1]
-    if kind == _WHITE_IS_ZERO:  # neither decoder turns 16 bits round
+    if kind == _WHITE_IS_ZERO:  # neither decoder inverts 16 bits
         if pixels.dtype != np.uint16:
             raise ImageError("unsupported", f"{name}: white is zero in it", "save it with black as zero")
         pixels = 65535 - pixels
@@ -327,7 +327,7 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
 
 
 def _deep_kind(picture: Image.Image, name: str) -> int:
-    """Returns what a deep image's pixels mean; refuses what both decoders are known to read wrongly."""
+    """Returns what a deep image's pixels mean. Refuses what both decoders are known to read wrongly."""
     tags = getattr(picture, "tag_v2", {})
     kind = int(tags.get(_PHOTOMETRIC_TAG, _BLACK_IS_ZERO))
     if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):

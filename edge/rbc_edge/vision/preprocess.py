@@ -91,7 +91,7 @@ def rescale(image: UInt8, factor: float) -> UInt8:
         factor: New size over old size, > 0.
 
     Returns:
-        uint8 (round(H * factor), round(W * factor), 3), at least 1x1; the image itself for factor 1.
+        uint8 (round(H * factor), round(W * factor), 3), at least 1x1. The image itself for factor 1.
     """
     height, width = image.shape[:2]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -133,12 +133,12 @@ def view(image: UInt8 | Decoded, cell_diameter_px: float, *, size: tuple[int, in
     """Balances a field (`balance`), and shrinks it by a whole number if its cells are larger than needed.
 
     The mean of 2x2 pixels is a cheap first step. All that follows (light, resizing, crops) then has a quarter
-    of the work. Cells keep at least `image_file.MIN_CELL_PX`, so both networks still see them shrunk, not
+    of the work. Cells keep at least `image_file.MIN_CELL_PX`, so both networks still get them shrunk, not
     enlarged. A field that was decoded at a part of its size is shrunk by the rest.
 
     Args:
         image: The field of view: uint8 (H, W, 3) RGB, or as it was decoded.
-        cell_diameter_px: Diameter of a red cell in it, pixels of the field; NaN: unknown, nothing is shrunk.
+        cell_diameter_px: Diameter of a red cell in it, pixels of the field. NaN: unknown, nothing is shrunk.
         size: Width and height of the field, pixels, where an array holds a part of its pixels only.
 
     Returns:
@@ -191,7 +191,7 @@ class Tile:
         x1: Right of the window, exclusive.
         y1: Bottom of the window, exclusive.
         core: x0, y0, x1, y1 of the part whose cells (by their centre) belong to this tile. The cores of
-            a field's tiles cover it without overlap; at the field's border a core reaches to infinity.
+            a field's tiles cover it without overlap. At the field's border a core reaches to infinity.
     """
 
     x0: int
@@ -204,7 +204,7 @@ class Tile:
 def tiles(
     width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
 ) -> Iterator[Tile]:
-    """Cuts a field into windows that overlap; a field that fits into one is one.
+    """Cuts a field into windows that overlap. A field that fits into one window is not cut.
 
     Args:
         width: Width of the scaled field, pixels.
@@ -282,7 +282,7 @@ def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, in
         stride: The detector's coarsest stride, pixels.
 
     Returns:
-        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`; and how many
+        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`, and how many
         columns on the left and rows on top are padding.
     """
     height, width = image.shape[:2]

@@ -37,7 +37,7 @@ class Rule:
     bound: float
 
     def is_broken(self, features: "Features") -> bool:
-        """Tells whether a field breaks the rule; a feature that could not be measured does not."""
+        """Tells whether a field breaks the rule. A feature that could not be measured does not."""
         value: float = getattr(features, self.feature)
         return value > self.bound if self.above else value < self.bound  # NaN compares false
 
@@ -110,11 +110,11 @@ _MIN_COLOUR: Final = 0.02  # absorbance below which a colour is noise
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was measured in one field of view; NaN where it could not be measured.
+    """What was measured in one field of view. NaN where it could not be measured.
 
     Attributes:
         bright_level: Grey level of the glass, 0..255, before `preprocess.balance`.
-        clipped: Share of the red cells' middles that is white in all channels, 0..1; without red cells, of
+        clipped: Share of the red cells' middles that is white in all channels, 0..1. Without red cells, of
             the field.
         contrast: How much darker a red cell's outline is than its surroundings, share of `bright_level`.
         edge_width: Width of an outline from dark to bright, cell diameters.
@@ -150,7 +150,7 @@ def measure(
     Args:
         view: What the networks were shown of the field.
         cells: What was found in it, pixels of the field.
-        cell_diameter_px: The scale of that, pixels of the field; NaN when there is none.
+        cell_diameter_px: The scale it was found at, pixels of the field. NaN when there is none.
         model_diameter_px: The bundle's `cell_diameter_px`.
         min_score: The bundle's threshold of red cells.
     """
@@ -200,7 +200,7 @@ def _bright_level(grey: UInt8) -> float:
 
 
 def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]:
-    """Measures along rays from inside to outside each box; returns the contrast and the edge width."""
+    """Measures along rays from inside to outside each box. Returns the contrast and the edge width."""
     if len(boxes) > _MAX_CELLS:
         boxes = boxes[np.linspace(0, len(boxes) - 1, _MAX_CELLS).astype(np.int64)]
     if len(boxes) == 0:
@@ -229,7 +229,7 @@ def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]
 
 
 def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
-    """Fits the lamp to the glass between the boxes; returns its unevenness, and how much glass there is."""
+    """Fits the lamp to the glass between the boxes. Returns its unevenness, and how much glass there is."""
     height, width = grey.shape
     rows, columns = height // block_px, width // block_px
     if min(rows, columns) < 4:

@@ -1,4 +1,4 @@
-"""How large a red cell is when the user does not say: the detector itself is asked.
+"""How large a red cell is when the user does not say: the detector itself measures it.
 
 The detector knows red cells at one size, and finds them up to a factor of about 1.5 away from it. So it is
 shown a field as if its cells were 10, 15, 22, ... 385 px wide. At the right guess it finds the most cells,
@@ -60,7 +60,7 @@ def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        detector: The detector to ask.
+        detector: The detector to measure with.
 
     Returns:
         Diameter, pixels of the field (NaN when no guess finds red cells), and the number of cells measured.
@@ -78,12 +78,12 @@ def look_elsewhere(
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        detector: The detector to ask.
+        detector: The detector to measure with.
         found: What it found at `cell_diameter_px`.
         cell_diameter_px: The scale, pixels of the field.
 
     Returns:
-        As `estimate_field`; NaN and 0 when no other scale explains more.
+        As `estimate_field`. NaN and 0 when no other scale explains more.
     """
     far = [cell_diameter_px * _FAR**k for k in range(-6, 7) if k]
     guesses = [g for g in far if GUESSES_PX[0] / AGREES < g < GUESSES_PX[-1] * AGREES]
@@ -93,7 +93,7 @@ def look_elsewhere(
 def _searched(
     image: UInt8, detector: Detector, guesses_px: Sequence[float], *, least: float = 0.0
 ) -> tuple[float, int]:
-    """Refines the guess with the most evidence; NaN and 0 when none has more than `least`."""
+    """Refines the guess with the most evidence. NaN and 0 when none has more than `least`."""
     best_evidence, best = least, math.nan
     for guess in guesses_px:
         window = _window(image, guess, _GUESS_CELLS)
@@ -123,12 +123,12 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     """Estimates the red-cell diameter of a slide from some of its fields.
 
     Args:
-        images: Fields, each uint8 (H, W, 3) RGB, as they were decoded; may be empty.
-        detector: The detector to ask.
-        threads: Fields analyzed at the same time; large fields one by one.
+        images: Fields, each uint8 (H, W, 3) RGB, as they were decoded. May be empty.
+        detector: The detector to measure with.
+        threads: Fields analyzed at the same time. Large fields one by one.
 
     Returns:
-        The median over cells of the fields' estimates, with source ``estimated-slide``; NaN and ``none``
+        The median over cells of the fields' estimates, with source ``estimated-slide``. NaN and ``none``
         when no field shows red cells.
     """
 
@@ -146,7 +146,7 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
         rest = [image for i, image in enumerate(images) if i not in first]
         estimates += pool.map(look if math.isnan(near) else look_near, rest)
     usable = sorted((d, n) for d, n in estimates if n > 0)
-    # Fields with few cells say little; they are asked only when there is nothing better.
+    # Fields with few cells say little. They are used only when there is nothing better.
     usable = [e for e in usable if e[1] >= _MIN_CELLS] or usable
     if not usable:
         return Scale(math.nan, ScaleSource.NONE)
@@ -155,7 +155,7 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
 
 
 def _agreed(estimates_px: Sequence[float]) -> float:
-    """Returns the diameter to start from in a slide's other fields; NaN unless the first fields agree.
+    """Returns the diameter to start from in a slide's other fields. NaN unless the first fields agree.
 
     This saves ten guesses in each of them, which take as long as counting eight fields.
     """

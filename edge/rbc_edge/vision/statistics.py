@@ -53,7 +53,7 @@ def overlap_interval(n_overlapping: Int64, n_rbc: Int64) -> tuple[float, float] 
         n_rbc: int64 (F,), red cells by field.
 
     Returns:
-        Low and high end, 0..1; None without red cells.
+        Low and high end, 0..1. None without red cells.
     """
     n = float(n_rbc.sum())
     if n == 0:
@@ -74,7 +74,7 @@ def fields_needed(n_overlapping: Int64, n_rbc: Int64, *, half_width: float = 0.0
         half_width: Half of the wanted 95 % interval: 0.02 for plus or minus two percentage points.
 
     Returns:
-        How many fields more than F; 0 when there are enough; None without red cells.
+        How many fields more than F. 0 when there are enough. None without red cells.
 
     >>> fields_needed(np.array([8, 5, 11, 2]), np.array([20, 20, 20, 20]))
     358
@@ -121,12 +121,12 @@ def _design_effect(n_overlapping: Int64, n_rbc: Int64) -> tuple[float, int]:
         residual = n_overlapping - fraction * n_rbc
         squares = float((residual**2).sum())
         return n_fields / (n_fields - 1) * squares / (n * fraction * (1 - fraction)), n_fields - 1
-    of_a_field = float((n_rbc.astype(np.float64) ** 2).sum()) / n  # as the mean cell sees it
+    of_a_field = float((n_rbc.astype(np.float64) ** 2).sum()) / n  # of the average cell
     return 1 + (of_a_field - 1) * LIKENESS, _MANY
 
 
 def _effective_cells(n: float, effect: float, degrees: int) -> float:
-    """Returns how many independent cells give the same certainty as these `n`; at most `n`."""
+    """Returns how many independent cells give the same certainty as these `n`. At most `n`."""
     return min(n, n / max(effect, 1e-9) * (_Z_95 / _student_t_95(degrees)) ** 2)
 
 
