@@ -195,7 +195,7 @@ STEPS: tuple[Step, ...] = (
     Step("table of a slide", "rbc_edge.views.tables:Tables.write_slide", (1, 2)),
     Step("temporary table on disk", "os:fsync", (1, 2, 3), _CSV),
     Step("table renamed", "pathlib:Path.replace", (1, 2, 3), _CSV),
-    Step("folder on disk", "rbc_edge.views.tables:_sync_folder", (1, 2)),
+    Step("folder on disk", "rbc_edge.store.outdir:_sync_folder", (1, 2)),
     Step("all tables", "rbc_edge.views.tables:Tables.write"),
     Step("tables noted as written", "rbc_edge.store.ledger:Ledger.tables_written"),
     Step("suspects looked up", "rbc_edge.store.ledger:Ledger.attempts", is_after_death=True),

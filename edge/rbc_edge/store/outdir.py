@@ -1,5 +1,6 @@
 """The output folder as a place: who may write into it, what is put there whole, how much room is left."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -79,30 +80,47 @@ def _taken(descriptor: int, out: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write that takes the place of another when all of it is written, or not at all.
-
-    Not forced to the disk: it is for views that can be made again. Needs no `writing`: two processes that
-    write the same file end with one of the two.
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Gives a file to write. It takes the place of `path` when it is complete, or not at all.
 
     Args:
-        path: The file; its folder is made.
+        path: The file. Its folder is made.
+        durable: Force the file and its name to the disk, so that they survive a power cut. Only for the
+            process that holds `writing`. Without it, two processes may write the same file at once, and
+            the file of one of them stays.
 
     Raises:
-        OSError: It cannot be written; the file of before is intact.
+        OSError: It cannot be written. The old file is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the name with a suffix: that may be as long as the file system takes already.
+    # The name of a view may be as long as the file system allows, so a suffix would not fit.
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = path.parent / f".{short}.{os.getpid()}.tmp"
+    temporary = path.parent / (f".{path.name}.tmp" if durable else f".{short}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_left_over(folder: Path) -> None:

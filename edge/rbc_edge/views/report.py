@@ -31,8 +31,9 @@ from rbc_edge.store.ledger import FieldRow, Ledger, Status
 from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
 from rbc_edge.values import Cells, FieldOfView, ScaleSource
-from rbc_edge.views.overlay import draw, on_disk, overlay_paths, row_key, threshold_texts
-from rbc_edge.views.tables import SlideSummary, file_names, summarize
+from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name
+from rbc_edge.views.overlay import draw, row_key, threshold_texts
+from rbc_edge.views.tables import SlideSummary, summarize
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import load_field
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLDER: Final = "reports"
 IMAGES: Final = 400
 """Pictures in a slide's page where nothing else is asked for."""
 
@@ -169,7 +169,7 @@ class Reports:
     @property
     def index(self) -> Path:
         """Where the index lies."""
-        return self._out / FOLDER / "index.html"
+        return self._out / REPORTS / "index.html"
 
     def write(
         self, slide_ids: Collection[str] | None = None, *, keep_going: Callable[[], bool] = lambda: True
@@ -192,10 +192,10 @@ class Reports:
             if slide_id not in names:
                 raise UsageError(f"no slide {slide_id!r} in the ledger", _known_slides(slide_id, list(names)))
         pages: list[Path] = []
-        folder = self._out / FOLDER
+        folder = self._out / REPORTS
         try:
             for slide_id, name in names.items():
-                page = folder / on_disk(f"{_page_name(name)}.html")
+                page = folder / on_disk(page_name(name))
                 wanted = slide_ids is None or slide_id in slide_ids
                 if not wanted and slide_id in self._lines:
                     continue
@@ -407,7 +407,7 @@ class Reports:
     def _line(self, slide_id: str, name: str, rows: Sequence[FieldRow]) -> SlideLine:
         summary = summarize(slide_id, rows, self._edges)
         n_flagged = sum(bool(row.quality_flags) for row in rows)
-        return SlideLine(_shown(slide_id), _page_name(name), summary, n_flagged, ())
+        return SlideLine(_shown(slide_id), page_name(name), summary, n_flagged, ())
 
     def _write_index(self) -> None:
         lines = [line for _, line in sorted(self._lines.items())]
@@ -428,8 +428,8 @@ class Reports:
                 )
             if line.n_flagged:
                 reasons.append(f"{line.n_flagged} flagged")
-            page = self._out / FOLDER / on_disk(f"{line.page}.html")
-            url = _url(f"{line.page}.html") if page.exists() else ""
+            page = self._out / REPORTS / on_disk(f"{line.page}")
+            url = _url(f"{line.page}") if page.exists() else ""
             shown.append(SlideLine(line.name, url, line.summary, line.n_flagged, tuple(reasons)))
         shown.sort(
             key=lambda s: (
@@ -716,11 +716,6 @@ def _shown(text: str) -> str:
     """Makes a name visible: control characters, and those that turn text around, by their escapes."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _page_name(name: str) -> str:
-    """The file name of a slide's page; the index has its own."""
-    return f"{name}_" if name.casefold() == "index" else name
 
 
 def _url(path: str) -> str:

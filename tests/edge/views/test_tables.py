@@ -11,7 +11,7 @@ import pytest
 from rbc_edge.errors import UnavailableError
 from rbc_edge.store.ledger import Entry, Ledger, Version
 from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables, file_names
+from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables
 from rbc_edge.vision.counting import EdgeRule
 
 WHEN = "2025-01-02T03:04:05Z"
@@ -156,34 +156,6 @@ def test_names_are_safe_in_cells_and_a_row_is_a_line(desk: Desk, name: str, show
     for row in (*desk.read(path.name), *desk.read(f"cells/{path.name}")):
         assert (row["slide_id"], row["fov"]) == (shown, shown)
     assert desk.read("slides.csv")[0]["slide_id"] == shown
-
-
-def test_file_names_are_safe_and_no_two_alike() -> None:
-    slides = [
-        "A",
-        "a",
-        "slides",
-        "x/y",
-        "x:y",
-        ".hidden",
-        "-rf",
-        "é",
-        "e\u0301",
-        "n" * 300,
-        "n" * 301,
-        "",
-        "a b",
-    ]
-    names = file_names(slides)
-    assert names["A"] == "A"
-    assert names["a"].startswith("a-")
-    assert names["slides"].startswith("slides-")
-    assert (names["x/y"], names[".hidden"], names["-rf"], names["a b"]) == ("x_y", "_hidden", "_rf", "a b")
-    assert names["é"] == "é"
-    folded = [name.casefold() for name in names.values()]
-    assert len(set(folded)) == len(slides)
-    assert all(0 < len(os.fsencode(name)) < 140 and "/" not in name for name in names.values())
-    assert file_names([*slides, "new"]) == {**names, "new": "new"}  # nobody is renamed by a newcomer
 
 
 def test_unchanged_table_is_not_touched(desk: Desk) -> None:
