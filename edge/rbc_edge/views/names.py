@@ -80,3 +80,9 @@ def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, 
 def page_name(slide_name: str) -> str:
     """Returns the file name of a slide's page. ``index.html`` is the list of all slides."""
     return f"{slide_name}_.html" if slide_name.casefold() == "index" else f"{slide_name}.html"
+
+
+def visible(text: str) -> str:
+    """Makes a name visible: control characters, and those that change the writing direction, as escapes."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from rbc_edge.errors import ImageError, RbcEdgeError
 from rbc_edge.store.ledger import FieldRow, Ledger, Status
 from rbc_edge.store.outdir import remove_left_over, replacing
 from rbc_edge.text import path_text
-from rbc_edge.values import CellClass, Cells, Detections, Label, UInt8
+from rbc_edge.values import CellClass, Cells, Label, UInt8
 from rbc_edge.views.names import OVERLAY_SUFFIX, OVERLAYS, file_names, overlay_folder, overlay_paths
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
@@ -69,7 +69,8 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
         out: UInt8 = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        cells = _scaled(cells, factor)
+        found = replace(cells.detections, xyxy=cells.detections.xyxy * np.float32(factor))
+        cells = replace(cells, detections=found)
     else:
         out = image.copy()
     thin = max(1, round(math.sqrt(out.shape[0] * out.shape[1]) / 400))
@@ -87,14 +88,6 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
         else:
             cv2.ellipse(out, centre, axes, 0.0, 0.0, 360.0, colour, thin, cv2.LINE_AA)
     return out
-
-
-def _scaled(cells: Cells, factor: float) -> Cells:
-    found = cells.detections
-    return Cells(
-        Detections(found.xyxy * np.float32(factor), found.score, found.class_id),
-        *(cells.overlap_score, cells.overlapping, cells.group, cells.touches_edge),
-    )
 
 
 def _ellipse(x0: float, y0: float, x1: float, y1: float) -> tuple[tuple[int, int], tuple[int, int]]:

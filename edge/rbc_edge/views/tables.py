@@ -11,7 +11,7 @@ import errno
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from itertools import chain
@@ -34,6 +34,7 @@ SCHEMA: Final = "1"
 EDGES_NOTE: Final = "edges"
 """Name of the note in the ledger that keeps the edge rule of the tables."""
 
+_BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
 _Row = TypeVar("_Row")
 
@@ -294,10 +295,6 @@ class Tables:
                 with suppress(OSError):
                     left_over.unlink()
 
-    def summary(self, slide_id: str) -> SlideSummary:
-        """Returns a slide's row of ``slides.csv``, from the ledger."""
-        return summarize(slide_id, self._reader.fields(slide_id), self._edges)
-
     def write_slide(self, slide_id: str) -> None:
         """Writes one slide's tables.
 
@@ -327,7 +324,7 @@ class Tables:
             if slide_ids is None or slide_id in slide_ids:
                 self._write_slide(slide_id, name)
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
-                summary = self.summary(slide_id)
+                summary = summarize(slide_id, self._reader.fields(slide_id), self._edges)
                 _, line = SLIDE_TABLE.lines([summary])
                 self._summaries[slide_id] = summary, line
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
@@ -353,8 +350,9 @@ class Tables:
         fields = self._reader.fields(slide_id)
         first = next(fields, None)
         if first is None:  # its images are in another slide now: an old table would count them twice
-            _remove(path)
-            _remove(cells_path)
+            for old in (path, cells_path):
+                with _explained(old):
+                    old.unlink(missing_ok=True)
             return
         rows = (_Fov(row, row.counts.get(self._edges)) for row in chain([first], fields))
         _write(path, FIELD_TABLE.lines(rows))
@@ -379,20 +377,14 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
             n_flagged += bool(row.quality_flags)
             if row.captured_at:
                 captured.append(row.captured_at)
-    n_rbc = np.array([c.n_rbc for c in ok], np.int64)
-    n_overlapping = np.array([c.n_rbc_overlapping for c in ok], np.int64)
+    parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c in ok]
+    cells = np.array(parts, np.int64).reshape(len(ok), 4)
+    n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
     return SlideSummary(
         slide_id=slide_id,
         n_fov_ok=len(ok),
         n_fov_failed=n_failed,
-        counts=Counts(
-            n_rbc_single=sum(c.n_rbc_single for c in ok),
-            n_rbc_overlapping=sum(c.n_rbc_overlapping for c in ok),
-            n_wbc=sum(c.n_wbc for c in ok),
-            n_platelets=sum(c.n_platelets for c in ok),
-        )
-        if ok
-        else None,
+        counts=Counts(*cells.sum(axis=0).tolist()) if ok else None,
         overlap_interval=overlap_interval(n_overlapping, n_rbc),
         n_rbc_per_fov_mean=float(n_rbc.mean()) if ok else None,
         n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
@@ -407,7 +399,7 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
 
 def _write(path: Path, lines: Iterator[bytes]) -> None:
     """Brings a table up to date. Both versions are read as streams, so memory stays small."""
-    try:
+    with _explained(path):
         path.parent.mkdir(exist_ok=True)
         with path.open("rb") if path.exists() else BytesIO() as old:
             n_same, line = _compare(old, lines)
@@ -415,10 +407,9 @@ def _write(path: Path, lines: Iterator[bytes]) -> None:
                 return
             old.seek(0)
             with replacing(path, durable=True) as new:
-                _copy(old, new, n_same)
+                for start in range(0, n_same, _BLOCK_BYTES):
+                    new.write(old.read(min(_BLOCK_BYTES, n_same - start)))
                 new.writelines(chain([line], lines))
-    except OSError as error:
-        raise _unavailable(path, error) from error
 
 
 def _compare(old: BinaryIO, lines: Iterator[bytes]) -> tuple[int, bytes | None]:
@@ -434,25 +425,15 @@ def _compare(old: BinaryIO, lines: Iterator[bytes]) -> tuple[int, bytes | None]:
     return n_same, b"" if old.read(1) else None
 
 
-def _copy(old: BinaryIO, new: BinaryIO, n_bytes: int) -> None:
-    while n_bytes:
-        block = old.read(min(n_bytes, 1 << 20))
-        new.write(block)
-        n_bytes -= len(block)
-
-
-def _remove(path: Path) -> None:
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        path.unlink(missing_ok=True)
+        yield
     except OSError as error:
-        raise _unavailable(path, error) from error
-
-
-def _unavailable(path: Path, error: OSError) -> UnavailableError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return UnavailableError(
-        f"{path_text(path.parent)}: cannot write {path_text(path.name)}: {error.strerror}",
-        "free space and run again: the counts are kept in the ledger"
-        if full
-        else "check the permissions of the output folder; the counts are kept in the ledger",
-    )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise UnavailableError(
+            f"{path_text(path.parent)}: cannot write {path_text(path.name)}: {error.strerror}",
+            "free space and run again: the counts are kept in the ledger"
+            if full
+            else "check the permissions of the output folder; the counts are kept in the ledger",
+        ) from error
