@@ -12,9 +12,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ COLOURS: Final = {
 }
 _GROUP_COLOUR: Final = (70, 70, 70)
 _GROWTH: Final = 1.12  # the line of a group runs outside the lines of its cells
-_DASH_DEGREES: Final = 18.0
+_DASH_DEGREES: Final = 18
 
 _MARK: Final = "rbc-edge overlay 1"  # the version of the drawing; with another version all are drawn again
 _HEAD_BYTES: Final = 1024  # the mark is within the first bytes
@@ -75,22 +75,25 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
         out = image.copy()
     thin = max(1, round(math.sqrt(out.shape[0] * out.shape[1]) / 400))
     _draw_groups(out, cells, thin)
-    for i, (x0, y0, x1, y1) in enumerate(cells.detections.xyxy.tolist()):
-        label = cells.label(i)
-        colour = COLOURS[label]
-        centre, axes = _ellipse(x0, y0, x1, y1)
-        if label == Label.WBC:
-            cv2.rectangle(out, (round(x0), round(y0)), (round(x1), round(y1)), colour, 2 * thin, cv2.LINE_AA)
-        elif label == Label.RBC_OVERLAPPING:
-            for start in np.arange(0.0, 360.0, 2 * _DASH_DEGREES).tolist():
-                end = start + _DASH_DEGREES
-                cv2.ellipse(out, centre, axes, 0.0, start, end, colour, 2 * thin, cv2.LINE_AA)
-        else:
-            cv2.ellipse(out, centre, axes, 0.0, 0.0, 360.0, colour, thin, cv2.LINE_AA)
+    for i, box in enumerate(cells.detections.xyxy.tolist()):
+        _draw_cell(out, cells.label(i), box, thin)
     return out
 
 
+def _draw_cell(out: UInt8, label: Label, box: Sequence[float], thin: int) -> None:
+    if label == Label.WBC:
+        corners = (round(box[0]), round(box[1])), (round(box[2]), round(box[3]))
+        cv2.rectangle(out, *corners, COLOURS[label], 2 * thin, cv2.LINE_AA)
+        return
+    dashed = label == Label.RBC_OVERLAPPING
+    length, step = (_DASH_DEGREES, 2 * _DASH_DEGREES) if dashed else (360, 360)
+    for start in range(0, 360, step):
+        arc = (*_ellipse(*box), 0.0, start, start + length)
+        cv2.ellipse(out, *arc, COLOURS[label], thin * (1 + dashed), cv2.LINE_AA)
+
+
 def _ellipse(x0: float, y0: float, x1: float, y1: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns centre and half axes of the ellipse in a box, whole pixels."""
     centre = (round((x0 + x1) / 2), round((y0 + y1) / 2))
     return centre, (max(1, round((x1 - x0) / 2)), max(1, round((y1 - y0) / 2)))
 
@@ -141,14 +144,16 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
     counts = row.counts[edges]
     width = max(image.shape[1], _MIN_FOOTER_PX)
     px = min(24, max(12, round(width / 55)))
-    labels = [
+    items: list[tuple[Label | None, str]] = [
+        (None, f"red cells {counts.n_rbc}:"),
         (Label.RBC_SINGLE, f"single {counts.n_rbc_single}"),
         (Label.RBC_OVERLAPPING, f"overlapping {counts.n_rbc_overlapping}"),
         (Label.WBC, f"white {counts.n_wbc}"),
         (Label.PLATELET, f"platelets {counts.n_platelets}"),
     ]
-    items: list[tuple[Label | None, str]] = [(None, f"red cells {counts.n_rbc}:"), *labels]
-    facts = [f"edges {edges}", _scale_text(row), *threshold_texts(row.version.bundle_id, manifest)]
+    size = row.scale.cell_diameter_px if row.scale else math.nan
+    scale = f"red cell {size:.1f} px ({row.scale.source})" if row.scale and size > 0 else "scale unknown"
+    facts = [f"edges {edges}", scale, *threshold_texts(row.version.bundle_id, manifest)]
     facts += [f"bundle {row.version.bundle_id}", *(f"! {flag}" for flag in row.quality_flags)]
     name = path_text(f"{row.slide_id}/{row.fov}").encode("ascii", "backslashreplace").decode()
     items += [(None, text) for text in (*facts, name)]
@@ -158,12 +163,16 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
     strip = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(strip)
     for label, text, x, y in placed:
-        if label is not None:
-            _swatch(pen, label, x, y, px)
         pen.text((x + (_SWATCH_EM * px if label else 0), y), text, fill=_INK, font=font)
     out = np.full((image.shape[0] + height, width, 3), 255, np.uint8)
     out[: image.shape[0], : image.shape[1]] = image
     out[image.shape[0] :] = np.asarray(strip)
+    for label, _, x, y in placed:
+        if label is not None:
+            inner = px // 4 if label == Label.PLATELET else 0
+            left, top = x + px // 3 + inner, image.shape[0] + y + px // 8 + inner
+            side = px - 2 * inner
+            _draw_cell(out, label, (left, top, left + side, top + side), max(1, px // 9))
     return out
 
 
@@ -176,12 +185,6 @@ def threshold_texts(bundle_id: str, manifest: Manifest | None) -> list[str]:
     names = ((CellClass.RBC, "red"), (CellClass.WBC, "white"), (CellClass.PLATELET, "platelet"))
     seen = ", ".join(f"{name} {score[kind]:.2f}" for kind, name in names)
     return [f"score at least: {seen}", f"overlapping from {manifest.overlap_threshold:.2f}"]
-
-
-def _scale_text(row: FieldRow) -> str:
-    if row.scale is None or math.isnan(row.scale.cell_diameter_px):
-        return "scale unknown"
-    return f"red cell {row.scale.cell_diameter_px:.1f} px ({row.scale.source})"
 
 
 def _placed(
@@ -204,29 +207,10 @@ def _placed(
     return placed, y + line + px // 4
 
 
-def _swatch(pen: ImageDraw.ImageDraw, label: Label, x: int, y: int, px: int) -> None:
-    """Draws the line of a label as it is drawn around a cell."""
-    thin = max(1, px // 9)
-    box = (x + px // 3, y + px // 8, x + px // 3 + px, y + px // 8 + px)
-    colour = COLOURS[label]
-    match label:
-        case Label.WBC:
-            pen.rectangle(box, outline=colour, width=2 * thin)
-        case Label.RBC_OVERLAPPING:
-            for start in range(0, 360, 45):
-                pen.arc(box, start, start + 25, fill=colour, width=2 * thin)
-        case Label.PLATELET:
-            inner = px // 4
-            pen.ellipse((box[0] + inner, box[1] + inner, box[2] - inner, box[3] - inner), outline=colour)
-        case Label.RBC_SINGLE:
-            pen.ellipse(box, outline=colour, width=thin)
-
-
 # -- the files ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Stale:
+class _Stale(NamedTuple):
     row: FieldRow
     path: Path
     mark: str
@@ -272,8 +256,8 @@ class Overlays:
         self._longest_px = longest_px
         self._manifest = manifest
         # Hashes, because there may be very many files.
-        self._checked: set[int] = set()  # up to date, or cannot be drawn
-        self._existing: set[int] = set()
+        self._current: set[int] = set()
+        self._impossible: set[int] = set()
         self._warned: set[str] = set()
 
     def write_slide(self, slide_id: str, *, keep_going: Callable[[], bool] = lambda: True) -> bool:
@@ -293,13 +277,15 @@ class Overlays:
             return True
         if not stale:
             return True
+        fovs = {each.row.fov for each in stale}
+        cells = {fov: found for fov, found in self._reader.cells(slide_id) if fov in fovs}
         # The newest first: a person may be waiting for it.
-        cells = self._cells(slide_id, stale)
-        for each in sorted(stale.values(), key=lambda s: s.row.analyzed_at, reverse=True):
+        for each in sorted(stale, key=lambda s: s.row.analyzed_at, reverse=True):
             if not keep_going():
                 return False
+            drawn = False
             try:
-                self._draw(each, cells[each.row.fov])
+                drawn = self._draw(each, cells.get(each.row.fov, Cells.empty()))
             except RbcEdgeError:
                 raise
             except OSError as error:
@@ -310,30 +296,25 @@ class Overlays:
             except Exception as error:  # counting must go on after any error
                 log.debug("%s", path_text(each.path), exc_info=True)
                 self._warn(f"{path_text(each.path)}: cannot be drawn: {type(error).__name__}: {error}")
-            self._checked.add(hash((each.path, each.mark)))
+            (self._current if drawn else self._impossible).add(hash((each.path, each.mark)))
         return True
 
-    def _stale(self, slide_id: str) -> dict[str, _Stale]:
+    def _stale(self, slide_id: str) -> list[_Stale]:
         slide_name = file_names(self._reader.slide_ids()).get(slide_id)
         if slide_name is None:
-            return {}
+            return []
         rows = [row for row in self._reader.fields(slide_id) if row.status is Status.OK]
         paths = overlay_paths(self._out, slide_name, [row.fov for row in rows])
         there = _tidy(overlay_folder(self._out, slide_name), {path.name for path in paths.values()})
-        stale = {}
+        stale = []
         for row in rows:
             path = paths[row.fov]
             mark = f"{_MARK} {row_key(row, self._edges)} {self._style_key(row)}"
             key = hash((path, mark))
-            if path.name in there and key not in self._checked and mark in _mark_of(path):
-                self._checked.add(key)
-            if path.name in there:
-                self._existing.add(key)
-            elif key in self._existing:  # a person has removed it
-                self._existing.discard(key)
-                self._checked.discard(key)
-            if key not in self._checked:
-                stale[row.fov] = _Stale(row, path, mark)
+            if path.name in there and (key in self._current or mark in _mark_of(path)):
+                self._current.add(key)
+            elif key not in self._impossible:
+                stale.append(_Stale(row, path, mark))
         return stale
 
     def _style_key(self, row: FieldRow) -> str:
@@ -341,11 +322,8 @@ class Overlays:
         thresholds = threshold_texts(row.version.bundle_id, self._manifest)
         return hashlib.sha256(repr((self._longest_px, thresholds)).encode()).hexdigest()[:8]
 
-    def _cells(self, slide_id: str, stale: dict[str, _Stale]) -> dict[str, Cells]:
-        found = {fov: cells for fov, cells in self._reader.cells(slide_id) if fov in stale}
-        return {fov: found.get(fov, Cells.empty()) for fov in stale}
-
-    def _draw(self, stale: _Stale, cells: Cells) -> None:
+    def _draw(self, stale: _Stale, cells: Cells) -> bool:
+        """Returns whether it could be drawn."""
         row = stale.row
         try:
             field = load_field(row.path, row.slide_id, row.fov)
@@ -357,13 +335,14 @@ class Overlays:
             # the same counts in another style stays.
             if f"{_MARK} {row_key(row, self._edges)} " not in _mark_of(stale.path):
                 stale.path.unlink(missing_ok=True)
-            return
+            return False
         picture = draw(field.image, cells, longest_px=self._longest_px)
         picture = with_footer(picture, row, edges=self._edges, manifest=self._manifest)
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, comment=stale.mark.encode())
         with replacing(stale.path) as file:
             file.write(buffer.getbuffer())
+        return True
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

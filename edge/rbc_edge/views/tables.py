@@ -25,7 +25,7 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.store.ledger import FieldRow, Ledger, Status
 from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
-from rbc_edge.values import Cells, Counts
+from rbc_edge.values import Cells, Counts, Scale
 from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.statistics import fields_needed, overlap_interval
@@ -129,6 +129,10 @@ def _share(counts: Counts | None) -> str:
     return _number(counts.overlap_fraction if counts else None, 4)
 
 
+def _diameter(scale: Scale | None) -> str:
+    return _number(scale.cell_diameter_px if scale else None, 2)
+
+
 def _end(interval: tuple[float, float] | None, i: int) -> str:
     return _number(interval and interval[i], 4)
 
@@ -197,20 +201,11 @@ FIELD_TABLE: Final = Table[_Fov](
     ("path", lambda f: _text(path_text(f.row.path)), "the file"),
     ("sha256", lambda f: f.row.sha256, "checksum of the file; empty if it could not be read"),
     ("status", lambda f: f.row.status, "`ok`, `failed` or `duplicate`"),
-    ("failure", lambda f: f.row.failure, "why it failed: one of the [words below](#words-in-failure)"),
+    ("failure", lambda f: f.row.failure, "why it failed, in one word"),
     ("width_px", lambda f: _number(f.row.width_px), "width of the image"),
     ("height_px", lambda f: _number(f.row.height_px), "height of the image"),
-    (
-        "cell_diameter_px",
-        lambda f: _number(f.row.scale.cell_diameter_px if f.row.scale else None, 2),
-        "diameter of a red cell in the image, as it was given or estimated",
-    ),
-    (
-        "scale_source",
-        lambda f: f.row.scale.source if f.row.scale else "",
-        "where this diameter comes from: `cell-diameter` or `um-per-px` (given), `estimated-slide`,"
-        " `estimated-field` or `none` ([scale](scale.md))",
-    ),
+    ("cell_diameter_px", lambda f: _diameter(f.row.scale), "diameter of a red cell in the image"),
+    ("scale_source", lambda f: f.row.scale.source if f.row.scale else "", "where this diameter comes from"),
     ("n_rbc", lambda f: _count(f.counts, "n_rbc"), "red cells"),
     ("n_rbc_single", lambda f: _count(f.counts, "n_rbc_single"), "single red cells"),
     (
@@ -224,7 +219,7 @@ FIELD_TABLE: Final = Table[_Fov](
     (
         "quality_flags",
         lambda f: _text(";".join(f.row.quality_flags)),
-        "what a person should check, joined with `;`: [words below](#words-in-quality_flags)",
+        "warnings about quality, joined with `;`",
     ),
     ("captured_at", lambda f: _text(f.row.captured_at), "when the image was taken (EXIF)"),
     ("analyzed_at", lambda f: f.row.analyzed_at, "when it was counted, UTC"),
@@ -246,12 +241,12 @@ CELL_TABLE: Final = Table[_Cell](
     (
         "overlap_score",
         lambda c: _number(c.overlap_score, 4),
-        "how sure the classifier is that a red cell overlaps, 0 to 1; empty for other cells",
+        "how sure the classifier is of an overlap, 0 to 1",
     ),
     (
         "group",
-        lambda c: str(c.group) if c.group else "",
-        "number of its group of overlapping cells in the field; empty without a group",
+        lambda c: str(c.group or ""),
+        "number of its group of overlapping cells; empty without a group",
     ),
     (
         "touches_edge",
