@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import runpy
 from collections.abc import Iterator
 from math import nan
 from pathlib import Path
@@ -227,3 +228,12 @@ def test_columns_are_those_of_the_contract() -> None:
     assert len(FIELD_COLUMNS) == 22
     assert len(SLIDE_COLUMNS) == 17
     assert len(CELL_COLUMNS) == 13
+
+
+def test_the_page_of_the_tables_has_the_columns_of_the_program() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    filled = runpy.run_path(str(docs / "make_tables.py"))["filled"]
+    page = (docs / "tables.md").read_text(encoding="utf-8")
+    assert filled(page) == page, "run: python docs/make_tables.py"
+    with pytest.raises(ValueError, match="columns of cells"):
+        filled(page.replace("<!-- columns of cells -->", ""))
