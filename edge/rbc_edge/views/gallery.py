@@ -4,9 +4,8 @@ import base64
 import io
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image
 
@@ -29,8 +28,7 @@ _EMBEDDED: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedPicture:
+class EmbeddedPicture(NamedTuple):
     """A JPEG as base64 text, and its size in pixels. The key changes when it must be drawn again."""
 
     key: str

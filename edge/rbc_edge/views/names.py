@@ -56,22 +56,14 @@ def on_disk(name: str) -> str:
 
 
 def overlay_folder(out: Path, slide_name: str) -> Path:
-    """Returns the folder of a slide's overlays.
-
-    Args:
-        out: The output folder.
-        slide_name: The slide's file name (`file_names`).
-    """
+    """Returns the folder of a slide's overlays, from its file name (`file_names`)."""
     return out / OVERLAYS / on_disk(slide_name)
 
 
 def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, Path]:
     """Returns the path of the overlay of each field of view, also where none is drawn.
 
-    Args:
-        out: The output folder.
-        slide_name: The slide's file name (`file_names`).
-        fovs: The names of all counted fields of the slide, in order.
+    `slide_name` comes from `file_names`. `fovs` are all counted fields of the slide, in order.
     """
     folder = overlay_folder(out, slide_name)
     return {fov: folder / on_disk(f"{name}{OVERLAY_SUFFIX}") for fov, name in file_names(fovs).items()}

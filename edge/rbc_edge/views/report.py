@@ -9,13 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 from rbc_edge import __version__
@@ -46,9 +45,8 @@ _MAX_TABLE_ROWS: Final = 3000
 _MAX_FIRST: Final = 60  # of the fields to look at first; the others are in the table
 
 
-@dataclass(frozen=True, slots=True)
-class SlideLine:
-    """A slide as the index shows it. `page` is empty without a page, `unusual_*` are 0 if not unusual."""
+class SlideLine(NamedTuple):
+    """A slide as the index shows it. `unusual_*` are 0 if it does not differ much from the other slides."""
 
     name: str
     page: str
@@ -269,17 +267,8 @@ class Reports:
         lines = [line for _, line in sorted(self._lines.items())]
         shares = [figures.overlap_share(line.summary.counts) for line in lines]
         means = [nan if (m := line.summary.n_rbc_per_fov_mean) is None else m for line in lines]
-        shown = [
-            replace(
-                line,
-                page=_url(line.page) if (self.index.parent / on_disk(line.page)).exists() else "",
-                unusual_overlap=overlap,
-                unusual_count=count,
-            )
-            for line, overlap, count in zip(
-                lines, figures.outliers(shares, floor=0.02), figures.outliers(means, floor=1.0), strict=True
-            )
-        ]
+        unusual = zip(figures.outliers(shares, floor=0.02), figures.outliers(means, floor=1.0), strict=True)
+        shown = [SlideLine(*line[:3], *each) for line, each in zip(lines, unusual, strict=True)]
         shown.sort(
             key=lambda s: (
                 not s.summary.n_fov_failed,
@@ -288,9 +277,11 @@ class Reports:
                 s.name,
             )
         )
-        key = hashlib.sha256(repr((_PAGE, self._edges, shown)).encode("utf-8", "replace")).hexdigest()[:16]
+        pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
+        state = repr((_PAGE, self._edges, shown, sorted(pages)))
+        key = hashlib.sha256(state.encode("utf-8", "backslashreplace")).hexdigest()[:16]
         if _content_key(self.index) != key:
-            self._render("index.html.j2", self.index, key, title="Slides", slides=shown)
+            self._render("index.html.j2", self.index, key, title="Slides", slides=shown, pages=pages)
 
     def _render(self, template: str, page: Path, key: str, **context: object) -> None:
         made = self._now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -313,6 +304,7 @@ def _environment() -> "Environment":
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
+    environment.filters["url"] = _url
     environment.filters["counted"] = lambda n, noun: f"{n} {noun}" if n == 1 else f"{n} {noun}s"
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}
     return environment
