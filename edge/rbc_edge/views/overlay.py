@@ -41,13 +41,12 @@ COLOURS: Final = {
 }
 _GROUP_COLOUR: Final = (70, 70, 70)
 _GROWTH: Final = 1.12  # the line of a group runs outside the lines of its cells
-_DASH_DEGREES: Final = 18
 
 _MARK: Final = "rbc-edge overlay 1"  # the version of the drawing; with another version all are drawn again
 _HEAD_BYTES: Final = 1024  # the mark is within the first bytes
 _QUALITY: Final = 88
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
-_SWATCH_EM: Final = 2
+_SWATCH_EM: Final = 2.25
 _MIN_FOOTER_PX: Final = 360  # a narrower field gets a white border, so that its footer can be read
 
 
@@ -80,13 +79,13 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
     return out
 
 
-def _draw_cell(out: UInt8, label: Label, box: Sequence[float], thin: int) -> None:
+def _draw_cell(out: UInt8, label: Label, box: Sequence[float], thin: int, dash_degrees: int = 18) -> None:
     if label == Label.WBC:
         corners = (round(box[0]), round(box[1])), (round(box[2]), round(box[3]))
         cv2.rectangle(out, *corners, COLOURS[label], 2 * thin, cv2.LINE_AA)
         return
     dashed = label == Label.RBC_OVERLAPPING
-    length, step = (_DASH_DEGREES, 2 * _DASH_DEGREES) if dashed else (360, 360)
+    length, step = (dash_degrees, 2 * dash_degrees) if dashed else (360, 360)
     for start in range(0, 360, step):
         arc = (*_ellipse(*box), 0.0, start, start + length)
         cv2.ellipse(out, *arc, COLOURS[label], thin * (1 + dashed), cv2.LINE_AA)
@@ -163,16 +162,16 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
     strip = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(strip)
     for label, text, x, y in placed:
-        pen.text((x + (_SWATCH_EM * px if label else 0), y), text, fill=_INK, font=font)
+        pen.text((x + (round(_SWATCH_EM * px) if label else 0), y), text, fill=_INK, font=font)
     out = np.full((image.shape[0] + height, width, 3), 255, np.uint8)
     out[: image.shape[0], : image.shape[1]] = image
     out[image.shape[0] :] = np.asarray(strip)
     for label, _, x, y in placed:
         if label is not None:
-            inner = px // 4 if label == Label.PLATELET else 0
-            left, top = x + px // 3 + inner, image.shape[0] + y + px // 8 + inner
-            side = px - 2 * inner
-            _draw_cell(out, label, (left, top, left + side, top + side), max(1, px // 9))
+            half = px // 4 if label == Label.PLATELET else px // 2
+            middle_x, middle_y = x + px, image.shape[0] + y + px * 5 // 8
+            box = (middle_x - half * 1.5, middle_y - half, middle_x + half * 1.5, middle_y + half)
+            _draw_cell(out, label, box, max(1, px // 16), 30)
     return out
 
 
@@ -196,7 +195,7 @@ def _placed(
     y = px // 3
     line = round(px * 1.35)
     for label, text in items:
-        swatch = _SWATCH_EM * px if label is not None else 0
+        swatch = round(_SWATCH_EM * px) if label is not None else 0
         if x > left and x + swatch + length(text) > width - left:
             x, y = left, y + line
         shown = text
@@ -216,15 +215,16 @@ class _Stale(NamedTuple):
     mark: str
 
 
+def digest(*parts: object) -> str:
+    """Returns 16 hex digits that change when the parts change."""
+    return hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
 def row_key(row: FieldRow, edges: EdgeRule) -> str:
     """Returns 16 hex digits. They change when the picture or the text of a field of view has to change."""
-    scale = row.scale
-    shown = (
-        *(row.slide_id, row.fov, row.sha256, row.version.bundle_id, row.quality_flags, edges),
-        *((scale.cell_diameter_px, scale.source) if scale else ()),
-        row.counts.get(edges),
-    )
-    return hashlib.sha256(repr(shown).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    scale = (row.scale.cell_diameter_px, row.scale.source) if row.scale else ()
+    version = (row.sha256, row.version.bundle_id, row.quality_flags, edges)
+    return digest(row.slide_id, row.fov, *version, *scale, row.counts.get(edges))
 
 
 class Overlays:
@@ -319,8 +319,7 @@ class Overlays:
 
     def _style_key(self, row: FieldRow) -> str:
         """Returns hex digits for the part of a picture that does not come from the counts."""
-        thresholds = threshold_texts(row.version.bundle_id, self._manifest)
-        return hashlib.sha256(repr((self._longest_px, thresholds)).encode()).hexdigest()[:8]
+        return digest(self._longest_px, threshold_texts(row.version.bundle_id, self._manifest))[:8]
 
     def _draw(self, stale: _Stale, cells: Cells) -> bool:
         """Returns whether it could be drawn."""

@@ -4,7 +4,6 @@
 need a look come first. The text of the pages is in ``templates/``, their figures are in `figures`.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +25,7 @@ from rbc_edge.values import Cells, ScaleSource
 from rbc_edge.views import figures, gallery
 from rbc_edge.views.figures import PageField, Reason
 from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name, visible
-from rbc_edge.views.overlay import row_key, threshold_texts
+from rbc_edge.views.overlay import digest, row_key, threshold_texts
 from rbc_edge.views.tables import SlideSummary, summarize
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
@@ -237,12 +236,11 @@ class Reports:
     def _key(self, rows: Sequence[FieldRow], shown: Sequence[PageField], side_px: int) -> str:
         """Returns 16 hex digits that change when the page has to."""
         thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self._manifest)}
-        parts = [
-            (_PAGE, __version__, self._edges, self._images, side_px, sorted(thresholds)),
+        return digest(
+            *(_PAGE, __version__, self._edges, self._images, side_px, sorted(thresholds)),
             *((row_key(r, self._edges), r.status, r.message, r.captured_at, path_text(r.path)) for r in rows),
             *((field.number, field.overlay, field.row.path.exists()) for field in shown),
-        ]
-        return hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        )
 
     def _sources(self, rows: Sequence[FieldRow], summary: SlideSummary) -> dict[str, Any]:
         """Returns what the counts come from."""
@@ -278,8 +276,7 @@ class Reports:
             )
         )
         pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
-        state = repr((_PAGE, self._edges, shown, sorted(pages)))
-        key = hashlib.sha256(state.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        key = digest(_PAGE, self._edges, shown, sorted(pages))
         if _content_key(self.index) != key:
             self._render("index.html.j2", self.index, key, title="Slides", slides=shown, pages=pages)
 
