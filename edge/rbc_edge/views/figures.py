@@ -97,7 +97,7 @@ def outliers(values: Sequence[float], *, floor: float) -> list[float]:
 
 
 def overlap_share(counts: Counts | None) -> float:
-    """Returns the overlapping share of the red cells, 0..1; NaN with fewer than 10 of them."""
+    """Returns the overlapping share of the red cells, 0..1. NaN with fewer than 10 of them."""
     if counts is None or counts.overlap_fraction is None or counts.n_rbc < _MIN_CELLS:
         return nan
     return counts.overlap_fraction
@@ -152,9 +152,9 @@ def in_order(fields: Iterable[PageField]) -> tuple[list[PageField], str]:
     Numbers in names are compared as numbers.
     """
     known = [field for field in fields if field.row.status is not Status.DUPLICATE]
-    is_said = all(field.row.captured_at for field in known)
-    known.sort(key=lambda f: (f.row.captured_at if is_said else "", _natural(f.row.fov)))
-    return known, "capture" if is_said else "name"
+    is_known = all(field.row.captured_at for field in known)
+    known.sort(key=lambda f: (f.row.captured_at if is_known else "", _natural(f.row.fov)))
+    return known, "capture" if is_known else "name"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -42,7 +42,7 @@ COLOURS: Final = {
 _GROUP_COLOUR: Final = (70, 70, 70)
 _GROWTH: Final = 1.12  # the line of a group runs outside the lines of its cells
 
-_MARK: Final = "rbc-edge overlay 1"  # the version of the drawing; with another version all are drawn again
+_MARK: Final = "rbc-edge overlay 1"  # another version draws all of them again
 _HEAD_BYTES: Final = 1024  # the mark is within the first bytes
 _QUALITY: Final = 88
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -57,7 +57,7 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
     green box. Platelets: thin pink circle. Groups of two or more: thin grey line around all their cells.
 
     Args:
-        image: uint8 (H, W, 3) RGB; not changed.
+        image: uint8 (H, W, 3) RGB. It is not changed.
         cells: The cells that the analyzer found in it.
         longest_px: A larger image is drawn smaller, so that its longer side has this length. 0: never.
 
@@ -132,7 +132,7 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
     """Adds a strip below a picture: legend, counts, and what the counts depend on.
 
     Args:
-        image: uint8 (H, W, 3) RGB; not changed.
+        image: uint8 (H, W, 3) RGB. It is not changed.
         row: The field of view, counted.
         edges: Edge rule of the counts.
         manifest: The installed bundle. Its thresholds are shown if it is the one that counted.
@@ -176,7 +176,7 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
 
 
 def threshold_texts(bundle_id: str, manifest: Manifest | None) -> list[str]:
-    """Returns the thresholds of the bundle that counted as short texts; none for another manifest."""
+    """Returns the thresholds of the bundle that counted as short texts, or none for another manifest."""
     # "+fp32" at the end means another precision of the same bundle. The thresholds are the same.
     if manifest is None or manifest.bundle_id != bundle_id.partition("+")[0]:
         return []
@@ -237,8 +237,8 @@ class Overlays:
         out: The output folder.
         ledger: The ledger to show.
         edges: Edge rule of the counts in the footer.
-        longest_px: Longest side of the picture without its footer, pixels; 0: as large as the image.
-        manifest: The installed bundle, for the thresholds in the footer; None: not known.
+        longest_px: Longest side of the picture without its footer, pixels. 0: as large as the image.
+        manifest: The installed bundle, for the thresholds in the footer. None: not known.
     """
 
     def __init__(

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 IMAGES: Final = 400
 """Pictures in a slide's page if the user gives no other number."""
 
-_PAGE: Final = 2  # the version of the pages; with another version all are written again
+_PAGE: Final = 2  # another version writes all pages again
 _CONTENT: Final = re.compile(rb'<meta name="rbc-edge-content" content="([0-9a-f]{16})">')
 _HEAD_BYTES: Final = 2048
 _MAX_TABLE_ROWS: Final = 3000
-_MAX_FIRST: Final = 60  # of the fields to look at first; the others are in the table
+_MAX_FIRST: Final = 60  # the other ones are in the table
 
 
 class SlideLine(NamedTuple):
@@ -65,7 +65,7 @@ class Reports:
         ledger: The ledger to show. One for reading is enough.
         edges: Edge rule of the counts.
         images: Maximum number of pictures in a page.
-        manifest: The installed bundle, to show the thresholds of fields that it counted; None: not known.
+        manifest: The installed bundle, to show the thresholds of fields that it counted. None: not known.
         now: Gives the time of day.
     """
 
@@ -98,7 +98,7 @@ class Reports:
         """Writes pages of slides, and the index.
 
         Args:
-            slide_ids: The slides to write; None: all. The index always shows all slides.
+            slide_ids: The slides to write. None: all. The index always shows all slides.
             keep_going: Asked before each picture. False ends the work early, and old pages stay.
 
         Returns:

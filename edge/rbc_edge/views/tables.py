@@ -48,14 +48,14 @@ class SlideSummary:
         n_fov_ok: Fields of view counted, without duplicates.
         n_fov_failed: Fields of view that could not be counted.
         counts: Cells of all fields, under the edge rule.
-        overlap_interval: 95 % interval of the overlap fraction over fields, 0..1; None without red cells.
-        n_rbc_per_fov_mean: Red cells in a field of view; None without a field.
-        n_rbc_per_fov_sd: Their sample standard deviation; None with fewer than two fields.
+        overlap_interval: 95 % interval of the overlap fraction over fields, 0..1. None without red cells.
+        n_rbc_per_fov_mean: Red cells in a field of view. None without a field.
+        n_rbc_per_fov_sd: Their sample standard deviation. None with fewer than two fields.
         first_captured_at: ISO 8601, or empty when no file says it.
         last_captured_at: ISO 8601, or empty when no file says it.
         bundle_ids: The bundles that counted, sorted.
         n_fov_more: How many more fields narrow the interval of the overlap fraction to plus or minus 2
-            percentage points; None without red cells. Not a column.
+            percentage points. None without red cells. Not a column.
         flags: Number of fields with each quality flag, the most frequent flag first. Not a column.
         n_fov_flagged: Fields with at least one flag. Not a column.
     """
@@ -191,7 +191,7 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     ("n_rbc_per_fov_sd", lambda s: _number(s.n_rbc_per_fov_sd, 2), "their standard deviation between fields"),
     ("first_captured_at", lambda s: _text(s.first_captured_at), "when the first image was taken"),
     ("last_captured_at", lambda s: _text(s.last_captured_at), "when the last image was taken"),
-    ("bundle_id", lambda s: "+".join(s.bundle_ids), "the bundle that counted; several are joined with `+`"),
+    ("bundle_id", lambda s: "+".join(s.bundle_ids), "the bundle that counted. Several are joined with `+`"),
 )
 
 FIELD_TABLE: Final = Table[_Fov](
@@ -199,7 +199,7 @@ FIELD_TABLE: Final = Table[_Fov](
     ("slide_id", lambda f: _text(f.row.slide_id), "the slide"),
     ("fov", lambda f: _text(f.row.fov), "the field of view: name of the file without its suffix"),
     ("path", lambda f: _text(path_text(f.row.path)), "the file"),
-    ("sha256", lambda f: f.row.sha256, "checksum of the file; empty if it could not be read"),
+    ("sha256", lambda f: f.row.sha256, "checksum of the file. Empty if it could not be read"),
     ("status", lambda f: f.row.status, "`ok`, `failed` or `duplicate`"),
     ("failure", lambda f: f.row.failure, "why it failed, in one word"),
     ("width_px", lambda f: _number(f.row.width_px), "width of the image"),
@@ -246,7 +246,7 @@ CELL_TABLE: Final = Table[_Cell](
     (
         "group",
         lambda c: str(c.group or ""),
-        "number of its group of overlapping cells; empty without a group",
+        "number of its group of overlapping cells. Empty without a group",
     ),
     (
         "touches_edge",

@@ -25,7 +25,7 @@ _SVG = {"rect", "line", "ellipse", "circle", "text", "g", "title", "svg"}
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every tag is closed in its order; notes what a browser would do with it."""
+    """Reads a page strictly: every tag is closed in its order. Keeps what a browser would use."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -84,7 +84,7 @@ class Page(HTMLParser):
 
 
 class Desk:
-    """A ledger, its output folder and a camera's folder; counts are made up, images are real."""
+    """A ledger, its output folder and a camera's folder. Counts are invented, images are real."""
 
     def __init__(self, folder: Path) -> None:
         self.camera, self.out = folder / "camera", folder / "out"
@@ -221,7 +221,7 @@ def test_names_are_text_whatever_they_hold(desk: Desk) -> None:
     assert [a for a in Page(index).all("a") if a["href"].endswith(".html")]
 
 
-def test_a_field_whose_image_is_gone_or_another_one_is_shown_without_picture(desk: Desk) -> None:
+def test_without_its_image_a_field_is_shown_without_picture(desk: Desk) -> None:
     gone, other, empty = (desk.ok("s", fov) for fov in ("gone", "other", "empty"))
     gone.unlink()
     other.write_bytes(encoded(disks(6, seed=77)))
@@ -251,7 +251,7 @@ def test_an_empty_ledger_has_an_index_that_says_so(desk: Desk) -> None:
 
 
 def test_a_thousand_fields_stay_within_their_size(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (240, 360, 3), np.uint8)  # the dearest there is
+    noise = np.random.default_rng(0).integers(0, 255, (240, 360, 3), np.uint8)  # the largest file
     path = desk.ok("s", "0000", 30, 9, image=encoded(noise))
     sha256 = load_field(path, "s", "0").sha256
     for i in range(1, 1000):
@@ -352,7 +352,7 @@ def test_an_end_asked_for_leaves_the_page_of_before(desk: Desk) -> None:
     assert list(page.parent.glob(".*")) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said(desk: Desk) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(desk: Desk) -> None:
     desk.ok("s", "a")
     (desk.out / "reports").write_bytes(b"")
     with pytest.raises(UnavailableError, match="cannot write the reports"):
