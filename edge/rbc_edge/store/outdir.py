@@ -1,5 +1,6 @@
 """The output folder: locks, files that are replaced as a whole, free space."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -117,30 +118,47 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that replaces another file once it is completely written.
-
-    Not forced to the disk, because views can be made again. It needs no `writing`: when two processes write
-    the same file, one of the two results stays.
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Gives a file to write. It takes the place of `path` when it is complete, or not at all.
 
     Args:
         path: The file. Its folder is made.
+        durable: Force the file and its name to the disk, so that they survive a power cut. Only for the
+            process that holds `writing`. Without it, two processes may write the same file at once, and
+            the file of one of them stays.
 
     Raises:
         OSError: It cannot be written. The old file is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the name with a suffix: the name may already be as long as the file system allows.
+    # The name of a view may be as long as the file system allows, so a suffix would not fit.
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = path.parent / f".{short}.{os.getpid()}.tmp"
+    temporary = path.parent / (f".{path.name}.tmp" if durable else f".{short}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_left_over(folder: Path) -> None:
