@@ -501,7 +501,7 @@ def retry(
     config: ConfigOption = None,
 ) -> None:
     """Have failed images looked at again, by the running service or the next run."""
-    from rbc_edge.station.status import read_page
+    from rbc_edge.station.state_file import read_state
     from rbc_edge.store.ledger import Ledger
 
     folder = _out_folder(out, config)
@@ -510,7 +510,7 @@ def retry(
         n = ledger.retry(slide, fov)
         ledger.commit()
         failed_slides = [] if n else sorted({row.slide_id for row in ledger.failures(sys.maxsize)})
-    running, state = read_page(folder)
+    running, state = read_state(folder)
     images = f"{n} failed image{'' if n == 1 else 's'}"
     if n == 0:
         asked = "/".join(part for part in (slide, fov) if part is not None)

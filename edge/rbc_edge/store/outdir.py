@@ -43,10 +43,10 @@ def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = 
         BusyError: Another writer holds the folder, and went on holding it.
         UnavailableError: The folder cannot be written.
     """
-    descriptor = _open(out)
+    descriptor = open_lock_file(out / LOCK_NAME)
     try:
         left_s = wait_s
-        while not _taken(descriptor, out):
+        while not lock(descriptor, out):
             if left_s <= 0:
                 raise BusyError(
                     f"another rbc-edge is writing to {path_text(out)}",
@@ -59,23 +59,50 @@ def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = 
         os.close(descriptor)
 
 
-def _open(out: Path) -> int:
+def open_lock_file(path: Path) -> int:
+    """Opens a file to lock, and makes it where it is missing. Returns its descriptor.
+
+    Raises:
+        UnavailableError: The folder cannot be written.
+    """
     try:
-        return os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise UnavailableError(
-            f"{path_text(out)}: cannot write: {error.strerror}", "check permissions and free space"
+            f"{path_text(path.parent)}: cannot write: {error.strerror}", "check permissions and free space"
         ) from error
 
 
-def _taken(descriptor: int, out: Path) -> bool:
+def lock(descriptor: int, out: Path) -> bool:
+    """Locks an open file of an output folder for this process, without waiting.
+
+    Args:
+        descriptor: The file. Closing it releases the lock.
+        out: The output folder, for the warning.
+
+    Returns:
+        False when another process holds the lock. True also on a file system that has no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # some network file systems have no locks; one writer is then the user's care
+    except OSError as error:  # some network file systems: there the user has to start one writer only
         log.warning("%s: cannot lock the output folder: %s", path_text(out), error.strerror)
     return True
+
+
+def is_locked(descriptor: int) -> bool | None:
+    """Tells whether another process holds the lock of an open file. None: the file system has no locks."""
+    try:
+        # Shared, so that two readers do not block each other. A service that starts now tries again.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 @contextmanager

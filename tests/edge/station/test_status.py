@@ -14,18 +14,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rbc_edge import cli, config
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.station.status import (
-    MOST_FAILURES,
-    PAGE_BYTES,
-    PAGE_NAME,
+from rbc_edge.station.state_file import (
+    STATE_FILE_BYTES,
+    STATE_FILE_NAME,
     Activity,
-    Page,
     ServiceState,
-    Status,
-    _span,
+    StateFile,
     boot_id,
+    read_state,
+)
+from rbc_edge.station.status import (
+    MAX_FAILURES,
+    StationStatus,
+    _span,
     check_metrics,
-    read_page,
     status_of,
     write_metrics,
 )
@@ -58,13 +60,13 @@ def stamp(when: datetime) -> str:
     return when.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def at_noon(out: Path) -> Status:
+def at_noon(out: Path) -> StationStatus:
     return status_of(out, now=NOON, monotonic_s=NOON_S)
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    page = Page(tmp_path)
+def page(tmp_path: Path) -> Iterator[StateFile]:
+    page = StateFile(tmp_path)
     yield page
     page.close()
 
@@ -106,33 +108,33 @@ def test_words_of_another_version_are_passed_over() -> None:
 
 
 def test_no_page_no_service(tmp_path: Path) -> None:
-    assert read_page(tmp_path) == (False, None)
-    assert read_page(tmp_path / "none") == (False, None)
+    assert read_state(tmp_path) == (False, None)
+    assert read_state(tmp_path / "none") == (False, None)
 
 
 def test_the_page_says_what_the_service_wrote_while_it_lives(tmp_path: Path) -> None:
-    page = Page(tmp_path)
+    page = StateFile(tmp_path)
     page.write(STATE)
-    assert read_page(tmp_path) == (True, STATE)
+    assert read_state(tmp_path) == (True, STATE)
     page.close()
-    assert read_page(tmp_path) == (False, STATE)
-    again = Page(tmp_path)
-    assert read_page(tmp_path) == (True, STATE)
+    assert read_state(tmp_path) == (False, STATE)
+    again = StateFile(tmp_path)
+    assert read_state(tmp_path) == (True, STATE)
     again.close()
 
 
-def test_a_second_service_is_refused_and_told_of_the_first(tmp_path: Path, page: Page) -> None:
+def test_a_second_service_is_refused_and_told_of_the_first(tmp_path: Path, page: StateFile) -> None:
     page.write(STATE)
     with pytest.raises(UnavailableError, match=r"process 123, since 2026-03-04T06:00:00Z") as refused:
-        Page(tmp_path, sleep=lambda _: None)
+        StateFile(tmp_path, sleep=lambda _: None)
     assert refused.value.exit_code == 5
     page.write(replace(STATE, pid=124))  # and the first has not noticed
-    assert read_page(tmp_path) == (True, replace(STATE, pid=124))
+    assert read_state(tmp_path) == (True, replace(STATE, pid=124))
 
 
 def test_a_reader_that_looks_in_that_moment_does_not_stop_a_service_from_starting(tmp_path: Path) -> None:
-    Page(tmp_path).close()
-    reader = os.open(tmp_path / PAGE_NAME, os.O_RDONLY)
+    StateFile(tmp_path).close()
+    reader = os.open(tmp_path / STATE_FILE_NAME, os.O_RDONLY)
     fcntl.flock(reader, fcntl.LOCK_SH)
     pauses = []
 
@@ -141,25 +143,25 @@ def test_a_reader_that_looks_in_that_moment_does_not_stop_a_service_from_startin
         if len(pauses) == 3:
             os.close(reader)
 
-    page = Page(tmp_path, sleep=reader_goes)
+    page = StateFile(tmp_path, sleep=reader_goes)
     assert len(pauses) == 3
-    assert read_page(tmp_path)[0]
+    assert read_state(tmp_path)[0]
     page.close()
 
 
 def test_readers_do_not_take_each_other_for_a_service(tmp_path: Path) -> None:
-    Page(tmp_path).close()
-    reader = os.open(tmp_path / PAGE_NAME, os.O_RDONLY)
+    StateFile(tmp_path).close()
+    reader = os.open(tmp_path / STATE_FILE_NAME, os.O_RDONLY)
     fcntl.flock(reader, fcntl.LOCK_SH)
-    assert not read_page(tmp_path)[0]
+    assert not read_state(tmp_path)[0]
     os.close(reader)
 
 
-def test_the_page_never_grows_and_its_room_is_taken_at_once(tmp_path: Path, page: Page) -> None:
+def test_the_page_never_grows_and_its_room_is_taken_at_once(tmp_path: Path, page: StateFile) -> None:
     page.write(STATE)
-    status = (tmp_path / PAGE_NAME).stat()
-    assert status.st_size == PAGE_BYTES
-    assert status.st_blocks * 512 >= PAGE_BYTES
+    status = (tmp_path / STATE_FILE_NAME).stat()
+    assert status.st_size == STATE_FILE_BYTES
+    assert status.st_blocks * 512 >= STATE_FILE_BYTES
     long = replace(
         STATE,
         problems=tuple(f"{i}: " + "ü" * 300 for i in range(50)),
@@ -167,8 +169,8 @@ def test_the_page_never_grows_and_its_room_is_taken_at_once(tmp_path: Path, page
         source="/" + "ö" * 4095,
     )
     page.write(long)
-    assert (tmp_path / PAGE_NAME).stat().st_size == PAGE_BYTES
-    read = read_page(tmp_path)[1]
+    assert (tmp_path / STATE_FILE_NAME).stat().st_size == STATE_FILE_BYTES
+    read = read_state(tmp_path)[1]
     assert read is not None
     assert replace(read, problems=(), detail="", source="") == replace(
         long, problems=(), detail="", source=""
@@ -177,15 +179,15 @@ def test_the_page_never_grows_and_its_room_is_taken_at_once(tmp_path: Path, page
     assert read.detail
 
 
-def test_few_problems_are_all_kept(tmp_path: Path, page: Page) -> None:
+def test_few_problems_are_all_kept(tmp_path: Path, page: StateFile) -> None:
     state = replace(STATE, problems=tuple(f"folder {i}: cannot be read" for i in range(20)))
     page.write(state)
-    assert read_page(tmp_path)[1] == state
+    assert read_state(tmp_path)[1] == state
 
 
-def test_a_state_that_only_grew_older_is_not_written_each_time(tmp_path: Path, page: Page) -> None:
+def test_a_state_that_only_grew_older_is_not_written_each_time(tmp_path: Path, page: StateFile) -> None:
     def read() -> ServiceState | None:
-        return read_page(tmp_path)[1]
+        return read_state(tmp_path)[1]
 
     page.write(STATE)
     for later_s in (1.0, 19.0):
@@ -199,9 +201,9 @@ def test_a_state_that_only_grew_older_is_not_written_each_time(tmp_path: Path, p
     assert read() == news
 
 
-def test_a_page_caught_half_written_is_read_again(tmp_path: Path, page: Page) -> None:
+def test_a_page_caught_half_written_is_read_again(tmp_path: Path, page: StateFile) -> None:
     page.write(STATE)
-    path = tmp_path / PAGE_NAME
+    path = tmp_path / STATE_FILE_NAME
     whole = path.read_bytes()
     other = replace(STATE, n_counted=99)
     page.write(other)
@@ -215,44 +217,49 @@ def test_a_page_caught_half_written_is_read_again(tmp_path: Path, page: Page) ->
         pauses.append(pause_s)
         path.write_bytes(whole)
 
-    assert read_page(tmp_path, sleep=writer_goes_on) == (True, other)
+    assert read_state(tmp_path, sleep=writer_goes_on) == (True, other)
     assert len(pauses) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * PAGE_BYTES, b"[]", b'{"crc32": 1, "state": {}}', b"{"])
-def test_a_page_of_rubbish_is_no_state(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / PAGE_NAME).write_bytes(content)
-    assert read_page(tmp_path, sleep=lambda _: None) == (False, None)
-    page = Page(tmp_path)
+RUBBISH = [b"", b"\0" * STATE_FILE_BYTES, b"[]", b'{"crc32": 1, "state": {}}', b"{"]
+
+
+@pytest.mark.parametrize("content", RUBBISH)
+    "content", [b"", b"\0" * STATE_FILE_BYTES, b"[]", b'{"crc32": 1, "state": {}}', b"{"]
+)
+def test_rubbish_is_no_state(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / STATE_FILE_NAME).write_bytes(content)
+    assert read_state(tmp_path, sleep=lambda _: None) == (False, None)
+    page = StateFile(tmp_path)
     page.write(STATE)
-    assert read_page(tmp_path) == (True, STATE)
+    assert read_state(tmp_path) == (True, STATE)
     page.close()
 
 
-def test_the_service_keeps_its_hold_when_somebody_clears_the_folder(tmp_path: Path, page: Page) -> None:
+def test_the_service_keeps_its_hold_when_somebody_clears_the_folder(tmp_path: Path, page: StateFile) -> None:
     page.write(STATE)
-    (tmp_path / PAGE_NAME).unlink()
+    (tmp_path / STATE_FILE_NAME).unlink()
     page.write(replace(STATE, n_counted=41))
-    assert read_page(tmp_path) == (True, replace(STATE, n_counted=41))
+    assert read_state(tmp_path) == (True, replace(STATE, n_counted=41))
     with pytest.raises(UnavailableError):
-        Page(tmp_path, sleep=lambda _: None)
+        StateFile(tmp_path, sleep=lambda _: None)
 
 
 def test_writing_goes_on_quietly_while_the_folder_is_away(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    page = Page(out)
+    page = StateFile(out)
     page.write(STATE)
     out.rename(tmp_path / "away")
     page.write(replace(STATE, n_counted=41))
     (tmp_path / "away").rename(out)
-    assert read_page(out) == (True, replace(STATE, n_counted=41))
+    assert read_state(out) == (True, replace(STATE, n_counted=41))
     page.close()
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="cannot write"):
-        Page(tmp_path / "none")
+        StateFile(tmp_path / "none")
 
 
 # -- the whole picture ------------------------------------------------------------------------------------
@@ -264,7 +271,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # asking makes nothing
 
 
-def test_up_to_date(tmp_path: Path, page: Page) -> None:
+def test_up_to_date(tmp_path: Path, page: StateFile) -> None:
     record(tmp_path, ok=3, failed=("truncated", "empty", "truncated"), when=NOON - timedelta(minutes=4))
     page.write(STATE)
     status = at_noon(tmp_path)
@@ -314,7 +321,7 @@ def test_up_to_date(tmp_path: Path, page: Page) -> None:
     ],
 )
 def test_the_first_line_says_how_things_are(
-    tmp_path: Path, page: Page, changes: dict[str, object], headline: str
+    tmp_path: Path, page: StateFile, changes: dict[str, object], headline: str
 ) -> None:
     record(tmp_path, ok=1)
     page.write(replace(STATE, **changes))  # type: ignore[arg-type]
@@ -328,7 +335,7 @@ def test_what_a_state_says_is_told_as_paused_or_not() -> None:
 
 def test_a_dead_service_does_not_pass_for_a_living_one(tmp_path: Path) -> None:
     record(tmp_path, ok=1, failed=("crash",))
-    page = Page(tmp_path)
+    page = StateFile(tmp_path)
     page.write(replace(STATE, activity=Activity.COUNTING, n_to_do=7))
     page.close()
     status = at_noon(tmp_path)
@@ -339,7 +346,7 @@ def test_a_dead_service_does_not_pass_for_a_living_one(tmp_path: Path) -> None:
     assert (said["silent_s"], said["source_online"]) == (None, None)
 
 
-def test_a_service_without_a_ledger_yet_is_told(tmp_path: Path, page: Page) -> None:
+def test_a_service_without_a_ledger_yet_is_told(tmp_path: Path, page: StateFile) -> None:
     page.write(replace(STATE, activity=Activity.STARTING))
     said = at_noon(tmp_path).as_json()
     assert (said["running"], said["n_counted"]) == (True, None)
@@ -351,13 +358,15 @@ def test_a_damaged_ledger_is_an_error_and_with_a_service_a_line(tmp_path: Path) 
     (tmp_path / FILE_NAME).write_bytes(b"not a database, not at all" * 100)
     with pytest.raises(UnavailableError, match="damaged"):
         at_noon(tmp_path)
-    page = Page(tmp_path)
+    page = StateFile(tmp_path)
     page.write(STATE)
     assert "damaged" in at_noon(tmp_path).ledger_problem
     page.close()
 
 
-def test_a_service_whose_words_cannot_be_read_is_running_all_the_same(tmp_path: Path, page: Page) -> None:
+def test_a_service_with_an_unreadable_state_is_running(
+    tmp_path: Path, page: StateFile
+) -> None:
     record(tmp_path, ok=1)
     status = at_noon(tmp_path)
     assert status.headline() == "running, but its state cannot be read"
@@ -365,11 +374,11 @@ def test_a_service_whose_words_cannot_be_read_is_running_all_the_same(tmp_path: 
 
 
 def test_many_failures_are_counted_and_the_newest_named(tmp_path: Path) -> None:
-    record(tmp_path, failed=("empty",) * (MOST_FAILURES + 5))
+    record(tmp_path, failed=("empty",) * (MAX_FAILURES + 5))
     status = at_noon(tmp_path)
     assert [row.fov for row in status.failures[:2]] == ["bad024", "bad023"]
-    assert len(status.failures) == MOST_FAILURES
-    assert status.n_failed == MOST_FAILURES + 5
+    assert len(status.failures) == MAX_FAILURES
+    assert status.n_failed == MAX_FAILURES + 5
     assert any("and 5 before those" in line for line in status.as_lines())
 
 
@@ -388,7 +397,7 @@ def test_a_clock_that_was_set_back_is_said_and_no_age_is_negative(tmp_path: Path
     assert at_noon(tmp_path).as_json()["newest_result_age_s"] is None
 
 
-def test_the_age_beside_a_service_does_not_follow_the_clock(tmp_path: Path, page: Page) -> None:
+def test_the_age_beside_a_service_does_not_follow_the_clock(tmp_path: Path, page: StateFile) -> None:
     record(tmp_path, ok=1, when=NOON - timedelta(minutes=3))
     page.write(STATE)
     for set_by, problem in ((timedelta(hours=-5), "set back by 5 h"), (timedelta(days=400), "")):
@@ -398,13 +407,15 @@ def test_the_age_beside_a_service_does_not_follow_the_clock(tmp_path: Path, page
         assert bool(problem) == bool(status.clock_problem)
 
 
-def test_a_run_beside_the_service_gives_the_newest_result(tmp_path: Path, page: Page) -> None:
+def test_a_run_beside_the_service_gives_the_newest_result(tmp_path: Path, page: StateFile) -> None:
     record(tmp_path, ok=1, when=NOON - timedelta(seconds=30))
     page.write(STATE)
     assert at_noon(tmp_path).newest_result_age_s == 30.0
 
 
-def test_words_of_another_start_of_the_computer_are_judged_by_the_clock(tmp_path: Path, page: Page) -> None:
+def test_the_state_of_another_boot_is_judged_by_the_clock(
+    tmp_path: Path, page: StateFile
+) -> None:
     record(tmp_path, ok=1, when=NOON - timedelta(hours=1))
     page.write(replace(STATE, boot_id="another", updated_monotonic_s=5.0))
     status = at_noon(tmp_path)
@@ -431,7 +442,7 @@ def figures(path: Path) -> dict[str, float]:
     }
 
 
-def test_the_metrics_are_the_figures_of_the_status(tmp_path: Path, page: Page) -> None:
+def test_the_metrics_are_the_figures_of_the_status(tmp_path: Path, page: StateFile) -> None:
     record(tmp_path, ok=3, failed=("truncated", "empty"), when=NOON - timedelta(minutes=3))
     page.write(replace(STATE, activity=Activity.DISK_FULL, n_waiting=4, n_to_do=5))
     path = tmp_path / "rbc.prom"
@@ -536,7 +547,7 @@ def test_retry_says_how_many_and_who_tries(tmp_path: Path, capsys: pytest.Captur
     code, said, _ = rbc(capsys, "retry", "--out", tmp_path)
     assert (code, said.split(" will be ")[0]) == (0, "2 failed images")
     assert "next run" in said
-    page = Page(tmp_path)
+    page = StateFile(tmp_path)
     page.write(replace(STATE, activity=Activity.SOURCE_AWAY, updated_monotonic_s=time.monotonic()))
     said = rbc(capsys, "retry", "s", "bad001", "--out", tmp_path)[1]
     page.close()
