@@ -476,13 +476,14 @@ def status(
     """
     from datetime import UTC, datetime
 
+    from rbc_edge.ops import status_text
     from rbc_edge.station.status import status_of
 
     found = status_of(_out_folder(out, config), now=datetime.now(UTC))
     if json_output:
         _print_json(found.as_json())
     else:
-        for line in found.as_lines():
+        for line in status_text.as_lines(found):
             print(_one_line(line))
 
 
@@ -788,7 +789,7 @@ def _watch_options(settings: "Settings") -> "WatchOptions":
     if settings.out is None:
         raise UsageError("no output folder", "give --out DIR, or out in the settings file")
     if settings.prometheus is not None:
-        from rbc_edge.station.status import check_metrics
+        from rbc_edge.station.prometheus import check_metrics
 
         check_metrics(settings.prometheus)
     opened = Bundle.open(settings.bundle)

@@ -372,8 +372,8 @@ def _clock(
 def _contradictions(settings: Settings) -> Iterator[Finding]:
     """Yields what the settings cannot mean, though each is right for itself."""
     from rbc_edge.station.inbox import check_pattern
+    from rbc_edge.station.prometheus import check_metrics
     from rbc_edge.station.runner import check_apart
-    from rbc_edge.station.status import check_metrics
 
     try:
         check_pattern(settings.slide_pattern)
@@ -712,10 +712,11 @@ def _ledger(out: Path, status: "StationStatus") -> Finding:
 
 
 def _service(status: "StationStatus") -> Finding:
+    from rbc_edge.ops import status_text
     from rbc_edge.station.state_file import Activity
 
     state = status.state
-    headline = status.headline()
+    headline = status_text.headline(status)
     private = () if state is None else (state.source, state.detail, *state.problems)
     if not status.running:
         if state is None:

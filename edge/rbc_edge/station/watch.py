@@ -663,7 +663,8 @@ class Watch:
         self._systemd.say(f"{text}; {state.n_counted} counted, {state.n_failed} failed since the start")
         if options.metrics is not None and (is_news or now_s - self._metrics_s >= _METRICS_S):
             self._metrics_s = now_s
-            from rbc_edge.station.status import status_of, write_metrics  # noqa: PLC0415  few stations have them
+            from rbc_edge.station.prometheus import write_metrics  # noqa: PLC0415  few stations have them
+            from rbc_edge.station.status import status_of  # noqa: PLC0415
 
             try:
                 write_metrics(options.metrics, status_of(options.counting.out, now=self._clock.now()))
