@@ -148,6 +148,6 @@ def free_bytes(folder: Path) -> int:
         disk = os.statvfs(folder)
     except OSError as error:
         raise UnavailableError(
-            f"{path_text(folder)}: cannot examine its disk: {error.strerror}", "is it mounted?"
+            f"{path_text(folder)}: cannot look at its disk: {error.strerror}", "is it mounted?"
         ) from error
     return disk.f_bavail * disk.f_frsize
