@@ -18,7 +18,9 @@ from typing import Any, Final
 
 from rbc_edge.config import Loaded, Settings
 from rbc_edge.errors import RbcEdgeError, UnavailableError, UsageError
-from rbc_edge.ops.doctor import Diagnosis, user_name, versions_of
+from rbc_edge.ops.computer import user_name
+from rbc_edge.ops.doctor import versions_of
+from rbc_edge.ops.finding import Diagnosis
 
 _SUPPORT_ROWS: Final = 500
 _NOT_CHOSEN_FREELY: Final = frozenset({"edges", "precision"})  # one word of a few
