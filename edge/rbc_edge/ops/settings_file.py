@@ -11,6 +11,7 @@ from typing import Final
 
 from rbc_edge import config
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
 
 _TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
@@ -101,23 +102,17 @@ def _replace(target: Path, content: bytes, shown: Path) -> None:
         content: Its new bytes.
         shown: The name to use in a message.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                if target.exists():
-                    status = target.stat()
-                    os.fchmod(stream.fileno(), status.st_mode & 0o7777)
-                    with suppress(PermissionError):  # only root may change the owner
-                        os.fchown(stream.fileno(), status.st_uid, status.st_gid)
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            config.load({}, file=temporary, env={})
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(target) as stream:
+            if target.exists():
+                status = target.stat()
+                os.fchmod(stream.fileno(), status.st_mode & 0o7777)
+                with suppress(PermissionError):  # only root may change the owner
+                    os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            config.load({}, file=Path(stream.name), env={})
     except OSError as error:
         raise UnavailableError(
             f"{path_text(shown)}: cannot write it: {error.strerror}", "check the permissions of its folder"

@@ -92,32 +92,28 @@ class Tree:
     def of(cls, source: Path) -> Self:
         """Walks through the source. Finds nothing where it is away."""
         tree = cls()
-        to_do: list[str] = [os.fspath(source)]
-        n_entries = 0
-        while to_do:
+
+        def unreadable(_: OSError) -> None:
             tree.n_folders += 1
-            try:
-                with os.scandir(to_do.pop()) as listing:
-                    for entry in listing:
-                        n_entries += 1
-                        if n_entries > _MAX_ENTRIES:
-                            tree.is_complete = False
-                            return tree
-                        if entry.is_dir(follow_symlinks=False):
-                            to_do.append(entry.path)
-                        else:
-                            tree._add(entry)
-            except OSError:
-                tree.n_unreadable += 1
+            tree.n_unreadable += 1
+
+        n_entries = 0
+        for folder, folders, names in os.walk(source, onerror=unreadable):
+            tree.n_folders += 1
+            n_entries += len(folders) + len(names)
+            if n_entries > _MAX_ENTRIES:
+                tree.is_complete = False
+                break
+            for name in names:
+                if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                    tree._add(Path(folder, name))
         return tree
 
-    def _add(self, entry: os.DirEntry[str]) -> None:
-        if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
-            return
+    def _add(self, image: Path) -> None:
         with suppress(OSError):  # gone since the listing
-            self.newest_s = max(self.newest_s, entry.stat().st_mtime)
+            self.newest_s = max(self.newest_s, image.stat().st_mtime)
             self.n_images += 1
-            self.n_unreadable += not os.access(entry.path, os.R_OK)
+            self.n_unreadable += not os.access(image, os.R_OK)
 
 
 def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterator[Finding]:
