@@ -574,7 +574,7 @@ class _Patch:
 
     def distance(self, x: float, y: float) -> Float32:
         """Returns the distance from a point, float32 (h, w), px. The point is relative to the centre."""
-        return np.hypot(self.dx - np.float32(x), self.dy - np.float32(y))
+        return np.asarray(np.hypot(self.dx - np.float32(x), self.dy - np.float32(y)), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
