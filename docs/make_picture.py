@@ -1,6 +1,6 @@
 """Makes ``docs/field.jpg``: a drawn field of view with the cells that the shipped bundle finds.
 
-Run ``python docs/make_picture.py``. The field is drawn, because photographs of the public data are not part of
+Run ``python docs/make_picture.py``. The field is drawn: photographs of the public data are not in
 the repository. To see a photograph, run ``python docs/make_picture.py PHOTOGRAPH [OUT]``.
 """
 

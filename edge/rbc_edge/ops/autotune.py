@@ -116,7 +116,7 @@ def measure(
         images: A folder of images, or one image. None: fields are drawn.
         budget_s: See `BUDGET_S`. Each setup has one turn at least.
         n_cores: Cores to use. None: those that this process may use.
-        say: Is told what is being done.
+        say: Called with a line for each step.
         clock: Replaced by tests.
 
     Returns:
@@ -196,7 +196,7 @@ class _Turns:
         if summary.n_failed:
             raise UsageError(
                 f"{summary.n_failed} of {len(paths)} images cannot be counted",
-                "`rbc-edge run` tells which; give other images",
+                "`rbc-edge run` names them; give other images",
             )
         counts = [slide.counts for slide in summary.slides if slide.counts is not None]
         return took_s, sum(c.n_rbc + c.n_wbc + c.n_platelets for c in counts)
@@ -206,7 +206,7 @@ def _rounds(
     turns: _Turns, tried: Sequence[Setup], paths: Sequence[Path], *, end_s: float, say: Callable[[str], None]
 ) -> list[Speed]:
     """Gives every setup a turn in each round, as long as there is time for another round."""
-    # The first turn warms up, and tells how many fields make a turn long enough.
+    # The first turn warms up, and shows how many fields make a turn long enough.
     took_s, _ = turns.count(tried[0], paths[:_MIN_FIELDS])
     chosen = paths[: max(_MIN_FIELDS, int(_TURN_S * len(paths[:_MIN_FIELDS]) / max(took_s, 1e-3)))]
     fields: dict[Setup, list[float]] = {setup: [] for setup in tried}

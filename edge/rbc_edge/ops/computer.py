@@ -15,7 +15,7 @@ _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computer:
-    """What the system tells about the computer. None: it does not tell.
+    """What the system knows of the computer. None: unknown.
 
     Attributes:
         machine: Architecture, e.g. ``x86_64``, ``aarch64``.

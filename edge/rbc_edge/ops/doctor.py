@@ -155,7 +155,7 @@ def _memory(computer: Computer) -> Finding:
     if limit is not None:
         parts.append(f"a control group allows {bytes_text(limit)}")
     if not parts:
-        return ok("memory", "the system does not tell")
+        return ok("memory", "the system does not show it")
     text = ", ".join(parts)
     if min(n for n in (available, limit) if n is not None) < _MIN_MEMORY_BYTES:
         advice = "end other programs, raise MemoryMax, or set threads = 1"

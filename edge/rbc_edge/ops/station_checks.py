@@ -145,7 +145,7 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
 def _events(settings: Settings, mount: camera.Mount | None, tree: Tree, computer: Computer) -> Finding:
     scans = f"scanned every {settings.scan_every_s:g} s"
     if mount is None:
-        return ok("events", "the system does not tell the file system of the source")
+        return ok("events", "the file system of the source is unknown")
     private = (str(mount), mount.device, mount.root, mount.point)
     if settings.polling:
         return ok("events", f"{mount.kind}: {scans}, as the settings say").hiding(*private)
@@ -308,7 +308,7 @@ def _service(status: StationStatus) -> Finding:
     problems = () if state is None else state.problems
     private = () if state is None else (state.source, state.detail, *problems)
     if status.is_silent or (state is not None and state.activity.is_paused):
-        advice = "rbc-edge status and journalctl -u rbc-edge tell more"
+        advice = "rbc-edge status and journalctl -u rbc-edge say more"
         return failed("service", headline, advice).hiding(*private)
     if problems:
         text = f"{headline}; {count_text(len(problems), 'problem')}, the first: {problems[0]}"

@@ -191,9 +191,9 @@ def test_results_that_cannot_be_written(tmp_path: Path, out: Path, monkeypatch: 
     assert asked(out=out).exit_code == 5
     page = StateFile(out)
     page.write(ServiceState(pid=1, activity=Activity.WATCHING, updated_at="2026-11-23T12:00:00Z"))
-    seen_beside_the_service = look(out=out)["results"]
+    during_the_service = look(out=out)["results"]
     page.close()
-    assert seen_beside_the_service.level is Level.WARNING
+    assert during_the_service.level is Level.WARNING
 
 
 def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_somebody_counted_there_as_root(out: Path) -> None:
+def test_results_that_root_made(out: Path) -> None:
     os.chown(out / FILE_NAME, 65534, -1)
     finding = look(out=out)["results"]
     assert (finding.level, "chown -R" in finding.advice) == (Level.WARNING, True)
