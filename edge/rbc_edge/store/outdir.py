@@ -105,19 +105,19 @@ def is_locked(descriptor: int) -> bool | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that replaces another file once it is completely written.
+    """Gives a file to write that takes the place of another when all of it is written, or not at all.
 
-    Not forced to the disk, because views can be made again. It needs no `writing`: when two processes write
-    the same file, one of the two results stays.
+    Not forced to the disk: it is for views that can be made again. Needs no `writing`: two processes that
+    write the same file end with one of the two.
 
     Args:
-        path: The file. Its folder is made.
+        path: The file; its folder is made.
 
     Raises:
-        OSError: It cannot be written. The old file is intact.
+        OSError: It cannot be written; the file of before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the name with a suffix: the name may already be as long as the file system allows.
+    # Not the name with a suffix: that may be as long as the file system takes already.
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     temporary = path.parent / f".{short}.{os.getpid()}.tmp"
     try:
