@@ -202,21 +202,17 @@ def _as_json(
             for c in _compare(true, found)
         }
 
-    slides = [
-        {
-            "slide_id": slide.slide_id,
-            "n_fields": slide.n_fields,
-            "cell_diameter_px": {"truth": slide.cell_diameter_px, "estimated": measured[slide.slide_id]},
-            **compare(truth[slide.slide_id], counted[slide.slide_id]),
-        }
-        for slide in _SLIDES
-    ]
+    def described(slide: _Slide) -> dict[str, object]:
+        diameters = {"truth": slide.cell_diameter_px, "estimated": measured[slide.slide_id]}
+        head = {"slide_id": slide.slide_id, "n_fields": slide.n_fields, "cell_diameter_px": diameters}
+        return head | compare(truth[slide.slide_id], counted[slide.slide_id])
+
     return {
         "out": path_text(out),
         "images": path_text(out / "images"),
         "results": path_text(out / "results"),
         "truth": path_text(out / "truth.csv"),
-        "slides": slides,
+        "slides": [described(slide) for slide in _SLIDES],
         "all": compare(_sum(truth.values()), _sum_if_all(counted.values())),
     }
 
