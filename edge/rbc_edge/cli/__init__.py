@@ -443,13 +443,13 @@ def bench(
         raise UsageError("--apply and --write-config are two ways to say where", "give one of them")
     _log_to_stderr(verbose=False, quiet=False, bar=_Bar(shown=False))
 
-    from rbc_edge.ops import autotune
+    from rbc_edge.ops import autotune, settings_file
     from rbc_edge.text import path_text
     from rbc_edge.vision.bundle import Bundle
 
-    file = autotune.settings_file(loaded) if apply else write_config
+    file = settings_file.in_force(loaded) if apply else write_config
     if file is not None:
-        autotune.check_writable(file)
+        settings_file.check_writable(file)
     opened = Bundle.open(loaded.settings.bundle)
     speeds = autotune.measure(opened, images, say=lambda words: print(words, file=sys.stderr))
     chosen = autotune.best(speeds)
@@ -459,7 +459,7 @@ def bench(
         print("\n".join(autotune.as_lines(speeds, chosen)))
     if file is not None:
         written = autotune.settings_of(speeds, chosen)
-        autotune.write_settings(file, written)
+        settings_file.write_settings(file, written)
         said = ", ".join(f"{key} = {json.dumps(value)}" for key, value in written.items())
         print(_one_line(f"{said} written to {path_text(file)}"), file=sys.stderr)
 

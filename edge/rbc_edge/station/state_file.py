@@ -135,7 +135,7 @@ class ServiceState:
 
 
 def boot_id() -> str:
-    """Returns the identity of this start of the computer. Empty where the system does not tell it."""
+    """Returns the identity of this start of the computer. Empty where the system does not know it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):

@@ -128,7 +128,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             the file of one of them stays.
 
     Raises:
-        OSError: It cannot be written. The old file is intact.
+        OSError: It cannot be written; the file of before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name of a view may be as long as the file system allows, so a suffix would not fit.

@@ -1,4 +1,4 @@
-"""The demo: known slides through the main job, counts beside the truth."""
+"""The demo: drawn slides with known counts, counted like any slide."""
 
 import contextlib
 import csv

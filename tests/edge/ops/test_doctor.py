@@ -1,6 +1,7 @@
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,10 @@ import pytest
 from stand_in import TOY_BUNDLE, write_disks
 
 from rbc_edge import config
-from rbc_edge.ops import doctor
-from rbc_edge.ops.doctor import Computer, Diagnosis, Finding, Level, examine
+from rbc_edge.ops import station_checks
+from rbc_edge.ops.computer import Computer
+from rbc_edge.ops.doctor import examine
+from rbc_edge.ops.finding import Diagnosis, Finding, Level
 from rbc_edge.station import source
 from rbc_edge.station.runner import RunOptions, run_once
 from rbc_edge.station.source import Mount
@@ -82,7 +85,7 @@ def test_all_is_well(camera: Path, out: Path) -> None:
         *("results", "disk", "ledger", "service", "clock"),
     ]
     assert found.as_lines()[-1] == "0 failed, 0 warnings, 13 ok"
-    assert "2 images of 1 slides counted" in look(out=out)["ledger"].text
+    assert "2 images of 1 slide counted" in look(out=out)["ledger"].text
 
 
 def test_nothing_is_written(camera: Path, out: Path) -> None:
@@ -128,7 +131,7 @@ def test_memory() -> None:
     assert look(replace(PC, available_bytes=None))["memory"].level is Level.OK
 
 
-def test_wrong_settings_are_exit_2_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:
+def test_wrong_settings_are_exit_2_and_the_rest_is_still_checked(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("thread = 2\n")
     found = examine({"bundle": TOY_BUNDLE}, file=file, env={}, computer=PC)
@@ -175,7 +178,7 @@ def test_how_new_images_are_noticed(camera: Path, monkeypatch: pytest.MonkeyPatc
     assert (many.level, many.advice[:38]) == (Level.WARNING, "sysctl fs.inotify.max_user_watches=8, "[:38])
     share = Mount("/camera", "/", "cifs", "//camera/Anna")
     monkeypatch.setattr(source, "mount_of", lambda *_, **__: share)
-    assert look(source=camera)["events"].text == "cifs gives none: looked through every 10 s"
+    assert look(source=camera)["events"].text == "cifs gives none: scanned every 10 s"
     assert look(source=camera, polling=False)["events"].level is Level.WARNING
 
 
@@ -188,9 +191,9 @@ def test_results_that_cannot_be_written(tmp_path: Path, out: Path, monkeypatch: 
     assert asked(out=out).exit_code == 5
     page = StateFile(out)
     page.write(ServiceState(pid=1, activity=Activity.WATCHING, updated_at="2026-11-23T12:00:00Z"))
-    seen_beside_the_service = look(out=out)["results"]
+    during_the_service = look(out=out)["results"]
     page.close()
-    assert seen_beside_the_service.level is Level.WARNING
+    assert during_the_service.level is Level.WARNING
 
 
 def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +203,7 @@ def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_somebody_counted_there_as_root(out: Path) -> None:
+def test_results_that_root_made(out: Path) -> None:
     os.chown(out / FILE_NAME, 65534, -1)
     finding = look(out=out)["results"]
     assert (finding.level, "chown -R" in finding.advice) == (Level.WARNING, True)
@@ -306,6 +309,18 @@ def test_a_broken_installation_is_told_and_not_a_traceback(monkeypatch: pytest.M
     assert "bundle" not in [f.what for f in found.findings]
 
 
+@pytest.mark.parametrize("library", ["numpy", "cv2", "onnxruntime"])
+def test_it_loads_where_a_library_is_missing(library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from rbc_edge.ops.doctor import examine\n"
+        "found = examine({}, env={})\n"
+        "print([f.what for f in found.findings if f.level == 'failed'], int(found.exit_code))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.endswith("['installation'] 4\n")  # cv2 itself complains without numpy
+
+
 def write_tree(root: Path, **files: str) -> Path:
     for name, text in files.items():
         path = root / name.replace("__", "/").replace("_dot_", ".")
@@ -354,11 +369,11 @@ def test_json_holds_what_the_lines_hold(out: Path) -> None:
 
 
 def test_a_ledger_too_large_to_read_through(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_READ_THROUGH_BYTES", 1.0)
+    monkeypatch.setattr(station_checks, "_MAX_CHECKED_BYTES", 1.0)
     monkeypatch.setattr(Ledger, "damage", None)
-    assert "too much to read through" in look(out=out)["ledger"].text
+    assert "too large to check here" in look(out=out)["ledger"].text
 
 
 def test_a_source_too_large_to_walk_through(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_MOST_ENTRIES", 2)
+    monkeypatch.setattr(station_checks, "_MAX_ENTRIES", 2)
     assert "or more images" in look(source=camera)["source"].text
