@@ -13,7 +13,8 @@ import textwrap
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from math import inf, isinf
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, TypeVar, get_args
@@ -31,7 +32,6 @@ _T = TypeVar("_T")
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
 _KEY: Final = re.compile(r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*=""")
 _SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
-_MAX_THREADS: Final = 64  # ten thousand bring a small computer down, and nothing gains from ten
 _MIN_CELL_PX, _MAX_CELL_PX = 4.0, 4000.0
 _TYPE_WORDS: Final = {
     Path: "a path",
@@ -43,63 +43,48 @@ _TYPE_WORDS: Final = {
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LINE_LENGTH: Final = 110
 
-_COUNTING: Final = ("run", "watch")
-_RESULTS: Final = (*_COUNTING, "status", "retry", "report", "doctor")
-_MODELS: Final = (*_COUNTING, "demo", "bench", "report", "doctor", "bundle show", "bundle verify")
+_COUNTING: Final = "run watch"
+_WITH_RESULTS: Final = f"{_COUNTING} status retry report doctor"
+_WITH_BUNDLE: Final = f"{_COUNTING} demo bench report doctor bundle-show bundle-verify"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
     """How one setting is explained, checked and given on the command line.
 
     Attributes:
+        name: Name of the field of `Settings`: the key of the file.
+        kind: Type of its value.
+        default: Its default.
         help: What it means, for the command line, the example file and the documentation.
         more: What the example file says after that.
-        heading: Title of the group that begins with this setting, in the example file.
-        commands: Commands that take it.
-        option: Its option, where that is not made of the name.
-        short: Its short option.
-        metavar: The word that stands for its value in a help text.
-        argument: The commands take it as an argument, not as an option.
+        option: Its option and the word for its value, ``--out -o DIR``; one word alone is an argument.
+        on: The commands that take it; of a command in a group, the group and the command (``bundle-show``).
         without: What happens without it, where there is no default.
         example: A value in TOML, where there is no default.
         choices: The words it can be.
-        least: The smallest value.
-        most: The largest value.
+        limits: The smallest and the largest value.
         zero: What 0 means, where that is not a number like the others.
         pattern: Regular expression that text must match.
         rule: The values it can have, in words, where the above does not say it well.
-        name: Name of the field: the key of the file.
-        kind: Type of its value.
-        default: Its default.
+        heading: Title of the group that begins here, in the example file.
     """
 
+    name: str
+    kind: type
+    default: Any
     help: str
     more: str = ""
-    heading: str = ""
-    commands: tuple[str, ...] = ()
     option: str = ""
-    short: str = ""
-    metavar: str | None = None
-    argument: bool = False
+    on: str = _COUNTING
     without: str = ""
     example: str = ""
     choices: tuple[str, ...] = ()
-    least: float | None = None
-    most: float | None = None
+    limits: tuple[float, float] | None = None
     zero: str = ""
     pattern: str = ""
     rule: str = ""
-    name: str = ""
-    kind: type = str
-    default: Any = None
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The spellings of its option. Of yes or no: the option for yes, a slash, the option for no."""
-        name = self.name.replace("_", "-")
-        usual = f"--{name}/--no-{name}" if self.kind is bool else f"--{name}"
-        return tuple(filter(None, (self.option or usual, self.short)))
+    heading: str = ""
 
     @property
     def values(self) -> str:
@@ -108,10 +93,10 @@ class Setting:
             return self.rule
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        if self.least is None:
+        if self.limits is None:
             return _TYPE_WORDS[self.kind]
-        least = f"{self.least:g}"
-        numbers = f"{least} or more" if self.most is None else f"from {least} to {self.most:.15g}"
+        low, high = self.limits
+        numbers = f"{low:g} or more" if isinf(high) else f"from {low:g} to {high:.15g}"
         return f"0 ({self.zero}), or {numbers}" if self.zero else numbers
 
     @property
@@ -125,17 +110,15 @@ class Setting:
         """Tells whether a value of the right type is one of those it can have."""
         if value is None or (self.zero and value == 0):
             return True
-        if self.choices and value not in self.choices:
-            return False
-        if self.pattern and not re.fullmatch(self.pattern, value):
-            return False
-        if self.least is not None and not value >= self.least:  # not <: NaN is no number to count with
-            return False
-        return self.most is None or bool(value <= self.most)
+        if self.choices:
+            return value in self.choices
+        if self.pattern:
+            return re.fullmatch(self.pattern, value) is not None
+        return self.limits is None or bool(self.limits[0] <= value <= self.limits[1])
 
 
-def _is(default: _T, about: Setting) -> _T:
-    return field(default=default, metadata={"setting": about})
+def _is(default: _T, help: str, more: str = "", **about: Any) -> _T:
+    return field(default=default, metadata={"help": help, "more": more, **about})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,249 +130,175 @@ class Settings:
 
     source: Path | None = _is(
         None,
-        Setting(
-            heading="Folders",
-            help="The camera's folder. Each sub-folder is a slide.",
-            more="For `rbc-edge watch`. Nothing is ever written into this folder.",
-            commands=("watch", "doctor"),
-            argument=True,
-            metavar="SOURCE",
-            example='"/srv/camera"',
-        ),
+        "The camera's folder. Each sub-folder is a slide.",
+        "For `rbc-edge watch`. Nothing is ever written into this folder.",
+        option="SOURCE",
+        on="watch doctor",
+        example='"/srv/camera"',
+        heading="Folders",
     )
     out: Path | None = _is(
         None,
-        Setting(
-            help="Folder for the results: the tables, and the ledger (the database they are made from).",
-            more="It must be outside source, on a disk of this computer.",
-            commands=_RESULTS,
-            short="-o",
-            metavar="DIR",
-            example='"/var/lib/rbc-edge"',
-        ),
+        "Folder for the results: the tables, and the ledger (the database they are made from).",
+        "It must be outside source, on a disk of this computer.",
+        option="--out -o DIR",
+        on=_WITH_RESULTS,
+        example='"/var/lib/rbc-edge"',
     )
     marker: str | None = _is(
         None,
-        Setting(
-            help="Name of a file that must be in the source. While it is missing, the source counts as not"
-            " available.",
-            more="For network shares: create the file on the share (`touch .camera-share`). Then a share that"
-            " is not mounted is not taken for an empty folder.",
-            commands=("watch",),
-            metavar="NAME",
-            example='".camera-share"',
-            pattern=r"(?!\.{1,2}$)[^/]+",
-            rule="the name of a file in the source, without a folder",
-        ),
+        "Name of a file that must be in the source. While it is missing, the source counts as not available.",
+        "For network shares: create the file on the share (`touch .camera-share`). Then a share that is not"
+        " mounted is not taken for an empty folder.",
+        option="--marker NAME",
+        on="watch",
+        example='".camera-share"',
+        pattern=r"(?!\.{1,2}$)[^/]+",
+        rule="the name of a file in the source, without a folder",
     )
     cell_diameter: float | None = _is(
         None,
-        Setting(
-            heading="What is counted",
-            help="Scale of the images: the diameter of a red cell in pixels.",
-            more="Give cell_diameter or um_per_px, not both.",
-            commands=_COUNTING,
-            metavar="PX",
-            without="estimated for each slide",
-            example="80.0",
-            least=_MIN_CELL_PX,
-            most=_MAX_CELL_PX,
-        ),
+        "Scale of the images: the diameter of a red cell in pixels.",
+        "Give cell_diameter or um_per_px, not both.",
+        option="--cell-diameter PX",
+        without="estimated for each slide",
+        example="80.0",
+        limits=(_MIN_CELL_PX, _MAX_CELL_PX),
+        heading="What is counted",
     )
     um_per_px: float | None = _is(
         None,
-        Setting(
-            help=f"Scale of the images: micrometres per pixel. A red cell is {CELL_DIAMETER_UM} micrometres"
-            " wide.",
-            commands=_COUNTING,
-            metavar="UM",
-            without="estimated for each slide",
-            example="0.09",
-            least=CELL_DIAMETER_UM / _MAX_CELL_PX,
-            most=CELL_DIAMETER_UM / _MIN_CELL_PX,
-            rule=f"from {CELL_DIAMETER_UM / _MAX_CELL_PX:g} to {CELL_DIAMETER_UM / _MIN_CELL_PX:g}, which"
-            f" makes a red cell {_MAX_CELL_PX:g} to {_MIN_CELL_PX:g} pixels wide",
-        ),
+        f"Scale of the images: micrometres per pixel. A red cell is {CELL_DIAMETER_UM} micrometres wide.",
+        option="--um-per-px UM",
+        without="estimated for each slide",
+        example="0.09",
+        limits=(CELL_DIAMETER_UM / _MAX_CELL_PX, CELL_DIAMETER_UM / _MIN_CELL_PX),
+        rule=f"from {CELL_DIAMETER_UM / _MAX_CELL_PX:g} to {CELL_DIAMETER_UM / _MIN_CELL_PX:g}, which makes a"
+        f" red cell {_MAX_CELL_PX:g} to {_MIN_CELL_PX:g} pixels wide",
     )
     edges: str = _is(
         "all",
-        Setting(
-            help="Which cells at the image border count. all: every cell. two-sides: not the cells at the"
-            " right and the lower border. inside: only cells that touch no border.",
-            commands=(*_COUNTING, "report"),
-            choices=EDGES,
-        ),
+        "Which cells at the image border count. all: every cell. two-sides: not the cells at the right and"
+        " the lower border. inside: only cells that touch no border.",
+        option="--edges RULE",
+        on=f"{_COUNTING} report",
+        choices=EDGES,
     )
     cells: bool = _is(
-        False,
-        Setting(help="Also write cells/<slide>.csv, a table with one row per cell.", commands=_COUNTING),
+        False, "Also write cells/<slide>.csv, a table with one row per cell.", option="--cells/--no-cells"
     )
     overlays: bool = _is(
         False,
-        Setting(
-            help="Also draw every field of view with its cells outlined (a picture in overlays/<slide>/).",
-            commands=_COUNTING,
-        ),
+        "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/).",
+        option="--overlays/--no-overlays",
     )
     overlay_px: int = _is(
         2048,
-        Setting(
-            help="Longest side of these pictures in pixels. 0: as large as the image.",
-            commands=_COUNTING,
-            metavar="PX",
-            least=64,
-            most=20_000,  # a JPEG ends at 65,535
-            zero="as large as the image",
-        ),
+        "Longest side of these pictures in pixels. 0: as large as the image.",
+        option="--overlay-px PX",
+        limits=(64, 20_000),  # a JPEG ends at 65,535
+        zero="as large as the image",
     )
     report: bool = _is(
         False,
-        Setting(
-            help="Also write a web page with pictures for each slide (reports/<slide>.html).",
-            commands=_COUNTING,
-        ),
+        "Also write a web page with pictures for each slide (reports/<slide>.html).",
+        option="--report/--no-report",
     )
     slide_pattern: str | None = _is(
         None,
-        Setting(
-            help="Regular expression that finds the slide in a file name: group 'slide', and optionally group"
-            " 'fov'.",
-            more="For cameras that put all slides into one folder.",
-            commands=_COUNTING,
-            metavar="REGEX",
-            without="each folder is a slide",
-            example="'(?P<slide>[^_]+)_(?P<fov>[0-9]+)'",
-        ),
+        "Regular expression that finds the slide in a file name: group 'slide', and optionally group 'fov'.",
+        "For cameras that put all slides into one folder.",
+        option="--slide-pattern REGEX",
+        without="each folder is a slide",
+        example="'(?P<slide>[^_]+)_(?P<fov>[0-9]+)'",
     )
     bundle: Path | None = _is(
         None,
-        Setting(
-            help="Folder of the bundle (the models that count).",
-            commands=_MODELS,
-            metavar="DIR",
-            without="the one shipped with the program",
-            example='"/opt/rbc-edge-bundles/ours"',
-        ),
+        "Folder of the bundle (the models that count).",
+        option="--bundle DIR",
+        on=_WITH_BUNDLE,
+        without="the one shipped with the program",
+        example='"/opt/rbc-edge-bundles/ours"',
     )
     settle_s: float = _is(
         2.0,
-        Setting(
-            heading="When a file is counted",
-            help="Count a file when it has not changed for this many seconds.",
-            more="Where the system reports that a file was closed, 0.1 s is enough.",
-            commands=("watch",),
-            metavar="S",
-            least=0,
-            most=3600,
-        ),
+        "Count a file when it has not changed for this many seconds.",
+        "Where the system reports that a file was closed, 0.1 s is enough.",
+        option="--settle-s S",
+        on="watch",
+        limits=(0, 3600),
+        heading="When a file is counted",
     )
     grace_s: float = _is(
         120.0,
-        Setting(
-            help="Record an incomplete file as failed when it has not changed for this many seconds.",
-            more="A file that is cut short, empty or unreadable may still be on its way. Until then it is"
-            " tried again.",
-            commands=("watch",),
-            metavar="S",
-            least=0,
-            most=86_400,
-        ),
+        "Record an incomplete file as failed when it has not changed for this many seconds.",
+        "A file that is cut short, empty or unreadable may still arrive. Until then it is tried again.",
+        option="--grace-s S",
+        on="watch",
+        limits=(0, 86_400),
     )
     scan_every_s: float = _is(
         10.0,
-        Setting(
-            help="Longest time between two scans of the whole source, in seconds.",
-            commands=("watch",),
-            metavar="S",
-            least=0.1,
-            most=3600,
-        ),
+        "Longest time between two scans of the whole source, in seconds.",
+        option="--scan-every-s S",
+        on="watch",
+        limits=(0.1, 3600),
     )
     polling: bool | None = _is(
         None,
-        Setting(
-            help="Find new files only by scanning, without events of the file system.",
-            more="Without this setting the program scans network shares and uses events on other disks.",
-            commands=("watch",),
-            option="--polling/--events",
-            without="depends on the kind of file system",
-            example="true",
-        ),
+        "Find new files only by scanning, without events of the file system.",
+        "Without this setting the program scans network shares and uses events on other disks.",
+        option="--polling/--events",
+        on="watch",
+        without="depends on the kind of file system",
+        example="true",
     )
     min_free_mb: float = _is(
         200.0,
-        Setting(
-            heading="The computer",
-            help="Pause while the disk of the results has less free space than this, in MB.",
-            commands=("watch",),
-            metavar="MB",
-            least=0,
-            most=1e7,
-        ),
+        "Pause while the disk of the results has less free space than this, in MB.",
+        option="--min-free-mb MB",
+        on="watch",
+        limits=(0, 1e7),
+        heading="The computer",
     )
     threads: int = _is(
         0,
-        Setting(
-            help="Images counted at the same time. 0: as many as the computer has cores, at most 4.",
-            commands=(*_COUNTING, "demo"),
-            metavar="N",
-            least=1,
-            most=_MAX_THREADS,
-            zero="as many as the computer has cores, at most 4",
-        ),
+        "Images counted at the same time. 0: as many as the computer has cores, at most 4.",
+        option="--threads N",
+        on=f"{_COUNTING} demo",
+        limits=(1, 64),  # ten thousand bring a small computer down, and nothing gains from ten
+        zero="as many as the computer has cores, at most 4",
     )
     precision: str = _is(
         "int8",
-        Setting(
-            help="Which detector of the bundle counts: int8 (calculates with whole numbers) or fp32"
-            " (floating point).",
-            more="fp32 works only where the bundle has it. `rbc-edge bench` measures which is faster on this"
-            " computer. Their counts differ a little, so after a change every image is counted again.",
-            commands=_COUNTING,
-            choices=PRECISIONS,
-        ),
+        "Which detector of the bundle counts: int8 (calculates with whole numbers) or fp32 (floating point).",
+        "fp32 works only where the bundle has it. `rbc-edge bench` measures which is faster on this computer."
+        " Their counts differ a little, so after a change every image is counted again.",
+        option="--precision KIND",
+        choices=PRECISIONS,
     )
     prometheus: Path | None = _is(
         None,
-        Setting(
-            help="Text file of numbers for the monitoring program Prometheus, kept up to date.",
-            more="Its node_exporter reads it (textfile collector). This needs the extra `prometheus`, and a"
-            " folder that the service may write to.",
-            commands=("watch",),
-            metavar="FILE",
-            example='"/var/lib/rbc-edge/rbc-edge.prom"',
-        ),
+        "Text file of numbers for the monitoring program Prometheus, kept up to date.",
+        "Its node_exporter reads it (textfile collector). This needs the extra `prometheus` and a folder that"
+        " the service may write to.",
+        option="--prometheus FILE",
+        on="watch",
+        example='"/var/lib/rbc-edge/rbc-edge.prom"',
     )
-    quiet: bool = _is(
-        False,
-        Setting(
-            heading="Messages and limits",
-            help="Print only errors.",
-            commands=_COUNTING,
-            option="--quiet",
-            short="-q",
-        ),
-    )
+    quiet: bool = _is(False, "Print only errors.", option="--quiet -q", heading="Messages and limits")
     verbose: bool = _is(
-        False,
-        Setting(
-            help="Print more: one line per image, and the details of an error.",
-            commands=_COUNTING,
-            option="--verbose",
-            short="-v",
-        ),
+        False, "Print more: one line per image, and the details of an error.", option="--verbose -v"
     )
     max_failures: int | None = _is(
         None,
-        Setting(
-            help="Stop after this many failed images.",
-            more="For `rbc-edge run` only.",
-            commands=("run",),
-            metavar="N",
-            without="never stop",
-            example="100",
-            least=1,
-        ),
+        "Stop after this many failed images.",
+        "For `rbc-edge run` only.",
+        option="--max-failures N",
+        on="run",
+        without="never stop",
+        example="100",
+        limits=(1, inf),
     )
 
     @property
@@ -401,11 +310,8 @@ class Settings:
 
 
 SETTINGS: Final[Mapping[str, Setting]] = {
-    f.name: replace(
-        f.metadata["setting"],
-        name=f.name,
-        kind=next((kind for kind in get_args(f.type) if kind is not NoneType), f.type),
-        default=f.default,
+    f.name: Setting(
+        f.name, next(k for k in (*get_args(f.type), f.type) if k is not NoneType), f.default, **f.metadata
     )
     for f in fields(Settings)
 }
