@@ -139,7 +139,7 @@ class Settings:
     )
     out: Path | None = _is(
         None,
-        "Folder for the results: the tables, and the ledger (the database they are made from).",
+        "Folder for the results: the tables, and the ledger (the database they are made from). Required.",
         "It must be outside source, on a disk of this computer.",
         option="--out -o DIR",
         on=_WITH_RESULTS,

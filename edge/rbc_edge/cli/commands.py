@@ -153,7 +153,8 @@ def report(
     """Write a web page with pictures for each slide, and an index page.
 
     The pages are in the folder reports/ of --out. Each page is one file that can be copied anywhere. Works
-    while the service runs. Prints where the pages are.
+    while the service runs. Prints where the pages are. Without --edges, cells at the border count as in the
+    tables.
     """
 
 

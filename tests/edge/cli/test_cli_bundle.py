@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,18 @@ def test_version_names_the_bundle_that_would_count(
     assert rbc("--version") == (0, f"{program}, no bundle\n", "")
     monkeypatch.setenv("RBC_EDGE_BUNDEL", "x")  # wrong settings do not hide the version
     assert rbc("--version") == (0, f"{program}, bundle {shipped}\n", "")
+
+
+def test_bundle_show_is_ten_lines_and_all_of_it_when_asked(rbc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, short, _ = rbc("bundle", "show")
+    assert (code, short.count("\n")) == (0, 10)
+    bundle = Bundle.open()
+    assert short.startswith(f"bundle_id: {bundle.bundle_id}\n")
+    assert "training data: TXL-PBC" in short
+    assert re.search(r"^accuracy: \d\d\.\d% of the red cells found, \d\d\.\d% ", short, re.M)
+    everything = rbc("bundle", "show", "--all")[1]
+    assert everything.count("\n") > 500
+    for key in json.loads(rbc("bundle", "show", "--json")[1]):
+        assert re.search(rf"^{key}:", everything, re.M), key
+    toy = rbc("bundle", "show", "--bundle", TOY_BUNDLE)[1]
+    assert "accuracy: not measured\n" in toy and "training data: none\n" in toy
