@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from command_line import TOY_BUNDLE, Run
+from command_line import Run
+from stand_in import TOY_BUNDLE
 from typer.main import get_command
 
 from rbc_edge import cli

@@ -1,6 +1,7 @@
 import io
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) 
         ({"service": True}, ["INFO", "WARNING", "ERROR"]),
     ],
 )
-def test_levels(asked: dict[str, bool], shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_levels(asked: dict[str, Any], shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     console.log_to_stderr(**asked)
     for level in ("DEBUG", "INFO", "WARNING", "ERROR"):
         console.log.log(getattr(logging, level), level)
