@@ -16,7 +16,7 @@ from typer.main import get_command
 from rbc_edge import cli
 from rbc_edge.config import Settings, load
 from rbc_edge.errors import ExitCode
-from rbc_edge.station.status import Activity
+from rbc_edge.station.state_file import Activity
 from rbc_edge.store.ledger import Status
 from rbc_edge.values import ScaleSource
 from rbc_edge.views import tables

@@ -4,7 +4,7 @@ import sys
 
 from rbc_edge.cli.options import Given, out_folder
 from rbc_edge.errors import ExitCode
-from rbc_edge.station.status import read_page
+from rbc_edge.station.state_file import read_state
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.text import count_text, one_line
 
@@ -17,7 +17,7 @@ def retry(given: Given, slide: str | None, fov: str | None) -> int:
         n = ledger.retry(slide, fov)
         ledger.commit()
         failed_slides = [] if n else sorted({row.slide_id for row in ledger.failures(sys.maxsize)})
-    running, state = read_page(folder)
+    running, state = read_state(folder)
     images = count_text(n, "failed image")
     if n == 0:
         asked = "/".join(part for part in (slide, fov) if part is not None)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rbc_edge.config import Settings
 from rbc_edge.errors import UsageError
+from rbc_edge.station.prometheus import check_metrics
 from rbc_edge.station.runner import RunOptions, RunSummary, Step, Stop, run_once
 from rbc_edge.station.sandbox import survives
 from rbc_edge.station.source import Doorbell
-from rbc_edge.station.status import check_metrics
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.station.watch import PATIENCE_S, WatchOptions, run_forever
 from rbc_edge.values import Scale, ScaleSource

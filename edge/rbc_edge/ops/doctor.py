@@ -26,7 +26,7 @@ from rbc_edge.errors import BundleError, ExitCode, RbcEdgeError, UnavailableErro
 
 if TYPE_CHECKING:
     from rbc_edge.station.source import Mount
-    from rbc_edge.station.status import Status
+    from rbc_edge.station.status import StationStatus
 
 _PACKAGES: Final = ("numpy", "opencv-python-headless", "onnxruntime", "pillow", "watchdog", "typer")
 _LEAST_MEMORY_BYTES: Final = 300e6  # docs/operations.md, "Limits": an image of 5 megapixels
@@ -337,7 +337,7 @@ def _memory(computer: Computer) -> Finding:
 
 
 def _clock(
-    computer: Computer, now: datetime, view: "_View | None" = None, status: "Status | None" = None
+    computer: Computer, now: datetime, view: "_View | None" = None, status: "StationStatus | None" = None
 ) -> Finding:
     said = now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     advice = "set the clock (timedatectl); times in the tables are as wrong as it is, counts are not"
@@ -372,8 +372,8 @@ def _clock(
 def _contradictions(settings: Settings) -> Iterator[Finding]:
     """Yields what the settings cannot mean, though each is right for itself."""
     from rbc_edge.station.inbox import check_pattern
+    from rbc_edge.station.prometheus import check_metrics
     from rbc_edge.station.runner import check_apart
-    from rbc_edge.station.status import check_metrics
 
     try:
         check_pattern(settings.slide_pattern)
@@ -523,8 +523,9 @@ def _waking(settings: Settings, mount: "Mount | None", view: _View, computer: Co
 # -- the results ------------------------------------------------------------------------------------------
 
 
-def _results(settings: Settings, now: datetime) -> tuple["Status | None", list[Finding]]:
-    from rbc_edge.station.status import read_page, status_of
+def _results(settings: Settings, now: datetime) -> tuple["StationStatus | None", list[Finding]]:
+    from rbc_edge.station.state_file import read_state
+    from rbc_edge.station.status import status_of
     from rbc_edge.store.ledger import FILE_NAME, DamagedError
     from rbc_edge.text import path_text
 
@@ -534,7 +535,7 @@ def _results(settings: Settings, now: datetime) -> tuple["Status | None", list[F
     name = path_text(out)
     running = False
     with suppress(UnavailableError):
-        running, _ = read_page(out)
+        running, _ = read_state(out)
     findings = [_writable(out, name, running=running)]
     if findings[0].level is not Level.FAILED:
         findings.append(_disk(settings, out, name))
@@ -615,11 +616,11 @@ def _writable(out: Path, name: str, *, running: bool) -> Finding:
 
 def _owners(out: Path) -> Iterator[int]:
     """Yields whose the ledger, its log and the locks are: who writes there has to write all of them."""
-    from rbc_edge.station.status import PAGE_NAME
+    from rbc_edge.station.state_file import STATE_FILE_NAME
     from rbc_edge.store.ledger import FILE_NAME
     from rbc_edge.store.outdir import LOCK_NAME
 
-    for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", LOCK_NAME, PAGE_NAME):
+    for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", LOCK_NAME, STATE_FILE_NAME):
         with suppress(OSError):
             yield (out / name).stat().st_uid
 
@@ -675,7 +676,7 @@ def _disk(settings: Settings, out: Path, name: str) -> Finding:
     return Finding("disk", Level.OK, f"{text}{f' on {mount.kind}' if mount else ''}")
 
 
-def _ledger(out: Path, status: "Status") -> Finding:
+def _ledger(out: Path, status: "StationStatus") -> Finding:
     from rbc_edge.store.ledger import FILE_NAME, Ledger
 
     if status.tally is None:
@@ -710,11 +711,12 @@ def _ledger(out: Path, status: "Status") -> Finding:
     return Finding("ledger", Level.OK, text)
 
 
-def _service(status: "Status") -> Finding:
-    from rbc_edge.station.status import Activity
+def _service(status: "StationStatus") -> Finding:
+    from rbc_edge.ops import status_text
+    from rbc_edge.station.state_file import Activity
 
     state = status.state
-    headline = status.headline()
+    headline = status_text.headline(status)
     private = () if state is None else (state.source, state.detail, *state.problems)
     if not status.running:
         if state is None:

@@ -128,13 +128,13 @@ def _settings_shown(loaded: Loaded | None, scrub: _Scrubber) -> dict[str, Any]:
 def _of_results(out: Path, scrub: _Scrubber) -> list[tuple[str, str, str]]:
     """Returns what service and ledger say, as far as they can be read."""
     try:
-        from rbc_edge.station.status import read_page  # noqa: PLC0415
+        from rbc_edge.station.state_file import read_state  # noqa: PLC0415
         from rbc_edge.store.ledger import Ledger  # noqa: PLC0415  a broken installation has none
     except ImportError:
         return []
     found = []
     with suppress(RbcEdgeError):
-        running, state = read_page(out)
+        running, state = read_state(out)
         if state is not None:
             page = state.as_json() | {"running": running, "problems": len(state.problems)}
             page["source"], page["detail"] = bool(state.source), bool(state.detail)

@@ -26,7 +26,7 @@ from rbc_edge.station.inbox import UNFINISHED, Inbox, Settling, check_pattern, s
 from rbc_edge.station.runner import Analyzing, Clock, Run, RunOptions, Step, Stop, check_apart
 from rbc_edge.station.sandbox import survives
 from rbc_edge.station.source import Doorbell, Events, Mount, Sight, look
-from rbc_edge.station.status import Activity, Page, ServiceState, boot_id
+from rbc_edge.station.state_file import Activity, ServiceState, StateFile, boot_id
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.ledger import DamagedError, Ledger, Status, keep_aside
 from rbc_edge.store.outdir import BusyError, free_bytes, writing
@@ -126,7 +126,7 @@ def run_forever(
         ) from error
     watch = Watch(
         options,
-        page=Page(options.counting.out),
+        page=StateFile(options.counting.out),
         once=once,
         reload=reload,
         stop=stop or Stop(),
@@ -160,7 +160,7 @@ class Watch:
         self,
         options: WatchOptions,
         *,
-        page: Page,
+        page: StateFile,
         once: bool,
         reload: Callable[[], WatchOptions] | None,
         stop: Stop,
@@ -663,7 +663,8 @@ class Watch:
         self._systemd.say(f"{text}; {state.n_counted} counted, {state.n_failed} failed since the start")
         if options.metrics is not None and (is_news or now_s - self._metrics_s >= _METRICS_S):
             self._metrics_s = now_s
-            from rbc_edge.station.status import status_of, write_metrics  # noqa: PLC0415  few stations have them
+            from rbc_edge.station.prometheus import write_metrics  # noqa: PLC0415  few stations have them
+            from rbc_edge.station.status import status_of  # noqa: PLC0415
 
             try:
                 write_metrics(options.metrics, status_of(options.counting.out, now=self._clock.now()))

@@ -17,7 +17,7 @@ from rbc_edge.ops.doctor import Computer, Diagnosis, Finding, Level, examine
 from rbc_edge.station import source
 from rbc_edge.station.runner import RunOptions, run_once
 from rbc_edge.station.source import Mount
-from rbc_edge.station.status import Activity, Page, ServiceState
+from rbc_edge.station.state_file import Activity, ServiceState, StateFile
 from rbc_edge.store.ledger import FILE_NAME, Ledger
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -186,7 +186,7 @@ def test_results_that_cannot_be_written(tmp_path: Path, out: Path, monkeypatch: 
     assert asked(out=tmp_path / "file" / "below").exit_code == 5
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert asked(out=out).exit_code == 5
-    page = Page(out)
+    page = StateFile(out)
     page.write(ServiceState(pid=1, activity=Activity.WATCHING, updated_at="2026-11-23T12:00:00Z"))
     seen_beside_the_service = look(out=out)["results"]
     page.close()
@@ -255,7 +255,7 @@ def test_images_that_failed_are_a_warning(camera: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_running_service(out: Path, activity: Activity, level: Level) -> None:
-    page = Page(out)
+    page = StateFile(out)
     page.write(ServiceState(pid=1, activity=activity, source="/camera", updated_at=_stamp(datetime.now(UTC))))
     found = look(out=out)["service"]
     page.close()
@@ -264,7 +264,7 @@ def test_the_running_service(out: Path, activity: Activity, level: Level) -> Non
 
 def test_a_service_that_died_hangs_or_has_problems(out: Path) -> None:
     now = datetime.now(UTC)
-    page = Page(out)
+    page = StateFile(out)
     page.write(ServiceState(pid=1, activity=Activity.WATCHING, updated_at=_stamp(now - timedelta(hours=1))))
     assert look(out=out)["service"].level is Level.FAILED
     assert look(out=out)["service"].text.startswith("SILENT")
@@ -273,7 +273,7 @@ def test_a_service_that_died_hangs_or_has_problems(out: Path) -> None:
     assert look(out=out)["service"].level is Level.WARNING
     page.close()
     assert "systemctl start rbc-edge" in look(out=out)["service"].advice
-    page = Page(out)
+    page = StateFile(out)
     page.write(replace(state, activity=Activity.STOPPING, updated_monotonic_s=200.0))
     page.close()
     assert look(out=out)["service"].level is Level.OK

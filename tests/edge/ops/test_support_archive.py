@@ -12,7 +12,7 @@ from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.ops import support_archive
 from rbc_edge.ops.doctor import examine
 from rbc_edge.station.runner import RunOptions, run_once
-from rbc_edge.station.status import Activity, Page, ServiceState
+from rbc_edge.station.state_file import Activity, ServiceState, StateFile
 
 PATIENT = "Müller Anna 1961"
 
@@ -30,7 +30,7 @@ def station(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"source = 'camera'\nout = 'results'\nbundle = '{TOY_BUNDLE}'\nmarker = '{PATIENT}.mark'\n"
         f"slide_pattern = '(?P<slide>{PATIENT})'\nthreads = 2\n"
     )
-    page = Page(root / "results")
+    page = StateFile(root / "results")
     source = str(root / "camera")
     page.write(
         ServiceState(

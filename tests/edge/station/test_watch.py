@@ -13,7 +13,7 @@ from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
 from rbc_edge.station.runner import Clock, Run, RunOptions, Stop, run_once
 from rbc_edge.station.source import Doorbell, Mount
-from rbc_edge.station.status import Activity, ServiceState, read_page
+from rbc_edge.station.state_file import Activity, ServiceState, read_state
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.station.watch import WatchOptions, run_forever
 from rbc_edge.store.ledger import FILE_NAME, Ledger
@@ -154,7 +154,7 @@ class Post:
             return {}
 
     def state(self) -> ServiceState:
-        running, state = read_page(self.out)
+        running, state = read_state(self.out)
         assert running
         assert state is not None
         return state
