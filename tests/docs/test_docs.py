@@ -133,12 +133,7 @@ def options(command: Command) -> set[str]:
 
 def hidden(command: Command) -> set[str]:
     """Old names of options, which are understood and not shown."""
-    return {
-        option
-        for parameter in command.params
-        if getattr(parameter, "hidden", False)
-        for option in parameter.opts
-    }
+    return {o for p in command.params if getattr(p, "hidden", False) for o in p.opts}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -175,9 +170,8 @@ def test_the_reference_has_every_option_and_no_other(name: str) -> None:
     command = NAMED.get(name, PROGRAM)
     text = section(COMMANDS_PAGE, f"`rbc-edge{f' {name}' if name else ''}[` ]")
     documented = {word.split()[0] for row in rows(text) for word in spans(row[0])}
-    assert documented == options(command) - hidden(command) - (
-        {"--help", "-h"} if name else set()
-    )  # said once
+    said_once = {"--help", "-h"} if name else set()
+    assert documented == options(command) - hidden(command) - said_once
 
 
 def test_arguments_are_in_the_headings() -> None:
@@ -312,9 +306,7 @@ def test_the_readme_has_every_column_and_no_other() -> None:
         if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", word)
     }
     columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
-    of_json = re.findall(
-        r'"([a-z0-9_]+)":', Path(cli.__file__).with_name("run.py").read_text(encoding="utf-8")
-    )
+    of_json = re.findall(r'"([a-z0-9_]+)":', Path(cli.__file__).read_text(encoding="utf-8"))
     values = {*LABELS, *Status, *ScaleSource, *of_json}
     assert columns <= named
     assert {word for word in named if "_" in word} <= columns | values
