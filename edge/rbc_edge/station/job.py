@@ -4,6 +4,7 @@ Everything here can be pickled, so a look runs in a thread, in another process, 
 process makes its analyzer once.
 """
 
+import ctypes
 import hashlib
 import logging
 from collections import deque
@@ -32,6 +33,7 @@ SCALE_FIELDS: Final = 8
 
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
+_M_ARENA_MAX: Final = -8  # malloc.h
 _LARGE_BYTES: Final = 300_000  # the header of a smaller file is not read: no large JPEG takes less
 
 
@@ -134,6 +136,16 @@ class _Kept:
 
 _KEPT: Final = _Kept()
 _ONE_LARGE: Final = Lock()
+
+
+def share_one_heap() -> None:
+    """Has all threads of this process take memory from one heap.
+
+    glibc gives each thread its own, and each keeps the most it ever held. For 640x480 that is 159 MiB instead
+    of 151, for 20 megapixels 331 instead of 308, at the same speed.
+    """
+    with suppress(OSError, AttributeError):  # another C library, which has no such heaps
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def drop_analyzer(recipe: AnalyzerRecipe) -> None:

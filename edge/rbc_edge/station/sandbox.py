@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 TIMEOUT_S: Final = 120.0
 """An image that takes longer than this hangs, seconds."""
 
+Sandbox = Callable[[Sequence[Path], Callable[[], bool]], bool]
+"""Tells for images, and whether to go on, if a process of its own survives counting them (`survives`)."""
+
 _PREFIX: Final = "rbc-edge-sandbox-"
 _POLL_S: Final = 0.2
 _ASKED_TO_LEAVE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # no fault of an image
@@ -45,7 +48,7 @@ class Interrupted(Exception):  # noqa: N818  nothing went wrong
 def to_quarantine(
     ledger: Ledger,
     interrupted: Mapping[InboxFile, Attempt],
-    survives: Callable[[Sequence[Path]], bool] | None,
+    survives: Sandbox | None,
     *,
     keep_going: Callable[[], bool],
 ) -> list[InboxFile]:
@@ -73,11 +76,12 @@ def to_quarantine(
     rest = [file for file in interrupted if file not in killers]
     if survives is None or not rest:
         return killers
+    log.warning("a process died while it counted %s", ", ".join(path_text(file.path) for file in rest))
 
     def outlives(files: Sequence[InboxFile]) -> bool:
         ledger.begin(files, sandbox=True)
         try:
-            lives = survives([file.path for file in files])
+            lives = survives([file.path for file in files], keep_going)
         except Interrupted:
             if not keep_going():
                 ledger.end(files, sandbox=True)
@@ -97,9 +101,9 @@ def to_quarantine(
 
 def survives(
     paths: Sequence[Path],
+    keep_going: Callable[[], bool] = lambda: True,
     *,
     options: Sequence[str],
-    keep_going: Callable[[], bool] = lambda: True,
     command: Sequence[str] = (sys.executable, "-m", "rbc_edge"),
     timeout_s: float = TIMEOUT_S,
 ) -> bool:
@@ -107,8 +111,8 @@ def survives(
 
     Args:
         paths: The images.
-        options: Options of ``rbc-edge run`` that matter to a count (bundle, scale, threads).
         keep_going: Asked several times a second. False calls the run off.
+        options: Options of ``rbc-edge run`` that matter to a count (bundle, scale, threads).
         command: The program.
         timeout_s: For each image, seconds.
 

@@ -416,6 +416,7 @@ class _Service:
             stop=self._stop,
             clock=self._clock,
             may_wait=self._may_wait,
+            keep_going=self._has_time,
         )
 
     def _undamaged(self, out: Path, *, check: bool) -> Ledger:

@@ -28,7 +28,7 @@ from rbc_edge.station.job import (
     looks,
     spread,
 )
-from rbc_edge.station.sandbox import Interrupted, to_quarantine
+from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import check_apart, writing
@@ -76,8 +76,8 @@ class CountOptions:
         max_failures: Stop after this many failed images. None: never.
         workers: Images looked at together.
         views: Tables, overlays and reports.
-        sandbox: Tells whether a process of its own survives the counting of images (`sandbox.survives`).
-            None: an image that was being counted when two processes died is failed without that.
+        sandbox: See `Sandbox`. None: an image that was being counted when two processes died is failed
+            without that.
     """
 
     out: Path
@@ -88,7 +88,7 @@ class CountOptions:
     max_failures: int | None = None
     workers: int = 1
     views: ViewOptions = field(default_factory=ViewOptions)
-    sandbox: Callable[[Sequence[Path]], bool] | None = None
+    sandbox: Sandbox | None = None
 
     @property
     def version(self) -> Version:
@@ -228,6 +228,7 @@ class Session:
         executor: Where images are looked at. None: threads of this process.
         may_wait: Tells for a file and a failure whether to leave it for later instead of recording it. The
             failure is ``changed`` where the file was written to while it was read.
+        keep_going: Asked while a sandbox is at work. False calls it off.
 
     Attributes:
         ledger: The ledger.
@@ -244,6 +245,7 @@ class Session:
         clock: Clock | None = None,
         executor: Executor | None = None,
         may_wait: Callable[[InboxFile, str], bool] | None = None,
+        keep_going: Callable[[], bool] | None = None,
     ) -> None:
         self.ledger = ledger
         self._options = options
@@ -253,6 +255,7 @@ class Session:
         self._clock = clock or Clock()
         self._executor = executor
         self._may_wait = may_wait
+        self._keep_going = keep_going or (lambda: self._stop.signal is None)
         self._last_commit_s = self._clock.monotonic_s()
         self._n_new_failures = 0
         self.views = Views(ledger, options.views, monotonic_s=self._clock.monotonic_s)
@@ -327,7 +330,7 @@ class Session:
             self.ledger,
             plan.interrupted,
             self._options.sandbox,
-            keep_going=lambda: self._stop.signal is None,
+            keep_going=self._keep_going,
         )
         done = dict(plan.done)
         for file in killers:

@@ -29,7 +29,7 @@ from rbc_edge.text import path_text
 from rbc_edge.values import Cells, Counts, Scale
 from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
-from rbc_edge.vision.statistics import fields_needed, overlap_interval
+from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
 SCHEMA: Final = "1"
 EDGES_NOTE: Final = "edges"
@@ -74,6 +74,16 @@ class SlideSummary:
     n_fov_more: int | None = None
     flags: Mapping[str, int] = field(default_factory=dict)
     n_fov_flagged: int = 0
+
+    @property
+    def too_few_fields(self) -> bool:
+        """The overlap interval is so wide that it says little, or there is none."""
+        return says_little(self.overlap_interval)
+
+    @property
+    def contradicts_scale(self) -> bool:
+        """In most fields the cells do not have the size that the given scale says."""
+        return self.flags.get("scale-mismatch", 0) > self.n_fov_ok / 2
 
 
 class Table(Generic[_Row]):

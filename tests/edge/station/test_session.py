@@ -52,7 +52,7 @@ class Station:
             self.out,
             AnalyzerRecipe(bundle_id, lambda: self.analyzer),
             views=ViewOptions(**looks),  # type: ignore[arg-type]
-            sandbox=survives,
+            sandbox=None if survives is None else lambda paths, _: survives(paths),
             **options,  # type: ignore[arg-type]
         )
         return count_once(
