@@ -30,7 +30,7 @@ from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import BusyError, check_apart, free_bytes, writing
-from rbc_edge.store.recovery import damage, keep_aside
+from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Status
 from rbc_edge.store.schema import DamagedError
 from rbc_edge.text import path_text
@@ -424,7 +424,7 @@ class _Service:
         if not found:
             try:
                 ledger = Ledger(out)
-                found = damage(ledger.database) if check else ""
+                found = ledger.reader.damage() if check else ""
                 if not found:
                     return ledger
                 ledger.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import (
     FIELD_COLUMNS,
     FieldRow,
@@ -74,6 +75,10 @@ class Reader:
         """Returns a note kept with the counts. Empty when there is none."""
         row = self._db.first("SELECT content FROM note WHERE name = ?", name)
         return "" if row is None else str(row[0])
+
+    def damage(self) -> str:
+        """Reads the whole ledger and returns what is wrong with it (`recovery.damage`)."""
+        return damage(self._db)
 
     def tables_are_stale(self) -> bool:
         """Tells whether something changed since `Ledger.tables_written`, also after a kill."""
