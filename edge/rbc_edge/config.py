@@ -23,7 +23,7 @@ from rbc_edge.errors import UnavailableError, UsageError
 
 ENV_PREFIX: Final = "RBC_EDGE_"
 CELL_DIAMETER_UM: Final = 7.5
-"""Diameter of a red cell in a dry smear, micrometres (design, section 3)."""
+"""Diameter of a red cell in a dry smear, micrometres."""
 
 PRECISIONS: Final = ("int8", "fp32")
 EDGES: Final = ("all", "two-sides", "inside")
@@ -58,8 +58,8 @@ class Setting:
         default: Its default.
         help: What it means, for the command line, the example file and the documentation.
         more: What the example file says after that.
-        option: Its option and the word for its value, ``--out -o DIR``; one word alone is an argument.
-        on: The commands that take it; of a command in a group, the group and the command (``bundle-show``).
+        option: Its option and the word for its value, ``--out -o DIR``. A word alone: an argument.
+        on: The commands that take it. ``bundle-show`` is the command ``show`` of the group ``bundle``.
         without: What happens without it, where there is no default.
         example: A value in TOML, where there is no default.
         choices: The words it can be.
@@ -101,7 +101,7 @@ class Setting:
 
     @property
     def default_words(self) -> str:
-        """The default, or what happens without the setting; empty where that goes without saying."""
+        """The default, or what happens without the setting. Empty where the help says it, or for false."""
         if self.default is None or self.default is False:
             return self.without
         return f"{self.default:g}" if self.kind is float else str(self.default)
@@ -185,7 +185,7 @@ class Settings:
         choices=EDGES,
     )
     cells: bool = _is(
-        False, "Also write cells/<slide>.csv, a table with one row per cell.", option="--cells/--no-cells"
+        False, "Also write cells/<slide>.csv, with a row per cell.", option="--cells/--no-cells"
     )
     overlays: bool = _is(
         False,
@@ -287,9 +287,7 @@ class Settings:
         example='"/var/lib/rbc-edge/rbc-edge.prom"',
     )
     quiet: bool = _is(False, "Print only errors.", option="--quiet -q", heading="Messages and limits")
-    verbose: bool = _is(
-        False, "Print more: one line per image, and the details of an error.", option="--verbose -v"
-    )
+    verbose: bool = _is(False, "Print a line per image, and the details of an error.", option="--verbose -v")
     max_failures: int | None = _is(
         None,
         "Stop after this many failed images.",
@@ -303,7 +301,7 @@ class Settings:
 
     @property
     def cell_diameter_px(self) -> float | None:
-        """Diameter of a red cell in pixels that the user gave, either way; None: to be estimated."""
+        """Diameter of a red cell in pixels that the user gave, in either way. None: to be estimated."""
         if self.um_per_px is not None:
             return CELL_DIAMETER_UM / self.um_per_px
         return self.cell_diameter
@@ -325,7 +323,7 @@ class Loaded:
     Attributes:
         settings: The settings in force.
         source: For each setting ``flag``, a variable, a file and line (``FILE:LINE``), or ``default``.
-        file: The configuration file read; None without one.
+        file: The settings file that was read. None: there is none.
     """
 
     settings: Settings
@@ -339,18 +337,18 @@ def load(
     """Puts the settings together.
 
     Args:
-        flags: What the command line gave, by name of the setting; None: not given.
-        file: The file the user named; None: ``RBC_EDGE_CONFIG``, else the user's
+        flags: What the command line gave, by name of the setting. None: not given.
+        file: The file the user named. None: ``RBC_EDGE_CONFIG``, else the user's
             ``rbc-edge/config.toml`` (XDG), else ``/etc/rbc-edge/config.toml``, else none.
-        env: The environment; None: the process's.
+        env: The environment. None: the process's.
 
     Returns:
-        The settings, each from the highest source that names it. The two ways to give the scale are one
-        setting: a flag for one of them outranks a file that has the other.
+        The settings, each from the first place that names it. The two ways to give the scale are one
+        setting: a flag for one of them comes before a file that has the other.
 
     Raises:
         UsageError: A key is unknown, a value is of the wrong type or out of range, the file cannot be
-            read, or one source gives the scale both ways.
+            read, or one place gives the scale in both ways.
     """
     env = os.environ if env is None else env
     path = _file(file, env)
@@ -390,7 +388,7 @@ def places(env: Mapping[str, str] | None = None) -> tuple[Path, Path]:
     """Returns where settings are looked for when no file is named: the user's, then the system's.
 
     Args:
-        env: The environment; None: the process's.
+        env: The environment. None: the process's.
     """
     env = os.environ if env is None else env
     return user_file(env), _SYSTEM_FILE
@@ -414,8 +412,8 @@ def example(*, source: Path | None = None, out: Path | None = None) -> str:
     """Returns a settings file that explains every setting, all of them commented out.
 
     Args:
-        source: The camera's folder, to be set in it; None: left out.
-        out: The output folder, to be set in it; None: left out.
+        source: The camera's folder, to be set in it. None: left out.
+        out: The output folder, to be set in it. None: left out.
 
     Raises:
         UsageError: A folder's name is not UTF-8, and cannot stand in a TOML file.
@@ -448,7 +446,7 @@ def _toml(key: str, folder: Path) -> str:
 def write_example(
     file: Path, *, source: Path | None = None, out: Path | None = None, force: bool = False
 ) -> None:
-    """Writes `example` into a file, whole or not at all; its folder is made where it is missing.
+    """Writes `example` into a file, completely or not at all. Makes the file's folder if it is missing.
 
     Args:
         file: The file.
@@ -525,7 +523,7 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         raise UsageError(
             f"{path}: not a TOML file: {error}", "`rbc-edge config init --file -` prints one with every key"
         ) from error
-    lines: dict[str, int] = {}  # tomllib does not tell; every setting is one line of its own
+    lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
     for number, line in enumerate(text.splitlines(), 1):
         if match := _KEY.match(line):
             lines.setdefault(match[1], number)

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     The only place where errors become messages and exit codes.
 
     Args:
-        arguments: What follows the program's name; None: the process's.
+        arguments: What follows the program's name. None: the process's.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the run

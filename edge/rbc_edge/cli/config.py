@@ -41,7 +41,7 @@ def show(given: Given, *, json_output: bool) -> int:
 
 
 def validate(given: Given) -> int:
-    """Checks the settings; an error leaves as every other does."""
+    """Checks the settings. Raises what `config.load` raises."""
     loaded = given.load()
     nowhere = f"no settings file ({' or '.join(map(str, places()))})"
     print(one_line(f"{loaded.file or nowhere}: valid"))

@@ -1,4 +1,4 @@
-"""Printing: tables, JSON and mappings on standard output; log and progress bar on standard error."""
+"""Printing: tables, JSON and mappings to standard output, log and progress bar to standard error."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger("rbc_edge")
 
 
 class Bar:
-    """A progress bar on the last line of a terminal; everything else on stderr goes above it."""
+    """A progress bar on the last line of a terminal. All other output on stderr goes above it."""
 
     _WIDTH = 30
 
@@ -85,7 +85,7 @@ def log_to_stderr(
         verbose: Every message.
         quiet: Errors only.
         bar: Messages go above this bar.
-        service: Messages as a service prints them, from INFO on; otherwise from WARNING on.
+        service: Messages as a service prints them, from INFO on. Otherwise from WARNING on.
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -98,7 +98,7 @@ def log_to_stderr(
 
 
 def print_json(value: object) -> None:
-    """Prints a value as JSON; what JSON does not know, as text."""
+    """Prints a value as JSON. Types that JSON does not have are printed as text."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 

@@ -8,7 +8,7 @@ from rbc_edge.ops.demo import run_demo
 
 
 def demo(given: Given, out: Path | None, *, seed: int, json_output: bool) -> int:
-    """Draws, counts and compares; of the settings, only those on the command line apply."""
+    """Draws, counts and compares. Only settings of the command line apply."""
     log_to_stderr()
     bundle, threads = given.flags["bundle"], given.flags["threads"] or 0
     return run_demo(out, bundle=bundle, threads=threads, seed=seed, json_output=json_output)

@@ -18,15 +18,15 @@ class Given:
     """What the command line said about the settings.
 
     Attributes:
-        flags: By name of the setting; None: not given.
-        file: The settings file that ``--config`` named; None: not given.
+        flags: By name of the setting. None: not given.
+        file: The settings file that ``--config`` named. None: not given.
     """
 
     flags: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
 
     def load(self) -> Loaded:
-        """Puts flags, environment, file and defaults together; raises what `config.load` raises."""
+        """Puts flags, environment, file and defaults together. Raises what `config.load` raises."""
         return load(self.flags, file=self.file)
 
 
@@ -42,7 +42,7 @@ def out_folder(loaded: Loaded) -> Path:
 
 
 def argument(word: str, help: str, default: Any = None) -> Any:
-    """Makes an argument; a default of ``...`` makes it required."""
+    """Makes an argument. A default of ``...`` makes it required."""
     # A path may be unreadable here: the code that uses it says so, with its own exit code.
     return typer.Argument(default, metavar=word, help=help, show_default=False, readable=False)
 
@@ -69,7 +69,7 @@ def command(app: typer.Typer, name: str, *examples: str, config: bool = True) ->
 
     Args:
         app: The program, or a group of its commands.
-        name: Name of the command; ``bundle-show`` is `show` of the group and module `bundle`.
+        name: Name of the command. ``bundle-show`` is `show` of the group and the module `bundle`.
         examples: Command lines for the help.
         config: The command takes ``--config``.
 
@@ -110,7 +110,7 @@ def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
-    """Makes typer's parameter of a setting; None: not given, so that the environment or a file can."""
+    """Makes typer's parameter of a setting. Its default is None: then the environment or a file counts."""
     default = setting.default_words
     help_text = f"{setting.help}  [default: {default}]" if default else setting.help
     if not setting.option.startswith("-"):

@@ -19,7 +19,7 @@ _HEADER = (
 
 
 def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) -> int:
-    """Counts the images and prints a table, or JSON; returns the exit code."""
+    """Counts the images, prints a table or JSON, and returns the exit code."""
     loaded = given.load()
     settings, out = loaded.settings, out_folder(loaded)
     bar = Bar(shown=not settings.quiet and not settings.verbose and sys.stderr.isatty())
@@ -100,8 +100,8 @@ def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
         n_rbc, (low, high) = slide.counts.n_rbc if slide.counts else 0, slide.overlap_interval or (0.0, 1.0)
         yield (
             f"too few fields: {one_line(slide.slide_id)}: {count_text(slide.n_fov_ok, 'field')} with"
-            f" {count_text(n_rbc, 'red cell')}: the overlap can be anything from {low:.0%} to {high:.0%};"
-            f" to know it within 2 percentage points, count about {slide.n_fov_more} more fields"
+            f" {count_text(n_rbc, 'red cell')}. The overlap can be anything from {low:.0%} to {high:.0%}."
+            f" Count about {slide.n_fov_more} more fields to know it within 2 percentage points."
         )
     if len(few) > _MAX_NAMED_SLIDES:
         yield f"too few fields: {len(few) - _MAX_NAMED_SLIDES} more slides (--json lists all)"

@@ -26,7 +26,7 @@ from rbc_edge.vision.counting import EdgeRule
 def count(
     settings: Settings, paths: Sequence[Path], out: Path, *, force: bool, on_step: Callable[[Step], None]
 ) -> Summary:
-    """Counts images once, as ``run`` does; a signal ends it early.
+    """Counts images once, as ``run`` does. A signal ends it early.
 
     Args:
         settings: The settings.

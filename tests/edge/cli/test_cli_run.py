@@ -44,8 +44,8 @@ def test_run_prints_a_table_and_writes_the_files(rbc: Run, camera: Path, tmp_pat
     n_rbc = rows(out / "slides.csv")[0]["n_rbc"]
     assert lines[1].split()[:4] == ["s1", "3", "0", n_rbc]
     assert re.fullmatch(
-        rf"too few fields: s1: 3 fields with {n_rbc} red cells: the overlap can be anything from \d+% to \d+%"
-        r"; to know it within 2 percentage points, count about \d+ more fields",
+        rf"too few fields: s1: 3 fields with {n_rbc} red cells\. The overlap can be anything from \d+% to "
+        r"\d+%\. Count about \d+ more fields to know it within 2 percentage points\.",
         lines[2],
     )
     assert lines[3].startswith("3 images: 3 counted now, 0 counted before")
