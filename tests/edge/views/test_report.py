@@ -14,10 +14,11 @@ from stand_in import disks, encoded, write_disks
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store.ledger import Entry, Ledger, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views import figures, gallery
+from rbc_edge.views import figures, gallery, report
 from rbc_edge.views.report import Reports
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import load_field
+from rbc_edge.vision.quality import FLAGS
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -206,6 +207,31 @@ def test_what_failed_is_flagged_or_unlike_the_others_comes_first(desk: Desk) -> 
     assert "f3" not in first
     shown = [p["alt"].split(" with")[0] for p in desk.page(images=3).pictures()]
     assert sorted(shown) == ["few", "flagged", "lonely"]
+
+
+def test_fields_to_check_that_lie_close_together_are_said(desk: Desk) -> None:
+    for i in range(12):
+        desk.ok("s", f"f{i}", flags=("blurred",) if 4 <= i < 7 else ())
+    assert (
+        "3 of these 3 fields lie close together, between f4 and f6. Check this part of the slide."
+        in desk.page().text
+    )
+
+
+def test_what_does_not_fit_is_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_MAX_FIRST", 2)
+    monkeypatch.setattr(report, "_MAX_TABLE_ROWS", 3)
+    for i in range(4):
+        desk.ok("s", f"f{i}", 20, 15, flags=("blurred",))
+    desk.failed("s", "broken")
+    page = desk.page(images=1)
+    assert "And 3 more. They are in the table of all fields" in page.text
+    assert "Table of 5 fields. Only the first 3 are here" in page.text
+    assert "1 of 4 fields are shown" in page.text and "The other 3 are in the table below." in page.text
+    assert f"blurred, 4 fields: {FLAGS['blurred']}" in page.text
+    assert "4 groups of 12+ cells" in page.source and "in 4 groups of 2 or more" in page.text
+    index = Page(desk.out / "reports" / "index.html")
+    assert "1 failed" in index.text and "4 flagged" in index.text
 
 
 def test_names_are_text_whatever_they_hold(desk: Desk) -> None:
