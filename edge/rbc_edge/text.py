@@ -26,29 +26,17 @@ def one_line(text: str) -> str:
 
 
 def count_text(n: int, thing: str) -> str:
-    """Returns a number with its noun: "1 image", "2 images".
-
-    >>> count_text(1, "image"), count_text(0, "image")
-    ('1 image', '0 images')
-    """
+    """Returns a number with its noun: "1 image", "2 images"."""
     return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
 def bytes_text(n: float) -> str:
-    """Returns a number of bytes in MB, or in GB from one GB on.
-
-    >>> bytes_text(2_400_000), bytes_text(1_500_000_000)
-    ('2 MB', '1.5 GB')
-    """
+    """Returns a number of bytes in MB, or in GB from one GB on: "2 MB", "1.5 GB"."""
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def span_text(time_s: float) -> str:
-    """Returns a length of time in the unit that people use for it.
-
-    >>> span_text(42), span_text(90), span_text(7300), span_text(200_000)
-    ('42 s', '1 min', '2 h', '2 days')
-    """
+    """Returns a length of time in the unit that people use for it: "42 s", "1 min", "2 h", "2 days"."""
     for unit_s, word, least in ((86400, "days", 2), (3600, "h", 2), (60, "min", 1)):
         if time_s >= least * unit_s:
             return f"{time_s // unit_s:.0f} {word}"
@@ -56,12 +44,5 @@ def span_text(time_s: float) -> str:
 
 
 def utc_text(moment: datetime) -> str:
-    """Returns a moment as ISO 8601 in UTC, to the second.
-
-    Args:
-        moment: With a time zone.
-
-    >>> utc_text(datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC))
-    '2026-01-02T03:04:05Z'
-    """
+    """Returns a moment with a time zone as ISO 8601 in UTC, to the second: "2026-01-02T03:04:05Z"."""
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

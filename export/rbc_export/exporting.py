@@ -234,7 +234,7 @@ def _station_inputs(
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
         view, diameter = _station_view(photograph, of_source)
-        small = preprocess.at_model_scale(view.image, cell_diameter_px / view.shown_px(diameter))
+        small = preprocess.detector_input(view, diameter, cell_diameter_px)
         yield preprocess.pad_to_stride(small)[0]
 
 
@@ -246,14 +246,14 @@ def _station_crops(
         xyxy = photograph.xyxy[photograph.class_id == CellClass.RBC]
         if len(xyxy):
             view, _ = _station_view(photograph, of_source)
-            yield preprocess.crops(view.image, xyxy / view.px, margin=margin)
+            yield preprocess.cell_crops(view, xyxy, margin=margin)
 
 
 def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[preprocess.View, float]:
     """Returns a photograph as the station shows it to its networks, and its labelled cell diameter, px."""
     diameter = datasets.diameter_px(photograph, of_source)
     field = photograph.field(diameter)
-    return preprocess.view(field.image, diameter, size=(field.width_px, field.height_px)), diameter
+    return preprocess.view(field.decoded, diameter), diameter
 
 
 @torch.no_grad()

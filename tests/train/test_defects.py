@@ -13,12 +13,12 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.vision import quality
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
-from rbc_edge.vision.quality import Rule, Signs
+from rbc_edge.vision.quality import Features, Rule
 from rbc_train import datasets, defects, results
 from rbc_train.defects import Defect, Looked, Trial
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
-FINE = Signs(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
 BLUR = Rule("blurred", "edge_width", True, 0.15)
 
 
@@ -43,7 +43,7 @@ def test_every_defect_changes_the_picture_and_keeps_its_form() -> None:
             assert one.shape != image.shape if defect.rescales else one.shape == image.shape
             assert not np.array_equal(one, image)
     assert {d.flag for d in defects.DEFECTS} == {rule.flag for rule in quality.RULES}
-    assert {(d.flag, d.sign) for d in defects.DEFECTS} == {(r.flag, r.sign) for r in quality.RULES}
+    assert {(d.flag, d.sign) for d in defects.DEFECTS} == {(r.flag, r.feature) for r in quality.RULES}
 
 
 def test_a_defect_s_sign_gets_worse_with_its_strength() -> None:

@@ -24,7 +24,7 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_edge.vision import counting, preprocess, quality
 from rbc_edge.vision.analyzer import Analyzer
-from rbc_edge.vision.quality import Rule, Signs
+from rbc_edge.vision.quality import Features, Rule
 from rbc_train import figures, metrics
 from rbc_train.datasets import Photograph
 from rbc_train.results import Picture, Section, Table
@@ -94,7 +94,7 @@ class Looked:
     n_rbc: int
     true_overlap: float
     overlap: float
-    signs: Signs
+    signs: Features
     flags: tuple[str, ...]
 
     @property
@@ -222,7 +222,7 @@ DEFECTS: Final = (
     *_grades("uneven-light", "unevenness", "light from one side, lost at the other", _ramp,
              (0.3, 0.6, 0.8, 0.9), "{:.0%}"),
     *_grades("unfamiliar", "green", "hue turned", _hue, (60, 120, 180, 240), "{:.0f}°"),
-    Defect("unfamiliar", "surety", "negative", "", _negative),
+    Defect("unfamiliar", "confidence", "negative", "", _negative),
 )  # fmt: skip
 """Every defect, weakest first within its kind."""
 
@@ -344,7 +344,7 @@ def try_defects(
         return analyzer.estimate_scale([own[i].read() for i in chosen])
 
     def look(image: UInt8, given: Scale, truth: Looked) -> Looked:
-        field = FieldOfView(truth.source, "", "", np.ascontiguousarray(image))
+        field = FieldOfView.of(np.ascontiguousarray(image), slide_id=truth.source)
         result = analyzer.analyze(field, given)
         counts = counting.count(result.cells)
         fraction = counts.overlap_fraction
@@ -352,7 +352,7 @@ def try_defects(
             truth,
             n_rbc=counts.n_rbc,
             overlap=math.nan if fraction is None else fraction,
-            signs=analyzer.signs(
+            signs=analyzer.features(
                 preprocess.view(field.image, result.scale.cell_diameter_px), result.cells, result.scale
             ),
             flags=result.quality_flags,
@@ -386,13 +386,13 @@ def try_defects(
     for defect in DEFECTS:
         yield shelf.take(defect, functools.partial(look_at_defects, defect))
     for kind in NOT_SMEARS:
-        no_smear = Defect("unfamiliar", "surety", "no smear", kind, _same)
+        no_smear = Defect("unfamiliar", "confidence", "no smear", kind, _same)
         yield shelf.take(no_smear, functools.partial(look_at_no_smears, kind))
 
 
 def _unseen(source: str, n: int) -> Looked:
     """A field before anybody looked, with `n` labelled red cells, which are taken for the truth."""
-    nothing = Signs(*[math.nan] * len(fields_of(Signs)))
+    nothing = Features(*[math.nan] * len(fields_of(Features)))
     return Looked(source, n, n, 0, math.nan, math.nan, nothing, ())
 
 
@@ -442,7 +442,7 @@ class _Shelf:
 
 
 def _looked(content: dict[str, Any]) -> Looked:
-    signs = Signs(**content.pop("signs"))
+    signs = Features(**content.pop("signs"))
     by_rule = {rule.flag for rule in quality.RULES}
     flags = {flag for flag in content.pop("flags") if flag not in by_rule} | set(quality.flags(signs))
     return Looked(**content, signs=signs, flags=tuple(sorted(flags)))
@@ -511,7 +511,7 @@ def weigh(rule: Rule, trials: Sequence[Trial]) -> Weighed:
     """
     plain = trials[0].fields
     aimed = [
-        f for t in trials[1:] if (t.defect.flag, t.defect.sign) == (rule.flag, rule.sign) for f in t.fields
+        f for t in trials[1:] if (t.defect.flag, t.defect.sign) == (rule.flag, rule.feature) for f in t.fields
     ]
     harmed = [f for f in aimed if f.harmed and not math.isnan(_worth(rule, f))]
     spared = [f for f in aimed if not f.harmed]
@@ -540,7 +540,7 @@ def weigh(rule: Rule, trials: Sequence[Trial]) -> Weighed:
 
 def _worth(rule: Rule, field: Looked) -> float:
     """The sign, turned so that more is worse."""
-    value = float(getattr(field.signs, rule.sign))
+    value = float(getattr(field.signs, rule.feature))
     return value if rule.above else -value
 
 
@@ -578,7 +578,7 @@ def draw_rocs(trials: Sequence[Trial], file: str) -> tuple[Figure, Picture]:
     for i, rule in enumerate(quality.RULES):
         worth = weigh(rule, trials)
         harmed = [
-            f for t in trials[1:] if (t.defect.flag, t.defect.sign) == (rule.flag, rule.sign)
+            f for t in trials[1:] if (t.defect.flag, t.defect.sign) == (rule.flag, rule.feature)
             for f in t.fields if f.harmed
         ]  # fmt: skip
         if not worth.n_harmed:
@@ -588,7 +588,7 @@ def draw_rocs(trials: Sequence[Trial], file: str) -> tuple[Figure, Picture]:
         axes.plot(
             curve.false_positive, curve.true_positive,
             color=figures.COLOURS[i % len(figures.COLOURS)], linestyle=("-", "--")[i // len(figures.COLOURS)],
-            label=f"{rule.flag} ({rule.sign.replace('_', ' ')})",
+            label=f"{rule.flag} ({rule.feature.replace('_', ' ')})",
         )  # fmt: skip
     axes.axvline(MOST_FALSE_ALARMS, color="#555555", linewidth=1, linestyle=":")
     axes.set_xlim(-0.002, 0.2)
@@ -619,7 +619,7 @@ def section(trials: Sequence[Trial], picture: Picture, bundle_id: str, *, every:
     weighed = [weigh(rule, trials) for rule in quality.RULES]
     bounds = tuple(
         (
-            w.rule.flag, w.rule.sign.replace("_", " "), f"{'>' if w.rule.above else '<'} {w.rule.bound:g}",
+            w.rule.flag, w.rule.feature.replace("_", " "), f"{'>' if w.rule.above else '<'} {w.rule.bound:g}",
             _number(w.best), _number(w.auc), str(w.n_harmed), _percent(w.hit), _percent(w.spared),
             *(_percent(w.false_alarms[s]) for s in sources),
         )
@@ -679,7 +679,7 @@ def section(trials: Sequence[Trial], picture: Picture, bundle_id: str, *, every:
             "bundle_id": bundle_id,
             "weighed": [
                 {
-                    "flag": w.rule.flag, "sign": w.rule.sign, "above": w.rule.above, "bound": w.rule.bound,
+                    "flag": w.rule.flag, "sign": w.rule.feature, "above": w.rule.above, "bound": w.rule.bound,
                     "best": w.best, "auc": w.auc, "harmed": w.n_harmed, "hit": w.hit, "spared": w.spared,
                     "false_alarms": w.false_alarms,
                 }

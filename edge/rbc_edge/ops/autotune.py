@@ -21,7 +21,8 @@ import numpy as np
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
 from rbc_edge.ops import synthetic
 from rbc_edge.station.inbox import scan
-from rbc_edge.station.runner import SCALE_FIELDS, Clock, RunOptions, run_once
+from rbc_edge.station.job import SCALE_FIELDS, AnalyzerRecipe
+from rbc_edge.station.session import Clock, CountOptions, count_once
 from rbc_edge.values import Scale, ScaleSource
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle
@@ -187,11 +188,11 @@ class _Turns:
         """Returns the time of a turn, seconds, and the number of cells of all kinds."""
         self.n_done += 1
         out = self.base / f"out-{self.n_done}"
-        options = RunOptions(tuple(paths), out, scale=self.scale, workers=setup.threads)
         # A new one for each turn: all setups at once do not fit into the memory of a small computer.
         analyzer = Analyzer(self.bundle, threads=setup.threads, precision=setup.precision)
+        recipe = AnalyzerRecipe(self.bundle.bundle_id, lambda: analyzer)
         started_s = self.now_s()
-        summary = run_once(options, self.bundle.bundle_id, lambda: analyzer)
+        summary = count_once(paths, CountOptions(out, recipe, scale=self.scale, workers=setup.threads))
         took_s = self.now_s() - started_s
         if summary.n_failed:
             raise UsageError(

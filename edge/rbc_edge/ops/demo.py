@@ -14,10 +14,11 @@ import numpy as np
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.ops import synthetic
-from rbc_edge.station.runner import RunOptions, Stop, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.station.stop import Stop
 from rbc_edge.text import path_text
 from rbc_edge.values import Counts, UInt8
-from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
 
 _COUNTED: Final = {
@@ -89,12 +90,8 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     results = out / "results"
     stop = Stop()
     with stop.on_signals():
-        summary = run_once(
-            RunOptions(paths=(out / "images",), out=results),
-            opened.bundle_id,
-            lambda: Analyzer(opened, threads=threads),
-            stop=stop,
-        )
+        recipe = AnalyzerRecipe.of(opened, threads=threads)
+        summary = count_once([out / "images"], CountOptions(results, recipe), stop=stop)
     if (
         summary.stopped_by is not None
     ):  # a comparison of half-counted slides with the full truth would mislead

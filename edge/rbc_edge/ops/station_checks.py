@@ -17,11 +17,11 @@ from rbc_edge.ops.finding import Finding, Level, failed, failed_by, ok, warning
 from rbc_edge.station import source as camera
 from rbc_edge.station.inbox import check_pattern
 from rbc_edge.station.prometheus import check_metrics
-from rbc_edge.station.runner import check_apart
 from rbc_edge.station.state_file import STATE_FILE_NAME, Activity, read_state
 from rbc_edge.station.status import StationStatus, status_of
-from rbc_edge.store.ledger import FILE_NAME, DamagedError, Ledger
-from rbc_edge.store.outdir import LOCK_NAME
+from rbc_edge.store.outdir import LOCK_NAME, check_apart
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.schema import FILE_NAME, DamagedError
 from rbc_edge.text import IMAGE_SUFFIXES, bytes_text, count_text, path_text
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.selftest import verify
@@ -122,7 +122,7 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
         yield ok("source", "none is given; `rbc-edge watch` needs one")
         return
     name = path_text(settings.source)
-    probe = camera.look(settings.source, marker=settings.marker)
+    probe = camera.probe(settings.source, marker=settings.marker)
     if probe.missing:
         advice = "mount it, correct its permissions, or give another folder; the service waits for it"
         yield failed("source", probe.missing, advice).hiding(name)
@@ -279,8 +279,8 @@ def _ledger(out: Path, status: StationStatus) -> Finding:
     with suppress(OSError):
         size = (out / FILE_NAME).stat().st_size
     if size <= _MAX_CHECKED_BYTES:
-        with Ledger.reading(out) as ledger:
-            damage = ledger.damage()
+        with Reader.open(out) as reader:
+            damage = reader.damage()
         if damage:
             advice = "restart the service, or run again: it is kept aside, and the images are counted again"
             return failed("ledger", f"{text}; it is damaged: {damage}", advice)

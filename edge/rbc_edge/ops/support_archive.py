@@ -24,11 +24,11 @@ from rbc_edge.ops.finding import Diagnosis
 from rbc_edge.station.state_file import read_state
 
 if TYPE_CHECKING:
-    from rbc_edge.store.ledger import FieldRow
+    from rbc_edge.store.rows import FieldRow
 
 _HAS_LEDGER = True
 try:
-    from rbc_edge.store.ledger import Ledger
+    from rbc_edge.store.queries import Reader
 except ImportError:  # a broken installation: the archive then says so, without the ledger
     _HAS_LEDGER = False
 
@@ -150,7 +150,7 @@ def _of_results(out: Path, scrub: _Scrubber) -> Iterator[tuple[str, str, str]]:
             yield "service.json", "the last state of the service", _json(shown)
     if not _HAS_LEDGER:
         return
-    with suppress(RbcEdgeError), Ledger.reading(out) as ledger:
+    with suppress(RbcEdgeError), Reader.open(out) as ledger:
         every = (row for slide in ledger.slide_ids() for row in ledger.fields(slide))
         rows = nlargest(_MAX_ROWS, every, key=lambda row: row.analyzed_at)
         text = io.StringIO()

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.station.state_file import ServiceState, boot_id, read_state
-from rbc_edge.store.ledger import FieldRow, Ledger, Tally
 from rbc_edge.store.outdir import free_bytes
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.rows import FieldRow, Tally
 from rbc_edge.text import path_text, span_text, utc_text
 
 MAX_FAILURES: Final = 20
@@ -132,7 +133,7 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     failures: list[FieldRow] = []
     failure_counts: dict[str, int] = {}
     try:
-        with Ledger.reading(out) as ledger:
+        with Reader.open(out) as ledger:
             tally = ledger.tally()
             failures = ledger.failures(MAX_FAILURES)
             failure_counts = ledger.failure_counts()

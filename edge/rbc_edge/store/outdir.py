@@ -1,16 +1,17 @@
 """The output folder: locks, files that are replaced as a whole, free space."""
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
@@ -103,31 +104,61 @@ def is_locked(descriptor: int) -> bool | None:
     return False
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write that takes the place of another when all of it is written, or not at all.
+def check_apart(paths: Sequence[Path], out: Path) -> None:
+    """Refuses an output folder that lies in the camera's folder: results would be read as its slides."""
+    real_out = Path(os.path.realpath(out))
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
+        if inside or real == real_out / "cells":
+            raise UsageError(
+                f"the output folder {path_text(out)} lies inside the source {path_text(path)}",
+                "give an --out outside the images' folder; that folder is never written to",
+            )
 
-    Not forced to the disk: it is for views that can be made again. Needs no `writing`: two processes that
-    write the same file end with one of the two.
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Gives a file to write. It takes the place of `path` when it is complete, or not at all.
 
     Args:
-        path: The file; its folder is made.
+        path: The file. Its folder is made.
+        durable: Force the file and its name to the disk, so that they survive a power cut. Only for the
+            process that holds `writing`. Without it, two processes may write the same file at once, and
+            the file of one of them stays.
 
     Raises:
         OSError: It cannot be written; the file of before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the name with a suffix: that may be as long as the file system takes already.
+    # The name of a view may be as long as the file system allows, so a suffix would not fit.
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = path.parent / f".{short}.{os.getpid()}.tmp"
+    temporary = path.parent / (f".{path.name}.tmp" if durable else f".{short}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_left_over(folder: Path) -> None:
