@@ -23,7 +23,7 @@ outputs = _script()
 
 
 def comparable(text: str) -> str:
-    """The text, without its numbers on processors whose int8 networks round in another way (docs/hardware.md)."""
+    """The text. Without its numbers where int8 networks round in another way (docs/hardware.md)."""
     return text if platform.machine() == "x86_64" else re.sub(r"[-+]?\d[\d.%]*| +", " ", text)
 
 
