@@ -14,7 +14,7 @@ help:
 	@echo "make demo    install the station (no torch) and count drawn slides with known numbers of cells"
 	@echo "make test    install everything and run all tests"
 	@echo "make check   format, lint, types, imports, tests, and the floor of the coverage"
-	@echo "make docs    run every command that README and docs/ show, and write its output there"
+	@echo "make docs    make the tables of columns and options, and every output that README and docs/ show"
 	@echo "make bench   time the station, yolo predict and the bare networks (BENCH=--quick)"
 	@echo "make faults  kill, fill, unmount, damage: nothing lost, doubled or wrong (FAULTS=--short)"
 	@echo "make systemd check the unit, the example of the settings and the scripts of deploy/"
@@ -38,9 +38,10 @@ check: lint types imports coverage
 coverage: test
 	$(BIN)/python -m coverage report
 
-# DOCS=--check compares and writes nothing.
+# The tables of columns and options first: docs/make_picture.py draws a picture, and is run by hand.
 docs: $(VENV)/.workshop
-	$(BIN)/python docs/outputs.py $(DOCS)
+	for script in $(filter-out docs/make_picture.py,$(wildcard docs/make_*.py)); do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python docs/outputs.py
 
 lint: $(VENV)/.workshop
 	$(BIN)/ruff format --check .
