@@ -39,7 +39,7 @@ coverage: test
 	$(BIN)/python -m coverage report
 
 # The tables of columns and options first: docs/make_picture.py draws a picture, and is run by hand.
-docs: $(VENV)/.workshop
+docs: $(VENV)/.station
 	for script in $(filter-out docs/make_picture.py,$(wildcard docs/make_*.py)); do $(BIN)/python $$script || exit 1; done
 	$(BIN)/python docs/outputs.py
 
