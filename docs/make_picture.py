@@ -1,7 +1,7 @@
 """Makes ``docs/field.jpg``: one drawn field with its cells outlined by the shipped bundle.
 
-Run as ``python docs/make_picture.py`` after ``make demo``. The field is drawn, because photographs of the public
-data do not go into the repository. With the name of a photograph it outlines the cells of that one.
+Run as ``python docs/make_picture.py`` after ``make demo``. The field is drawn, because photographs of the
+public data do not go into the repository. With the name of a photograph it outlines the cells of that one.
 """
 
 import sys
