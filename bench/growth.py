@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from rbc_edge.station.runner import RunOptions, run_once
 
 from bench.tiny import FIELDS_A_SLIDE, Instant, twenty_cells, write_tiny
 from rbc_edge.ops import synthetic
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import FieldOfView, InboxFile, Scale, ScaleSource
@@ -38,7 +39,8 @@ def cost_of_run(n: int, base: Path) -> tuple[float, float]:
     took = []
     for _ in range(2):
         started_s = time.perf_counter()
-        summary = run_once(RunOptions((base / "camera",), base / "out"), _BUNDLE_ID, Instant)
+        options = CountOptions(base / "out", AnalyzerRecipe(_BUNDLE_ID, Instant))
+        summary = count_once((base / "camera",), options)
         took.append((time.perf_counter() - started_s) * 1e3 / n)
         if summary.n_failed or summary.n_images != n:
             raise SystemExit(f"bench/growth.py: of {n} tiny images {summary.n_failed} failed")

@@ -1,6 +1,6 @@
 """Measures the time of each stage inside the program, and the floor below which it cannot get.
 
-``python -m bench.inside stages FOLDER`` runs the real `run_once` and prints the time of each of its parts.
+``python -m bench.inside stages FOLDER`` runs the real `count_once` and prints the time of each of its parts.
 ``python -m bench.inside prepare FOLDER FILE`` and then ``floor FILE`` measure the floor: the same images
 through the decoder and both networks only, with inputs that are prepared before.
 """
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
-from rbc_edge.station import session
+from rbc_edge.station import job, session
 from rbc_edge.store import ledger
 from rbc_edge.values import CellClass
 from rbc_edge.views import tables
@@ -137,7 +137,7 @@ def attach_all(probe: Probe) -> None:
 
 
 def stages(folder: Path, *, threads: int) -> dict[str, object]:
-    """Counts a folder with the real `run_once`, and returns milliseconds a field by stage.
+    """Counts a folder with the real `count_once`, and returns milliseconds a field by stage.
 
     The bundle and the sessions are opened before the clock starts. Threads that work at the same time are
     added up, so the sum of the stages is larger than the elapsed time.
@@ -148,8 +148,10 @@ def stages(folder: Path, *, threads: int) -> dict[str, object]:
     attach_all(probe)
     with tempfile.TemporaryDirectory() as out:
         started_s = time.perf_counter()
-        options = runner.RunOptions((folder,), Path(out) / "results", workers=threads)
-        summary = runner.run_once(options, bundle.bundle_id, lambda: ready)
+        recipe = job.AnalyzerRecipe(bundle.bundle_id, lambda: ready)
+        summary = session.count_once(
+            (folder,), session.CountOptions(Path(out) / "results", recipe, workers=threads)
+        )
         elapsed_s = time.perf_counter() - started_s
     n = summary.n_images
     by_stage = {stage: seconds * 1e3 / n for stage, seconds in probe.seconds.items()}
