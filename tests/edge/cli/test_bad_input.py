@@ -22,7 +22,8 @@ from PIL import Image
 from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, disks, encoded, write_disks
 
 import rbc_edge
-from rbc_edge.station.runner import RunOptions, RunSummary, Step, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, Step, Summary, count_once
 
 N_GOOD = 7
 SOURCE_ROOT = str(Path(rbc_edge.__file__).parents[1])
@@ -129,9 +130,13 @@ def camera(tmp_path: Path) -> Path:
     return tmp_path / "camera"
 
 
-def count(camera: Path, out: Path) -> tuple[RunSummary, dict[str, dict[str, str]], list[Step]]:
+def options(out: Path) -> CountOptions:
+    return CountOptions(out, AnalyzerRecipe(BUNDLE_ID, StandIn))
+
+
+def count(camera: Path, out: Path) -> tuple[Summary, dict[str, dict[str, str]], list[Step]]:
     steps: list[Step] = []
-    summary = run_once(RunOptions((camera,), out), BUNDLE_ID, StandIn, on_step=steps.append)
+    summary = count_once((camera,), options(out), on_step=steps.append)
     with (out / f"{camera.name}.csv").open(encoding="utf-8", newline="") as file:
         return summary, {row["fov"]: row for row in csv.DictReader(file)}, steps
 
@@ -218,9 +223,9 @@ def test_file_and_folder_without_permission() -> None:
             assert (rows["locked"]["status"], rows["locked"]["failure"]) == ("failed", "unreadable")
             assert rows["locked"]["n_rbc"] == ""
             with pytest.raises(rbc_edge.errors.UnavailableError, match="cannot list the folder"):
-                run_once(RunOptions((top / "closed",), top / "out"), BUNDLE_ID, StandIn)
+                count_once((top / "closed",), options(top / "out"))
             with pytest.raises(rbc_edge.errors.UnavailableError, match=r"cannot write|Permission denied"):
-                run_once(RunOptions((top / "camera",), top / "closed" / "out"), BUNDLE_ID, StandIn)
+                count_once((top / "camera",), options(top / "closed" / "out"))
         (top / "camera" / "locked.png").chmod(0o644)
         (top / "camera" / "sub").chmod(0o755)
         with without_privileges():
