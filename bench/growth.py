@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from rbc_edge.station.runner import RunOptions, run_once
 
 from bench.tiny import FIELDS_A_SLIDE, Instant, twenty_cells, write_tiny
 from rbc_edge.ops import synthetic
-from rbc_edge.station.runner import RunOptions, run_once
-from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import FieldOfView, InboxFile, Scale, ScaleSource
 from rbc_edge.views.tables import Tables
 from rbc_edge.vision.analyzer import Analyzer
@@ -59,11 +60,10 @@ def cost_of_adding(out: Path, n: int) -> tuple[float, float]:
             slide = f"added-{i // FIELDS_A_SLIDE}"
             file = InboxFile(out / "none" / f"{i}.jpg", slide, f"fov-{i:06}", 1000, 1)
             version = Version(_BUNDLE_ID, "estimated")
-            entry = Entry(file, version, f"{n}-{i}", datetime.now(UTC).isoformat())
+            look = Look(file, f"{n}-{i}", result=result)
             started_s = time.perf_counter()
-            ledger.begin_attempts([file])
-            if ledger.settle(entry) is None:
-                ledger.record_ok(entry, result)
+            ledger.begin([file])
+            ledger.record(look, version, datetime.now(UTC).isoformat())
             ledger.commit()
             between_s = time.perf_counter()
             tables.write({slide})

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
-from rbc_edge.station import runner
+from rbc_edge.station import session
 from rbc_edge.store import ledger
 from rbc_edge.values import CellClass
 from rbc_edge.views import tables
@@ -105,9 +105,9 @@ class Probe:
 
 def attach_all(probe: Probe) -> None:
     """Attaches all stages of the program, in the order of the flow of data."""
-    probe.attach("scan", runner, "scan", whole=True)
+    probe.attach("scan", session, "scan", whole=True)
     probe.attach("read, hash", image_file, "load_field")
-    probe.attach("decode", image_file, "_decode", whole=True)
+    probe.attach("decode", image_file, "decode", whole=True)
     probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
     probe.attach("field's own scale", scales, "look_elsewhere", whole=True)
@@ -122,7 +122,7 @@ def attach_all(probe: Probe) -> None:
     probe.attach("groups, edges", counting, "groups")
     probe.attach("groups, edges", boxes, "touches_edge")
     probe.attach("analyzer, rest", analyzer.Analyzer, "analyze")
-    for name in ("begin_attempts", "settle", "record_ok", "commit", "claim_paths", "done_as"):
+    for name in ("plan", "begin", "record", "commit", "keep_scale", "tables_written"):
         probe.attach("ledger", ledger.Ledger, name)
     probe.attach("CSV", tables.Tables, "write")
     probe.attach("CSV", tables.Tables, "write_slide")

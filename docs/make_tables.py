@@ -3,7 +3,6 @@
 Run as ``python docs/make_tables.py`` after a column has changed. A test compares the page with the program.
 """
 
-import re
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +14,13 @@ PAGE: Final = Path(__file__).resolve().parent / "tables.md"
 def filled(page: str) -> str:
     """Returns the text of the page with the current columns between its markers."""
     for name, table in (("slides", SLIDE_TABLE), ("fields", FIELD_TABLE), ("cells", CELL_TABLE)):
-        rows = "".join(f"| `{column}` | {meaning} |\n" for column, meaning in table.meanings.items())
         start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
-        text = f"{start}| column | meaning |\n|---|---|\n{rows}{end}"
-        page, n = re.subn(f"{start}.*?{end}", lambda _, text=text: text, page, flags=re.DOTALL)
-        if n != 1:
-            raise ValueError(f"the page needs one part between {start.strip()} and {end}")
+        before, found, rest = page.partition(start)
+        _, found_end, after = rest.partition(end)
+        if not (found and found_end):
+            raise ValueError(f"the page has no part from {start.strip()} to {end}")
+        rows = "".join(f"| `{column}` | {meaning} |\n" for column, meaning in table.meanings.items())
+        page = f"{before}{start}| column | meaning |\n|---|---|\n{rows}{end}{after}"
     return page
 
 

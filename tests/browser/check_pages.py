@@ -1,9 +1,10 @@
 """Checks the reports in Chromium without a window, as a person would see them: `make report-check`.
 
 Run as ``python tests/browser/check_pages.py [RESULTS] [--shots DIR]``. Without RESULTS, slides are drawn and
-counted first, and some images are broken, missing or have odd names. At 1280 and 400 pixels, in light and dark
-colours: no message in the console, no request beyond the page, nothing wider than the window, contrast,
-headings, texts of pictures, and a walk with the keyboard alone. Prints what it measured. Exit 1 if something is wrong.
+counted first, and some images are broken, missing or have odd names. At 1280 and 400 pixels, in light and
+dark colours: no message in the console, no request beyond the page, nothing wider than the window, contrast,
+headings, texts of pictures, and a walk with the keyboard alone. Prints what it measured. Exit 1 if something
+is wrong.
 
 Uses the DevTools protocol through a pipe, so Debian's ``chromium`` is the only package that it needs.
 """
@@ -30,7 +31,7 @@ _PATIENCE_S: Final = 60.0
 _TALLEST_PX: Final = 9000  # Chromium makes no larger picture
 _OPENS_WITHIN_S: Final = 2.0  # issue 6
 
-# WCAG 2.1, 1.4.3: relative luminance and contrast. Large text may have 3. The background may be that of a parent.
+# WCAG 2.1, 1.4.3: relative luminance and contrast. Large text may have 3. A background may be a parent's.
 _CONTRAST: Final = """
 (() => {
   const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);

@@ -17,7 +17,7 @@ from rbc_edge import cli
 from rbc_edge.config import Settings, load
 from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import Activity
-from rbc_edge.store.ledger import Status
+from rbc_edge.store.rows import Status
 from rbc_edge.values import ScaleSource
 from rbc_edge.views import tables
 from rbc_edge.vision.counting import EdgeRule
@@ -25,8 +25,8 @@ from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = [*sorted((ROOT / "edge" / "rbc_edge").glob("*.py"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [*sorted((ROOT / "edge" / "rbc_edge").rglob("*.py"))]
 COMMANDS_PAGE, TABLES_PAGE = ROOT / "docs" / "commands.md", ROOT / "docs" / "tables.md"
 
 # Commands of click, which typer does not name as a type of its own.
@@ -60,7 +60,7 @@ def spans(text: str) -> list[str]:
 def shell_lines(page: Path) -> Iterator[str]:
     """Lines that a reader would type: of a block with $ those behind one, of another all."""
     for language, text in fences(page):
-        if language not in ("", "sh"):
+        if language not in ("", "sh", "console"):
             continue
         typed = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
         yield from typed or text.replace("\\\n", " ").splitlines()
@@ -212,6 +212,8 @@ def test_every_option_named_exists(page: Path) -> None:
         "deploy/uninstall.sh",
         "tests/faults/__main__.py",
         "tests/arm64/__main__.py",
+        "tests/same/__main__.py",
+        "docs/outputs.py",
     ):
         ours |= set(re.findall(r"--[a-z-]+", (ROOT / script).read_text(encoding="utf-8")))
     named = {m[0] for span in spans(prose(page)) if (m := re.match(r"--[a-z][a-z-]*", span))}
@@ -297,8 +299,8 @@ def test_columns_stand_in_their_order(heading: str, columns: tuple[str, ...]) ->
     assert [spans(row[0]) for row in rows(section(TABLES_PAGE, heading))] == [[c] for c in columns]
 
 
-def test_the_readme_has_every_column_and_no_other() -> None:
-    text = section(ROOT / "README.md", "Tables")
+def test_the_page_of_the_tables_has_every_column_and_no_other() -> None:
+    text = prose(TABLES_PAGE)
     named = {
         word
         for span in spans(text)
@@ -306,10 +308,22 @@ def test_the_readme_has_every_column_and_no_other() -> None:
         if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", word)
     }
     columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
-    of_json = re.findall(r'"([a-z0-9_]+)":', Path(cli.__file__).read_text(encoding="utf-8"))
+    of_json = {
+        key
+        for file in Path(cli.__file__).parent.rglob("*.py")
+        for key in re.findall(r'"([a-z0-9_]+)":', file.read_text(encoding="utf-8"))
+    }
     values = {*LABELS, *Status, *ScaleSource, *of_json}
     assert columns <= named
     assert {word for word in named if "_" in word} <= columns | values
+
+
+def test_the_readme_names_every_table_and_no_column_that_is_not_there() -> None:
+    text = section(ROOT / "README.md", "Tables")
+    assert {"slides.csv", "<slide_id>.csv", "cells/<slide_id>.csv"} <= set(spans(text))
+    assert "(docs/tables.md)" in text
+    columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
+    assert {span for span in spans(text) if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", span)} <= columns
 
 
 LABELS = {"rbc_single", "rbc_overlapping", "wbc", "platelet"}
@@ -366,7 +380,7 @@ def test_states_of_the_service() -> None:
 
 
 def test_metrics() -> None:
-    source = (ROOT / "edge" / "rbc_edge" / "status.py").read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in SOURCES)
     for page in PAGES:
         for name in re.findall(r"`rbc_edge_([a-z_]+)", prose(page)):
             assert f'"{name}"' in source or f'"rbc_edge_{name}"' in source, name
@@ -394,6 +408,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert len(pages) > 15
     assert set(re.findall(r"\]\(([a-z-]+\.md)\)", index)) == pages
 
 

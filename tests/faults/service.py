@@ -206,8 +206,11 @@ def terminated(bench: Bench) -> Result:
     slowest_s = 0.0
     for i in range(n_times):
         number, right = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[i % 2]
+        n_said = len(station.said())
         station.start()
-        time.sleep(bench.chance.uniform(0.8, 3.0) if i else 2.0)
+        # A slow computer still imports modules after a second, and then no handler is installed yet.
+        wait_for(lambda n=n_said: len(station.said()) > n or not station.is_alive, 30)  # type: ignore[misc]
+        time.sleep(bench.chance.uniform(0.0, 2.5) if i else 1.5)
         if not station.is_alive:
             raise BrokenError(f"it ended without a signal: {station.said_last()}")
         started_s = time.monotonic()

@@ -53,12 +53,12 @@ class Systemd:
         Args:
             text: What it does now, for ``systemctl status``.
         """
-        self._send("READY=1", f"STATUS={_one_line(text)}", patient=True)
+        self._send("READY=1", f"STATUS={_without_breaks(text)}", patient=True)
         self._said = text
 
     def say(self, text: str) -> None:
         """Says what the service does now. Sent only when it differs from the last text."""
-        if text != self._said and self._send(f"STATUS={_one_line(text)}"):
+        if text != self._said and self._send(f"STATUS={_without_breaks(text)}"):
             self._said = text
 
     def beat(self) -> None:
@@ -104,7 +104,7 @@ def _watchdog_s(env: Mapping[str, str]) -> float | None:
     return limit_us / 1e6 if limit_us > 0 else None
 
 
-def _one_line(text: str) -> str:
+def _without_breaks(text: str) -> str:
     """Removes line breaks: one would end the STATUS and begin another message."""
     return " ".join(text.split())[:_MAX_STATUS_CHARS]
 

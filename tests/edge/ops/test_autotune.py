@@ -1,6 +1,6 @@
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from rbc_edge import cli, config
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
 from rbc_edge.ops import autotune
 from rbc_edge.ops.autotune import Setup, Speed, best, measure, settings_of, setups
-from rbc_edge.station.runner import Clock, RunOptions, RunSummary
+from rbc_edge.station.session import Clock, CountOptions, Summary
 from rbc_edge.views.tables import summarize
 from rbc_edge.vision.bundle import CLASSIFIER, CLASSIFIER_FP32, DETECTOR, DETECTOR_FP32, Bundle, write
 from rbc_edge.vision.counting import EdgeRule
@@ -110,14 +110,14 @@ def test_every_setup_has_its_turn_in_every_round(
     turns: list[tuple[int, int]] = []
     now_s = 0.0
 
-    def run_once(options: RunOptions, _: str, make_analyzer: Callable[[], object]) -> RunSummary:
+    def count_once(paths: Sequence[Path], options: CountOptions) -> Summary:
         nonlocal now_s
-        make_analyzer()
-        turns.append((options.workers, len(options.paths)))
+        options.recipe.make()
+        turns.append((options.workers, len(paths)))
         now_s += 0.5 if len(turns) % 2 else 1.0
-        return RunSummary(len(options.paths), slides=[summarize("s", [], EdgeRule.ALL)])
+        return Summary(len(paths), slides=[summarize("s", [], EdgeRule.ALL)])
 
-    monkeypatch.setattr(autotune, "run_once", run_once)
+    monkeypatch.setattr(autotune, "count_once", count_once)
     said: list[str] = []
     clock = Clock(monotonic_s=lambda: now_s)
     speeds = measure(

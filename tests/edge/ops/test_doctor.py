@@ -18,10 +18,12 @@ from rbc_edge.ops.computer import Computer
 from rbc_edge.ops.doctor import examine
 from rbc_edge.ops.finding import Diagnosis, Finding, Level
 from rbc_edge.station import source
-from rbc_edge.station.runner import RunOptions, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.source import Mount
 from rbc_edge.station.state_file import Activity, ServiceState, StateFile
-from rbc_edge.store.ledger import FILE_NAME, Ledger
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.schema import FILE_NAME
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PC = Computer(
@@ -63,7 +65,7 @@ def out(tmp_path: Path, camera: Path) -> Path:
     from stand_in import BUNDLE_ID, StandIn
 
     folder = tmp_path / "out"
-    run_once(RunOptions(paths=(camera,), out=folder), BUNDLE_ID, StandIn)
+    count_once([camera], CountOptions(folder, AnalyzerRecipe(BUNDLE_ID, StandIn)))
     return folder
 
 
@@ -243,7 +245,7 @@ def test_images_that_failed_are_a_warning(camera: Path, tmp_path: Path) -> None:
     from stand_in import BUNDLE_ID, StandIn
 
     (camera / "Anna" / "bad.png").write_bytes(b"")
-    run_once(RunOptions(paths=(camera,), out=tmp_path / "out"), BUNDLE_ID, StandIn)
+    count_once([camera], CountOptions(tmp_path / "out", AnalyzerRecipe(BUNDLE_ID, StandIn)))
     found = look(out=tmp_path / "out")["ledger"]
     assert (found.level, found.text.endswith("1 failed: 1 empty")) == (Level.WARNING, True)
 
@@ -370,7 +372,7 @@ def test_json_holds_what_the_lines_hold(out: Path) -> None:
 
 def test_a_ledger_too_large_to_read_through(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(station_checks, "_MAX_CHECKED_BYTES", 1.0)
-    monkeypatch.setattr(Ledger, "damage", None)
+    monkeypatch.setattr(Reader, "damage", None)
     assert "too large to check here" in look(out=out)["ledger"].text
 
 

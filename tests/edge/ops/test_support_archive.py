@@ -11,7 +11,8 @@ from rbc_edge import cli, config
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.ops import support_archive
 from rbc_edge.ops.doctor import examine
-from rbc_edge.station.runner import RunOptions, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.state_file import Activity, ServiceState, StateFile
 
 PATIENT = "Müller Anna 1961"
@@ -25,7 +26,7 @@ def station(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i in range(3):
         write_disks(root / "camera" / PATIENT / f"{PATIENT} {i}.png", 3 + i, seed=i)
     (root / "camera" / PATIENT / "broken.png").write_bytes(b"")
-    run_once(RunOptions(paths=(root / "camera",), out=root / "results"), BUNDLE_ID, StandIn)
+    count_once([root / "camera"], CountOptions(root / "results", AnalyzerRecipe(BUNDLE_ID, StandIn)))
     (root / "c.toml").write_text(
         f"source = 'camera'\nout = 'results'\nbundle = '{TOY_BUNDLE}'\nmarker = '{PATIENT}.mark'\n"
         f"slide_pattern = '(?P<slide>{PATIENT})'\nthreads = 2\n"
@@ -124,7 +125,7 @@ def test_the_command(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
         return int(left.value.code or 0), capsys.readouterr().out
 
     config_file = ("--config", station / "c.toml")
-    code, said = run(*config_file, "--bundle-support", station / "a.zip")
+    code, said = run(*config_file, "--support-archive", station / "a.zip")
     assert code == 5
     assert "failed   source" in said
     assert "settings.json  which settings are given" in said

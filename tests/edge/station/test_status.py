@@ -26,7 +26,10 @@ from rbc_edge.station.state_file import (
     read_state,
 )
 from rbc_edge.station.status import MAX_FAILURES, StationStatus, status_of
-from rbc_edge.store.ledger import FILE_NAME, Entry, Ledger, Version
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.rows import Look, Version
+from rbc_edge.store.schema import FILE_NAME
 from rbc_edge.text import span_text
 from rbc_edge.values import Cells, FovResult, InboxFile, Scale, ScaleSource
 
@@ -72,15 +75,16 @@ def record(
 ) -> None:
     """Records images as the runner does."""
     nothing = FovResult(64, 48, Scale(nan, ScaleSource.NONE), Cells.empty())
+    version = Version("b", "estimated")
     with Ledger(out) as ledger:
         for i in range(ok):
             name = f"ok{i}-{when.timestamp()}"
             file = InboxFile(out / "gone" / name, slide, name, 10, 1)
-            ledger.record_ok(Entry(file, Version("b", "estimated"), f"{name}", stamp(when)), nothing)
+            ledger.record(Look(file, name, result=nothing), version, stamp(when))
         for i, failure in enumerate(failed):
             file = InboxFile(out / "gone" / f"bad{i:03}.png", slide, f"bad{i:03}", 10, 1)
-            entry = Entry(file, Version("b", "estimated"), f"bad{i}", stamp(when))
-            ledger.record_failed(entry, failure, f"bad{i:03}.png: {failure}, it seems")
+            look = Look(file, f"bad{i}", failure=failure, message=f"bad{i:03}.png: {failure}, it seems")
+            ledger.record(look, version, stamp(when))
         ledger.commit()
 
 
@@ -545,7 +549,7 @@ def test_retry_says_how_many_and_who_tries(tmp_path: Path, capsys: pytest.Captur
     file.close()
     assert said.startswith("1 failed image will be tried again by the running service")
     assert "source away" in said
-    with Ledger.reading(tmp_path) as ledger:
+    with Reader.open(tmp_path) as ledger:
         again = {row.fov for row in ledger.fields("s") if row.mtime_ns == -1}
     assert again == {"bad000", "bad001"}
 

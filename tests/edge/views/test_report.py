@@ -12,12 +12,14 @@ import pytest
 from stand_in import disks, encoded, write_disks
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views import figures, gallery
+from rbc_edge.views import figures, gallery, report
 from rbc_edge.views.report import Reports
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import load_field
+from rbc_edge.vision.quality import FLAGS
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -139,24 +141,24 @@ class Desk:
             np.zeros((n, 4), np.bool_),
         )
         scale = Scale(40.0, ScaleSource.SLIDE) if n else Scale(nan, ScaleSource.NONE)
-        self.ledger.record_ok(
-            self.entry(slide_id, fov, path, sha256, captured_at), FovResult(360, 240, scale, cells, flags)
-        )
+        result = FovResult(360, 240, scale, cells, flags)
+        self.record(slide_id, fov, path, sha256=sha256, captured_at=captured_at, result=result)
 
     def failed(self, slide_id: str, fov: str, path: Path = Path("/camera/x.png")) -> None:
-        self.ledger.record_failed(
-            self.entry(slide_id, fov, path, f"sha of {fov}", ""),
-            "truncated",
-            f"{path}: the image is cut short (copy it again)",
-        )
+        message = f"{path}: the image is cut short (copy it again)"
+        self.record(slide_id, fov, path, sha256=f"sha of {fov}", failure="truncated", message=message)
 
-    def entry(self, slide_id: str, fov: str, path: Path, sha256: str, captured_at: str) -> Entry:
+    def record(self, slide_id: str, fov: str, path: Path, **look: object) -> None:
         file = InboxFile(path, slide_id, fov, 1, 1)
-        return Entry(file, Version("b1", "x"), sha256, "2026-11-23T11:00:00Z", captured_at, 12.0)
+        self.ledger.record(
+            Look(file, elapsed_ms=12.0, **look),  # type: ignore[arg-type]
+            Version("b1", "x"),
+            "2026-11-23T11:00:00Z",
+        )
 
     def reports(self, **options: object) -> Reports:
         self.ledger.commit()
-        return Reports(self.out, self.ledger, now=lambda: NOW, **options)  # type: ignore[arg-type]
+        return Reports(self.out, self.ledger.reader, now=lambda: NOW, **options)  # type: ignore[arg-type]
 
     def page(self, slide: str = "s", **options: object) -> Page:
         self.reports(**options).write()
@@ -206,6 +208,31 @@ def test_what_failed_is_flagged_or_unlike_the_others_comes_first(desk: Desk) -> 
     assert "f3" not in first
     shown = [p["alt"].split(" with")[0] for p in desk.page(images=3).pictures()]
     assert sorted(shown) == ["few", "flagged", "lonely"]
+
+
+def test_fields_to_check_that_lie_close_together_are_said(desk: Desk) -> None:
+    for i in range(12):
+        desk.ok("s", f"f{i}", flags=("blurred",) if 4 <= i < 7 else ())
+    assert (
+        "3 of these 3 fields lie close together, between f4 and f6. Check this part of the slide."
+        in desk.page().text
+    )
+
+
+def test_what_does_not_fit_is_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_MAX_FIRST", 2)
+    monkeypatch.setattr(report, "_MAX_TABLE_ROWS", 3)
+    for i in range(4):
+        desk.ok("s", f"f{i}", 20, 15, flags=("blurred",))
+    desk.failed("s", "broken")
+    page = desk.page(images=1)
+    assert "And 3 more. They are in the table of all fields" in page.text
+    assert "Table of 5 fields. Only the first 3 are here" in page.text
+    assert "1 of 4 fields are shown" in page.text and "The other 3 are in the table below." in page.text
+    assert f"blurred, 4 fields: {FLAGS['blurred']}" in page.text
+    assert "4 groups of 12+ cells" in page.source and "in 4 groups of 2 or more" in page.text
+    index = Page(desk.out / "reports" / "index.html")
+    assert "1 failed" in index.text and "4 flagged" in index.text
 
 
 def test_names_are_text_whatever_they_hold(desk: Desk) -> None:
@@ -292,9 +319,13 @@ def test_a_page_goes_with_its_slide(desk: Desk) -> None:
     path = desk.ok("s", "a")
     reports = desk.reports()
     [page] = reports.write()
-    desk.ledger.claim_paths([InboxFile(path, "t", "a", 1, 1)])
-    assert reports.write() == []
+    desk.failed("t", "a", path)  # another slide claims the file
+    [other] = reports.write()
+    assert other.name == "t.html"
     assert not page.exists()
+    desk.ledger.database.connection.execute("DELETE FROM field")
+    assert reports.write() == []
+    assert not other.exists()
     assert "No image has been counted yet." in Page(reports.index).text
 
 
