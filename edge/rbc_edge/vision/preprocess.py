@@ -204,13 +204,9 @@ class Tile:
 def tiles(
     width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
 ) -> Iterator[Tile]:
-    """Cuts a field into windows that overlap. A field that fits into one window is not cut.
+    """Cuts a field at model scale into windows of at most `tile_px` that overlap by at least `overlap_px`.
 
-    Args:
-        width: Width of the scaled field, pixels.
-        height: Height of the scaled field, pixels.
-        tile_px: Largest side of a window.
-        overlap_px: Smallest overlap of neighbouring windows.
+    A field that fits into one window is not cut.
 
     Yields:
         Tiles in reading order, of nearly equal size.
@@ -241,11 +237,6 @@ def snug(width: int, height: int, factor: float) -> float:
 
     A field 253 pixels wide needs an input of 288, one of 248 an input of 256. A fifth of the pixels, and of
     the detector's time, would be padding. A few per cent of scale do not change what the detector finds.
-
-    Args:
-        width: Width of the field, pixels.
-        height: Height of the field, pixels.
-        factor: New size over old size that is wanted, > 0.
 
     Returns:
         The factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those the
