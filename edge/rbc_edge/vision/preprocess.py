@@ -129,7 +129,7 @@ class View:
         return length_px / float(np.sqrt(self.px[0] * self.px[1]))
 
 
-def view(image: UInt8 | Decoded, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
+def view(image: UInt8 | Decoded, cell_diameter_px: float) -> View:
     """Balances a field (`balance`), and shrinks it by a whole number if its cells are larger than needed.
 
     The mean of 2x2 pixels is a cheap first step. All that follows (light, resizing, crops) then has a quarter
@@ -139,12 +139,11 @@ def view(image: UInt8 | Decoded, cell_diameter_px: float, *, size: tuple[int, in
     Args:
         image: The field of view: uint8 (H, W, 3) RGB, or as it was decoded.
         cell_diameter_px: Diameter of a red cell in it, pixels of the field. NaN: unknown, nothing is shrunk.
-        size: Width and height of the field, pixels, where an array holds a part of its pixels only.
 
     Returns:
         The view, about H / k by W / k pixels.
     """
-    field = image if isinstance(image, Decoded) else Decoded.of(image, size)
+    field = image if isinstance(image, Decoded) else Decoded.of(image)
     left = max_reduction(cell_diameter_px) / field.reduction
     small = rescale(field.pixels, 1 / left) if left > 1 else field.pixels
     height, width = field.pixels.shape[:2]
