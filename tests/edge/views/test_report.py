@@ -282,7 +282,7 @@ def test_a_thousand_fields_stay_within_their_size(desk: Desk, monkeypatch: pytes
     path = desk.ok("s", "0000", 30, 9, image=encoded(noise))
     sha256 = load_field(path, "s", "0").sha256
     for i in range(1, 1000):
-        desk.count("s", f"{i:04}", path, f"{i}", 30 + i % 7, 9)
+        desk.count("s", f"{i:04}", path.with_name(f"{i}.png"), f"{i}", 30 + i % 7, 9)
     monkeypatch.setattr(gallery, "MAX_BYTES", 400_000)
     monkeypatch.setattr(gallery, "load_field", lambda *_: load_field(path, "s", "0"))
     monkeypatch.setattr(gallery, "_matches", lambda field, row: field.sha256 == sha256)
