@@ -121,6 +121,10 @@ class Reader:
         """Yields a slide's fields of view in order of their names."""
         return map(field_row, self._db.rows(f"{_FIELDS} WHERE slide_id = ? ORDER BY fov", slide_id))
 
+    def all_fields(self) -> Iterator[FieldRow]:
+        """Yields every field of view, slide by slide in order of first sight, in order of their names."""
+        return map(field_row, self._db.rows(f"{_FIELDS} ORDER BY slide_key, fov"))
+
     def field(self, slide_id: str, fov: str) -> FieldRow | None:
         """Returns one field of view. None when the ledger does not know it."""
         row = self._db.first(f"{_FIELDS} WHERE slide_id = ? AND fov = ?", slide_id, fov)

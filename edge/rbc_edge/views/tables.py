@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
-from itertools import chain
+from itertools import chain, groupby
 from math import isnan
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar
 
@@ -309,7 +310,7 @@ class Tables:
         """
         name = self._file_names().get(slide_id)
         if name is not None:  # else the ledger does not know the slide yet
-            self._write_slide(slide_id, name)
+            self._write_slide(slide_id, name, self._reader.fields(slide_id))
 
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes every table, and notes in the ledger that they are up to date.
@@ -323,16 +324,15 @@ class Tables:
         Raises:
             UnavailableError: The output folder cannot be written. The old tables are intact.
         """
+        names = self._file_names()
         if slide_ids is None:
             self._summaries.clear()
-        names = self._file_names()
+            # One query for all slides, however many files need nothing.
+            for slide_id, fields in groupby(self._reader.all_fields(), key=attrgetter("slide_id")):
+                self._write_slide(slide_id, names[slide_id], fields)
         for slide_id, name in names.items():
-            if slide_ids is None or slide_id in slide_ids:
-                self._write_slide(slide_id, name)
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
-                summary = summarize(slide_id, self._reader.fields(slide_id), self._edges)
-                _, line = SLIDE_TABLE.lines([summary])
-                self._summaries[slide_id] = summary, line
+                self._write_slide(slide_id, name, self._reader.fields(slide_id))
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
         _write(self._out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
@@ -350,57 +350,79 @@ class Tables:
             self._names = file_names(slide_ids)
         return self._names
 
-    def _write_slide(self, slide_id: str, name: str) -> None:
+    def _write_slide(self, slide_id: str, name: str, fields: Iterator[FieldRow]) -> None:
+        """Writes the tables of a slide from its rows, and keeps its line of ``slides.csv``."""
         file_name = on_disk(f"{name}.csv")
         path, cells_path = self._out / file_name, self._out / "cells" / file_name
-        fields = self._reader.fields(slide_id)
+        sums = _Sums(self._edges)
         first = next(fields, None)
         if first is None:  # its images are in another slide now: an old table would count them twice
             for old in (path, cells_path):
                 with _explained(old):
                     old.unlink(missing_ok=True)
-            return
-        rows = (_Fov(row, row.counts.get(self._edges)) for row in chain([first], fields))
-        _write(path, FIELD_TABLE.lines(rows))
-        if self._cells or cells_path.exists():
-            _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self._reader.cells(slide_id))))
+        else:
+            rows = (_Fov(row, row.counts.get(self._edges)) for row in sums.added(chain([first], fields)))
+            _write(path, FIELD_TABLE.lines(rows))
+            if self._cells or cells_path.exists():
+                _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self._reader.cells(slide_id))))
+        summary = sums.summary(slide_id)
+        _, line = SLIDE_TABLE.lines([summary])
+        self._summaries[slide_id] = summary, line
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
     """Sums up a slide's fields of view under an edge rule."""
-    ok: list[Counts] = []
-    n_failed = 0
-    captured: list[str] = []
-    bundle_ids: set[str] = set()
-    flags: Counter[str] = Counter()
-    n_flagged = 0
-    for row in fields:
-        n_failed += row.status is Status.FAILED
-        if row.status is Status.OK:
-            ok.append(row.counts[edges])
-            bundle_ids.add(row.version.bundle_id)
-            flags.update(row.quality_flags)
-            n_flagged += bool(row.quality_flags)
-            if row.captured_at:
-                captured.append(row.captured_at)
-    parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c in ok]
-    cells = np.array(parts, np.int64).reshape(len(ok), 4)
-    n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
-    return SlideSummary(
-        slide_id=slide_id,
-        n_fov_ok=len(ok),
-        n_fov_failed=n_failed,
-        counts=Counts(*cells.sum(axis=0).tolist()) if ok else None,
-        overlap_interval=overlap_interval(n_overlapping, n_rbc),
-        n_rbc_per_fov_mean=float(n_rbc.mean()) if ok else None,
-        n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
-        first_captured_at=min(captured, default=""),
-        last_captured_at=max(captured, default=""),
-        bundle_ids=tuple(sorted(bundle_ids)),
-        n_fov_more=fields_needed(n_overlapping, n_rbc),
-        flags=dict(flags.most_common()),
-        n_fov_flagged=n_flagged,
-    )
+    sums = _Sums(edges)
+    for _ in sums.added(fields):
+        pass
+    return sums.summary(slide_id)
+
+
+class _Sums:
+    """Sums up the fields of a slide while they pass by on their way into a table."""
+
+    def __init__(self, edges: EdgeRule) -> None:
+        self._edges = edges
+        self._ok: list[Counts] = []
+        self._n_failed = self._n_flagged = 0
+        self._captured: list[str] = []
+        self._bundle_ids: set[str] = set()
+        self._flags: Counter[str] = Counter()
+
+    def added(self, fields: Iterable[FieldRow]) -> Iterator[FieldRow]:
+        """Yields the rows, and adds each."""
+        for row in fields:
+            self._n_failed += row.status is Status.FAILED
+            if row.status is Status.OK:
+                self._ok.append(row.counts[self._edges])
+                self._bundle_ids.add(row.version.bundle_id)
+                self._flags.update(row.quality_flags)
+                self._n_flagged += bool(row.quality_flags)
+                if row.captured_at:
+                    self._captured.append(row.captured_at)
+            yield row
+
+    def summary(self, slide_id: str) -> SlideSummary:
+        """Returns the sums of the rows so far."""
+        ok = self._ok
+        parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c in ok]
+        cells = np.array(parts, np.int64).reshape(len(ok), 4)
+        n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
+        return SlideSummary(
+            slide_id=slide_id,
+            n_fov_ok=len(ok),
+            n_fov_failed=self._n_failed,
+            counts=Counts(*cells.sum(axis=0).tolist()) if ok else None,
+            overlap_interval=overlap_interval(n_overlapping, n_rbc),
+            n_rbc_per_fov_mean=float(n_rbc.mean()) if ok else None,
+            n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
+            first_captured_at=min(self._captured, default=""),
+            last_captured_at=max(self._captured, default=""),
+            bundle_ids=tuple(sorted(self._bundle_ids)),
+            n_fov_more=fields_needed(n_overlapping, n_rbc),
+            flags=dict(self._flags.most_common()),
+            n_fov_flagged=self._n_flagged,
+        )
 
 
 def _write(path: Path, lines: Iterator[bytes]) -> None:

@@ -203,6 +203,16 @@ def test_table_of_a_slide_without_fields_goes_away(desk: Desk) -> None:
     assert desk.read("slides.csv") == []
 
 
+def test_a_call_without_changed_slides_keeps_all_tables(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(1, 0))
+    desk.ok("t", "a", a_result(2, 0))
+    desk.write(cells=True)
+    before = {p: p.read_bytes() for p in desk.out.rglob("*.csv")}
+    tables = Tables(desk.out, desk.ledger)
+    assert [summary.slide_id for summary in tables.write(set())] == ["s", "t"]
+    assert {p: p.read_bytes() for p in desk.out.rglob("*.csv")} == before
+
+
 def test_full_disk_leaves_the_old_table_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.ok("s", "a", a_result(1, 0))
     desk.write()
