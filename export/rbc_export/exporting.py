@@ -32,8 +32,8 @@ from rbc_edge.vision.bundle import (
     Manifest,
 )
 from rbc_export import graphs
-from rbc_train import classifier, datasets, detector, evaluation, labels, metrics, results
-from rbc_train.datasets import Photograph
+from rbc_train import evaluate, labels, metrics, networks, results
+from rbc_train.data import CLASS_NAMES, Photograph, labelled_diameter_px, read_public, source_diameters_px
 
 TEST_DIAMETER_PX: Final = 60.0
 
@@ -64,8 +64,8 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        detector: ultralytics checkpoint of `rbc_train.detector`.
-        classifier: Checkpoint of `rbc_train.classifier`.
+        detector: ultralytics checkpoint of `rbc_train.train_detector`.
+        classifier: Checkpoint of `rbc_train.train_classifier`.
         dataset: Folder of the dataset they were trained on (its scale and crop margin).
         data: Folder of the public data.
         out: Folder of the bundle.
@@ -105,27 +105,27 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         UnavailableError: If a checkpoint or the data are not there.
         BundleError: If parity is beyond its tolerance; nothing is written to `options.out` then.
     """
-    txl, _ = datasets.read_public(options.data)
+    txl, _ = read_public(options.data)
     dataset = _manifest_of(options.dataset)
     diameter = float(dataset["cell_diameter_px"])
     work = options.out.parent / (options.out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
 
-    detector_graph = graphs.DetectorGraph(graphs.fuse(detector.load(options.detector)))
-    network, classifier_config = classifier.load(options.classifier)
+    detector_graph = graphs.DetectorGraph(graphs.fuse(networks.load_detector(options.detector)))
+    network, classifier_config = networks.load_classifier(options.classifier)
     graphs.write_detector(detector_graph, work / DETECTOR_FP32)
     graphs.write_classifier(graphs.ClassifierGraph(network), work / CLASSIFIER_FP32)
     say("fp32 graphs written")
 
     chosen = _calibration(txl.of("train"), options.calibration_images)
-    of_source = datasets.source_diameters_px(txl.of("train"))
-    inputs = list(_station_inputs(chosen, of_source, diameter))
+    of_source = source_diameters_px(txl.of("train"))
+    inputs = list(_detector_inputs(chosen, of_source, diameter))
     graphs.quantize_detector(work / DETECTOR_FP32, work / DETECTOR, inputs)
     shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
     say(f"int8 detector calibrated on {len(chosen)} training photographs; logits corrected by {_show(shift)}")
     margin = float(classifier_config["crop_margin"])
     graphs.quantize_classifier(
-        work / CLASSIFIER_FP32, work / CLASSIFIER, _station_crops(chosen, of_source, margin)
+        work / CLASSIFIER_FP32, work / CLASSIFIER, _classifier_inputs(chosen, of_source, margin)
     )
     say("int8 classifier calibrated on the red cells of the same photographs")
 
@@ -140,7 +140,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
 
     manifest = Manifest(
         format=bundle.FORMAT,
-        class_names=datasets.CLASS_NAMES,
+        class_names=CLASS_NAMES,
         cell_diameter_px=diameter,
         tile_px=preprocess.TILE_PX,
         tile_overlap_px=preprocess.TILE_OVERLAP_PX,
@@ -168,11 +168,11 @@ def export(options: ExportOptions, say: Say) -> Bundle:
 
     draft = bundle.write(work / "draft", source, manifest)
     at_work = station.Analyzer(draft, threads=2)
-    examined = evaluation.examine(at_work, validation, verified, scale="labelled")
+    examined = evaluate.examine(at_work, validation, verified, scale="labelled")
     manifest = replace(
         manifest,
-        score_threshold=evaluation.score_thresholds(examined),
-        overlap_threshold=evaluation.best_overlap_threshold(examined),
+        score_threshold=evaluate.score_thresholds(examined),
+        overlap_threshold=evaluate.best_overlap_threshold(examined),
     )
     say(
         f"thresholds from validation: scores {manifest.score_threshold}, overlap {manifest.overlap_threshold}"
@@ -183,7 +183,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     say(f"torch to fp32 ONNX: {_show(torch_error)}")
     task_error, figures = _task_parity(draft, validation, verified)
     say(f"fp32 to int8: {_show(task_error)}")
-    say(evaluation.table(figures["int8"]))
+    say(evaluate.table(figures["int8"]))
     _check(torch_error | task_error, options.tolerance)
 
     expected = selftest.expectation(
@@ -228,32 +228,26 @@ def _calibration(training: Sequence[Photograph], n: int) -> list[Photograph]:
     return chosen
 
 
-def _station_inputs(
-    photographs: Sequence[Photograph], of_source: dict[str, float], cell_diameter_px: float
+def _detector_inputs(
+    photographs: Sequence[Photograph], of_source: dict[str, float], model_diameter_px: float
 ) -> Iterator[UInt8]:
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
-        view, diameter = _station_view(photograph, of_source)
-        small = preprocess.at_model_scale(view.image, cell_diameter_px / view.shown_px(diameter))
+        diameter = labelled_diameter_px(photograph, of_source)
+        view = photograph.view(diameter)
+        small = preprocess.detector_input(view, diameter, model_diameter_px)
         yield preprocess.pad_to_stride(small)[0]
 
 
-def _station_crops(
+def _classifier_inputs(
     photographs: Sequence[Photograph], of_source: dict[str, float], margin: float
 ) -> Iterator[UInt8]:
     """Yields what the classifier gets at the station, photograph by photograph: uint8 (N, 64, 64, 3)."""
     for photograph in photographs:
         xyxy = photograph.xyxy[photograph.class_id == CellClass.RBC]
         if len(xyxy):
-            view, _ = _station_view(photograph, of_source)
-            yield preprocess.crops(view.image, xyxy / view.px, margin=margin)
-
-
-def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[preprocess.View, float]:
-    """Returns a photograph as the station shows it to its networks, and its labelled cell diameter, px."""
-    diameter = datasets.diameter_px(photograph, of_source)
-    field = photograph.field(diameter)
-    return preprocess.view(field.image, diameter, size=(field.width_px, field.height_px)), diameter
+            view = photograph.view(labelled_diameter_px(photograph, of_source))
+            yield preprocess.cell_crops(view, xyxy, margin=margin)
 
 
 @torch.no_grad()
@@ -262,7 +256,7 @@ def _torch_parity(
 ) -> dict[str, float]:
     session = draft.session(DETECTOR_FP32, threads=2)
     box_px = score = 0.0
-    for image in _station_inputs(photographs, of_source, draft.manifest.cell_diameter_px):
+    for image in _detector_inputs(photographs, of_source, draft.manifest.cell_diameter_px):
         inputs = {"image": image[None], "least_score": graphs.EVERYTHING}
         boxes, scores = graph.eval()(*(torch.from_numpy(i) for i in inputs.values()))
         onnx_boxes, onnx_scores = session.run(["boxes", "scores"], inputs)
@@ -276,12 +270,12 @@ def _task_parity(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Runs fp32 and int8 through the station's pipeline and compares what users see."""
     runs = {
-        name: evaluation.examine(
+        name: evaluate.examine(
             station.Analyzer(draft, threads=2, precision=name), photographs, verified, scale="labelled"
         )
         for name in ("fp32", "int8")
     }
-    figures = {name: evaluation.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
+    figures = {name: evaluate.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
     whole, small = figures["fp32"]["all"], figures["int8"]["all"]
     flips = pairs = 0
     moved: list[Float32] = []

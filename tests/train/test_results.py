@@ -8,7 +8,7 @@ import pytest
 
 from rbc_edge.errors import UnavailableError
 from rbc_train import results
-from rbc_train.results import Picture, Section, Table
+from rbc_train.results import Chart, Section, Table
 
 
 def section(name: str = "metrics", **changes: object) -> Section:
@@ -59,7 +59,7 @@ def test_running_a_command_again_renews_its_section_only(tmp_path: Path) -> None
 
 def test_pictures_are_linked_from_the_page_and_must_be_there(tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    drawn = section(pictures=(Picture("metrics-roc.png", "ROC of two networks"),))
+    drawn = section(pictures=(Chart("metrics-roc.png", "ROC of two networks"),))
     with pytest.raises(UnavailableError, match="was not drawn"):
         results.publish(drawn, folder)
     folder.mkdir()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_evaluation import examined, lattice
 
-from rbc_train import evaluation, results, scorecard
+from rbc_train import evaluate, results, scorecard
 from rbc_train.results import Section
 from rbc_train.scorecard import Runs, Target
 
@@ -31,7 +31,7 @@ def scored(*, found: int = 20, right: bool = True) -> tuple[dict[str, Any], dict
         truth, truth, [0.9] * 20, source="bcd", overlapping=[True, False], found_score=[0.9, 0.1], letter="MS"
     )
     entries = [one, two] * 2
-    return evaluation.score(entries, 0.5), evaluation.intervals(entries, 0.5, draws=40)
+    return evaluate.score(entries, 0.5), evaluate.intervals(entries, 0.5, draws=40)
 
 
 def by_name(lines: list[Target]) -> dict[str, Target]:

@@ -12,7 +12,7 @@ from tiny_data import write_image
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import Float32, UInt8
 from rbc_train import sheets
-from rbc_train.evaluation import Examined
+from rbc_train.evaluate import Examined
 from rbc_train.labels import VerifiedLabel, VerifiedLabels
 
 TILE = sheets._CROP_PX + sheets._TITLE_PX + 4

@@ -11,7 +11,8 @@ from command import rbc_train
 from tiny_data import TinyData, photograph, voc
 
 from rbc_edge.errors import UnavailableError
-from rbc_train import datasets, results, trials
+from rbc_train import results
+from rbc_train.data import annotated_twice, official_test, read_public
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
@@ -186,8 +187,8 @@ def test_bccd_s_own_boxes_judge_what_both_sets_annotate(
     keep = [i for i, n in enumerate(names) if n != "RBC"] + [names.index("RBC")]
     size = (twice.image.shape[1], twice.image.shape[0])
     data.voc_file("BloodImage_00009").write_text(voc(twice.xyxy[keep], [names[i] for i in keep], size))
-    txl, bccd = datasets.read_public(data.folder)
-    ((own, theirs),) = datasets.annotated_twice(data.folder, txl, bccd)
+    txl, bccd = read_public(data.folder)
+    ((own, theirs),) = annotated_twice(data.folder, txl, bccd)
     assert (own.name, theirs.name) == ("BloodImage_00009", "twin")
     code, out, _ = rbc_train(
         monkeypatch, capsys, "bccd", "--bundle", TOY, "--data", data.folder, "--threads", 1,
@@ -205,12 +206,12 @@ def test_bccd_s_own_boxes_judge_what_both_sets_annotate(
 def test_bccd_s_official_test_split_is_what_its_list_names(data: TinyData, tmp_path: Path) -> None:
     data.add_bccd("test", "BloodImage_00010", photograph(42))
     data.add_bccd("test", "BloodImage_00011", photograph(43))  # a twin of TXL-PBC's test
-    bccd = datasets.read_public(data.folder)[1]
+    bccd = read_public(data.folder)[1]
     with pytest.raises(UnavailableError, match="ImageSets"):
-        datasets.official_test(data.folder, bccd)
+        official_test(data.folder, bccd)
     (data.folder / "bccd" / "ImageSets" / "Main").mkdir(parents=True)
     (data.folder / "bccd" / "ImageSets" / "Main" / "test.txt").write_text("BloodImage_00010\n")
-    assert [p.name for p in datasets.official_test(data.folder, bccd)] == ["BloodImage_00010"]
+    assert [p.name for p in official_test(data.folder, bccd)] == ["BloodImage_00010"]
 
 
 def test_a_folder_that_cannot_be_is_said(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rbc_edge.errors import ExitCode, RbcEdgeError
-from rbc_train import datasets, results
+from rbc_train import results
+from rbc_train.data import CLASS_NAMES, Photograph, annotated_twice, official_test, read_public, write_dataset
 
 if TYPE_CHECKING:
     from rbc_edge.vision.analyzer import Analyzer
@@ -64,10 +65,10 @@ def dataset(
     strict: Annotated[bool, typer.Option(help="Exit 3 when an annotation has findings.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
-    txl, bccd = datasets.read_public(data)
+    txl, bccd = read_public(data)
     for finding in [*txl.findings, *bccd.findings]:
         typer.echo(str(finding), err=True)
-    steps = datasets.write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
+    steps = write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
     with typer.progressbar(
         steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr
     ) as bar:
@@ -128,12 +129,10 @@ def teach(
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Trains teachers on the verified labels and lets them judge every training crop."""
-    from rbc_train import classifier, teaching  # noqa: PLC0415
-
-    options = teaching.TeachingOptions(dataset, data, detector, out, folds, epochs, threads)
-    taught = teaching.teach(options, _show)
-    rows = classifier.read_rows(dataset, "train")
-    known = teaching.agreement(rows, classifier.read_taught(out, dataset))
+    options = teachers.TeachingOptions(dataset, data, detector, out, folds, epochs, threads)
+    taught = teachers.teach(options, _show)
+    rows = train_classifier.read_rows(dataset, "train")
+    known = teachers.agreement(rows, train_classifier.read_taught(out, dataset))
     typer.echo(
         f"{len(rows)} crops taught; {known.n} of them were inspected and not seen by the teacher that "
         f"judged them: accuracy {known.accuracy:.4f}, AUC {known.auc:.4f}"
@@ -218,33 +217,33 @@ def evaluate(
     """
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
     from rbc_edge.vision.bundle import DETECTOR_FP32  # noqa: PLC0415
-    from rbc_train import evaluation, figures, labels, scorecard  # noqa: PLC0415
+    from rbc_train import labels, scorecard  # noqa: PLC0415
     from rbc_train import sheets as worst  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
     opened, verified = analyzer.bundle, labels.read_verified()
     manifest = opened.manifest
 
-    def examine(at_work: Analyzer, name: str) -> list[evaluation.Examined]:
+    def examine(at_work: Analyzer, name: str) -> list[evaluate.Examined]:
         with typer.progressbar(length=len(validation), label=name, file=sys.stderr) as bar:
-            return evaluation.examine(
+            return evaluate.examine(
                 at_work, validation, verified, scale=scale.value, progress=lambda _done, _total: bar.update(1)
             )
 
     examined = examine(analyzer, "photographs")
-    found = evaluation.score(examined, manifest.overlap_threshold)
+    found = evaluate.score(examined, manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
-    typer.echo(evaluation.table(found))
+    typer.echo(evaluate.table(found))
     runs = [run for run in (scorecard.at_export(manifest.metrics),) if run]
     if DETECTOR_FP32 in manifest.files:
         whole = examine(Analyzer(opened, threads=threads, precision="fp32"), "fp32")
-        fp32 = evaluation.score(whole, manifest.overlap_threshold)["all"]
+        fp32 = evaluate.score(whole, manifest.overlap_threshold)["all"]
         runs.append(scorecard.Runs(f"now, scale {scale.value}", found["all"], fp32))
-    between = evaluation.intervals(examined, manifest.overlap_threshold)
+    between = evaluate.intervals(examined, manifest.overlap_threshold)
     lines = scorecard.targets(found, between, runs, opened.bundle_id, out)
     typer.echo(scorecard.targets_text(lines))
-    pictures = figures.draw_all(examined, manifest.score_threshold, manifest.overlap_threshold, out)
-    names = (*datasets.CLASS_NAMES, "overlap")
+    pictures = charts.draw_all(examined, manifest.score_threshold, manifest.overlap_threshold, out)
+    names = (*CLASS_NAMES, "overlap")
     section = scorecard.section(
         found, between, lines, runs, pictures,
         bundle_id=opened.bundle_id,
@@ -337,14 +336,14 @@ def quality(
     threads: Threads = 0,
 ) -> None:
     """Draws defects into validation photographs and weighs the quality flags: hits and false alarms."""
-    from rbc_train import defects, figures  # noqa: PLC0415
+    from rbc_train import defects  # noqa: PLC0415
 
     analyzer, validation = _at_work(bundle, data, threads)
     steps = defects.try_defects(analyzer, validation, every=every, work=work)
     with typer.progressbar(steps, length=defects.n_trials(), label="defects", file=sys.stderr) as bar:
         trials = list(bar)
     figure, picture = defects.draw_rocs(trials, "quality-roc.png")
-    figures.save(figure, out / picture.file)
+    charts.save(figure, out / picture.file)
     results.publish(defects.flags_section(), out)
     typer.echo(_published(defects.section(trials, picture, analyzer.bundle.bundle_id, every=every), out))
 
@@ -361,7 +360,7 @@ def coverage(
     from rbc_train import coverage as room  # noqa: PLC0415
 
     analyzer, _ = _at_work(bundle, data, threads)
-    photographs = datasets.read_public(data)[0].of("train", "val")[::every]
+    photographs = read_public(data)[0].of("train", "val")[::every]
     with typer.progressbar(length=len(photographs), label="photographs", file=sys.stderr) as bar:
         sources = room.count_fields(analyzer, photographs, bar.update)
     covered = {f.source: list(room.cover(f, draws=room.DRAWS)) for f in sources}
@@ -415,7 +414,7 @@ def compare(
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
     from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
 
-    txl, bccd = datasets.read_public(data)
+    txl, bccd = read_public(data)
     steps = comparators.compare(
         Analyzer(Bundle.open(bundle), threads=1),  # all on one thread
         txl.photographs,
@@ -496,22 +495,22 @@ def bccd(
     threads: Threads = 0,
 ) -> None:
     """Scores a bundle against BCCD's own boxes, as the literature does."""
-    from rbc_train import evaluation, labels, scorecard  # noqa: PLC0415
+    from rbc_train import labels, scorecard  # noqa: PLC0415
 
     analyzer, _ = _at_work(bundle, data, threads)
-    txl, own = datasets.read_public(data)
+    txl, own = read_public(data)
 
-    def score(chosen: list[datasets.Photograph]) -> dict[str, object]:
+    def score(chosen: list[Photograph]) -> dict[str, object]:
         # Overlap is not judged here.
-        seen = evaluation.examine(analyzer, chosen, labels.VerifiedLabels([]), scale="estimated")
-        return evaluation.score_group(seen, analyzer.bundle.manifest.overlap_threshold)
+        seen = evaluate.examine(analyzer, chosen, labels.VerifiedLabels([]), scale="estimated")
+        return evaluate.score_group(seen, analyzer.bundle.manifest.overlap_threshold)
 
-    pairs = datasets.annotated_twice(data, txl, own)
+    pairs = annotated_twice(data, txl, own)
     both = {
         "BCCD's boxes": score([b for b, _ in pairs]),
         "TXL-PBC's boxes": score([t for _, t in pairs]),
     }
-    figures = score(own.of("val") if split is BccdSplit.val else datasets.official_test(data, own))
+    figures = score(own.of("val") if split is BccdSplit.val else official_test(data, own))
     section = scorecard.bccd_section(split.value, figures, both, analyzer.bundle.bundle_id)
     typer.echo(_published(section, out))
 
@@ -540,7 +539,7 @@ def suppression(
     from rbc_train import choices  # noqa: PLC0415
 
     opened = Bundle.open(bundle)
-    validation = datasets.read_public(data)[0].of("val")
+    validation = read_public(data)[0].of("val")
     seen = choices.candidates(choices.bundle_look(opened), validation, opened.manifest.cell_diameter_px)
     judged = dict(choices.try_suppressions(seen))
     typer.echo(_published(choices.suppression_section(judged, opened.bundle_id), out))
@@ -572,12 +571,12 @@ def _published(section: results.Section, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":
+def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[Photograph]]":
     """Opens a bundle and the validation photographs of TXL-PBC."""
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
     from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
 
-    return Analyzer(Bundle.open(bundle), threads=threads), datasets.read_public(data)[0].of("val")
+    return Analyzer(Bundle.open(bundle), threads=threads), read_public(data)[0].of("val")
 
 
 def answer(program: typer.Typer) -> None:

@@ -4,18 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError
 from rbc_train import results
-from rbc_train.datasets import CLASS_NAMES
-from rbc_train.results import Picture, Section, Table
+from rbc_train.data import CLASS_NAMES
+from rbc_train.results import Chart, Section, Table
 
 Figures = Mapping[str, Any]
-"""What `evaluation.score` returned."""
+"""What `evaluate.score` returned."""
 
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
-"""What `evaluation.intervals` returned."""
+"""What `evaluate.intervals` returned."""
 
 _NONE: Final = "–"
 _PARITY: Final = (
@@ -166,8 +166,8 @@ def targets(
     lines.append(_greatest("count change, scale 0.3 to 2.5 unknown", changes))
     mosaics = _of_bundle("scale", bundle_id, folder).get("mosaic_changes", {})
     lines.append(_greatest("count change, mosaics of 20 megapixels, scale unknown", mosaics))
-    disturbed = _of_bundle("disturbances", bundle_id, folder).get("changes", {})
-    lines.append(_greatest("count change, other light, colour, JPEG quality 50, slight blur", disturbed))
+    corrupted = _of_bundle("corruptions", bundle_id, folder).get("changes", {})
+    lines.append(_greatest("count change, other light, colour, JPEG quality 50, slight blur", corrupted))
     return lines
 
 
@@ -229,7 +229,7 @@ def section(
     intervals: Intervals,
     lines: Sequence[Target],
     runs: Sequence[Runs],
-    pictures: Sequence[Picture],
+    drawn: Sequence[Chart],
     *,
     bundle_id: str,
     scale: str,
@@ -242,7 +242,7 @@ def section(
         intervals: Of the same.
         lines: The targets.
         runs: int8 against fp32.
-        pictures: What `figures.draw_all` drew.
+        pictures: What `charts.draw_all` drew.
         bundle_id: Of the bundle.
         scale: What the station was told of the scale: estimated or labelled.
         thresholds: The bundle's, by name.
@@ -250,32 +250,10 @@ def section(
     Returns:
         The section.
     """
-    missed = figures["all"]["overlap_labels_not_found"]
-    judged = figures["all"]["overlap_on_found_boxes"]
-    n, right = judged["n"] + missed, judged["accuracy"] * judged["n"]
-    told = {
-        "estimated": "nobody told it how large a cell is",
-        "labelled": "it was told the labelled cell diameter of each photograph",
-    }
-    text = [
-        f"Bundle `{bundle_id}`, run through `rbc_edge` as the station runs it, on "
-        f"{figures['all']['photographs']} photographs; {told[scale]}. Its thresholds "
-        f"({', '.join(f'{k} {v:g}' for k, v in thresholds.items())}) were chosen on the same photographs.",
-        "In brackets: 95 % intervals by bootstrap over photographs, all cells of one drawn together. "
-        "Detections are right at iou 0.5 with a labelled box of TXL-PBC, which has faults of its own.",
-    ]
-    if n and judged["n"]:
-        text.append(
-            f"Verdicts are judged on the box that found the cell, where one did: {missed} of {n} verified "
-            f"cells were not found. Called wrong, they would make the accuracy {right / n:.3f}."
-        )
     command = "python -m rbc_train evaluate" + ("" if scale == "estimated" else f" --scale {scale}")
     return Section(
         name="metrics",
-        page="results",
-        title="The shipped bundle, on validation photographs",
         command=command,
-        text=tuple(text),
         tables=(
             _targets_table(lines),
             _headline_table(figures, intervals),
@@ -286,7 +264,7 @@ def section(
             _letters_table(figures),
             *([_parity_table(runs)] if runs else []),
         ),
-        pictures=tuple(pictures),
+        charts=tuple(drawn),
         data={
             "bundle_id": bundle_id,
             "scale": scale,
@@ -464,60 +442,3 @@ def _percent(value: float) -> str:
 
 def _range(ends: tuple[float, float], digits: int = 4) -> str:
     return f"{_figure(ends[0], digits)}, {_figure(ends[1], digits)}"
-
-
-def bccd_section(
-    split: Literal["val", "test"],
-    figures: Mapping[str, Any],
-    both: Mapping[str, Mapping[str, Any]],
-    bundle_id: str,
-) -> Section:
-    """Makes the section ``bccd-test``: BCCD's own labels, because the literature reports them.
-
-    Args:
-        split: Which of BCCD's splits was scored.
-        figures: Of that split, against BCCD's own boxes.
-        both: Figures of the validation photographs that both sets annotate, by whose boxes judged them.
-        bundle_id: Of the bundle.
-
-    Returns:
-        The section; its ``map50`` is what the target looks at, and is there for the test split only.
-    """
-
-    def row(name: str, f: Mapping[str, Any]) -> tuple[str, ...]:
-        precisions = (f[k] for k in ("rbc_ap50", "wbc_ap50", "platelet_ap50", "map50"))
-        return (
-            name, str(f["photographs"]), *(_figure(v) for v in precisions),
-            str(f["rbc_labelled"]), str(f["rbc_counted"]),
-            _figure(f["rbc_precision"], 3), _figure(f["rbc_recall"], 3),
-        )  # fmt: skip
-
-    rows = [row(f"{split} split, BCCD's boxes", figures)]
-    rows += [row(f"validation, {name}", f) for name, f in both.items()]
-    return Section(
-        name="bccd-test",
-        page="results",
-        title="BCCD's own labels",
-        command=f"python -m rbc_train bccd --split {split}",
-        text=(
-            f"Bundle `{bundle_id}`, scale unknown. The literature reports mAP50 on BCCD's test split with "
-            "BCCD's own boxes, which miss about half of the red cells: a right answer that nobody annotated "
-            "counts as a false one. How much that costs is seen where the same photographs are judged by "
-            "both sets of boxes.",
-        ),
-        tables=(
-            Table(
-                "AP50 and red cells",
-                ("judged by", "photographs", "RBC AP50", "WBC", "platelet", "mAP50", "labelled",
-                 "counted", "precision", "recall"),
-                tuple(rows),
-            ),
-        ),
-        data={
-            "bundle_id": bundle_id,
-            "split": split,
-            "map50": figures["map50"] if split == "test" else math.nan,
-            "figures": figures,
-            "both": both,
-        },
-    )  # fmt: skip

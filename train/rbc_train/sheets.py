@@ -12,8 +12,8 @@ import numpy as np
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import CellClass, Float32, UInt8
-from rbc_train import evaluation, metrics
-from rbc_train.evaluation import Examined
+from rbc_train import evaluate, metrics
+from rbc_train.evaluate import Examined
 from rbc_train.labels import VerifiedLabels
 
 # Okabe and Ito's palette, RGB.
@@ -35,7 +35,7 @@ def write(
     """Writes both kinds of sheets.
 
     Args:
-        examined: What `evaluation.examine` returned.
+        examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
         folder: Where to; not in the repository.
@@ -79,7 +79,7 @@ def worst_verdicts(
     """Shows verified cells of one kind whose verdict is wrong, the most wrong first.
 
     Args:
-        examined: What `evaluation.examine` returned.
+        examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
         overlapping: Cells that are called single and are not; else the other way round.
@@ -98,7 +98,7 @@ def worst_verdicts(
     wrong.sort(key=lambda w: w[0], reverse=not overlapping)
     tiles = []
     for score, e, i in wrong[:most]:
-        box = np.array(evaluation.usable(verified, e.photograph)[i].xyxy, np.float32)
+        box = np.array(evaluate.usable(verified, e.photograph)[i].xyxy, np.float32)
         title = f"{score:.2f} {e.letter[i]} {e.photograph.source}"
         tiles.append(_titled(_crop(e.photograph.read(), box), title))
     return _grid(tiles, columns) if tiles else None
@@ -108,7 +108,7 @@ def worst_fields(examined: Sequence[Examined], *, most: int = 12, columns: int =
     """Shows the photographs whose red cells were counted most wrongly.
 
     Args:
-        examined: What `evaluation.examine` returned.
+        examined: What `evaluate.examine` returned.
         most: How many at most.
         columns: How many in a row.
 
@@ -116,7 +116,7 @@ def worst_fields(examined: Sequence[Examined], *, most: int = 12, columns: int =
         uint8 (H, W, 3) RGB: found boxes blue and solid, labelled but missed ones orange and dashed, false
         ones pink with a cross; None when every count is right.
     """
-    counted, labelled = evaluation.field_counts(examined, CellClass.RBC)
+    counted, labelled = evaluate.field_counts(examined, CellClass.RBC)
     error = np.abs(counted - labelled)
     order = np.argsort(-error, kind="stable")[:most]
     tiles = []
@@ -150,7 +150,7 @@ def _boxes(e: Examined) -> UInt8:
     truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
     found = e.result.cells.detections
     found = found.take(found.class_id == CellClass.RBC)
-    pairs = metrics.match(found.xyxy, found.score, truth, least_iou=evaluation.IOUS[0])
+    pairs = metrics.match(found.xyxy, found.score, truth, least_iou=evaluate.IOUS[0])
     for box, score, pair in zip(found.xyxy * factor, found.score, pairs.tolist(), strict=True):
         low, high = _point(box[:2]), _point(box[2:])
         if pair >= 0:

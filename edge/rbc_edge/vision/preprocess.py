@@ -162,6 +162,34 @@ def shrinks(cell_diameter_px: float) -> int:
     return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
 
 
+def detector_input(view: View, cell_diameter_px: float, model_diameter_px: float) -> UInt8:
+    """Resizes a view to the detector's scale: what tiles and training photographs are cut from.
+
+    Args:
+        view: The field as the networks are shown it.
+        cell_diameter_px: Diameter of a red cell, pixels of the field.
+        model_diameter_px: Diameter of a red cell that the detector is trained on, pixels.
+
+    Returns:
+        uint8 (h, w, 3) RGB. A red cell measures about `model_diameter_px` in it (see `snug`).
+    """
+    return at_model_scale(view.image, model_diameter_px / view.shown_px(cell_diameter_px))
+
+
+def cell_crops(view: View, xyxy: Float32, *, margin: float) -> UInt8:
+    """Cuts boxes out of a view: what the classifier sees, at the station and in training.
+
+    Args:
+        view: The field as the networks are shown it.
+        xyxy: float32 (N, 4), pixels of the field.
+        margin: Share of the box's side that is added on each of its four sides.
+
+    Returns:
+        uint8 (N, CROP_PX, CROP_PX, 3) RGB.
+    """
+    return crops(view.image, xyxy / view.px, margin=margin)
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One window of a field at model scale. All numbers are pixels at model scale.
