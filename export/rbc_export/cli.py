@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rbc_train.cli import answer
+from rbc_train import console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,4 +34,4 @@ def export(
 
 def main() -> None:
     """Runs the export's command line."""
-    answer(app)
+    console.answer(app)

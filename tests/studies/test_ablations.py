@@ -1,4 +1,4 @@
-"""Choices: suppression does what its papers say, and what is measured is what the station would see."""
+"""Ablations: suppression does what its papers say, and what is measured is what the station would see."""
 
 from pathlib import Path
 
@@ -35,15 +35,15 @@ def by_box(found: Detections) -> dict[tuple[float, ...], float]:
 
 
 def test_greedy_keeps_cells_that_lie_over_each_other_and_no_doubles() -> None:
-    kept = choices.greedy(0.65, votes=False)(PAIR)
+    kept = ablations.greedy(0.65, votes=False)(PAIR)
     assert by_box(kept) == pytest.approx({(0, 0, 20, 20, 0): 0.9, (10, 0, 30, 20, 0): 0.8})
-    assert len(choices.greedy(0.3, votes=False)(PAIR)) == 1
-    voted = choices.greedy(0.65)(PAIR)
+    assert len(ablations.greedy(0.3, votes=False)(PAIR)) == 1
+    voted = ablations.greedy(0.65)(PAIR)
     assert voted.xyxy[0, 3] == pytest.approx((0.9 * 20 + 0.7 * 0.9 * 18) / (0.9 + 0.7 * 0.9))
 
 
 def test_soft_suppression_costs_score_by_its_gaussian() -> None:
-    found = by_box(choices.soft(0.5)(PAIR))
+    found = by_box(ablations.soft(0.5)(PAIR))
     assert found[0, 0, 20, 20, 0] == pytest.approx(0.9)
     assert found[10, 0, 30, 20, 0] == pytest.approx(0.8 * np.exp(-((1 / 3) ** 2) / 0.5))
     other = 180 / (400 + 360 - 180)  # the double against the second cell
@@ -52,7 +52,7 @@ def test_soft_suppression_costs_score_by_its_gaussian() -> None:
 
 
 def test_matrix_suppression_spares_what_a_covered_box_covers() -> None:
-    found = by_box(choices.matrix(0.5)(PAIR))
+    found = by_box(ablations.matrix(0.5)(PAIR))
     assert found[0, 0, 20, 20, 0] == pytest.approx(0.9)
     assert found[10, 0, 30, 20, 0] == pytest.approx(0.8 * np.exp(-((1 / 3) ** 2) / 0.5))
     # By the first cell, which nothing covers; the second is covered itself and costs less.
@@ -60,9 +60,9 @@ def test_matrix_suppression_spares_what_a_covered_box_covers() -> None:
     assert found[0, 0, 20, 20, 1] == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("name", list(choices.SUPPRESSIONS))
+@pytest.mark.parametrize("name", list(ablations.SUPPRESSIONS))
 def test_every_way_stands_nothing(name: str) -> None:
-    assert len(choices.SUPPRESSIONS[name](Detections.empty())) == 0
+    assert len(ablations.SUPPRESSIONS[name](Detections.empty())) == 0
 
 
 def test_candidates_are_in_pixels_of_the_photograph(data: TinyData) -> None:
@@ -77,7 +77,7 @@ def test_candidates_are_in_pixels_of_the_photograph(data: TinyData) -> None:
         scores = np.array([[0.1, 0.9, 0.2], [0.9, 0.1, 0.1], [0.005, 0.001, 0.002]], np.float32)
         return np.array([middle, [5, 5, 5, 5], middle], np.float32), scores
 
-    seen = choices.candidates(look, validation, 40.0)
+    seen = ablations.candidates(look, validation, 40.0)
     for one, shape in zip(seen, windows, strict=True):
         assert shape[0] % 32 == shape[1] % 32 == 0
         assert one.found.class_id.tolist() == [1]
@@ -89,12 +89,12 @@ def test_candidates_are_in_pixels_of_the_photograph(data: TinyData) -> None:
 def test_the_toy_s_candidates_are_judged_and_published(data: TinyData, tmp_path: Path) -> None:
     bundle = Bundle.open(TOY)
     validation = read_public(data.folder)[0].of("val")
-    seen = choices.candidates(choices.bundle_look(bundle), validation, bundle.manifest.cell_diameter_px)
-    judged = {name: choices.judge(seen, choices.SUPPRESSIONS[name]) for name in ("greedy, iou 0.65",)}
+    seen = ablations.candidates(ablations.bundle_look(bundle), validation, bundle.manifest.cell_diameter_px)
+    judged = {name: ablations.judge(seen, ablations.SUPPRESSIONS[name]) for name in ("greedy, iou 0.65",)}
     one = judged["greedy, iou 0.65"]
     assert one["rbc_ap50"] > 0.5
     assert 0.6 < one["rbc_count_ratio"] < 1.4
-    page = results.publish(choices.suppression_section(judged, bundle.bundle_id), tmp_path / "results")
+    page = results.publish(ablations.suppression_section(judged, bundle.bundle_id), tmp_path / "results")
     assert "greedy, iou 0.65" in page.read_text(encoding="utf-8")
 
 
@@ -103,7 +103,7 @@ def test_perfect_candidates_get_perfect_figures(data: TinyData) -> None:
         Candidates(p, Detections(p.xyxy, np.full(len(p.xyxy), 0.9, np.float32), p.class_id), 0.001)
         for p in read_public(data.folder)[0].of("val")
     ]
-    figures = choices.judge(seen, choices.greedy(0.95))
+    figures = ablations.judge(seen, ablations.greedy(0.95))
     assert (figures["rbc_ap50_95"], figures["rbc_count_ratio"]) == (1.0, 1.0)
     assert figures["rbc_field_error_mean"] == 0.0
 
@@ -119,20 +119,22 @@ def test_networks_taught_differently_stand_side_by_side(
         )
         for model in ("improved", "station")
     ]
-    judged = choices.judge_overlap(checkpoints, dataset, data.folder)
+    judged = ablations.judge_overlap(checkpoints, dataset, data.folder)
     assert [(j["model"], j["turned"]) for j in judged] == [
         ("improved", False), ("improved", True), ("station", False), ("station", True),
     ]  # fmt: skip
     assert all(0 <= j["accuracy"] <= 1 and j["n"] > 0 and j["milliseconds"] > 0 for j in judged)
-    page = results.publish(choices.overlap_section(judged), tmp_path / "results").read_text(encoding="utf-8")
+    page = results.publish(ablations.overlap_section(judged), tmp_path / "results").read_text(
+        encoding="utf-8"
+    )
     assert "| station, eight views | noise | verified | 1 |" in page
 
 
 def test_a_missing_checkpoint_is_named(dataset: Path, data: TinyData, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="no such file"):
-        choices.judge_overlap([tmp_path / "classifier.pt"], dataset, data.folder)
+        ablations.judge_overlap([tmp_path / "classifier.pt"], dataset, data.folder)
     with pytest.raises(UnavailableError, match="no such file"):
-        choices.checkpoint_look(tmp_path / "detector.pt")
+        ablations.checkpoint_look(tmp_path / "detector.pt")
 
 
 def test_a_checkpoint_s_boxes_are_corners_in_pixels_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,7 @@ def test_a_checkpoint_s_boxes_are_corners_in_pixels_of_the_window(monkeypatch: p
     rows = network(torch.from_numpy(window).permute(2, 0, 1)[None].float() / 255)[0][0].T.detach().numpy()
 
     monkeypatch.setattr("rbc_train.networks.load_detector", lambda _file: network)
-    found, scores = choices.checkpoint_look(Path("any"))(window)
+    found, scores = ablations.checkpoint_look(Path("any"))(window)
     np.testing.assert_allclose((found[:, :2] + found[:, 2:]) / 2, rows[:, :2], atol=0.05)
     np.testing.assert_allclose(found[:, 2:] - found[:, :2], rows[:, 2:4], atol=0.05)
     np.testing.assert_allclose(scores, rows[:, 4:], atol=1e-4)

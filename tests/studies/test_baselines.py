@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from command import rbc_train
+from command import called
 from tiny_data import TinyData, photograph
 
 from rbc_edge.errors import UnavailableError, UsageError
@@ -23,7 +23,9 @@ from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.classifier import Classifier
 from rbc_train import evaluate, metrics, results, train_detector
 from rbc_train.data import Photograph, read_public
-from studies.baselines import Blobs, Components, Hough, Method, Proposals, TrainingOptions, Watershed
+from studies import baseline_networks, baselines
+from studies.baseline_methods import Blobs, Components, Hough, Method, Proposals, Watershed
+from studies.baseline_networks import TrainingOptions
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 METHODS: tuple[Method, ...] = (Hough(), Blobs(), Watershed(), Components())
@@ -157,7 +159,7 @@ def test_the_better_method_is_chosen_with_thresholds_of_its_own(data: TinyData) 
     good = Knows(lambda image: by_image[image.tobytes()], 0.2)
     bad = Knows(lambda image: by_image[image.tobytes()] + np.float32(15), 0.2)
     for order in ((good, bad), (bad, good)):
-        best = comparators.tune(order, photographs, data.verified())
+        best = baselines.tune(order, photographs, data.verified())
         assert best.method is good
         assert best.f1 == 1.0
         assert 0.2 < best.score_threshold <= 0.6
@@ -165,15 +167,15 @@ def test_the_better_method_is_chosen_with_thresholds_of_its_own(data: TinyData) 
 
 def test_parameters_are_chosen_on_train_alone(data: TinyData) -> None:
     txl = read_public(data.folder)[0].photographs
-    chosen = comparators.tuning_photographs(txl, data.verified())
+    chosen = baselines.tuning_photographs(txl, data.verified())
     assert [p.name for p in chosen] == ["t0", "t1", "t2", "t3"]
-    assert len(comparators.tuning_photographs(txl, data.verified(), of_each=2)) == 2
+    assert len(baselines.tuning_photographs(txl, data.verified(), of_each=2)) == 2
 
 
 def test_bccd_is_written_as_it_came_without_its_test_split(data: TinyData, tmp_path: Path) -> None:
     data.add_bccd("test", "BloodImage_00003", photograph(32))
     photographs = read_public(data.folder)[1].photographs
-    yaml = comparators.write_bccd(photographs, tmp_path / "d")
+    yaml = baseline_networks.write_bccd(photographs, tmp_path / "d")
     assert "0: rbc\n  1: wbc\n  2: platelet\n" in yaml.read_text()
     written = sorted(p.relative_to(tmp_path / "d").as_posix() for p in (tmp_path / "d").rglob("*.*"))
     assert written == [
@@ -212,7 +214,7 @@ def test_two_classes_take_the_verified_label_and_else_the_verdict(
     (dataset / "crops/train.csv").write_text("\n".join([rows[0], *(",".join(r) for r in cut)]) + "\n")
     monkeypatch.setattr(Classifier, "overlap_score", lambda _self, crops: np.ones(len(crops), np.float32))
 
-    out = comparators.write_two_class(dataset, bundle, tmp_path / "two")
+    out = baseline_networks.write_two_class(dataset, bundle, tmp_path / "two")
     for name, drawn in data.drawn.items():
         if not name.startswith("t"):
             continue
@@ -237,10 +239,10 @@ def test_crops_of_another_margin_are_refused(dataset: Path, bundle: Bundle, tmp_
     manifest = dataset / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"crop_margin": 0.25', '"crop_margin": 0.5'))
     with pytest.raises(UsageError, match=r"margin of 0\.5") as caught:
-        comparators.write_two_class(dataset, bundle, tmp_path / "two")
+        baseline_networks.write_two_class(dataset, bundle, tmp_path / "two")
     assert "--crop-margin" in caught.value.advice
     with pytest.raises(UnavailableError, match="not a finished dataset"):
-        comparators.write_two_class(tmp_path / "none", bundle, tmp_path / "two")
+        baseline_networks.write_two_class(tmp_path / "none", bundle, tmp_path / "two")
 
 
 class CutError(Exception):
@@ -265,33 +267,33 @@ def test_yolo_on_bccds_boxes_is_cut_goes_on_and_looks(
         if trainer.epoch == 0:
             raise CutError
 
-    monkeypatch.setattr(detector, "_keep", keep_then_cut)
+    monkeypatch.setattr(train_detector, "_keep", keep_then_cut)
     with pytest.raises(CutError):
-        comparators.train_bccd640(run)
-    checkpoint = comparators.train_bccd640(run)
+        baseline_networks.train_bccd640(run)
+    checkpoint = baseline_networks.train_bccd640(run)
     assert kept_epochs == [0, 1]
     before = checkpoint.read_bytes()
-    assert comparators.train_bccd640(run).read_bytes() == before  # finished: not again
-    proposals = comparators.PlainYolo(checkpoint).propose(photograph(3).image, 40.0)
+    assert baseline_networks.train_bccd640(run).read_bytes() == before  # finished: not again
+    proposals = baseline_networks.PlainYolo(checkpoint).propose(photograph(3).image, 40.0)
     assert proposals.contact.shape == (len(proposals.detections),) * 2
     with pytest.raises(UsageError, match="rbc, wbc, platelet"):
-        comparators.TwoClassYolo(checkpoint, Bundle.open(TOY))
+        baseline_networks.TwoClassYolo(checkpoint, Bundle.open(TOY))
 
 
 def test_yolo_with_two_red_classes_is_trained_and_looks(
     data: TinyData, dataset: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
-    checkpoint = comparators.train_two_class(options(data, dataset, tmp_path / "run", 1))
-    method = comparators.TwoClassYolo(checkpoint, bundle)
+    checkpoint = baseline_networks.train_two_class(options(data, dataset, tmp_path / "run", 1))
+    method = baseline_networks.TwoClassYolo(checkpoint, bundle)
     proposals = method.propose(photograph(3).image, 40.0)
     assert (proposals.detections.class_id == 0).all()
     with pytest.raises(UsageError, match="rbc_single"):
-        comparators.PlainYolo(checkpoint)
+        baseline_networks.PlainYolo(checkpoint)
 
 
 def test_the_two_red_classes_are_one_in_suppression(bundle: Bundle) -> None:
     """One cell seen as single and as overlapping is one cell; its score is the larger of the two."""
-    method = object.__new__(comparators.TwoClassYolo)
+    method = object.__new__(baseline_networks.TwoClassYolo)
     method._manifest = bundle.manifest
     image, diameter = smear((80, 40), side=160), 80.0
     factor = bundle.manifest.cell_diameter_px / diameter
@@ -320,7 +322,7 @@ def test_otsus_area_judges_what_yolo_finds(monkeypatch: pytest.MonkeyPatch) -> N
     seen = SimpleNamespace(
         boxes=SimpleNamespace(xyxy=xyxy, conf=torch.ones(3), cls=torch.tensor([0.0, 0, 1]))
     )
-    method = object.__new__(comparators.PlainYolo)
+    method = object.__new__(baseline_networks.PlainYolo)
     method._yolo = SimpleNamespace(predict=lambda *_a, **_k: [seen])
     cells = method.propose(image, math.nan).counted(0.25)
     assert cells.overlap_score.tolist() == pytest.approx([0.95, 1 / 16], abs=0.02)
@@ -332,37 +334,37 @@ def test_what_is_no_checkpoint_is_named(content: bytes | None, kind: type[Except
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(kind, match=str(file)):
-        comparators.PlainYolo(file)
+        baseline_networks.PlainYolo(file)
 
 
 @pytest.fixture
-def outcomes(data: TinyData, monkeypatch: pytest.MonkeyPatch) -> Sequence[comparators.Outcome]:
-    """All comparators on two drawn photographs, a candidate each."""
+def outcomes(data: TinyData, monkeypatch: pytest.MonkeyPatch) -> Sequence[baselines.Outcome]:
+    """All baselines on two drawn photographs, a candidate each."""
     few = {type(m).__name__: (m,) for m in METHODS}
-    monkeypatch.setattr(comparators, "CANDIDATES", few)
+    monkeypatch.setattr(baselines, "CANDIDATES", few)
     txl, bccd = read_public(data.folder)
     analyzer = Analyzer(Bundle.open(TOY), threads=1)
-    return list(comparators.compare(analyzer, txl.photographs, bccd.photographs, data.verified()))
+    return list(baselines.compare(analyzer, txl.photographs, bccd.photographs, data.verified()))
 
 
 def test_all_are_scored_alike_and_what_is_missing_is_said(
-    outcomes: Sequence[comparators.Outcome], tmp_path: Path
+    outcomes: Sequence[baselines.Outcome], tmp_path: Path
 ) -> None:
-    assert len(outcomes) == comparators.N_OUTCOMES
+    assert len(outcomes) == baselines.N_OUTCOMES
     run = [o for o in outcomes if o.figures]
     assert {tuple(o.figures) for o in run} == {("all", "pbc")}
     assert {o.figures["all"]["photographs"] for o in run} == {2}
     assert all(o.seconds > 0 for o in run)
-    made = comparators.section(outcomes, tmp_path / "results", "the command")
+    made = baselines.section(outcomes, tmp_path / "results", "the command")
     rows = {row[0]: row[1:] for row in made.tables[0].rows}
     assert len(rows) == len(outcomes)
     for o in outcomes:
         assert (set(rows[o.name]) == {"not run"}) == (o not in run)
-    assert [o.name for o in outcomes if o not in run] == [comparators._PLAIN, comparators._TWO_CLASS]
+    assert [o.name for o in outcomes if o not in run] == [baselines._PLAIN, baselines._TWO_CLASS]
     assert all(len(t.rows) == len(run) for t in made.tables[1:])
     page = results.publish(made, tmp_path / "results").read_text()
     assert "not run: no checkpoint given with --two-class" in page
-    assert comparators.text_table(outcomes).count("\n") == len(outcomes)
+    assert baselines.text_table(outcomes).count("\n") == len(outcomes)
 
 
 def test_cells_that_were_not_found_are_not_right(data: TinyData, tmp_path: Path) -> None:
@@ -373,11 +375,11 @@ def test_cells_that_were_not_found_are_not_right(data: TinyData, tmp_path: Path)
             return Proposals(Detections.empty(), np.zeros((0, 0), np.float32))
 
     photographs: list[Photograph] = read_public(data.folder)[0].of("val")
-    looked, _ = comparators._look(Blind(), comparators._read(photographs))
-    examined = comparators._beside(looked, photographs, data.verified(), 0.5)
+    looked, _ = baselines._look(Blind(), baselines._read(photographs))
+    examined = baselines._beside(looked, photographs, data.verified(), 0.5)
     figures = evaluate.score(examined, 0.5)
-    outcome = comparators.Outcome("blind", "", figures, 0.1)
-    row = comparators.section([outcome], tmp_path, "").data["blind"]["all"]
+    outcome = baselines.Outcome("blind", "", figures, 0.1)
+    row = baselines.section([outcome], tmp_path, "").data["blind"]["all"]
     assert row["verified cells found"] == row["found and right"] == row["counted / labelled"] == 0.0
     assert math.isnan(row["overlap accuracy"])
 
@@ -385,15 +387,15 @@ def test_cells_that_were_not_found_are_not_right(data: TinyData, tmp_path: Path)
 def test_the_command_writes_its_section(
     data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(comparators, "CANDIDATES", {"Connected components": (Components(),)})
+    monkeypatch.setattr(baselines, "CANDIDATES", {"Connected components": (Components(),)})
     words = ("--data", data.folder, "--bundle", TOY, "--every", 2, "--out", tmp_path / "a" / "results")
-    code, out, err = rbc_train(monkeypatch, capsys, "compare", *words)
+    code, out, err = called(baselines.app, monkeypatch, capsys, *words)
     assert code == 0, err
     assert out.startswith("method")
-    assert "`python -m rbc_train compare --every 2`" in (tmp_path / "a" / "results.md").read_text()
-    kept = results.read_section("comparators", tmp_path / "a" / "results")
+    assert "`python -m studies.baselines --every 2`" in (tmp_path / "a" / "results.md").read_text()
+    kept = results.read_section("baselines", tmp_path / "a" / "results")
     assert kept["Connected components"]["all"]["RBC AP50"] > 0.3
-    assert (tmp_path / "a" / "results" / "comparators-crowding.png").stat().st_size > 1000
+    assert (tmp_path / "a" / "results" / "baselines-crowding.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
@@ -418,14 +420,14 @@ def test_what_goes_wrong_has_its_message_and_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RBC_DATA", str(data.folder))
-    monkeypatch.setattr(comparators, "CANDIDATES", {"Connected components": (Components(),)})
-    found, _, err = rbc_train(monkeypatch, capsys, "compare", *words)
+    monkeypatch.setattr(baselines, "CANDIDATES", {"Connected components": (Components(),)})
+    found, _, err = called(baselines.app, monkeypatch, capsys, *words)
     assert found == code
     assert message in err
     assert "Traceback" not in err
 
 
 def test_how_long_a_rival_was_trained_is_said(tmp_path: Path) -> None:
-    assert comparators._epochs(tmp_path / "detector.pt") == ""
+    assert baselines._epochs(tmp_path / "detector.pt") == ""
     (tmp_path / "config.json").write_text('{"epochs": 20}')
-    assert comparators._epochs(tmp_path / "detector.pt") == "trained for 20 epochs; "
+    assert baselines._epochs(tmp_path / "detector.pt") == "trained for 20 epochs; "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import rbc_train
+from command import called
 from tiny_data import TinyData
 
 from rbc_edge.vision.analyzer import Analyzer
@@ -64,8 +64,18 @@ def test_the_command_publishes(
     monkeypatch.setattr(coverage, "DRAWS", 20)
     monkeypatch.setattr(coverage, "FORECAST_DRAWS", 5)
     out = tmp_path / "docs" / "results"
-    code, said, _ = rbc_train(
-        monkeypatch, capsys, "coverage", "--data", data.folder, "--bundle", TOY, "--out", out, "--threads", 1
+    code, said, _ = called(
+        coverage.app,
+        monkeypatch,
+        capsys,
+        "--data",
+        data.folder,
+        "--bundle",
+        TOY,
+        "--out",
+        out,
+        "--threads",
+        1,
     )
     assert code == 0
     assert "if independent" in said

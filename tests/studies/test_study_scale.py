@@ -1,47 +1,28 @@
 """Trials: disturbances leave the form alone, and counts are compared with the right thing."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import cv2
 import numpy as np
 import pytest
+from command import called, rbc_train
 from tiny_data import TinyData, write_image
 
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
 from rbc_train.data import Photograph, read_public
+from studies import corruptions, scale
 
 TOY = Path(__file__).parents[1] / "edge" / "toy_bundle"
 
 
-def test_disturbances_keep_the_image_s_form_and_the_first_is_none() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
-    names = list(trials.DISTURBANCES)
-    assert names[0] == "none"
-    for name, disturb in trials.DISTURBANCES.items():
-        before = image.copy()
-        disturbed = disturb(image)
-        assert disturbed.shape == image.shape and disturbed.dtype == np.uint8
-        assert np.array_equal(disturbed, image) is (name == "none")
-        np.testing.assert_array_equal(image, before)
-
-
-def test_the_toy_counts_alike_under_another_lamp(data: TinyData) -> None:
-    photographs = read_public(data.folder)[0].of("val")
-    tried = {t.name: t for t in trials.try_disturbances(Analyzer(Bundle.open(TOY), threads=1), photographs)}
-    assert list(tried) == list(trials.DISTURBANCES)
-    assert tried["none"].n_rbc > 5
-    assert tried["blue cast"].n_rbc == pytest.approx(tried["none"].n_rbc, abs=2)
-    assert 0 < tried["none"].n_overlapping < tried["none"].n_rbc
-    assert all(t.n_rbc_of_source == {"pbc": t.n_rbc} for t in tried.values())
-
-
 def test_a_scale_trial_measures_against_the_labels(data: TinyData) -> None:
     photographs = read_public(data.folder)[0].of("val")
-    one, twice = trials.try_scales(Analyzer(Bundle.open(TOY), threads=1), photographs, (1.0, 2.5))
+    one, twice = scale.try_scales(Analyzer(Bundle.open(TOY), threads=1), photographs, (1.0, 2.5))
     assert (one.factor, twice.factor, one.n_fields) == (1.0, 2.5, len(photographs))
     assert one.n_rbc > 5
     for trial in (one, twice):
@@ -84,9 +65,9 @@ def test_a_field_in_a_slide_of_another_scale_is_put_right_when_it_has_its_own(tm
 
         def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
             told.append(given)
-            return super().analyze(field, given if given.cell_diameter_px < 50 else trials._UNKNOWN)
+            return super().analyze(field, given if given.cell_diameter_px < 50 else scale._UNKNOWN)
 
-    right, twice, thrice = trials.try_strays(cast(Analyzer, Doubting()), [one], (1.0, 2.0, 3.0))
+    right, twice, thrice = scale.try_strays(cast(Analyzer, Doubting()), [one], (1.0, 2.0, 3.0))
     assert told == [Scale(20.0 * f, ScaleSource.SLIDE) for f in (1, 2, 3)]
     assert [t.n_own for t in (right, twice, thrice)] == [0, 0, 1]
     assert all((t.n_rbc, t.n_rbc_of_source, t.n_fields) == (3, {"pbc": 3}, 1) for t in (right, twice, thrice))
@@ -102,7 +83,7 @@ def test_a_mosaic_is_compared_with_its_parts(tmp_path: Path) -> None:
     write_image(tmp_path / "p.png", image)
     rbc, thumbnail = np.zeros(6, np.int64), np.zeros((32, 32), np.float32)
     one = Photograph(tmp_path / "p.png", "p", "pbc", "val", 200, 160, boxes, rbc, thumbnail)
-    (trial,) = trials.try_mosaics(cast(Analyzer, _Blobs()), [one], megapixels=0.16)
+    (trial,) = scale.try_mosaics(cast(Analyzer, _Blobs()), [one], megapixels=0.16)
     # Two by two: as it is, mirrored, upside down, both.
     assert (trial.source, trial.width_px, trial.height_px, trial.n_parts) == ("pbc", 420, 340, 4)
     assert (trial.labelled_px, trial.estimated_px) == (20.0, 20.0)
@@ -110,24 +91,46 @@ def test_a_mosaic_is_compared_with_its_parts(tmp_path: Path) -> None:
     assert trial.mosaic == 24  # no halves of strangers became one
 
 
-def test_sections_say_the_change_and_only_what_is_targeted_is_judged() -> None:
-    plain = trials.ScaleTrial(1.0, 4, 200, 0.9, 1.0, 1.1, 0, {"a": 50, "b": 150})
-    small = trials.ScaleTrial(0.3, 4, 197, 0.9, 1.0, 1.2, 1, {"a": 50, "b": 147})
-    stray = [trials.StrayTrial(f, 4, k, n, {"a": n}) for f, k, n in ((1.0, 0, 50), (0.5, 4, 49))]
-    tiled = trials.MosaicTrial("a", 4000, 5000, 9, 100.0, 98.0, 52, 50, 49)
-    section = trials.scale_section([plain, small], stray, [tiled], "id", every=8)
-    assert section.command == "python -m rbc_train scale --every 8"
-    assert trials.scale_section([plain], [], [], "id").command == "python -m rbc_train scale"
+def test_the_section_says_the_change() -> None:
+    plain = scale.ScaleTrial(1.0, 4, 200, 0.9, 1.0, 1.1, 0, {"a": 50, "b": 150})
+    small = scale.ScaleTrial(0.3, 4, 197, 0.9, 1.0, 1.2, 1, {"a": 50, "b": 147})
+    stray = [scale.StrayTrial(f, 4, k, n, {"a": n}) for f, k, n in ((1.0, 0, 50), (0.5, 4, 49))]
+    tiled = scale.MosaicTrial("a", 4000, 5000, 9, 100.0, 98.0, 52, 50, 49)
+    section = scale.section([plain, small], stray, [tiled], bundle_id="id", every=8)
+    assert section.command == "python -m studies.scale --every 8"
+    assert scale.section([plain], [], [], bundle_id="id").command == "python -m studies.scale"
     assert section.data["changes"] == {"0.3": pytest.approx(-0.015)}
     assert section.data["mosaic_changes"] == {"a": pytest.approx(-0.02)}
     assert section.tables[0].rows[1][:5] == ("0.3", "197", "-1.5 %", "+0.0 %", "-2.0 %")
     assert section.tables[1].rows[1] == ("0.5", "4", "49", "-2.0 %", "-2.0 %")
     assert section.tables[2].rows[0][-1] == "-2.0 %"
-    tried = [
-        trials.DisturbanceTrial(name, n, 50, 0, {"a": n})
-        for name, n in (("none", 100), ("red cast", 99), ("strong blur", 80))
+
+
+def test_scale_and_corruptions_publish_what_the_targets_read(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scale, "try_scales", partial(scale.try_scales, factors=(1.0, 1.5)))
+    monkeypatch.setattr(scale, "try_strays", partial(scale.try_strays, factors=(1.0,)))
+    monkeypatch.setattr(scale, "try_mosaics", partial(scale.try_mosaics, megapixels=0.1))
+    folder = tmp_path / "docs" / "results"
+    rest = ("--bundle", TOY, "--data", data.folder, "--out", folder, "--threads", 1)
+    code, out, _ = called(scale.app, monkeypatch, capsys, *rest)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "factor",
+        "1.00",
+        "1.50",
+        "slide",
+        "1.00",
+        "mosaic",
+        "pbc",
     ]
-    section = trials.disturbance_section(tried, 12, "id")
-    assert section.data["changes"] == {"red cast": pytest.approx(-0.01)}
-    assert section.tables[0].rows[2] == ("strong blur", "80", "-20.0 %", "-20.0 %", "+0.0 %", "–", "–")
-    assert set(trials.TARGETED) < set(trials.DISTURBANCES)
+    code, out, _ = called(corruptions.app, monkeypatch, capsys, *rest, "--every", 2)
+    assert code == 0
+    assert out.startswith("1 photographs")
+    assert "python -m studies.corruptions --every 2`" in (tmp_path / "docs" / "results.md").read_text()
+    code, out, _ = rbc_train(monkeypatch, capsys, "evaluate", *rest)
+    assert code == 0
+    measured = {line.split("  ")[0]: line for line in out.splitlines() if line.startswith("count change")}
+    assert len(measured) == 3
+    assert not any("not run" in line for line in measured.values())

@@ -38,7 +38,7 @@ def read_txl(data: TinyData) -> Collection:
     return read_txl_pbc(data.folder / "txl_pbc", read_splits(data.folder / "splits.csv"))
 
 
-def read_bccd(data: TinyData) -> Collection:
+def read_own(data: TinyData) -> Collection:
     return read_bccd(data.folder / "bccd", read_splits(data.folder / "splits.csv"))
 
 

@@ -51,8 +51,9 @@ def test_inspected_crops_are_judged_by_the_teacher_that_has_not_seen_them(
         assert turned
         return np.full(len(crops), 0.2 + 0.6 * float(network.fold), np.float32)  # type: ignore[arg-type]
 
-    for name, stand_in in (("train", train), ("load", load), ("predict", predict)):
-        monkeypatch.setattr(classifier, name, stand_in)
+    monkeypatch.setattr(train_classifier, "train", train)
+    monkeypatch.setattr(networks, "load_classifier", load)
+    monkeypatch.setattr(networks, "predict", predict)
     teachers.teach(options)
     assert [(t.model, t.labels, t.folds, t.fold) for t in trained] == [
         ("teacher", "verified", 2, 0),

@@ -72,7 +72,7 @@ def test_a_kill_between_log_and_checkpoint_costs_no_line_and_repeats_none(
 ) -> None:
     whole = replace(options, out=tmp_path / "whole")
     expected = weights(train_classifier.train(whole))
-    module = classifier if where == "_log" else runs
+    module = train_classifier if where == "_log" else runs
     real = getattr(module, where)
     calls: list[int] = []
 

@@ -145,7 +145,7 @@ def test_a_run_trains_is_cut_and_goes_on(options: DetectorOptions, monkeypatch: 
         raise CutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(detector, "_keep", keep_then_cut)
+        patch.setattr(train_detector, "_keep", keep_then_cut)
         with pytest.raises(CutError):
             train_detector.train(options)
     assert kept_epochs == [0]
@@ -156,7 +156,7 @@ def test_a_run_trains_is_cut_and_goes_on(options: DetectorOptions, monkeypatch: 
         real(trainer, keep=keep)
 
     with monkeypatch.context() as patch:
-        patch.setattr(detector, "_keep", keep)
+        patch.setattr(train_detector, "_keep", keep)
         checkpoint = train_detector.train(options)
     assert kept_epochs == [0, 1]  # the first epoch is not trained again
     assert checkpoint == options.out / "detector.pt"

@@ -242,7 +242,7 @@ def section(
         intervals: Of the same.
         lines: The targets.
         runs: int8 against fp32.
-        pictures: What `charts.draw_all` drew.
+        drawn: What `charts.draw_all` drew.
         bundle_id: Of the bundle.
         scale: What the station was told of the scale: estimated or labelled.
         thresholds: The bundle's, by name.

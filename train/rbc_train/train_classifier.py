@@ -22,7 +22,7 @@ from rbc_edge.values import Bool, Float32, Int64, UInt8
 from rbc_edge.vision import preprocess
 from rbc_train import metrics, networks, runs
 from rbc_train.augment import paste_neighbour, vary
-from rbc_train.data import Photograph, Split, read_public
+from rbc_train.data import Photograph, Split, labelled_diameter_px, read_public, source_diameters_px
 
 LabelKind = Literal["weak", "verified", "taught"]
 

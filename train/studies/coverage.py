@@ -285,8 +285,8 @@ def _coverage_table(covered: Sequence[Sequence[Coverage]], names: tuple[str, ...
         for of_size in zip(*covered, strict=True)
     )
     return Table(
-        "Share of the slides with an interval that contains the true value (in brackets: half the mean width, "
-        "points). Last column: over all sources, if the cells were independent of each other",
+        "Share of the slides with an interval that contains the true value (in brackets: half the mean "
+        "width, points). Last column: over all sources, if the cells were independent of each other",
         ("fields", *names, "if independent"),
         rows,
     )

@@ -1,15 +1,21 @@
-"""What the trials of `paper` say: the tables, pictures and sentences of ``docs/paper.md``."""
+"""The paper's experiments over many draws, and what its method is worth: ``python -m studies.paper``.
+
+The trials are in `paper_trials`, the charts in `paper_figures`. Here: the command, and the tables and numbers
+of ``docs/paper.md``.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from rbc_edge.errors import UnavailableError
-from rbc_train import results
+from rbc_train import console, results
 from rbc_train.metrics import Float64
 from rbc_train.results import Section, Table
 from studies.paper_figures import (
@@ -25,15 +31,62 @@ from studies.paper_figures import (
     half_width,
     means,
     of,
-    steps_of,
 )
-from studies.paper_trials import ABLATIONS, BATCHES, EXPERIMENTS, MIXED, RuleFigures, Trial, zeros
+from studies.paper_trials import (
+    ABLATIONS,
+    BATCHES,
+    EXPERIMENTS,
+    MIXED,
+    PARTS,
+    Plan,
+    RuleFigures,
+    Trial,
+    repeat,
+    zeros,
+)
 
-COMMAND: Final = "python -m rbc_train paper"
+app = console.program()
+
+
+class Part(StrEnum):
+    """Parts of the work on the paper."""
+
+    experiments = "experiments"
+    learning = "learning"
+    ablations = "ablations"
+
+
+@app.command()
+def paper(
+    dataset: console.DatasetOption = console.DATASET,
+    data: console.Data = console.DATA,
+    detector: console.DetectorOption = console.DETECTOR,
+    from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
+    seeds: Annotated[int, typer.Option(min=2, help="Draws of each experiment.")] = 30,
+    part: Annotated[Part | None, typer.Option(help="Only this.  [default: all three]")] = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder of finished trials. A command that was stopped continues there.")
+    ] = Path("runs/paper"),
+    out: console.Out = results.FOLDER,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Repeats the paper's experiments over many draws and measures crops, labels and tricks."""
+    trials, rule = repeat(
+        Plan(seeds=seeds),
+        (part.value,) if part else PARTS,
+        work,
+        dataset=dataset,
+        data=data,
+        begin=None if from_scratch else detector,
+        threads=threads,
+        progress=console.show_progress,
+    )
+    for section in sections(trials, rule, out, begun=not from_scratch):
+        console.publish(section, out, as_text)
 
 
 def ours(folder: Path) -> dict[str, float]:
-    """Returns the shipped bundle's verdicts on labelled boxes, empty where ``evaluate`` was not run."""
+    """Returns the verdicts of the shipped bundle on labelled boxes. Empty if ``evaluate`` was not run."""
     try:
         data = results.read_section("metrics", folder)
         figures = data["figures"]["all"]["overlap_on_labelled_boxes"]
@@ -86,216 +139,6 @@ def at_least(hits: int, n: int, share: float) -> float:
     return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(hits, n + 1))
 
 
-def _closest(trials: Sequence[Trial], name: str) -> list[Trial]:
-    """The repetitions with the batch that gives the paper's outcome most often, the larger if none does."""
-    size = EXPERIMENTS[name]
-    each = [of(trials, study="experiment", name=name, n=size.n, batch=b) for b in BATCHES]
-    return max(each, key=lambda own: sum(t.confusion == size.confusion for t in own))
-
-
-def sections(trials: Sequence[Trial], rule: RuleFigures, folder: Path, *, begun: bool) -> Iterator[Section]:
-    """Makes the sections that there are trials for, and draws their pictures.
-
-    Args:
-        trials: Of `paper.run`.
-        rule: Of `paper.judge_rule`.
-        folder: Where sections and pictures lie; what ships is read from the section "metrics" there.
-        begun: Whether the station's network began from a detector's stages.
-
-    Yields:
-        The sections "paper" and "learning".
-
-    Raises:
-        UnavailableError: If a picture cannot be written.
-    """
-    if of(trials, study="experiment"):
-        yield _experiments_section(trials, rule, folder)
-    if any(t.task.study in ("curve", "mix", "ablation") for t in trials):
-        yield _learning_section(trials, rule, folder, begun=begun)
-
-
-def as_text(section: Section) -> str:
-    """Lays out a section for the terminal."""
-    lines = [section.title, "", *section.text]
-    for table in section.tables:
-        rows = [table.columns, *table.rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-        lines += ["", table.caption]
-        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _experiments_section(trials: Sequence[Trial], rule: RuleFigures, folder: Path) -> Section:
-    own = {name: _closest(trials, name) for name in EXPERIMENTS}
-    shipped = ours(folder)
-    tables = [_experiment_table(name, own[name], shipped) for name in EXPERIMENTS]
-    return Section(
-        name="paper",
-        page="paper",
-        title="Both experiments, repeated",
-        command=f"{COMMAND} --seeds {len(own['base'])}",
-        text=tuple(_experiments_text(trials, own, rule)),
-        tables=(*tables, _chance_table(trials)),
-        pictures=draw_experiments(own, rule, folder),
-        data={
-            "rule": asdict(rule),
-            **{
-                name: {
-                    "seeds": len(own[name]),
-                    "batch": own[name][0].task.batch,
-                    "printed": EXPERIMENTS[name].printed(),
-                    "weak": means([t.on_own_test("weak") for t in own[name]]),
-                    "verified": means([t.on_own_test("verified") for t in own[name]]),
-                    "validation": means([zeros(t.verdicts) for t in own[name]]),
-                    "validation_bccd_accuracy": float(np.mean([t.bccd for t in own[name]])),
-                }
-                for name in EXPERIMENTS
-            },
-            "ours": shipped,
-        },
-    )
-
-
-def _experiment_table(name: str, own: Sequence[Trial], shipped: dict[str, float]) -> Table:
-    size, paper = EXPERIMENTS[name], EXPERIMENTS[name].printed()
-    judged = {kind: [t.on_own_test(kind) for t in own] for kind in ("weak", "verified")} | {
-        "validation": [zeros(t.verdicts) for t in own]
-    }
-    rows = []
-    for figure, words in FIGURES.items():
-        cells = [_range(np.array([r[figure] for r in each], np.float64)) for each in judged.values()]
-        in_print = "-" if math.isnan(paper[figure]) else f"{paper[figure]:.2f}"
-        ship = f"{shipped[figure]:.3f}" if figure in shipped else "not run"
-        rows.append((words, in_print, *cells, ship))
-    return Table(
-        f"The {name} network: {size.n} crops, {sum(size.train)} to train and {sum(size.test)} to test, "
-        f"{len(own)} draws: mean ± standard deviation (5 to 95 %)",
-        (
-            "",
-            "paper",
-            f"its {sum(size.test)} test crops, weak labels",
-            "the same crops, verified labels",
-            "validation, verified labels",
-            "what ships, validation",
-        ),
-        tuple(rows),
-    )
-
-
-def _chance_table(trials: Sequence[Trial]) -> Table:
-    rows = []
-    for own, size in EXPERIMENTS.items():
-        for batch in BATCHES:
-            for study, name in (("experiment", "base"), ("experiment", "improved"), ("shuffled", own)):
-                each = of(trials, study=study, name=name, n=size.n, batch=batch)
-                if not each:
-                    continue
-                accuracy = np.array([t.on_own_test("weak")["accuracy"] for t in each], np.float64)
-                exact = sum(t.confusion == EXPERIMENTS[name].confusion for t in each)
-                real = study == "experiment"
-                rows.append(
-                    (
-                        f"{name}, {size.n} crops" + ("" if real else ", training labels shuffled"),
-                        str(batch),
-                        _spread(accuracy),
-                        f"{(accuracy >= 0.8 - 1e-9).mean():.0%}",
-                        f"{exact / len(each):.0%}" if name == own else "-",
-                        f"{np.mean([t.calls_all_alike for t in each]):.0%}",
-                        f"{confidence(each).mean():.2f}",
-                        _spread(figure_of(each, "accuracy")) if real else "-",
-                        _spread(figure_of(each, "auc")) if real else "-",
-                    )
-                )
-    return Table(
-        "What the network, the crops, the batch and chance do (test crops by weak labels; validation by "
-        "verified ones)",
-        (
-            "network",
-            "batch",
-            "test accuracy",
-            "draws with 80 % or more",
-            "draws with the paper's confusion matrix",
-            "draws that call all crops the same",
-            "confidence",
-            "validation accuracy",
-            "validation AUC",
-        ),
-        tuple(rows),
-    )
-
-
-def _experiments_text(trials: Sequence[Trial], own: dict[str, list[Trial]], rule: RuleFigures) -> list[str]:
-    size = EXPERIMENTS["improved"]
-    n_test, hits = sum(size.test), size.confusion[0] + size.confusion[3]
-    low, high = wilson(hits, n_test)
-    majority = max(size.test) / n_test
-    text = [
-        _in_short(trials, own, rule),
-        "**How.** Each draw takes other crops of BCCD's training photographs, with the paper's classes, and "
-        "another initialisation; 10 epochs of Adam. The paper gives no batch size: 32 takes all its crops at "
-        "once (10 steps), 4 makes up to 70 steps. The first two tables show the one that gives the paper's "
-        f"outcome more often ({own['base'][0].task.batch} for base, {own['improved'][0].task.batch} for "
-        "improved). The classes of its test crops are not printed; its recalls and precisions leave only "
-        "3 + 3 and 7 + 3.",
-        f"**What {n_test} crops can say.** {hits} of {n_test} is {hits / n_test:.0%}, 95 % interval "
-        f"{low:.0%} to {high:.0%}. Calling every one of those crops single is right in {majority:.0%}: the "
-        f"improved network is better by {hits - max(size.test)} crop. A coin reaches {hits} of {n_test} in "
-        f"{at_least(hits, n_test, 0.5):.1%} of the tries; a blind split of 17 + 21 crops tests 7 + 3 in "
-        f"{_hypergeometric(7, 17, 3, 21):.1%}.",
-    ]
-    for name, each in own.items():
-        weak = means([t.on_own_test("weak") for t in each])["accuracy"]
-        verified = means([t.on_own_test("verified") for t in each])["accuracy"]
-        exact = sum(t.confusion == EXPERIMENTS[name].confusion for t in each)
-        alike = sum(t.calls_all_alike for t in each)
-        near = " (the paper: near 0.52)" if name == "base" else ""
-        shuffled = of(trials, study="shuffled", name=name, n=EXPERIMENTS[name].n, batch=each[0].task.batch)
-        untaught = sum(t.confusion == EXPERIMENTS[name].confusion for t in shuffled)
-        good = [
-            sum(t.on_own_test("weak")["accuracy"] >= 0.8 - 1e-9 for t in group) for group in (each, shuffled)
-        ]
-        text.append(
-            f"**{name.capitalize()}.** {exact} of {len(each)} draws give exactly the paper's confusion "
-            f"matrix ({untaught} of {len(shuffled)} when the training labels are shuffled), {good[0]} reach "
-            f"80 % ({good[1]} shuffled), {alike} call all their test crops the same; mean confidence "
-            f"{confidence(each).mean():.2f}{near}. Accuracy is {weak['mean']:.2f} by the labels of the rule "
-            f"that taught it, {verified['mean']:.2f} on the same crops by verified labels, and "
-            f"{figure_of(each, 'accuracy').mean():.2f} on validation (BCCD alone "
-            f"{np.mean([t.bccd for t in each]):.2f}), where calling all the same is right in "
-            f"{rule.val_majority:.2f}."
-        )
-    text.append(
-        f"**The rule itself.** The weak label agrees with the verified one on {rule.train_agreement:.0%} of "
-        f"{rule.n_train_known:,} training and {rule.val_agreement:.0%} of {rule.n_val:,} validation crops; "
-        f"the area ranks validation crops with an AUC of {rule.val_auc:.2f}. The paper's test cannot see "
-        "that: the rule judged what the rule had taught."
-    )
-    return text
-
-
-def _in_short(trials: Sequence[Trial], own: dict[str, list[Trial]], rule: RuleFigures) -> str:
-    said = []
-    for name, each in own.items():
-        shuffled = of(trials, study="shuffled", name=name, n=EXPERIMENTS[name].n, batch=each[0].task.batch)
-        taught, untaught = (
-            sum(t.confusion == EXPERIMENTS[name].confusion for t in group) for group in (each, shuffled)
-        )
-        chance = by_chance(taught, len(each), untaught, len(shuffled))
-        said.append(
-            f"the {name} network's outcome comes in {taught} of {len(each)} draws and, with the training "
-            f"labels shuffled, in {untaught} of {len(shuffled)}: "
-            + ("the labels had a part in it" if chance < 0.05 else "chance can do that without the labels")
-            + f" (p = {chance:.2f})"
-        )
-    better = {n: float(figure_of(each, "accuracy").mean()) - rule.val_majority for n, each in own.items()}
-    winners = [f"{name} by {100 * gain:.0f} points" for name, gain in better.items() if gain > 0.005]
-    return (
-        f"**In short.** Judged as the paper judged, {'; '.join(said)}. By verified labels, "
-        + (f"better than calling all cells the same: {', '.join(winners)}." if winners else "")
-        + ("" if winners else "neither network is better than calling all cells the same.")
-    )
-
-
 def by_chance(a: int, of_a: int, b: int, of_b: int) -> float:
     """Returns the chance of at least `a` of `of_a` where `b` of `of_b` are so too (Fisher's exact test).
 
@@ -311,55 +154,205 @@ def _hypergeometric(a: int, of_a: int, b: int, of_b: int) -> float:
     return math.comb(of_a, a) * math.comb(of_b, b) / math.comb(of_a + of_b, a + b)
 
 
+def sections(trials: Sequence[Trial], rule: RuleFigures, folder: Path, *, begun: bool) -> Iterator[Section]:
+    """Makes the sections that there are trials for, and draws their charts.
+
+    Args:
+        trials: Of `paper_trials.run`.
+        rule: Of `paper_trials.judge_rule`.
+        folder: Where sections and charts are. What ships is read from the section "metrics" there.
+        begun: Whether the network of the station began from a detector's stages.
+
+    Yields:
+        The sections "paper" and "learning".
+
+    Raises:
+        UnavailableError: If a chart cannot be written.
+    """
+    if of(trials, study="experiment"):
+        yield _experiments_section(trials, rule, folder)
+    if any(t.task.study in ("curve", "mix", "ablation") for t in trials):
+        yield _learning_section(trials, rule, folder, begun=begun)
+
+
+def as_text(section: Section) -> str:
+    """Lays out a section for the terminal."""
+    return "\n\n".join(f"{t.caption}\n{console.aligned(t.columns, t.rows)}" for t in section.tables) + "\n"
+
+
+# -- both experiments -----------------------------------------------------------------------------------
+
+
+def _closest(trials: Sequence[Trial], name: str) -> list[Trial]:
+    """The repetitions with the batch that gives the paper's outcome most often, the larger if none does."""
+    size = EXPERIMENTS[name]
+    each = [of(trials, study="experiment", name=name, n=size.n, batch=b) for b in BATCHES]
+    return max(each, key=lambda own: _exact(own, name))
+
+
+def _exact(trials: Sequence[Trial], name: str) -> int:
+    """Draws that give exactly the paper's confusion matrix."""
+    return sum(t.confusion == EXPERIMENTS[name].confusion for t in trials)
+
+
+def _good(trials: Sequence[Trial]) -> int:
+    """Draws that are right on 80 % or more of their own test crops."""
+    return sum(t.on_own_test("weak")["accuracy"] >= 0.8 - 1e-9 for t in trials)
+
+
+def _experiments_section(trials: Sequence[Trial], rule: RuleFigures, folder: Path) -> Section:
+    own = {name: _closest(trials, name) for name in EXPERIMENTS}
+    shipped = ours(folder)
+    tables = [_experiment_table(name, own[name], shipped) for name in EXPERIMENTS]
+    return Section(
+        name="paper",
+        command=f"python -m studies.paper --seeds {len(own['base'])}",
+        tables=(*tables, _chance_table(trials)),
+        charts=draw_experiments(own, rule, folder),
+        data={
+            "rule": asdict(rule),
+            **{name: _experiment_figures(name, own[name], trials) for name in EXPERIMENTS},
+            "small_test": small_test(),
+            "ours": shipped,
+        },
+    )
+
+
+def _experiment_figures(name: str, own: Sequence[Trial], trials: Sequence[Trial]) -> dict[str, Any]:
+    batch = own[0].task.batch
+    shuffled = of(trials, study="shuffled", name=name, n=EXPERIMENTS[name].n, batch=batch)
+    exact, by_shuffled = _exact(own, name), _exact(shuffled, name)
+    return {
+        "seeds": len(own),
+        "batch": batch,
+        "exact": exact,
+        "good": _good(own),
+        "alike": sum(t.calls_all_alike for t in own),
+        "confidence": float(confidence(own).mean()),
+        "shuffled": {
+            "draws": len(shuffled),
+            "exact": by_shuffled,
+            "good": _good(shuffled),
+            "p": by_chance(exact, len(own), by_shuffled, len(shuffled)),
+        },
+        "printed": EXPERIMENTS[name].printed(),
+        "weak": means([t.on_own_test("weak") for t in own]),
+        "verified": means([t.on_own_test("verified") for t in own]),
+        "validation": means([zeros(t.verdicts) for t in own]),
+        "validation_bccd_accuracy": float(np.mean([t.bccd for t in own])),
+    }
+
+
+def small_test() -> dict[str, float]:
+    """Returns what so few test crops as those of the improved network can say."""
+    size = EXPERIMENTS["improved"]
+    n, hits = sum(size.test), size.confusion[0] + size.confusion[3]
+    low, high = wilson(hits, n)
+    return {
+        "n": n,
+        "hits": hits,
+        "low": low,
+        "high": high,
+        "majority": max(size.test) / n,
+        "gain": hits - max(size.test),
+        "coin": at_least(hits, n, 0.5),
+        "split": _hypergeometric(7, 17, 3, 21),
+    }
+
+
+def _experiment_table(name: str, own: Sequence[Trial], shipped: dict[str, float]) -> Table:
+    size, printed = EXPERIMENTS[name], EXPERIMENTS[name].printed()
+    judged = {kind: [t.on_own_test(kind) for t in own] for kind in ("weak", "verified")} | {
+        "validation": [zeros(t.verdicts) for t in own]
+    }
+    rows = []
+    for figure, words in FIGURES.items():
+        cells = [_range(np.array([r[figure] for r in each], np.float64)) for each in judged.values()]
+        in_print = "-" if math.isnan(printed[figure]) else f"{printed[figure]:.2f}"
+        ship = f"{shipped[figure]:.3f}" if figure in shipped else "not run"
+        rows.append((words, in_print, *cells, ship))
+    columns = ("", "paper", f"its {sum(size.test)} test crops, weak labels",
+               "the same crops, verified labels", "validation, verified labels",
+               "what ships, validation")  # fmt: skip
+    return Table(
+        f"The {name} network: {size.n} crops, {sum(size.train)} to train and {sum(size.test)} to test, "
+        f"{len(own)} draws: mean ± standard deviation (5 to 95 %)",
+        columns,
+        tuple(rows),
+    )
+
+
+def _chance_table(trials: Sequence[Trial]) -> Table:
+    rows = []
+    for own, size in EXPERIMENTS.items():
+        for batch in BATCHES:
+            for study, name in (("experiment", "base"), ("experiment", "improved"), ("shuffled", own)):
+                each = of(trials, study=study, name=name, n=size.n, batch=batch)
+                if each:
+                    rows.append(_chance_row(each, name, own, real=study == "experiment"))
+    columns = ("network", "batch", "test accuracy", "draws with 80 % or more",
+               "draws with the paper's confusion matrix", "draws that call all crops the same", "confidence",
+               "validation accuracy", "validation AUC")  # fmt: skip
+    return Table(
+        "Effect of the network, the crops, the batch and chance (test crops by weak labels, validation by "
+        "verified labels)",
+        columns,
+        tuple(rows),
+    )
+
+
+def _chance_row(each: Sequence[Trial], name: str, own: str, *, real: bool) -> tuple[str, ...]:
+    accuracy = np.array([t.on_own_test("weak")["accuracy"] for t in each], np.float64)
+    return (
+        f"{name}, {each[0].task.n} crops" + ("" if real else ", training labels shuffled"),
+        str(each[0].task.batch),
+        _spread(accuracy),
+        f"{_good(each) / len(each):.0%}",
+        f"{_exact(each, name) / len(each):.0%}" if name == own else "-",
+        f"{np.mean([t.calls_all_alike for t in each]):.0%}",
+        f"{confidence(each).mean():.2f}",
+        _spread(figure_of(each, "accuracy")) if real else "-",
+        _spread(figure_of(each, "auc")) if real else "-",
+    )
+
+
+# -- more crops, other labels, one change at a time ------------------------------------------------------
+
+
 def _learning_section(trials: Sequence[Trial], rule: RuleFigures, folder: Path, *, begun: bool) -> Section:
     shipped = ours(folder)
     curves, ablated = _curves(trials), _ablations(trials)
     mixed = of(trials, study="mix")
-    text = [
-        "**How.** Verified validation labels judge all of it, threshold 0.5; crops of all four sources; the "
-        "same number of optimizer steps whatever the number of crops, with Adam's rate falling along a "
-        "cosine. The reference is the paper's improved network with one thing it does not mention: inputs "
-        "less one half. The station's network begins "
-        + ("from the trained detector's first stages, which saw no overlap label" if begun else "from noise")
-        + ". ± is the standard deviation over draws and initialisations."
-    ]
-    tables, pictures = [], []
+    tables, drawn = [], []
     if curves:
         tables.append(_curve_table(curves))
-        text += _curve_text(curves, rule, shipped)
-        pictures.append(draw_curves(curves, rule, shipped, folder))
+        drawn.append(draw_curves(curves, rule, shipped, folder))
     if ablated:
         tables.append(_ablation_table(trials, ablated))
-        text.append(_ablation_text(ablated))
     if mixed:
         tables.append(_mix_table(mixed))
-        text.append(_mix_text(mixed))
     if ablated and mixed:
-        pictures.append(draw_ablations(ablated, mixed, folder))
-    if not ablated:
-        text.append("Ablations and class imbalance: not run.")
-    if not curves:
-        text.append("Learning curves: not run.")
+        drawn.append(draw_ablations(ablated, mixed, folder))
+    listed = [
+        {
+            "crops": n,
+            "steps": steps,
+            "network": name,
+            "labels": kind,
+            "accuracy": figure_of(each, "accuracy").tolist(),
+            "auc": figure_of(each, "auc").tolist(),
+        }
+        for (n, steps, name, kind), each in curves.items()
+    ]
     return Section(
         name="learning",
-        page="paper",
-        title="More crops, other labels, one change at a time",
-        command=COMMAND,
-        text=tuple(text),
+        command="python -m studies.paper",
         tables=tuple(tables),
-        pictures=tuple(pictures),
+        charts=tuple(drawn),
         data={
-            "curves": [
-                {
-                    "crops": n,
-                    "steps": steps,
-                    "network": name,
-                    "labels": kind,
-                    "accuracy": figure_of(each, "accuracy").tolist(),
-                    "auc": figure_of(each, "auc").tolist(),
-                }
-                for (n, steps, name, kind), each in curves.items()
-            ],
+            "begun": begun,
+            "summary": summary(listed, rule.val_agreement, shipped.get("accuracy")) if curves else None,
+            "curves": listed,
             "ablations": {
                 name: {figure: difference.tolist() for figure, difference in both.items()}
                 for name, both in ablated.items()
@@ -375,6 +368,57 @@ def _learning_section(trials: Sequence[Trial], rule: RuleFigures, folder: Path, 
             ],
         },
     )
+
+
+def summary(curves: Sequence[dict[str, Any]], rule: float, shipped: float | None) -> dict[str, Any]:
+    """Returns what the learning curves say in a few numbers.
+
+    Args:
+        curves: Points with ``crops``, ``steps``, ``network``, ``labels`` and ``accuracy``, by draw.
+        rule: Accuracy of the area rule itself.
+        shipped: Accuracy of what ships, None where it was not measured.
+
+    Returns:
+        The numbers for the template of the page.
+    """
+    mean = {
+        (c["crops"], c["steps"], c["network"], c["labels"]): float(np.mean(c["accuracy"])) for c in curves
+    }
+    steps = min(s for _, s, name, _ in mean if name == "improved")
+    sizes = sorted({n for n, s, _, kind in mean if s == steps and kind == "verified"})
+    first, last = sizes[0], sizes[-1]
+    n_weak, s_weak = max((n, s) for n, s, _, kind in mean if kind == "weak")
+    weak = mean[n_weak, s_weak, "improved", "weak"]
+    enough = {
+        name: next((n for n in sizes if mean.get((n, steps, name, "verified"), 0.0) >= weak), None)
+        for name in ("improved", "station")
+    }
+    lines = [("the network of the station", "station", steps), ("the paper's", "improved", steps)]
+    longest = max(s for n, s, name, kind in mean if (n, name, kind) == (last, "improved", "verified"))
+    lines += [("the paper's, trained longer", "improved", longest)] if longest > steps else []
+    draws = next(
+        c["accuracy"]
+        for c in curves
+        if (c["crops"], c["steps"], c["network"], c["labels"]) == (first, steps, "improved", "verified")
+    )
+    return {
+        "n_weak": n_weak,
+        "weak": weak,
+        "rule": rule,
+        "enough": enough,
+        "first": {"crops": first, "spread": float(np.std(draws, ddof=1)) if len(draws) > 1 else math.nan},
+        "last": {"crops": last},
+        "rows": [
+            {
+                "network": words,
+                "steps": own,
+                "first": mean.get((first, own, name, "verified"), math.nan),
+                "last": mean.get((last, own, name, "verified"), math.nan),
+            }
+            for words, name, own in lines
+        ],
+        "shipped": shipped,
+    }
 
 
 def _curves(trials: Sequence[Trial]) -> Curves:
@@ -436,55 +480,6 @@ def _curve_table(curves: Curves) -> Table:
     )
 
 
-def _curve_text(curves: Curves, rule: RuleFigures, shipped: dict[str, float]) -> list[str]:
-    def accuracy(n: int, steps: int, name: str, kind: str) -> float:
-        each = figure_of(curves.get((n, steps, name, kind), []), "accuracy")
-        return float(each.mean()) if len(each) else math.nan
-
-    steps = steps_of(curves)
-    sizes = sorted({n for n, s, _, kind in curves if s == steps and kind == "verified"})
-    known = sizes[-1]
-    n_weak, s_weak = max((n, s) for n, s, _, kind in curves if kind == "weak")
-    best = accuracy(n_weak, s_weak, "improved", "weak")
-    said = []
-    for words, name in (("the same network", "improved"), ("the station's", "station")):
-        enough = [n for n in sizes if accuracy(n, steps, name, "verified") >= best]
-        said.append(f"{words} {f'with {enough[0]:,}' if enough else f'not with {known:,}'}")
-    at_all = [
-        f"{100 * pairs.mean():+.1f} ± {100 * pairs.std(ddof=1):.1f} points of accuracy after {s} steps"
-        for s in sorted({s for n, s, name, _ in curves if (n, name) == (known, "improved")})
-        if len(
-            pairs := _pairs(
-                curves.get((known, s, "improved", "verified"), []),
-                curves.get((known, s, "improved", "weak"), []),
-                "accuracy",
-            )
-        )
-        > 1
-    ]
-    first, last = (accuracy(n, steps, "station", "verified") for n in (sizes[0], known))
-    longest = max(s for n, s, name, kind in curves if (n, name, kind) == (known, "improved", "verified"))
-    spread = figure_of(curves[sizes[0], steps, "improved", "verified"], "accuracy")
-    return [
-        f"**What the weak labels cost.** Taught by all {n_weak:,} weak labels the paper's network is right "
-        f"in {best:.1%} of the validation crops; the rule itself in {rule.val_agreement:.1%}. Verified "
-        f"labels reach that with fewer crops: {', '.join(said)}. On the same {known:,} crops, verified less "
-        f"weak labels are worth {', '.join(at_all) or 'what the table says'}.",
-        f"**More crops.** From {sizes[0]} to {known:,} verified crops the station's network goes from "
-        f"{first:.1%} to {last:.1%} in {steps} steps"
-        + (f" (what ships: {shipped['accuracy']:.1%})" if "accuracy" in shipped else "")
-        + f", the paper's from {accuracy(sizes[0], steps, 'improved', 'verified'):.1%} to "
-        f"{accuracy(known, steps, 'improved', 'verified'):.1%}, and to "
-        f"{accuracy(known, longest, 'improved', 'verified'):.1%} in {longest}."
-        + (
-            f" With {sizes[0]} crops another draw alone changes accuracy by {100 * spread.std(ddof=1):.0f} "
-            "points (standard deviation)."
-            if len(spread) > 1
-            else ""
-        ),
-    ]
-
-
 def _ablations(trials: Sequence[Trial]) -> Differences:
     """Differences to the reference, seed by seed, of each ablation."""
     tried = of(trials, study="ablation")
@@ -538,23 +533,6 @@ def _ablation_table(trials: Sequence[Trial], ablated: Differences) -> Table:
     )
 
 
-def _ablation_text(ablated: Differences) -> str:
-    said = []
-    for figure, words in (("accuracy", "accuracy"), ("auc", "AUC")):
-        sure = [
-            f"{name} ({both[figure].mean():+.3f})"
-            for name, both in ablated.items()
-            if _beyond_chance(both[figure])
-        ]
-        said.append(f"{words} changes {', '.join(sure) if sure else 'with nothing'}")
-    unsure = [name for name, both in ablated.items() if not any(_beyond_chance(v) for v in both.values())]
-    return (
-        f"**One change at a time.** Beyond what another seed does, {'; '.join(said)}. "
-        + (f"Not told from chance: {', '.join(unsure)}. " if unsure else "")
-        + f"Of {2 * len(ablated)} comparisons at 95 %, chance alone passes {0.05 * 2 * len(ablated):.1f}."
-    )
-
-
 def _mix_table(mixed: Sequence[Trial]) -> Table:
     shown = {"accuracy": "accuracy", "auc": "AUC", "recall_single": "single recall"}
     shown |= {"recall_overlapping": "overlapping recall"}
@@ -570,22 +548,5 @@ def _mix_table(mixed: Sequence[Trial]) -> Table:
     )
 
 
-def _mix_text(mixed: Sequence[Trial]) -> str:
-    said = []
-    for name in MIXED:
-        mean = {
-            share: {f: float(figure_of(each[name], f).mean()) for f in ("accuracy", "auc")}
-            for share, each in by_share(mixed).items()
-        }
-        best = max(mean, key=lambda share: mean[share]["accuracy"])
-        shown = sorted({min(mean), best, max(mean)})
-        areas = [m["auc"] for m in mean.values()]
-        said.append(
-            f"{name}: "
-            + ", ".join(f"{mean[share]['accuracy']:.2f} at {share:.0%}" for share in shown)
-            + f" (AUC {min(areas):.2f} to {max(areas):.2f})"
-        )
-    return (
-        f"**Class imbalance.** Accuracy by the share of overlapping crops that taught, {'; '.join(said)}: "
-        "the rarest and the most frequent share, and the best."
-    )
+if __name__ == "__main__":
+    console.answer(app)

@@ -545,7 +545,7 @@ def _experiment(task: Task, train: Crops, val: Crops) -> Trial:
         # BCCD's, as in the paper; those with both labels, so that both can judge.
         pool = np.flatnonzero((train.source == "bccd") & train.known & (train.weak == label))
         drawn = _some(pool, size.train[label] + size.test[label], rng)
-        teachers.append(drawn[: size.train[label]])
+        teaching.append(drawn[: size.train[label]])
         testing.append(drawn[size.train[label] :])
     taught, tested = train.take(np.concatenate(teaching)), train.take(np.concatenate(testing))
     target = rng.permutation(taught.weak) if task.study == "shuffled" else taught.weak

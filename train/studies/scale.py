@@ -1,4 +1,4 @@
-"""Counts when the scale is unknown, wrong for the field, or the field is large: ``python -m studies.scale``."""
+"""Counts when the scale is unknown or wrong, and in large fields: ``python -m studies.scale``."""
 
 import math
 from collections import Counter
@@ -48,8 +48,9 @@ def scale(
     tried: list[ScaleTrial] = []
     for trial in try_scales(analyzer, photographs):
         tried.append(trial)
+        ratio = trial.n_rbc / max(tried[0].n_rbc, 1) - 1
         typer.echo(
-            f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {trial.n_rbc / max(tried[0].n_rbc, 1) - 1:+7.1%}"
+            f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {ratio:+7.1%}"
             f"  {trial.ratio_low:17.2f} {trial.ratio_median:7.2f} {trial.ratio_high:6.2f} {trial.n_off:17}"
         )
     typer.echo("slide / field  corrected    rbc  change")

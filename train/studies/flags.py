@@ -1,4 +1,4 @@
-"""How good the quality flags are: ``python -m studies.quality``.
+"""How good the quality flags are: ``python -m studies.flags``.
 
 Defects of several strengths are drawn into validation photographs. A good flag is silent on unchanged
 photographs and is raised where the count is wrong. `weigh` measures both and compares the bound of each rule
@@ -51,8 +51,8 @@ _SHOT_NOISE: Final = 1.5  # grey levels in full light
 app = console.program()
 
 
-@app.command("quality")
-def quality_command(
+@app.command()
+def flags(
     bundle: console.BundleOption = None,
     data: console.Data = console.DATA,
     every: console.Every = EVERY,
@@ -623,8 +623,8 @@ def draw_rocs(trials: Sequence[DefectTrial], file: str) -> tuple[Figure, Chart]:
     axes.set_ylabel("share of the harmed fields")
     axes.legend(loc="lower right", fontsize=8)
     caption = (
-        "ROC of each measure: fields that a defect harmed against unchanged validation photographs. The axis is "
-        "cut. What could not be measured counts as not flagged. The dotted line is 2 % false alarms"
+        "ROC of each measure: fields that a defect harmed against unchanged validation photographs. The axis "
+        "is cut. What could not be measured counts as not flagged. The dotted line is 2 % false alarms"
     )
     return figure, Chart(file, caption)
 
@@ -646,7 +646,7 @@ def section(trials: Sequence[DefectTrial], chart: Chart, *, bundle_id: str, ever
     weighed = [weigh(rule, trials) for rule in quality.RULES]
     return Section(
         name="quality",
-        command=station.command("quality", every, usual=EVERY),
+        command=station.command("flags", every, usual=EVERY),
         tables=(_bounds_table(weighed, sources), _alarms_table(plain, sources), _defects_table(trials)),
         charts=(chart,),
         data={
