@@ -13,6 +13,7 @@ from rbc_edge.values import Detections, Float32, UInt8
 from rbc_edge.vision.bundle import Bundle
 from rbc_train import results, train_classifier
 from rbc_train.data import read_public
+from studies import ablations
 from studies.ablations import Candidates
 
 TOY = Path(__file__).parents[1] / "edge" / "toy_bundle"

@@ -1,4 +1,4 @@
-"""Trials: disturbances leave the form alone, and counts are compared with the right thing."""
+"""Scale: what is estimated is compared with the labels, and a large field with its parts."""
 
 import math
 from functools import partial

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from test_evaluation import examined, lattice
+from test_evaluate import examined, lattice
 
 from rbc_edge.errors import UnavailableError
 from rbc_train import charts

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluation import examined, lattice
+from test_evaluate import examined, lattice
 
 from rbc_train import evaluate, results, scorecard
 from rbc_train.results import Section

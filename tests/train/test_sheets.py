@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_evaluation import examined, lattice
+from test_evaluate import examined, lattice
 from tiny_data import write_image
 
 from rbc_edge.errors import UnavailableError

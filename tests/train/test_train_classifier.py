@@ -14,7 +14,8 @@ from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.vision import preprocess
 from rbc_train import networks, runs, train_classifier
 from rbc_train.data import read_public
-from rbc_train.train_classifier import ClassifierOptions, ModelName
+from rbc_train.networks import ModelName
+from rbc_train.train_classifier import ClassifierOptions
 
 
 class CutError(Exception):

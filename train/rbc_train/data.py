@@ -1,8 +1,8 @@
 """Public smear images as training data: read, checked, split by photograph, written at one scale.
 
 Readers for BCCD (Pascal VOC) and TXL-PBC (YOLO text). Whatever is wrong with an annotation becomes a
-`AnnotationFinding` with its file and line; nothing is dropped in silence. `write_dataset` makes what the trainers
-read. Field coordinates are xyxy in pixels of the photograph.
+`AnnotationFinding` with its file and line. Nothing is left out without one. `write_dataset` makes what the
+trainers read. Field coordinates are xyxy in pixels of the photograph.
 """
 
 import csv

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args
 import jinja2
 
 from rbc_edge.errors import UnavailableError
+from rbc_edge.vision import quality
 
 Page = Literal["results", "paper", "quality"]
 
@@ -25,7 +26,7 @@ _SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
         "metrics", "bccd-test", "baselines", "corruptions", "scale", "suppression", "diameter", "overlap",
     ),
     "paper": ("paper", "learning"),
-    "quality": ("flags", "quality", "coverage"),
+    "quality": ("quality", "coverage"),
 }  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def render(page: Page, folder: Path = FOLDER) -> str:
         "shown": _Shown(folder.name),
     }
     try:
-        text = environment.get_template(f"{page}.md").render(sections)
+        text = environment.get_template(f"{page}.md").render(sections, FLAGS=quality.FLAGS)
     except jinja2.UndefinedError as error:
         raise UnavailableError(
             f"{folder}: a section of the page {page} is older than its words: {error}",
