@@ -18,7 +18,7 @@ from rbc_edge.ops.synthetic import CREAM, draw_field
 from rbc_edge.values import UInt8
 from rbc_export import graphs
 from rbc_train import networks
-from rbc_train.train_classifier import ModelName
+from rbc_train.networks import ModelName
 
 
 @pytest.fixture(scope="module")
