@@ -270,8 +270,8 @@ def test_the_page_shows_what_was_tried(crops: tuple[Crops, Crops], finished: Pat
 def test_what_ships_stands_beside(crops: tuple[Crops, Crops], finished: Path, tmp_path: Path) -> None:
     trials = paper_trials.run(PLAN, (), crops, finished, claim={"dataset": "x"})
     figures = {"all": {"overlap_on_labelled_boxes": {"accuracy": 0.9314, "auc": None}}}
-    shipped = results.Section("metrics", "results", "t", "c", data={"figures": figures})
-    results.publish(shipped, tmp_path / "results")
+    shipped = results.Section("metrics", "c", data={"figures": figures})
+    results.store(shipped, tmp_path / "results")
     first = next(paper.sections(trials, paper_trials.judge_rule(*crops), tmp_path / "results", begun=True))
     rows = {row[0]: row for row in first.tables[0].rows}
     assert rows["accuracy"][-1] == "0.931"

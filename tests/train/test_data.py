@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 from tiny_data import TinyData, photograph, voc, write_image, yolo
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.ops.synthetic import DrawnField
-from rbc_edge.values import CellClass, UInt8
-from rbc_edge.vision import preprocess
+from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
+from rbc_edge.values import CellClass, Scale, ScaleSource, UInt8
+from rbc_edge.vision import image_file, preprocess
+from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.bundle import Bundle
 from rbc_train import labels
 from rbc_train.data import (
     AnnotationFinding,
     Collection,
+    Photograph,
     keep_apart,
     labelled_diameter_px,
     read_bccd,
@@ -27,6 +31,9 @@ from rbc_train.data import (
     source_diameters_px,
     write_dataset,
 )
+from rbc_train.train_classifier import Samples
+
+TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
 
 @pytest.fixture
@@ -159,7 +166,7 @@ def test_a_missing_or_broken_image_is_left_out(empty: TinyData, content: bytes |
     txl_image, bccd_image = empty.folder / "txl_pbc/images/a.jpg", empty.folder / "bccd/JPEGImages/b.jpg"
     for file in (txl_image, bccd_image):
         file.unlink() if content is None else file.write_bytes(content)
-    for read, image in ((read_txl(empty), txl_image), (read_bccd(empty), bccd_image)):
+    for read, image in ((read_txl(empty), txl_image), (read_own(empty), bccd_image)):
         assert read.photographs == []
         assert [(f.file, f.line, f.kind, f.action) for f in read.findings] == [
             (image, 0, kind, "photograph left out")
@@ -205,7 +212,7 @@ def test_a_fault_in_a_voc_object_is_found_at_its_line(empty: TinyData, what: str
     good = voc(np.array([[10, 10, 40, 40]], np.float32), ["RBC"], (192, 160)).splitlines()
     line = len(good)  # where </annotation> stood, the object begins
     empty.voc_file("a").write_text("\n".join([*good[:-1], *extra, "</annotation>"]))
-    read = read_bccd(empty)
+    read = read_own(empty)
     assert [(f.file, f.line, f.kind, f.action) for f in read.findings] == [
         (empty.voc_file("a"), line, kind, action)
     ]
@@ -218,7 +225,7 @@ def test_a_size_that_is_not_the_images_is_said_and_the_image_believed(empty: Tin
     empty.add_bccd("train", "a", photograph(0))
     text = empty.voc_file("a").read_text()
     empty.voc_file("a").write_text(text.replace("<width>192<", "<width>640<"))
-    read = read_bccd(empty)
+    read = read_own(empty)
     assert [(f.line, f.kind, f.action) for f in read.findings] == [(5, "size-mismatch", "kept")]
     assert "640x160" in read.findings[0].message
     assert "192x160" in read.findings[0].message
@@ -231,7 +238,7 @@ def test_a_size_that_is_not_the_images_is_said_and_the_image_believed(empty: Tin
 def test_what_is_no_xml_is_found_with_its_line(empty: TinyData, content: str, line: int) -> None:
     empty.add_bccd("train", "a", photograph(0))
     empty.voc_file("a").write_text(content)
-    read = read_bccd(empty)
+    read = read_own(empty)
     assert read.photographs == []
     assert [(f.line, f.kind, f.action) for f in read.findings] == [(line, "bad-line", "photograph left out")]
 
@@ -241,7 +248,7 @@ def test_a_missing_voc_file_and_one_without_objects(empty: TinyData) -> None:
     empty.add_bccd("train", "b", photograph(1))
     empty.voc_file("a").unlink()
     empty.voc_file("b").write_text(voc(np.zeros((0, 4), np.float32), [], (192, 160)))
-    read = read_bccd(empty)
+    read = read_own(empty)
     assert read.photographs == []
     assert [(f.file, f.kind) for f in read.findings] == [
         (empty.voc_file("a"), "missing-annotation"),
@@ -251,7 +258,7 @@ def test_a_missing_voc_file_and_one_without_objects(empty: TinyData) -> None:
 
 def test_a_photograph_that_only_the_split_knows_is_said_to_be_missing(empty: TinyData) -> None:
     empty.name("train", "gone", "")
-    read = read_bccd(empty)
+    read = read_own(empty)
     assert read.photographs == []
     image = empty.folder / "bccd" / "JPEGImages" / "gone.jpg"
     assert [(f.file, f.kind, f.action) for f in read.findings] == [
@@ -418,9 +425,9 @@ def test_detector_photographs_show_red_cells_at_one_size(dataset: Path, data: Ti
     for p in txl.of("train", "val"):
         image = cv2.imread(str(dataset / "detector" / "images" / p.split / f"{p.name}.png"))
         assert image is not None
-        factor = 24.0 / labelled_diameter_px(p, of_source)
+        diameter = labelled_diameter_px(p, of_source)
         np.testing.assert_array_equal(
-            image[:, :, ::-1], preprocess.rescale(preprocess.balance(p.read()), factor)
+            image[:, :, ::-1], preprocess.detector_input(p.view(diameter), diameter, 24.0)
         )
         table = np.loadtxt(dataset / "detector" / "labels" / p.split / f"{p.name}.txt", ndmin=2)
         assert table[:, 0].astype(int).tolist() == p.class_id.tolist()  # CellClass, not TXL-PBC's numbers
@@ -444,10 +451,65 @@ def test_crops_are_the_stations_own_and_carry_their_labels(dataset: Path, data: 
             assert int(row["crop"]) == i
             assert row["verified"] == ("overlapping" if drawn.overlapping[truth] else "single")
             assert row["letter"] == ("O" if drawn.overlapping[truth] else "S")
-            exact = preprocess.crops(
-                preprocess.balance(drawn.image), drawn.xyxy[truth : truth + 1], margin=0.25
-            )[0]
+            view = preprocess.view(drawn.image, float(row["diameter_px"]))
+            exact = preprocess.cell_crops(view, drawn.xyxy[truth : truth + 1], margin=0.25)[0]
             assert np.abs(exact.astype(int) - crops[i].astype(int)).mean() < 3
+
+
+class Recorder:
+    """An ONNX session that keeps what it is given."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.given: list[dict[str, UInt8]] = []
+
+    def run(self, names: list[str], inputs: dict[str, UInt8]) -> Any:
+        self.given.append(inputs)
+        return self.session.run(names, inputs)
+
+
+def test_training_sees_the_pixels_that_the_station_shows_its_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, on a field of 640x480 with cells of 100 px."""
+    drawn = draw_field(
+        np.random.default_rng(7), width_px=640, height_px=480, cell_diameter_px=100.0,
+        n_single=6, group_sizes=(2,), stain=CREAM,
+    )  # fmt: skip
+    write_image(tmp_path / "f.png", drawn.image)
+    analyzer = Analyzer(Bundle.open(TOY), threads=1)
+    manifest = analyzer.bundle.manifest
+    detector, overlap = Recorder(analyzer.detector._session), Recorder(analyzer.classifier._session)
+    monkeypatch.setattr(analyzer.detector, "_session", detector)
+    monkeypatch.setattr(analyzer.classifier, "_session", overlap)
+    field = image_file.load_field(tmp_path / "f.png", "s", "f", cell_diameter_px=100.0)
+    found = analyzer.analyze(field, Scale(100.0, ScaleSource.CELL_DIAMETER)).cells.detections
+    assert int((found.class_id == CellClass.RBC).sum()) > 4
+
+    # The same field as a training photograph: its labels are what the station found.
+    monkeypatch.setattr("rbc_train.data.labelled_diameter_px", lambda _photograph, _of_source: 100.0)
+    thumbnail = np.zeros((32, 32), np.float32)
+    photograph = Photograph(
+        tmp_path / "f.png", "f", "pbc", "train", 640, 480, found.xyxy, found.class_id, thumbnail
+    )
+    size, margin = manifest.cell_diameter_px, manifest.crop_margin
+    list(write_dataset(Collection([photograph]), tmp_path / "d", cell_diameter_px=size, crop_margin=margin))
+    image = cv2.imread(str(tmp_path / "d" / "detector" / "images" / "train" / "f.png"))
+    assert image is not None
+    padded, _, _ = preprocess.pad_to_stride(np.ascontiguousarray(image[:, :, ::-1]))
+    assert len(detector.given) == 1
+    np.testing.assert_array_equal(detector.given[0]["image"][0], padded)
+
+    crops = np.concatenate([given["crops"] for given in overlap.given])
+    np.testing.assert_array_equal(np.load(tmp_path / "d" / "crops" / "train.npy"), crops)
+    # The trainer cuts them again for every epoch.
+    red = found.xyxy[found.class_id == CellClass.RBC]
+    n = len(red)
+    none = np.zeros(n, np.float32)
+    samples = Samples(
+        [photograph.view(100.0)], np.zeros(n, np.int64), red, none > 0, none, [""] * n, [""] * n
+    )
+    np.testing.assert_array_equal(samples.crops(margin), crops)
 
 
 def test_weak_labels_follow_from_the_areas_alone(dataset: Path) -> None:

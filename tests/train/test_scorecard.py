@@ -39,7 +39,7 @@ def by_name(lines: list[Target]) -> dict[str, Target]:
 
 
 def publish(folder: Path, name: str, **data: Any) -> None:
-    results.publish(Section(name, "results", name, "do", data={"bundle_id": BUNDLE, **data}), folder)
+    results.store(Section(name, "do", data={"bundle_id": BUNDLE, **data}), folder)
 
 
 def test_a_perfect_bundle_reaches_what_was_measured(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_what_other_commands_measured_counts_for_their_bundle_only(tmp_path: Pat
         changes={"0.3": -0.01, "2.5": 0.005},
         mosaic_changes={"bccd": math.nan, "pbc": -0.03},
     )
-    publish(tmp_path, "disturbances", changes={"red cast": 0.019, "slight blur": -0.0199})
+    publish(tmp_path, "corruptions", changes={"red cast": 0.019, "slight blur": -0.0199})
     found = by_name(scorecard.targets(figures, between, [], BUNDLE, tmp_path))
     assert [found[n].reached for n in names] == [True, False, True]
     assert found[names[0]].shown == "-1.00 % (0.3)"

@@ -227,7 +227,7 @@ def evaluate(
     validation, verified = read_public(data)[0].of("val"), read_verified()
     manifest = opened.manifest
 
-    def look(analyzer: Analyzer, name: str) -> list[Examined]:
+    def look(analyzer: Analyzer, name: str) -> "list[Examined]":
         with typer.progressbar(length=len(validation), label=name, file=sys.stderr) as bar:
             return examine(
                 analyzer,
