@@ -42,7 +42,7 @@ TEST_DIAMETER_PX: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a bundle may lose on the validation split; more fails the export.
+    """What a bundle may lose on the validation split. More fails the export.
 
     Attributes:
         box_px: torch against fp32 ONNX, largest box difference, pixels at model scale.
@@ -371,7 +371,7 @@ def _task_parity(
             two.detections.xyxy[rbc_two],
             two.detections.score[rbc_two],
             one.detections.xyxy[rbc_one],
-            least_iou=0.5,
+            min_iou=0.5,
         )
         mine, theirs = rbc_two[partner >= 0], rbc_one[partner[partner >= 0]]
         pairs += len(mine)

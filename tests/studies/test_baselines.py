@@ -119,7 +119,7 @@ def test_drawn_photographs(method: Method) -> None:
         drawn = photograph(seed)
         xyxy, _ = counted(method.propose(drawn.image, 40.0))
         truth = drawn.xyxy[drawn.class_id == 0]
-        n_hit += int((metrics.match(xyxy, np.ones(len(xyxy), np.float32), truth, least_iou=0.5) >= 0).sum())
+        n_hit += int((metrics.match(xyxy, np.ones(len(xyxy), np.float32), truth, min_iou=0.5) >= 0).sum())
         n_found += len(xyxy)
         n += len(truth)
     assert n_hit > 0.5 * n

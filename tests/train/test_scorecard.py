@@ -123,9 +123,9 @@ def test_the_section_holds_every_table_and_can_be_published(tmp_path: Path, scal
     assert "nan" not in page
     assert len(section.tables) == 8
     rows = {t.caption[:10]: t.rows for t in section.tables}
-    assert [r[0] for r in rows["What count"]] == ["all", "bcd", "pbc"]
+    assert [r[0] for r in rows["Main figur"]] == ["all", "bcd", "pbc"]
     assert len(rows["Detections"]) == 9
-    assert rows["Share of r"][1][1] == "1.000 (2)"
+    assert rows["Share of c"][1][1] == "1.000 (2)"
     data = json.loads((tmp_path / "results" / "metrics.json").read_text())["data"]
     assert data["figures"]["all"]["rbc_labelled"] == 80
     assert data["targets"][0]["reached"] is True

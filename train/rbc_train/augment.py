@@ -52,7 +52,7 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
 def _restained(values: Float32, rng: random.Random) -> Float32:
     """Another amount of dye, and another dye: absorbances scale, each channel its own way (Beer-Lambert).
 
-    A strong stain makes red cells dark and hides their pale middle; a weak one, or a condenser wide open,
+    A strong stain makes red cells dark and hides their pale middle. A weak one, or a condenser wide open,
     brings everything near the background.
     """
     amount = math.exp(rng.uniform(math.log(0.4), math.log(2.2)))
@@ -81,18 +81,18 @@ def _coarser(values: Float32, factor: float) -> Float32:
 def paste_neighbour(
     image: UInt8, box: Float32, donor: UInt8, donor_box: Float32, depth: float, rng: random.Random
 ) -> tuple[UInt8, Float32]:
-    """Lays a cell of one photograph over, or beside, a cell of another.
+    """Pastes a cell of one photograph over or next to a cell of another.
 
-    A network taught by such overlaps carries over to real ones (Brünggel, Vallotton, Conway 2022). The
+    A network that learns from such overlaps also knows real ones (Brünggel, Vallotton, Conway 2022). The
     donor is cut along its own outline. Light goes through both cells, so their transmittances multiply
-    (Beer-Lambert); one time in three the donor hides what lies under it, as thick cells do.
+    (Beer-Lambert). One time in three the donor hides the cell under it, as thick cells do.
 
     Args:
         image: uint8 (H, W, 3) RGB, the photograph that receives.
         box: float32 (4,), xyxy px, the cell that gets a neighbour.
         donor: uint8 (H', W', 3) RGB, the photograph that gives.
         donor_box: float32 (4,), xyxy px, a single cell in it.
-        depth: Overlap along the line of centres, share of the two radii's sum; negative for a gap.
+        depth: Overlap along the line of centres, share of the two radii's sum. Negative for a gap.
         rng: Source of chance.
 
     Returns:

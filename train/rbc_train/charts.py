@@ -1,6 +1,6 @@
 """Draws what the evaluation found: counts, detections and verdicts, one PNG each.
 
-Okabe and Ito's colours keep apart for every kind of colour vision; markers and line styles say the same
+Okabe and Ito's colours keep apart for every kind of colour vision. Markers and line styles say the same
 again. No pyplot: its figures are global state, and want a display's backend.
 """
 
@@ -44,11 +44,11 @@ def draw_all(
         examined: What `evaluate.examine` returned.
         score_threshold: The shipped detector thresholds by `CellClass`.
         overlap_threshold: The shipped overlap threshold.
-        folder: Where the PNGs go; made when it is not there.
+        folder: Where the PNGs go. Made when it is not there.
         prefix: What their names begin with.
 
     Returns:
-        The pictures, in the order a reader wants them.
+        The charts, in the order of the page.
 
     Raises:
         UnavailableError: If they cannot be written.
@@ -57,58 +57,60 @@ def draw_all(
         (
             "counts",
             (6.4, 4.0),
-            "Red cells of each validation photograph, counted less labelled (Bland-Altman): bias and limits "
-            "of agreement over all photographs; points are shifted a little so as not to hide each other",
+            "Red cells of each validation photograph, counted minus labelled (Bland-Altman). Bias and limits "
+            "of agreement over all photographs. The points are moved a little so that all are visible",
             lambda axes: counts(axes, examined),
         ),
         (
             "crowding",
             (6.4, 4.0),
-            "Error of each photograph's count against how crowded it is; black: all cells of each quarter of "
+            "Error of the count of each photograph by how crowded it is. Black: all cells of each quarter of "
             "the photographs, with the 95 % interval over photographs",
             lambda axes: crowding(axes, examined),
         ),
         (
             "precision",
             (5.2, 4.0),
-            "Precision and recall of each class at iou 0.5, axes cut; the points are the shipped thresholds",
+            "Precision and recall of each class at iou 0.5. The axes are cut. The points are the shipped "
+            "thresholds",
             lambda axes: precision_recall(axes, examined, score_threshold),
         ),
         (
             "confusion",
             (3.8, 3.4),
-            "Verdicts on found cells against the verified labels: cells, and their share of the row",
+            "Verdicts on found cells by verified label: number of cells, and their share of the row",
             lambda axes: confusion(axes, examined, overlap_threshold),
         ),
         (
             "roc",
             (5.2, 4.2),
-            "ROC of the overlap score of found cells against the verified labels, by source, axes cut; the "
-            "point is the shipped threshold, the dotted line the target's 0.95 of single cells left single",
+            "ROC of the overlap score of found cells by source, judged by the verified labels. The axes are "
+            "cut. The point is the shipped threshold. The dotted line is the target: 0.95 of the single cells "
+            "called single",
             lambda axes: roc(axes, examined, overlap_threshold),
         ),
         (
             "confidence",
             (6.4, 3.6),
-            "Overlap score of found cells by verified label; the line is the shipped threshold",
+            "Overlap score of found cells by verified label. The line is the shipped threshold",
             lambda axes: confidence(axes, examined, overlap_threshold),
         ),
         (
             "reliability",
             (4.6, 4.2),
-            "Share of verified overlapping cells at each overlap score: on the dotted line a score is a "
-            "probability; bars are 95 % intervals over photographs, numbers are cells",
+            "Share of cells with the verified label overlapping, by overlap score. On the dotted line the "
+            "score is a probability. Bars are 95 % intervals over photographs, numbers are cells",
             lambda axes: reliability(axes, examined),
         ),
     )
-    pictures = []
+    drawn = []
     for name, size, caption, paint in draw:
         figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
         paint(figure.add_subplot())
         file = f"{prefix}-{name}.png"
         save(figure, folder / file)
-        pictures.append(Chart(file, caption))
-    return tuple(pictures)
+        drawn.append(Chart(file, caption))
+    return tuple(drawn)
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -116,7 +118,7 @@ def save(figure: Figure, file: Path) -> None:
 
     Args:
         figure: The figure.
-        file: Where to; its folder is made when it is not there.
+        file: Where to. Its folder is made when it is not there.
 
     Raises:
         UnavailableError: If it cannot be written.
@@ -227,7 +229,7 @@ def draw_confusion(axes: Axes, table: Int64, say: Callable[[int, int, int, float
     """Draws labels against verdicts, single before overlapping.
 
     Args:
-        axes: Where; its labels are the caller's.
+        axes: Where. Its labels are the caller's.
         table: int64 (2, 2), cells by label and verdict.
         say: What stands in a field: given label, verdict, cells and their share of the label.
     """
@@ -337,7 +339,7 @@ def reliability(axes: Axes, examined: Sequence[Examined]) -> None:
 
 
 def _by_source(axes: Axes, examined: Sequence[Examined]) -> list[Any]:
-    """Indices int64 (n,) of each source's photographs; puts the sources into the legend."""
+    """Indices int64 (n,) of each source's photographs. Puts the sources into the legend."""
     sources = np.array([e.photograph.source for e in examined])
     names = sorted(set(sources.tolist()))
     for i, name in enumerate(names):

@@ -56,9 +56,7 @@ def dataset(
     crop_margin: Annotated[
         float, typer.Option(min=0, max=2, help="Margin of a crop on each side, share of its box.")
     ] = 0.25,
-    strict: Annotated[
-        bool, typer.Option(help="Exit with 3 when an annotation is wrong.")
-    ] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 when an annotation is wrong.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
     txl, bccd = read_public(data)
@@ -161,9 +159,7 @@ def classifier(
     data: console.Data = console.DATA,
     detector: console.DetectorOption = console.DETECTOR,
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
-    taught: Annotated[Path, typer.Option(help="Folder of the teach command.")] = Path(
-        "runs/teachers"
-    ),
+    taught: Annotated[Path, typer.Option(help="Folder of the teach command.")] = Path("runs/teachers"),
     out: Annotated[
         Path | None, typer.Option(help="Folder of this run. By default: runs/classifier-MODEL.")
     ] = None,

@@ -27,7 +27,7 @@ from rbc_train import labels
 
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
-"""From the loosest to the strictest."""
+"""From the loosest to the strictest: a test photograph must not be used for training."""
 
 VOC_CLASSES: Final = {"RBC": CellClass.RBC, "WBC": CellClass.WBC, "Platelets": CellClass.PLATELET}
 YOLO_CLASSES: Final = (CellClass.WBC, CellClass.RBC, CellClass.PLATELET)  # TXL-PBC's classes.txt
@@ -43,7 +43,7 @@ _OUTSIDE_PX: Final = 1.5  # YOLO text has six decimals and VOC counts from 1: a 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFinding:
-    """Something wrong with an annotation, and what was done about it.
+    """An error in an annotation, and what was done about it.
 
     Attributes:
         file: The annotation file (or the image, where that is what is wrong).
@@ -95,7 +95,7 @@ class Photograph:
         return self.field(math.nan).image
 
     def field(self, cell_diameter_px: float) -> FieldOfView:
-        """Returns the photograph as the station reads it in a slide of this scale, pixels; NaN: in full."""
+        """Returns the photograph as the station reads it in a slide of this scale, pixels. NaN: in full."""
         return image_file.load_field(
             self.image_path, self.source, self.name, cell_diameter_px=cell_diameter_px
         )
@@ -121,7 +121,7 @@ class Photograph:
 
 @dataclass(slots=True)
 class Collection:
-    """Photographs with everything that was found wrong while reading them."""
+    """Photographs, and every error that was found while reading them."""
 
     photographs: list[Photograph] = field(default_factory=list)
     findings: list[AnnotationFinding] = field(default_factory=list)
@@ -193,7 +193,7 @@ def read_public(data: Path) -> tuple[Collection, Collection]:
 def official_test(data: Path, bccd: Collection) -> list[Photograph]:
     """Returns the photographs of BCCD's official test split, which the literature scores on.
 
-    Our own test split holds them all, and those whose twins TXL-PBC tests on.
+    Our own test split has all of them, and also those that TXL-PBC tests on.
 
     Args:
         data: Folder with ``bccd/``.
@@ -232,9 +232,9 @@ def keep_apart(
 ) -> None:
     """Leaves photographs out that occur again in a stricter split (test over val over train).
 
-    The published split names twins that it missed: the same photograph squeezed to 416x416, mirrored or
-    turned, under a name without a link. So twins are found by name and by content: thumbnails that
-    correlate by more than `alike` in one of the eight orientations.
+    The published split does not know all twins: the same photograph resized to 416x416, mirrored or turned,
+    under another name. So twins are found by name and by content: thumbnails that correlate by more than
+    `alike` in one of the eight orientations.
 
     Args:
         collections: Changed in place: photographs removed, findings of kind ``leak`` added.
@@ -493,7 +493,7 @@ def _add(
         xyxy.append(inside)
         class_id.append(CLASS_NAMES.index(box.class_name))
     if not xyxy:
-        # An unannotated photograph would teach that its cells are background.
+        # A photograph without boxes would teach that its cells are background.
         find(0, "empty", "no usable box", "photograph left out")
         return
     result.photographs.append(
@@ -542,17 +542,17 @@ def labelled_diameter_px(photograph: Photograph, of_source: dict[str, float], *,
 def write_dataset(
     collection: Collection, out: Path, *, cell_diameter_px: float, crop_margin: float
 ) -> Iterator[tuple[int, int]]:
-    """Writes what the trainers read; iterate to do the work.
+    """Writes what the trainers read. Iterate to do the work.
 
     ``detector/``: PNG photographs resized so that a red cell measures `cell_diameter_px`, YOLO labels in
     the order of `CellClass`, ``data.yaml``. ``crops/<split>.npy``: uint8 (N, 64, 64, 3) of every red-cell
-    box, cut from the original photograph with `crop_margin`; ``crops/<split>.csv`` says of each where it
+    box, cut from the original photograph with `crop_margin`. ``crops/<split>.csv`` says of each where it
     comes from, its Otsu area (tight crop) and its labels. ``manifest.json``: file hashes, counts per
     class, source and split, and every finding.
 
     Args:
         collection: What a reader returned.
-        out: Folder to write; an earlier dataset in it is replaced.
+        out: Folder to write. An earlier dataset in it is replaced.
         cell_diameter_px: Diameter of a red cell at model scale.
         crop_margin: See `preprocess.crops`.
 
@@ -638,7 +638,7 @@ def yolo_text(photograph: Photograph) -> str:
 
 
 def write_data_yaml(folder: Path, names: Iterable[str]) -> Path:
-    """Writes ``data.yaml``, by which ultralytics finds images, labels and class names; returns it."""
+    """Writes ``data.yaml``, by which ultralytics finds images, labels and class names. Returns it."""
     numbered = "".join(f"  {i}: {name}\n" for i, name in enumerate(names))
     file = folder / "data.yaml"
     file.write_text(f"train: images/train\nval: images/val\nnames:\n{numbered}", encoding="utf-8")

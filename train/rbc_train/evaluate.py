@@ -1,7 +1,7 @@
 """Scores a bundle, run through `rbc_edge` as the station runs it, against labels.
 
-Never the torch model: what counts is what ships. Detection is judged on TXL-PBC's boxes, counts at the
-shipped thresholds, single/overlapping on the verified labels.
+Only the bundle that ships is scored, never the torch model. Detection is judged on TXL-PBC's boxes, counts
+at the shipped thresholds, and overlap on the verified labels.
 """
 
 import math
@@ -34,7 +34,7 @@ from rbc_train.metrics import Float64
 ScaleMode = Literal["estimated", "labelled"]
 
 IOUS: Final = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # COCO's AP50-95
-_LEAST_SCORE: Final = np.full(3, 0.01, np.float32)  # the precision curve needs its tail
+_MIN_SCORE: Final = np.full(3, 0.01, np.float32)  # the precision curve needs its tail
 _LABEL_MARGIN_PX: Final = 1.5  # a label that ends so near to the border was drawn up to it
 _CUT: Final = 0.03  # of a cell: a box this near to the border is taken to be cut by it
 _SCALE_FIELDS: Final = 8  # as many as the station looks at
@@ -44,14 +44,14 @@ _AP_DRAWS: Final = 4  # a quarter of the resamplings do for the AP, which takes 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """One photograph, as the station saw it, beside its labels.
+    """One photograph as the station saw it, with its labels.
 
     Attributes:
         photograph: The photograph with its labelled boxes.
         result: What the analyzer gave at the shipped thresholds.
         ranked: Detections down to a score of 0.01, after suppression, for the precision curve.
         label_score: float32 (K,): overlap score of each verified box, cut where the label says.
-        found_score: float32 (K,): overlap score of the detection that matches it; NaN where none does.
+        found_score: float32 (K,): overlap score of the detection that matches it. NaN where none does.
         overlapping: bool (K,): the verified labels, those that can be used.
         letter: K letters of them.
     """
@@ -79,8 +79,8 @@ def examine(
         analyzer: The bundle at work.
         photographs: What to run it on.
         verified: Overlap labels.
-        scale: ``estimated``: each source is a slide, and nobody says how large its cells are (the
-            station's default); ``labelled``: each photograph's labelled diameter is given.
+        scale: ``estimated``: each source is a slide of unknown scale (the station's default).
+            ``labelled``: each photograph's labelled diameter is given.
         progress: Called with (done, in all).
 
     Returns:
@@ -118,29 +118,29 @@ def _examine_one(
     used = result.scale.cell_diameter_px
     view = analyzer.view(field, result.scale)
     ranked = (
-        Detections.empty() if math.isnan(used) else analyzer.detect(view, used, score_threshold=_LEAST_SCORE)
+        Detections.empty() if math.isnan(used) else analyzer.detect(view, used, score_threshold=_MIN_SCORE)
     )
     labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     crops = analyzer.crops(view, boxes)
-    return beside_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
+    return with_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
 
 
-def beside_labels(
+def with_labels(
     photograph: Photograph,
     result: FovResult,
     ranked: Detections,
     verified: VerifiedLabels,
     label_score: Float32 | None = None,
 ) -> Examined:
-    """Lays what a counter saw in one photograph beside its labels.
+    """Combines what a counter saw in one photograph with its labels.
 
     Args:
         photograph: The photograph.
-        result: Cells at the counter's own thresholds.
+        result: Cells at the thresholds of the counter.
         ranked: Detections for the precision curve.
         verified: Overlap labels.
-        label_score: float32 (K,), overlap scores of the usable verified boxes; NaN for a counter that
+        label_score: float32 (K,), overlap scores of the usable verified boxes. NaN for a counter that
             judges only cells it finds itself.
 
     Returns:
@@ -150,7 +150,7 @@ def beside_labels(
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     found = result.cells.detections
     rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-    pairs = metrics.match(found.xyxy[rbc], found.score[rbc], boxes, least_iou=0.5)
+    pairs = metrics.match(found.xyxy[rbc], found.score[rbc], boxes, min_iou=0.5)
     found_score = np.full(len(labels), np.nan, np.float32)
     found_score[pairs[pairs >= 0]] = result.cells.overlap_score[rbc][pairs >= 0]
     return Examined(
@@ -205,7 +205,7 @@ def score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """Verdicts beside verified labels, of N cells.
+    """Scores and verified labels of N cells.
 
     Attributes:
         score: float32 (N,), overlap scores.
@@ -232,7 +232,7 @@ def judged_found(examined: Sequence[Examined]) -> Judged:
 
 
 def judged_labels(examined: Sequence[Examined]) -> Judged:
-    """Returns the verified cells, judged on the labelled box; none of a counter that does not do so."""
+    """Returns the verified cells, judged on the labelled box. None of a counter that does not do so."""
     return _judged(examined, [e.label_score for e in examined])
 
 
@@ -253,7 +253,7 @@ def _judged(examined: Sequence[Examined], scores: Sequence[Float32]) -> Judged:
 
 def _verdicts(judged: Judged, threshold: float) -> dict[str, float]:
     figures: dict[str, float] = asdict(metrics.verdicts(judged.score, judged.overlapping, threshold))
-    # Touching is where eyes differ: say how each kind of overlap fares.
+    # People disagree most about touching cells, so each kind of overlap is given.
     for name, letter in (("over", "O"), ("touching", "T"), ("several", "M")):
         own = np.array([c[:1] == letter for c in judged.letter], np.bool_) & judged.overlapping
         figures[f"n_{name}"] = int(own.sum())
@@ -305,7 +305,7 @@ def _whole_counts(examined: Sequence[Examined]) -> tuple[Int64, Int64]:
 
 
 def _edge_counts(examined: Sequence[Examined], rule: EdgeRule) -> tuple[Int64, Int64]:
-    """Red cells under an edge rule, as `field_counts`; a label touches a border that it nearly reaches."""
+    """Red cells under an edge rule, as `field_counts`. A label touches a border that it nearly reaches."""
     labelled = []
     for e in examined:
         red = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
@@ -335,17 +335,17 @@ def _count_figures(counted: Int64, labelled: Int64) -> dict[str, float]:
 
 
 def crowding(photograph: Photograph) -> float:
-    """Measures how crowded a field is: the share of its labelled red cells whose boxes overlap another's.
+    """Measures how crowded a field is: the share of labelled red cells with a box that overlaps another box.
 
-    Of what was tried (red cells or their boxes' area for the area of the field, the area they cover, how
-    many boxes deep it is covered) this and the last go along with the error of the count most, and this is
-    understood without a picture.
+    Other measures were tried: red cells or box area per field area, the area that boxes cover, and how many
+    boxes cover a point. This one and the last correlate best with the error of the count, and this one is
+    easier to understand.
 
     Args:
         photograph: With its labelled boxes.
 
     Returns:
-        0..1, boxes with an iou over 0.1 taken to overlap; NaN without red cells.
+        0..1, boxes with an iou over 0.1 taken to overlap. NaN without red cells.
     """
     boxes = photograph.xyxy[photograph.class_id == CellClass.RBC]
     if len(boxes) == 0:
@@ -362,7 +362,7 @@ def crowding_quartiles(group: Sequence[Examined]) -> list[tuple[float, float, li
         group: Photographs.
 
     Returns:
-        For each part the least and the greatest crowding, and the photographs; those without red cells
+        For each part the least and the greatest crowding, and the photographs. Those without red cells
         are in none, a part without photographs is left out.
     """
     some = [(crowding(e.photograph), e) for e in group]
@@ -383,20 +383,20 @@ def _by_crowding(group: Sequence[Examined]) -> list[dict[str, float]]:
     ]
 
 
-def _average_precision(group: Sequence[Examined], cell_class: CellClass, least_iou: float) -> float:
-    scores, hits, n_truth = ranked_hits(group, cell_class, least_iou)
+def _average_precision(group: Sequence[Examined], cell_class: CellClass, min_iou: float) -> float:
+    scores, hits, n_truth = ranked_hits(group, cell_class, min_iou)
     return metrics.average_precision(scores, hits, n_truth)
 
 
 def ranked_hits(
-    group: Sequence[Examined], cell_class: CellClass, least_iou: float
+    group: Sequence[Examined], cell_class: CellClass, min_iou: float
 ) -> tuple[Float32, Bool, int]:
     """Matches the ranked detections of a class with its labelled boxes, photograph by photograph.
 
     Args:
         group: Photographs.
         cell_class: Which cells.
-        least_iou: Least iou of a pair.
+        min_iou: Least iou of a pair.
 
     Returns:
         Scores float32 (N,), whether each found a labelled box bool (N,), and how many boxes are labelled.
@@ -407,7 +407,7 @@ def ranked_hits(
     for e in group:
         truth = e.photograph.xyxy[e.photograph.class_id == cell_class]
         own = e.ranked.take(e.ranked.class_id == cell_class)
-        hits.append(metrics.match(own.xyxy, own.score, truth, least_iou=least_iou) >= 0)
+        hits.append(metrics.match(own.xyxy, own.score, truth, min_iou=min_iou) >= 0)
         scores.append(own.score)
         n_truth += len(truth)
     return np.concatenate(scores), np.concatenate(hits), n_truth
@@ -420,7 +420,7 @@ def _precision_recall(group: Sequence[Examined], cell_class: CellClass) -> dict[
         truth = e.photograph.xyxy[e.photograph.class_id == cell_class]
         found = e.result.cells.detections
         found = found.take(found.class_id == cell_class)
-        hits += int((metrics.match(found.xyxy, found.score, truth, least_iou=0.5) >= 0).sum())
+        hits += int((metrics.match(found.xyxy, found.score, truth, min_iou=0.5) >= 0).sum())
         n_found += len(found)
         n_truth += len(truth)
     return {
@@ -432,10 +432,11 @@ def _precision_recall(group: Sequence[Examined], cell_class: CellClass) -> dict[
 def intervals(
     examined: Sequence[Examined], overlap_threshold: float, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """How far the headline figures could lie elsewhere had other photographs been taken.
+    """Returns how much the main figures would vary with other photographs.
 
-    Bootstrap: photographs are drawn with replacement, all cells of one together, for cells of one
-    photograph are alike (percentile interval, Efron 1979). The AP takes a quarter of the draws.
+    Bootstrap: photographs are drawn with replacement. The cells of a photograph are drawn together, because
+    they are alike (percentile interval, Efron 1979). The average precision uses a quarter of the draws,
+    because it takes longest.
 
     Args:
         examined: What `examine` returned.
@@ -444,7 +445,7 @@ def intervals(
         seed: Of the draws.
 
     Returns:
-        As `score`, (low, high) of the 95 % interval for each figure; those of the verdicts (accuracy,
+        As `score`, (low, high) of the 95 % interval for each figure. Those of the verdicts (accuracy,
         auc, recall_overlapping_at_95) on found boxes.
     """
     return {
@@ -495,10 +496,10 @@ def _median(values: Float64) -> float:
 
 
 def _resampled_precision(
-    group: Sequence[Examined], cell_class: CellClass, least_iou: float, weight: Float64
+    group: Sequence[Examined], cell_class: CellClass, min_iou: float, weight: Float64
 ) -> Float64:
     """Average precision float64 (D,) of each of D resamplings, `weight` float64 (D, photographs)."""
-    score, hit, _ = ranked_hits(group, cell_class, least_iou)
+    score, hit, _ = ranked_hits(group, cell_class, min_iou)
     of_photograph = np.repeat(
         np.arange(len(group)), [int((e.ranked.class_id == cell_class).sum()) for e in group]
     )
@@ -516,7 +517,7 @@ def _resampled_precision(
 def score_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
     """Chooses each class's score threshold on validation photographs.
 
-    Red cells: as many found as labelled, so that counts are unbiased; every source weighs the same, so
+    Red cells: as many found as labelled, so that counts are unbiased. Every source weighs the same, so
     that one with many cells does not decide for all. White cells and platelets are few, and an unbiased
     count of few is chance: best F1 at iou 0.5 instead.
 
@@ -569,7 +570,7 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
     """Chooses the overlap threshold on verified validation labels: unbiased, of those that are as accurate.
 
     What users read is the overlapping share. Accuracy alone leaves a wide plateau, at one end of which five
-    overlapping cells in a hundred are missing; of all thresholds within half a point of the best accuracy
+    overlapping cells in a hundred are missing. Of all thresholds within half a point of the best accuracy
     the one is taken that calls as many cells overlapping as the labels do, of a plateau of equals the middle.
 
     Args:
@@ -592,7 +593,7 @@ def best_overlap_threshold(examined: Sequence[Examined]) -> float:
 
 
 def _smooth(values: Float64, reach: int) -> Float64:
-    """The mean over `reach` neighbours on either side: one cell must not choose."""
+    """The mean over `reach` neighbours on each side, so that a single cell does not decide."""
     n = 2 * reach + 1
     return np.convolve(np.pad(values, reach, mode="edge"), np.full(n, 1 / n), mode="valid")
 

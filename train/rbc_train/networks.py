@@ -25,7 +25,7 @@ from rbc_train.data import CLASS_NAMES
 ModelName = Literal["base", "improved", "station", "teacher"]
 
 PAPER: Final = ("base", "improved")
-"""The networks of the paper; the others are ours."""
+"""The networks of the paper. The others are ours."""
 
 
 N_COCO_TENSORS: Final = 342
@@ -66,10 +66,10 @@ class PaperNet(nn.Module):
 class StagesNet(nn.Module):
     """The first stages of YOLOv5n, pooled, with a small head.
 
-    A crop shows its cell 43 px wide, which is the size the detector sees cells at. So a trained detector's
-    own first stages see crops as they are, and know outlines, pallor and neighbours before the first
-    overlap label (`begin_from`). Taught by the same labels from noise it reaches AUC 0.982 on validation, so
-    0.991 (`python -m rbc_train overlap`).
+    A crop shows its cell 43 px wide, about the size at which the detector sees cells. So the first stages of
+    a trained detector fit crops, and they know outlines, pallor and neighbours before the first overlap label
+    (`begin_from`). With the same labels, training from noise reaches AUC 0.982 on validation, and training
+    from these stages 0.991 (`python -m studies.ablations overlap`).
 
     Args:
         depth: Layers of YOLOv5n's backbone: 7 up to stride 16 (11 million multiply-adds a crop), 10 for
@@ -131,7 +131,7 @@ def predict(network: nn.Module, crops: UInt8, *, turned: bool = False) -> Float3
     """Scores crops.
 
     Args:
-        network: In any mode; left in evaluation mode.
+        network: In any mode. Left in evaluation mode.
         crops: uint8 (N, 64, 64, 3) RGB.
         turned: Take the mean over the eight ways to turn and mirror a crop.
 

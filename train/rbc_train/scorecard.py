@@ -1,4 +1,4 @@
-"""Lays an evaluation out for readers: tables, and the targets of the project beside what was reached."""
+"""The tables of an evaluation, and the targets of the project with what was reached."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ def at_export(metrics: Mapping[str, Any]) -> Runs | None:
         metrics: The manifest's.
 
     Returns:
-        Both runs; None where the manifest does not hold them.
+        Both runs. None where the manifest does not hold them.
     """
     try:
         int8, fp32 = metrics["int8"]["all"], metrics["fp32"]["all"]
@@ -63,7 +63,7 @@ def at_export(metrics: Mapping[str, Any]) -> Runs | None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target of the project beside what was measured.
+    """A target of the project with what was measured.
 
     Attributes:
         name: What is measured.
@@ -71,7 +71,7 @@ class Target:
         goal: The target, in words.
         ours: What was measured, NaN when it was not.
         shown: The same in words, with its 95 % interval where there is one.
-        reached: Whether the target is reached; None when nothing was measured.
+        reached: Whether the target is reached. None when nothing was measured.
     """
 
     name: str
@@ -87,14 +87,14 @@ def targets(
 ) -> list[Target]:
     """Compares what was measured with the targets.
 
-    Best known figures: CST-YOLO (RBC, WBC, platelet AP50 on cleaned labels of 60 images; mAP50 on BCCD's
+    Best known figures: CST-YOLO (RBC, WBC, platelet AP50 on cleaned labels of 60 images, mAP50 on BCCD's
     test split), Alam and Islam 2019 (red cells counted), Gurav, Yadav, Taral 2025 (verdicts, on 10 crops
     labelled by the rule that taught the network), an int8 YOLO11n by OpenVINO.
 
     Args:
         figures: Of the bundle on the validation photographs.
         intervals: Of the same.
-        runs: int8 against fp32; the last is judged.
+        runs: int8 against fp32. The last is judged.
         bundle_id: Of the bundle. Sections that another bundle was measured for do not count.
         folder: Where other commands published what they measured.
 
@@ -244,7 +244,7 @@ def section(
         runs: int8 against fp32.
         drawn: What `charts.draw_all` drew.
         bundle_id: Of the bundle.
-        scale: What the station was told of the scale: estimated or labelled.
+        scale: How the station got the scale: estimated or labelled.
         thresholds: The bundle's, by name.
 
     Returns:
@@ -302,7 +302,7 @@ def _headline_table(figures: Figures, intervals: Intervals) -> Table:
             row.append(f"{_figure(value, 3)} ({_range(intervals[source][name], 3)})")
         rows.append(tuple(row))
     return Table(
-        "What counts, with 95 % intervals (red cells; verdicts on found cells against verified labels)",
+        "Main figures with 95 % intervals (red cells; overlap on found cells by verified label)",
         ("source", "fields", *(c[0] for c in columns)),
         tuple(rows),
     )
@@ -311,7 +311,7 @@ def _headline_table(figures: Figures, intervals: Intervals) -> Table:
 def _detection_table(figures: Figures) -> Table:
     names = ("labelled", "ap50", "ap50_95", "precision", "recall")
     return Table(
-        "Detections; precision and recall at the shipped thresholds, iou 0.5",
+        "Detections. Precision and recall at the shipped thresholds, iou 0.5",
         ("class", "source", "labelled", "AP50", "AP50-95", "precision", "recall"),
         tuple(
             (c, source, *(_figure(f[f"{c}_{k}"]) for k in names))
@@ -352,7 +352,7 @@ _COUNT_COLUMNS: Final = (
 
 def _counts_table(figures: Figures) -> Table:
     return Table(
-        "Counts at the shipped thresholds (errors relative, without sign, of fields that show the class)",
+        "Counts at the shipped thresholds. Errors are relative and without sign, over fields with this class",
         ("class", "source", *_COUNT_COLUMNS),
         tuple(
             (shown, s, *_counts_row(f, f"{c}_")) for c, shown in _COUNTED.items() for s, f in figures.items()
@@ -362,8 +362,8 @@ def _counts_table(figures: Figures) -> Table:
 
 def _crowding_table(figures: Figures) -> Table:
     return Table(
-        "Red cells by how crowded the field is (share of its red cells whose boxes overlap another's by "
-        "an iou over 0.1), a quarter of the photographs each",
+        "Red cells by how crowded the field is (share of its red cells with a box that overlaps another "
+        "box by an iou over 0.1), a quarter of the photographs each",
         ("crowding", "fields", *_COUNT_COLUMNS),
         tuple(
             (f"{q['from']:.2f} to {q['to']:.2f}", str(q["photographs"]), *_counts_row(q))
@@ -393,7 +393,7 @@ def _verdicts_table(figures: Figures) -> Table:
             own = f[f"overlap_on_{box}_boxes"]
             rows.append((box, source, *(_figure(own[key], 3) for _, key in columns)))
     return Table(
-        "Single or overlapping, against the verified labels",
+        "Single or overlapping, by verified label",
         ("box", "source", *(c[0] for c in columns)),
         tuple(rows),
     )
@@ -410,7 +410,8 @@ def _letters_table(figures: Figures) -> Table:
     for title, name in letters:
         own = [f["overlap_on_found_boxes"] for f in figures.values()]
         rows.append((title, *(f"{_figure(v[f'recall_{name}'], 3)} ({v[f'n_{name}']})" for v in own)))
-    return Table("Share of right verdicts by letter (cells), found cells", ("letter", *figures), tuple(rows))
+    caption = "Share of correct verdicts by letter of the verified label (number of cells), found cells"
+    return Table(caption, ("letter", *figures), tuple(rows))
 
 
 def _parity_table(runs: Sequence[Runs]) -> Table:
@@ -423,7 +424,7 @@ def _parity_table(runs: Sequence[Runs]) -> Table:
             rows.append(
                 (run.where, title, _figure(whole), _figure(small), _NONE if math.isnan(change) else said)
             )
-    return Table("int8 beside fp32, through `rbc_edge`", ("run", "", "fp32", "int8", "change"), tuple(rows))
+    return Table("int8 and fp32, through `rbc_edge`", ("run", "", "fp32", "int8", "change"), tuple(rows))
 
 
 def _figure(value: float, digits: int = 4) -> str:

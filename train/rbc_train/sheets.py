@@ -1,6 +1,6 @@
-"""Sheets of the worst: the crops whose verdict is most wrong, the fields whose count is.
+"""Images of the worst errors: the crops with the worst scores, the fields with the worst counts.
 
-They show photographs of the public data, which are not ours to publish: for the workshop's eyes only.
+They show photographs of the public data, which we may not publish. Keep them out of the repository.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def write(
         examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
-        folder: Where to; not in the repository.
+        folder: Where to. Not in the repository.
 
     Returns:
         The files.
@@ -76,18 +76,18 @@ def worst_verdicts(
     most: int = 40,
     columns: int = 8,
 ) -> UInt8 | None:
-    """Shows verified cells of one kind whose verdict is wrong, the most wrong first.
+    """Shows verified cells of one kind that were judged wrong, the worst first.
 
     Args:
         examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
-        overlapping: Cells that are called single and are not; else the other way round.
+        overlapping: Cells that are called single and are not. Else the other way round.
         most: How many at most.
         columns: How many in a row.
 
     Returns:
-        uint8 (H, W, 3) RGB: each cell with its box, score, letter and source; None when no verdict is
+        uint8 (H, W, 3) RGB: each cell with its box, score, letter and source. None when no verdict is
         wrong.
     """
     wrong: list[tuple[float, Examined, int]] = []
@@ -105,7 +105,7 @@ def worst_verdicts(
 
 
 def worst_fields(examined: Sequence[Examined], *, most: int = 12, columns: int = 3) -> UInt8 | None:
-    """Shows the photographs whose red cells were counted most wrongly.
+    """Shows the photographs with the largest errors of the red-cell count.
 
     Args:
         examined: What `evaluate.examine` returned.
@@ -114,7 +114,7 @@ def worst_fields(examined: Sequence[Examined], *, most: int = 12, columns: int =
 
     Returns:
         uint8 (H, W, 3) RGB: found boxes blue and solid, labelled but missed ones orange and dashed, false
-        ones pink with a cross; None when every count is right.
+        ones pink with a cross. None when every count is right.
     """
     counted, labelled = evaluate.field_counts(examined, CellClass.RBC)
     error = np.abs(counted - labelled)
@@ -150,7 +150,7 @@ def _boxes(e: Examined) -> UInt8:
     truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
     found = e.result.cells.detections
     found = found.take(found.class_id == CellClass.RBC)
-    pairs = metrics.match(found.xyxy, found.score, truth, least_iou=evaluate.IOUS[0])
+    pairs = metrics.match(found.xyxy, found.score, truth, min_iou=evaluate.IOUS[0])
     for box, score, pair in zip(found.xyxy * factor, found.score, pairs.tolist(), strict=True):
         low, high = _point(box[:2]), _point(box[2:])
         if pair >= 0:
@@ -186,7 +186,7 @@ def _write(image: UInt8, text: str, place: tuple[int, int]) -> None:
 
 
 def _grid(tiles: Sequence[UInt8], columns: int) -> UInt8:
-    """Lays tiles out in rows, white between them; those of a row stand at its top."""
+    """Lays tiles out in rows, white between them. Those of a row stand at its top."""
     columns = min(columns, len(tiles))
     width = max(t.shape[1] for t in tiles) + 4
     rows = []

@@ -1,10 +1,10 @@
 """Teachers: networks that judge every training crop, so that the one that ships can learn from all of them.
 
-One red-cell box in six was inspected. Teachers (all of YOLOv5n's backbone, begun from our detector) learn
-from those; then each crop, inspected or not, gets the mean of their probabilities over the eight ways to
-turn and mirror it (knowledge distillation: Hinton, Vinyals, Dean 2015). Photographs are dealt into folds, and
-an inspected crop is judged only by the teacher that did not learn from its photograph, so that an inspection
-that erred is not simply said again.
+One red-cell box in six has a verified label. Teachers (the whole backbone of YOLOv5n, begun from our
+detector) learn from these. Then every crop gets the mean of their probabilities over the eight ways to turn
+and mirror it (knowledge distillation: Hinton, Vinyals, Dean 2015). The photographs are divided into folds. A
+crop with a verified label is judged only by the teacher that did not learn from its photograph. So a wrong
+label is not simply repeated.
 """
 
 import csv
@@ -27,10 +27,10 @@ class TeachingOptions:
     Attributes:
         dataset: Folder that `write_dataset` wrote.
         data: Folder of the public data.
-        detector: Detector checkpoint that the teachers begin from; None begins from noise.
+        detector: Detector checkpoint that the teachers begin from. None begins from noise.
         out: Folder of the teachers and of what they say.
         folds: How many teachers.
-        epochs: Passes of each over its inspected crops; None takes the teacher's own.
+        epochs: Passes of each over its inspected crops. None takes the teacher's own.
         threads: Of torch.
     """
 

@@ -28,7 +28,7 @@ LabelKind = Literal["weak", "verified", "taught"]
 
 
 TAUGHT: Final = "taught.csv"
-"""What teachers say of every training crop, in their folder."""
+"""The file with the verdicts of the teachers on every training crop, in their folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class ClassifierOptions:
         dataset: Folder that `write_dataset` wrote.
         data: Folder of the public data (the photographs are cut again for every epoch).
         out: Folder of this run: checkpoint, log, configuration.
-        model: base and improved are the paper's; station ships; teachers teach it.
+        model: base and improved are the paper's. Station ships. Teachers teach it.
         labels: weak (Otsu area), verified, or taught (by teachers, and verified where there are any).
-        detector: Detector checkpoint that station and teacher begin from; None begins from noise.
+        detector: Detector checkpoint that station and teacher begin from. None begins from noise.
         taught: Folder of `teachers.teach`, for labels taught.
-        folds: In how many parts the training photographs are cut; 0 for all of them.
+        folds: In how many parts the training photographs are cut. 0 for all of them.
         fold: The part that is left out.
-        epochs: Passes over the training crops; None takes the model's own.
-        crop_margin: Share of the box's side added on each of its four sides; None takes the model's own.
-        paste: Share of single cells that get a pasted neighbour; None for 0.
+        epochs: Passes over the training crops. None takes the model's own.
+        crop_margin: Share of the box's side added on each of its four sides. None takes the model's own.
+        paste: Share of single cells that get a pasted neighbour. None for 0.
         seed: Of everything random.
         threads: Of torch.
     """
@@ -82,7 +82,7 @@ class ClassifierOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Labelled boxes of one split, with the photographs they lie in.
+    """Labelled boxes of one split, with their photographs.
 
     Attributes:
         views: The photographs as the station shows them to its networks.
@@ -128,17 +128,17 @@ def read_rows(dataset: Path, split: Split) -> list[dict[str, str]]:
 
 
 def read_taught(folder: Path, dataset: Path) -> Float32:
-    """Reads what the teachers said.
+    """Reads the verdicts of the teachers.
 
     Args:
         folder: Of the teachers.
-        dataset: The dataset whose crops they judged.
+        dataset: The dataset of the crops that they judged.
 
     Returns:
         float32 (N,): probability of overlapping, by crop of the dataset.
 
     Raises:
-        UnavailableError: If they have not judged, or have judged another dataset.
+        UnavailableError: If there are no verdicts, or they are for another dataset.
     """
     file = folder / TAUGHT
     advice = "teach: python -m rbc_train teach"
@@ -151,7 +151,7 @@ def read_taught(folder: Path, dataset: Path) -> Float32:
         ]
         probability = np.array([float(r["overlap_score"]) for r in taught], np.float32)
     except (OSError, KeyError, ValueError) as error:
-        raise UnavailableError(f"{file}: not what teachers write: {error}", advice) from error
+        raise UnavailableError(f"{file}: not a file of the teachers: {error}", advice) from error
     if not same:
         raise UnavailableError(f"{file}: these are not the crops of {dataset}", advice)
     return probability
@@ -165,7 +165,7 @@ def deal(rows: list[dict[str, str]], folds: int) -> dict[str, int]:
         folds: How many.
 
     Returns:
-        The fold of each photograph, by its name; the same whenever the photographs are the same.
+        The fold of each photograph, by its name. The same whenever the photographs are the same.
     """
     names = sorted({row["name"] for row in rows}, key=lambda n: hashlib.sha256(n.encode()).digest())
     return {name: i % folds for i, name in enumerate(names)}
@@ -191,7 +191,7 @@ def read_samples(
 
     Returns:
         The boxes that have such a label. Taught, a verified box stands twice: its target is the mean of
-        label and teachers, who smooth an inspection that erred.
+        label and teachers. The teachers soften a label that is wrong.
 
     Raises:
         UnavailableError: If the dataset or a photograph is not there.
@@ -233,7 +233,7 @@ def read_samples(
 
 
 def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Random) -> tuple[UInt8, Float32]:
-    """Cuts every training box once, as another detector and another microscope might have.
+    """Cuts every training box once, with the variation of other detectors and microscopes.
 
     Returns:
         Crops uint8 (N, 64, 64, 3) and targets float32 (N,), 0 single, 1 overlapping.
@@ -288,12 +288,12 @@ _LOG_FIELDS: Final = ("epoch", "loss", "accuracy", "auc", "recall_single", "reca
 
 
 def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] | None = None) -> Path:
-    """Trains, or goes on where an earlier run with the same options was cut.
+    """Trains, or continues an earlier run with the same options.
 
-    Chance depends on seed and epoch alone, so a resumed run ends as an uninterrupted one.
+    Random numbers depend on seed and epoch only. So a resumed run ends like one without interruption.
 
     Args:
-        options: The run; written to ``config.json`` in its folder.
+        options: The run. Written to ``config.json`` in its folder.
         progress: Called with (epochs done, epochs in all, a line of figures).
 
     Returns:
@@ -407,7 +407,7 @@ def _run_epoch(
     calm: bool,
     batch: int = 64,
 ) -> float:
-    """One pass; `calm` bounds the gradient, which a pretrained network needs at first."""
+    """One pass. `calm` bounds the gradient, which a pretrained network needs at first."""
     network.train()
     order = torch.randperm(len(crops)).numpy()
     total = 0.0

@@ -1,7 +1,7 @@
 """Training of the detector: YOLOv5n (backbone and neck from COCO) through ultralytics, at one cell size.
 
 Reads top to bottom: options, what training images go through, the trainer, `train`. The images of the
-dataset already show red cells at `cell_diameter_px`; ultralytics would resize each to `imgsz`, which
+dataset already show red cells at `cell_diameter_px`. ultralytics would resize each to `imgsz`, which
 would undo that, so `ScaledDataset` does not.
 """
 
@@ -37,11 +37,11 @@ class DetectorOptions:
 
     Attributes:
         dataset: Folder that `write_dataset` wrote.
-        weights: COCO-pretrained YOLOv5n, safetensors; None starts from noise.
+        weights: COCO-pretrained YOLOv5n, safetensors. None starts from noise.
         out: Folder of this run: checkpoints, log, configuration.
         epochs: Passes over the training photographs.
         batch: Photographs a step (each a mosaic of four).
-        image_px: Side of a training image; about six cells.
+        image_px: Side of a training image. About six cells.
         seed: Of everything random.
         device: ``cpu``, ``0`` for the first CUDA device.
         threads: Of torch on the CPU.
@@ -84,7 +84,7 @@ WHOLE_SHARE: Final = 0.4
 
 
 class ScaledDataset(YOLODataset):  # type: ignore[misc]
-    """ultralytics' dataset without its resizing to ``imgsz``; training images are varied."""
+    """ultralytics' dataset without its resizing to ``imgsz``. Training images are varied."""
 
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
@@ -104,12 +104,12 @@ class ScaledDataset(YOLODataset):  # type: ignore[misc]
 
 
 class DetectorTrainer(DetectionTrainer):  # type: ignore[misc]
-    """ultralytics' trainer with our dataset and with the COCO weights really in the model."""
+    """ultralytics' trainer with our dataset, and with the COCO weights loaded into the model."""
 
     coco_weights: Path | None = None
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> ScaledDataset:
-        """Builds the dataset of one split; validation in rectangular batches, as the station sees it."""
+        """Builds the dataset of one split. Validation in rectangular batches, as the station sees it."""
         return ScaledDataset(
             img_path=img_path,
             imgsz=self.args.imgsz,
@@ -129,7 +129,7 @@ class DetectorTrainer(DetectionTrainer):  # type: ignore[misc]
     def get_model(
         self, cfg: str | None = None, weights: torch.nn.Module | None = None, verbose: bool = True
     ) -> DetectionModel:
-        """Builds YOLOv5n; on a fresh run with the COCO tensors, on a resumed one with the checkpoint's."""
+        """Builds YOLOv5n. On a fresh run with the COCO tensors, on a resumed one with the checkpoint's."""
         model = super().get_model(cfg or "yolov5n.yaml", weights, verbose)
         if weights is None and self.coco_weights is not None:
             networks.load_coco(model, self.coco_weights)
@@ -144,10 +144,10 @@ def _keep(trainer: DetectionTrainer, *, keep: Path) -> None:
 
 
 def train(options: DetectorOptions) -> Path:
-    """Trains, or goes on where an earlier run with the same options was cut.
+    """Trains, or continues an earlier run with the same options.
 
     Args:
-        options: The run; written to ``config.json`` in its folder.
+        options: The run. Written to ``config.json`` in its folder.
 
     Returns:
         The best checkpoint by ultralytics' fitness on the validation split.
@@ -204,17 +204,17 @@ def run(
     weights: Path | None,
     threads: int,
 ) -> Path:
-    """Runs ultralytics' training in a folder of ours, so that a kill at any moment costs an epoch at most.
+    """Runs ultralytics' training in a folder of ours. A kill at any moment costs one epoch at most.
 
     Args:
-        trainer_class: Whose dataset and model to take.
+        trainer_class: Gives dataset and model.
         overrides: ultralytics' settings for a fresh run.
         out: Folder of the run, claimed by the caller.
-        weights: COCO-pretrained YOLOv5n; None starts from noise.
+        weights: COCO-pretrained YOLOv5n. None starts from noise.
         threads: Of torch on the CPU.
 
     Returns:
-        ``detector.pt``, the best checkpoint by ultralytics' fitness; at once if the run is finished.
+        ``detector.pt``, the best checkpoint by ultralytics' fitness. At once if the run is finished.
     """
     done, kept = out / CHECKPOINT, out / "resume.pt"
     if done.is_file():

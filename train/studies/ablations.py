@@ -188,7 +188,7 @@ SUPPRESSIONS: Final[dict[str, Suppression]] = {
     **{f"soft, sigma {sigma}": soft(sigma) for sigma in (0.3, 0.5)},
     **{f"matrix, sigma {sigma}": matrix(sigma) for sigma in (0.3, 0.5)},
 }
-"""What was tried; the station does greedy suppression at the iou in its bundle, with the vote."""
+"""What was tried. The station does greedy suppression at the iou in its bundle, with the vote."""
 
 
 def judge(seen: Sequence[Candidates], suppression: Suppression) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _examined(
         photograph = one.photograph
         given = Scale(math.nan, ScaleSource.NONE)
         result = FovResult(photograph.width_px, photograph.height_px, given, cells, (), {})
-        entries.append(evaluate.beside_labels(photograph, result, found, _NONE))
+        entries.append(evaluate.with_labels(photograph, result, found, _NONE))
     return entries
 
 
@@ -284,7 +284,7 @@ class DiameterOptions:
         data: Folder of the public data.
         weights: COCO-pretrained YOLOv5n.
         out: Folder of the datasets and runs.
-        epochs: Of each training, all alike; fewer than what ships, because there are several.
+        epochs: Of each training, all alike. Fewer than what ships, because there are several.
         threads: Of torch.
     """
 

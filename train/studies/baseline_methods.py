@@ -28,7 +28,7 @@ class Proposals:
 
     Attributes:
         detections: Red cells down to a low score.
-        contact: float32 (N, N), 0..1: how surely cell i overlaps cell j; on the diagonal, how surely it
+        contact: float32 (N, N), 0..1: how surely cell i overlaps cell j. On the diagonal, how surely it
             overlaps whatever is no cell of this list.
     """
 
@@ -36,7 +36,7 @@ class Proposals:
     contact: Float32
 
     def counted(self, least_score: float) -> Cells:
-        """Returns the cells over a score, in reading order; only they overlap each other.
+        """Returns the cells over a score, in reading order. Only they overlap each other.
 
         The verdict is left open (`overlapping` is False throughout): it is `overlap_score` that is judged.
         """
@@ -62,7 +62,7 @@ class Method(Protocol):
 
         Args:
             image: uint8 (H, W, 3) RGB, as the camera gave it.
-            diameter_px: Diameter of its red cells, as its labels say; pixels.
+            diameter_px: Diameter of its red cells, as its labels say. Pixels.
 
         Returns:
             Cells in pixels of the photograph.
@@ -76,7 +76,7 @@ class _Scene:
     Attributes:
         cell_px: Diameter of a red cell here.
         green: uint8 (h, w), the channel that red cells absorb, balanced.
-        cells: uint8 (h, w), 1 where a red cell lies; pale middles filled, white cells cut out.
+        cells: uint8 (h, w), 1 where a red cell lies. Pale middles filled, white cells cut out.
         whites: float32 (W, 3), x, y and radius of each white cell.
         factor: float32 (4,), size here over size in the photograph, for x, y, x, y.
         limit: float32 (4,), width, height, width, height of the photograph.
@@ -105,7 +105,7 @@ class _Scene:
 
 
 def _scene(image: UInt8, diameter_px: float, cell_px: float, brighter: int) -> _Scene:
-    """Prepares a photograph; what is darker than Otsu's threshold plus `brighter` is cell."""
+    """Prepares a photograph. What is darker than Otsu's threshold plus `brighter` is cell."""
     small = preprocess.detector_input(preprocess.view(image, diameter_px), diameter_px, cell_px)
     size = np.array([image.shape[1], image.shape[0]] * 2, np.float32)
     factor = np.array([small.shape[1], small.shape[0]] * 2, np.float32) / size
@@ -156,7 +156,7 @@ def _without_small_holes(cells: UInt8, glass_area: float) -> UInt8:
 
 
 def _circles(scene: _Scene, x: Float32, y: Float32, radius: Float32, score: Float32) -> Proposals:
-    """Makes cells of circles; they overlap as far as they reach into each other."""
+    """Makes cells of circles. They overlap as far as they reach into each other."""
     keep = ~scene.in_white(x, y)
     x, y, radius, score = x[keep], y[keep], radius[keep], score[keep]
     ring = np.stack([x, y, radius], axis=1)
@@ -177,7 +177,7 @@ def _reach(a: Float32, b: Float32, cell_px: float) -> Float32:
 
 @dataclass(frozen=True, slots=True)
 class Hough:
-    """Circular Hough transform (Guan & Yan 2011; Varun & Priya 2018), OpenCV's gradient method.
+    """Circular Hough transform (Guan & Yan 2011, Varun & Priya 2018), OpenCV's gradient method.
 
     Score: root of votes over a cell's outline, times the share of the circle's inner square that is cell.
     Overlap: circles that intersect.
@@ -230,7 +230,7 @@ class Blobs:
     """OpenCV's SimpleBlobDetector behind a colour filter (as Meimban et al. 2018 count with OpenCV).
 
     The colour filter leaves of the green channel what is darker than the glass and not stained as a nucleus
-    is; all else becomes white. Blobs are dark regions between a quarter and four cells in area.
+    is. All else becomes white. Blobs are dark regions between a quarter and four cells in area.
     Score: how near the blob's size comes to a cell's. Overlap: circles that intersect.
 
     Attributes:
@@ -284,8 +284,8 @@ class Watershed:
 
     Attributes:
         window: Diameter of the neighbourhood whose largest distance makes the top, cell diameters.
-        top: Share of that distance from which a pixel belongs to the top; 1 for the maximum alone.
-        by_image: Whether borders follow the photograph's edges; else they lie midway between the tops.
+        top: Share of that distance from which a pixel belongs to the top. 1 for the maximum alone.
+        by_image: Whether borders follow the photograph's edges. Else they lie midway between the tops.
         cell_px: Diameter of a red cell where this method looks, pixels.
         brighter: Of the foreground, over Otsu's threshold, grey levels.
     """
@@ -327,7 +327,7 @@ class Watershed:
 def _shared_borders(basins: npt.NDArray[np.int32], n: int) -> Float32:
     """Returns float32 (n, n): pixels of the line between each two of the regions 2..n of a watershed.
 
-    Row and column 0 stand for glass and are empty; region i of the watershed has row i - 1.
+    Row and column 0 stand for glass and are empty. Region i of the watershed has row i - 1.
     """
     region = np.where(basins > 1, basins - 1, 0).astype(np.float32)
     kernel = np.ones((3, 3), np.uint8)
@@ -351,7 +351,7 @@ def _regions(
         labels: int32 (h, w), 0 for none.
         shared: float32 (n, n), length of the border that two regions share, pixels.
         score: float32 (n,).
-        own: float32 (n,), how surely a region is several cells; None when a region is one cell.
+        own: float32 (n,), how surely a region is several cells. None when a region is one cell.
 
     Returns:
         The regions that are no specks.
@@ -387,7 +387,7 @@ class Components:
     Score: area over a cell's, at most 1. Overlap: how many cells' area the component holds.
 
     Attributes:
-        opening: Diameter of the opening that cuts thin bridges, cell diameters; 0 for none.
+        opening: Diameter of the opening that cuts thin bridges, cell diameters. 0 for none.
         cell_px: Diameter of a red cell where this method looks, pixels.
         brighter: Of the foreground, over Otsu's threshold, grey levels.
     """

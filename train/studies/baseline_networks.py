@@ -37,13 +37,13 @@ class TrainingOptions:
     Attributes:
         data: Folder of the public data (bccd640).
         dataset: Folder that `write_dataset` wrote (two-class).
-        bundle: Whose classifier labels the boxes that nobody looked at (two-class); None: the shipped one.
-        weights: COCO-pretrained YOLOv5n, safetensors; None starts from noise.
+        bundle: Its classifier labels the boxes without a verified label (two-class). None: the shipped one.
+        weights: COCO-pretrained YOLOv5n, safetensors. None starts from noise.
         out: Folder of this run.
-        epochs: Passes over the training photographs; None takes the baseline's own (ultralytics' 100; our
+        epochs: Passes over the training photographs. None takes the baseline's own (ultralytics' 100, our
             detector's).
         batch: Photographs a step.
-        image_px: Side of a training image; None takes the baseline's own (640; our detector's).
+        image_px: Side of a training image. None takes the baseline's own (640, our detector's).
         seed: Of everything random.
         device: ``cpu``, ``0`` for the first CUDA device.
         threads: Of torch on the CPU.
@@ -65,13 +65,13 @@ class TrainingOptions:
 
 
 class _PlainTrainer(train_detector.DetectorTrainer):
-    """ultralytics' own dataset, resizing and augmentation; ours are only the COCO weights."""
+    """ultralytics' own dataset, resizing and augmentation. Ours are only the COCO weights."""
 
     build_dataset = DetectionTrainer.build_dataset
 
 
 def train_bccd640(options: TrainingOptions) -> Path:
-    """Trains YOLOv5n on BCCD's own boxes at 640 px, all settings ultralytics' own; resumes a cut run.
+    """Trains YOLOv5n on BCCD's own boxes at 640 px, all settings ultralytics' own. Resumes a cut run.
 
     So Alam & Islam (2019) and most after them count with BCCD: its train split (less the photographs that
     our validation and test show again), its annotations, best checkpoint by its val split.
@@ -115,7 +115,7 @@ def write_bccd(photographs: Sequence[Photograph], out: Path) -> Path:
     """Writes BCCD as it came, with its own boxes, in the layout that ultralytics reads.
 
     Args:
-        photographs: BCCD's, without leaks; those of the test split are not looked at.
+        photographs: BCCD's, without leaks. Those of the test split are not looked at.
         out: Folder to write.
 
     Returns:
@@ -167,13 +167,13 @@ def train_two_class(options: TrainingOptions) -> Path:
 def write_two_class(dataset: Path, bundle: Bundle, out: Path) -> Path:
     """Writes our detector's dataset again with red cells called single or overlapping.
 
-    A box gets its verified label; where nobody looked (most of train), the verdict of the bundle's
+    A box gets its verified label. Without one (most of train) it gets the verdict of the bundle's
     classifier on the dataset's crop. So the baseline learns from what our CNN learnt from, spread over
     all boxes.
 
     Args:
         dataset: Folder that `write_dataset` wrote.
-        bundle: Whose classifier judges.
+        bundle: Its classifier judges.
         out: Folder to write.
 
     Returns:
@@ -253,7 +253,7 @@ USUAL_CONFIDENCE: Final = 0.25  # ultralytics' own of `predict`
 
 
 class PlainYolo:
-    """YOLOv5n on whole photographs at 640 px, through ultralytics' own `predict`; overlap by Otsu's area.
+    """YOLOv5n on whole photographs at 640 px, through ultralytics' own `predict`. Overlap by Otsu's area.
 
     It needs no scale. Overlap is the paper's weak rule: the dark area of the tight crop.
 
@@ -288,12 +288,12 @@ class PlainYolo:
 class TwoClassYolo:
     """YOLOv5n that calls single and overlapping itself, at our detector's scale.
 
-    A box's score is the larger of its two red classes; overlap is the overlapping one's share of the two.
-    Suppression takes the two for one class; it and the vote on a box's place are our detector's.
+    A box's score is the larger of its two red classes. Overlap is the overlapping one's share of the two.
+    Suppression takes the two for one class. It and the vote on a box's place are our detector's.
 
     Args:
         checkpoint: What `train_two_class` returned.
-        bundle: Whose scale and iou thresholds it shares.
+        bundle: Its scale and iou thresholds are used.
 
     Raises:
         UnavailableError: If it is not there.
@@ -340,7 +340,7 @@ class TwoClassYolo:
 def _open_yolo(checkpoint: Path, names: Sequence[str]) -> Any:
     """Opens a checkpoint of ultralytics, which tells these classes apart."""
     if not checkpoint.is_file():
-        raise UnavailableError(f"{checkpoint}: no such file", "train it: python -m rbc_train compare --train")
+        raise UnavailableError(f"{checkpoint}: no such file", "train it: python -m studies.baselines --train")
     try:
         yolo = YOLO(str(checkpoint), task="detect")
     except Exception as error:  # a pickle: whatever is wrong with it may come up as anything

@@ -160,8 +160,8 @@ class Outcome:
     Attributes:
         name: Of the method.
         how: Its parameters and thresholds, in words.
-        figures: What `evaluate.score` gave; empty when it was not run.
-        seconds: Median of a field, one thread, decoded image to counted cells; NaN when it was not run.
+        figures: What `evaluate.score` gave. Empty when it was not run.
+        seconds: Median of a field, one thread, decoded image to counted cells. NaN when it was not run.
     """
 
     name: str
@@ -176,7 +176,7 @@ def tuning_photographs(
     """Chooses the train photographs that parameters are chosen on.
 
     Args:
-        photographs: Of any split; only train is looked at.
+        photographs: Of any split. Only train is looked at.
         verified: Overlap labels.
         of_each: How many of each source, spread evenly over those with verified labels.
 
@@ -195,13 +195,13 @@ def tuning_photographs(
 def tune(candidates: Iterable[Method], photographs: Sequence[Photograph], verified: VerifiedLabels) -> Tuned:
     """Chooses a method's parameters and thresholds.
 
-    For each candidate the score threshold is the one that makes its counts unbiased, as our detector's;
-    the candidate with the best F1 of red cells at iou 0.5 there is taken, every source weighing the same.
+    For each candidate the score threshold is the one that makes its counts unbiased, as our detector's.
+    The candidate with the best F1 of red cells at iou 0.5 there is taken, every source weighing the same.
     Then the overlap threshold is the one with the best accuracy on the verified labels.
 
     Args:
-        candidates: One method with different parameters; at least one.
-        photographs: To choose on; not those that judge.
+        candidates: One method with different parameters. At least one.
+        photographs: To choose on. Not those that judge.
         verified: Overlap labels.
 
     Returns:
@@ -253,7 +253,7 @@ def _beside(
     """Lays what a method saw beside the labels, counting cells over a score."""
     of_source = source_diameters_px(photographs)
     return [
-        evaluate.beside_labels(
+        evaluate.with_labels(
             photograph,
             FovResult(
                 photograph.width_px,
@@ -288,19 +288,19 @@ def compare(
     two_class: Path | None = None,
     every: int = 1,
 ) -> Iterator[Outcome]:
-    """Runs all baselines, and the bundle, over the validation photographs; iterate to do the work.
+    """Runs all baselines, and the bundle, over the validation photographs. Iterate to do the work.
 
     Args:
         analyzer: The bundle at work, on one thread.
         txl: TXL-PBC's photographs.
         bccd: BCCD's, with its own boxes: they choose the area threshold of YOLOv5n at 640.
         verified: Overlap labels.
-        bccd640: Checkpoint of `train_bccd640`; None when there is none.
-        two_class: Checkpoint of `train_two_class`; None when there is none.
+        bccd640: Checkpoint of `train_bccd640`. None when there is none.
+        two_class: Checkpoint of `train_two_class`. None when there is none.
         every: Every how many-th validation photograph, and candidate's photographs likewise.
 
     Yields:
-        One outcome a baseline; without figures where its checkpoint is not given.
+        One outcome a baseline. Without figures where its checkpoint is not given.
 
     Raises:
         UnavailableError: If a checkpoint is not there.
@@ -430,7 +430,7 @@ def _found(figures: Mapping[str, Any]) -> float:
 
 
 def _found_and_right(figures: Mapping[str, Any]) -> float:
-    """Share of the verified cells that was found and rightly called; none of none found."""
+    """Share of the verified cells that was found and rightly called. None of none found."""
     accuracy = figures["overlap_on_found_boxes"]["accuracy"]
     return 0.0 if math.isnan(accuracy) else _found(figures) * float(accuracy)
 
@@ -460,7 +460,7 @@ def _shown(value: float, form: str) -> str:
 
 
 def _headline_figures(outcome: Outcome) -> dict[str, Any]:
-    """The figures of the tables and of the picture: all that `score` gives would fill a hundred pages."""
+    """The figures of the tables and of the chart. All that `score` gives would be too much."""
     figures: dict[str, Any] = {
         group: {name: value(own) for name, value, _ in _COLUMNS} for group, own in outcome.figures.items()
     }

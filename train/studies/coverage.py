@@ -73,7 +73,7 @@ class Fields:
 def count_fields(
     analyzer: Analyzer, photographs: Sequence[Photograph], progress: Callable[[int], None] = lambda _: None
 ) -> list[Fields]:
-    """Counts the photographs of each source, their scale being known.
+    """Counts the photographs of each source at their labelled scale.
 
     Args:
         analyzer: The bundle at work.
@@ -102,7 +102,7 @@ def likeness(fields: Fields) -> float:
         fields: Counts of a source.
 
     Returns:
-        At most 1; 0 where cells overlap as if by chance.
+        At most 1. 0 where cells overlap as if by chance.
 
     >>> two = Fields("", np.array([10, 0, 10, 0]), np.array([10, 10, 10, 10]))
     >>> round(likeness(two), 3)
@@ -120,7 +120,7 @@ def likeness(fields: Fields) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How intervals of slides with so many fields fare.
+    """How good the intervals of slides with so many fields are.
 
     Attributes:
         n_fields: Fields of each slide.
@@ -136,7 +136,7 @@ class Coverage:
 
 
 def cover(fields: Fields, *, draws: int, seed: int = 0) -> Iterator[Coverage]:
-    """Draws slides from a source and looks how often their interval holds its fraction.
+    """Draws slides from a source and counts how often their interval contains its fraction.
 
     Args:
         fields: Counts of the source.
@@ -184,7 +184,7 @@ class Forecast:
 
 
 def forecast(fields: Fields, *, draws: int, seed: int = 0) -> Iterator[Forecast]:
-    """Asks drawn slides how many more fields they need for plus or minus two points, and gives them those.
+    """Asks drawn slides how many more fields give plus or minus two points, and adds these fields.
 
     Args:
         fields: Counts of a source.

@@ -73,7 +73,7 @@ def flags(
 
 
 Draw = Callable[[UInt8, float, np.random.Generator], UInt8]
-"""uint8 (H, W, 3) RGB, red-cell diameter in its pixels, randomness; to the image with the defect."""
+"""uint8 (H, W, 3) RGB, red-cell diameter in its pixels, randomness. To the image with the defect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,12 @@ class Defect:
     """One kind of defect in one strength.
 
     Attributes:
-        flag: The flag that ought to see it; empty for photographs as they are.
+        flag: The flag that must see it. Empty for unchanged photographs.
         sign: The sign of it.
         kind: What it is.
         strength: How strong it is, in words.
         draw: Draws it.
-        rescales: Nobody tells the station the scale.
+        rescales: Whether the station must estimate the scale.
         stack: How many photographs lie over each other.
     """
 
@@ -105,12 +105,12 @@ class Looked:
 
     Attributes:
         source: The camera, or the kind of picture that is no smear.
-        n_true: Red cells that are there: found in the photograph as it is; labelled, where photographs lie
-            over each other; none in what is no smear.
+        n_true: Red cells that are there: found in the photograph as it is. Labelled, where photographs lie
+            over each other. None in what is no smear.
         n_labelled: Red cells labelled.
         n_rbc: Red cells counted.
-        true_overlap: Overlap fraction of the photograph as it is; NaN where it is not known.
-        overlap: Overlap fraction; NaN without red cells.
+        true_overlap: Overlap fraction of the photograph as it is. NaN where it is not known.
+        overlap: Overlap fraction. NaN without red cells.
         signs: What was measured.
         flags: What was raised, the analyzer's flags among it.
     """
@@ -126,7 +126,7 @@ class Looked:
 
     @property
     def harmed(self) -> bool:
-        """Whether somebody who reads the counts is misled."""
+        """Whether the counts mislead their reader."""
         if abs(self.n_rbc - self.n_true) > HARMED * self.n_true:
             return True
         return abs(self.overlap - self.true_overlap) > HARMED  # NaN compares false
@@ -225,7 +225,7 @@ def _grades(
     )
 
 
-PLAIN: Final = Defect("", "", "as they are", "", _same)
+PLAIN: Final = Defect("", "", "unchanged", "", _same)
 
 DEFECTS: Final = (
     *_grades(
@@ -342,19 +342,19 @@ def n_trials() -> int:
 def try_defects(
     analyzer: Analyzer, photographs: Sequence[Photograph], *, every: int = EVERY, work: Path
 ) -> Iterator[DefectTrial]:
-    """Looks at photographs as they are, at some of them with each defect, and at what is no smear.
+    """Counts photographs unchanged, some of them with each defect, and pictures that show no smear.
 
-    As at the station: each source is a slide, and nobody says how large its cells are.
+    As at the station: each source is a slide of unknown scale.
 
     Args:
         analyzer: The bundle at work.
         photographs: Validation photographs.
         every: Every how many-th gets the defects.
-        work: Folder of finished trials: who was cut short goes on there. Flags are raised anew from the
-            signs in them, by the rules of now.
+        work: Folder of finished trials. An interrupted command continues there. Flags are raised again
+            from the measures in them, by the present rules.
 
     Yields:
-        A trial a defect; the first is `PLAIN`, on all photographs.
+        A trial a defect. The first is `PLAIN`, on all photographs.
 
     Raises:
         UnavailableError: If the folder cannot be written, or holds trials of other options.
@@ -478,7 +478,7 @@ def _stacked(
 ) -> tuple[UInt8, int]:
     """Lays photographs of one source over each other as a thick smear lays cells: light passes all of them.
 
-    Transmittances multiply (Beer and Lambert). What does not fit into the first is cut off; its cells still
+    Transmittances multiply (Beer and Lambert). What does not fit into the first is cut off. Its cells still
     count, so photographs of the first one's size are taken where there are enough.
 
     Returns:
@@ -504,14 +504,14 @@ def _stacked(
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """A rule, and what it is worth.
+    """A rule, and how good it is.
 
     Attributes:
         rule: As shipped.
         n_harmed: Fields that its defects harmed.
         auc: How well its sign tells those from photographs as they are, 0.5 (not) to 1.
         best: The bound that tells harmed fields best from all others (Youden's J), of those with few false
-            alarms; NaN where nothing was harmed.
+            alarms. NaN where nothing was harmed.
         hit: Share of the harmed fields that break the rule as shipped.
         spared: Share of the fields with its defects that are not harmed and do not break it.
         false_alarms: Share of the photographs as they are that break it, by source.
@@ -527,14 +527,14 @@ class Weighed:
 
 
 def weigh(rule: Rule, trials: Sequence[DefectTrial]) -> Weighed:
-    """Sets a rule beside what its sign can tell.
+    """Compares a rule with the best that its measure allows.
 
     Args:
         rule: The rule.
-        trials: Of `try_defects`; the first is the photographs as they are.
+        trials: Of `try_defects`. The first is the photographs as they are.
 
     Returns:
-        What it is worth.
+        How good it is.
     """
     plain = trials[0].fields
     aimed = [
@@ -578,7 +578,7 @@ def _share(fields: Sequence[Looked], rule: Rule) -> float:
 def _best_bound(
     harmed: npt.NDArray[np.float64], others: npt.NDArray[np.float64], plain: Sequence[npt.NDArray[np.float64]]
 ) -> float:
-    """Returns the bound with the largest Youden's J of those that spare each source; the middle of equals."""
+    """Returns the bound with the largest Youden's J of those that spare each source. The middle of equals."""
     seen = np.unique(np.concatenate([harmed, others]))
     seen = seen[~np.isnan(seen)]
     bounds = np.concatenate([(seen[1:] + seen[:-1]) / 2, seen[-1:]])

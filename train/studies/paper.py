@@ -463,8 +463,8 @@ def _curve_table(curves: Curves) -> Table:
             )
         )
     return Table(
-        "Learning curves: the paper's improved network taught by weak and by verified labels of the same "
-        "crops, and the one that ships",
+        "Learning curves: the improved network of the paper, trained with weak or with verified labels of the "
+        "same crops, and the network that ships",
         (
             "crops",
             "steps",
@@ -526,8 +526,8 @@ def _ablation_table(trials: Sequence[Trial], ablated: Differences) -> Table:
         )
     n, seeds = (reference[0].n_crops, len(reference)) if reference else (0, 0)
     return Table(
-        f"One change at a time: the improved network, {n:,} verified labels, {seeds} seeds; differences to "
-        "the reference seed by seed",
+        f"One change at a time: the improved network, {n:,} verified labels, {seeds} seeds. Differences to "
+        "the reference, seed by seed",
         ("", "accuracy", "AUC", "accuracy, difference", "AUC, difference", "beyond chance (95 %, t)"),
         tuple(rows),
     )
@@ -542,7 +542,7 @@ def _mix_table(mixed: Sequence[Trial]) -> Table:
     ]
     return Table(
         f"Class imbalance: {mixed[0].n_crops} crops with verified labels, "
-        f"{len({t.task.seed for t in mixed})} draws, the class weights of the paper on and off",
+        f"{len({t.task.seed for t in mixed})} draws, with and without the class weights of the paper",
         ("overlapping in training", *(f"{name}: {words}" for name in MIXED for words in shown.values())),
         tuple(rows),
     )

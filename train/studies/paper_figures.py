@@ -1,4 +1,4 @@
-"""What the trials of `paper` say in numbers, and the pictures of ``docs/paper.md``."""
+"""The numbers of the trials of `paper_trials`, and the charts of ``docs/paper.md``."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ _T: Final = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 
 
 
 def of(trials: Iterable[Trial], **wanted: object) -> list[Trial]:
-    """Picks the trials whose task is so, by seed."""
+    """Picks the trials with such a task, by seed."""
     picked = [t for t in trials if all(getattr(t.task, k) == v for k, v in wanted.items())]
     return sorted(picked, key=lambda t: t.task.seed)
 
@@ -112,17 +112,17 @@ def draw_experiments(own: dict[str, list[Trial]], rule: RuleFigures, folder: Pat
     return (
         Chart(
             "paper-confusion.png",
-            f"Classes of the crops; confusion matrices of {n} draws, summed (test crops, weak labels)",
+            f"Classes of the crops. Confusion matrices of {n} draws, summed (test crops, weak labels)",
         ),
         Chart(
             "paper-confidence.png",
-            f"Confidence of the verdicts on the test crops of {n} draws; ROC of the improved network "
+            f"Confidence of the verdicts on the test crops of {n} draws. ROC of the improved network "
             "(mean and 5 to 95 % of the draws)",
         ),
         Chart(
             "paper-classes.png",
-            f"Precision, recall and F1 of each class: printed, repeated ({n} draws, bars 5 to 95 %), and on "
-            "verified validation labels",
+            f"Precision, recall and F1 of each class: in the paper, repeated ({n} draws, bars 5 to 95 %), and "
+            "by verified labels of validation crops",
         ),
     )
 
@@ -277,8 +277,8 @@ def draw_curves(curves: Curves, rule: RuleFigures, shipped: dict[str, float], fo
     save(figure, folder / "learning-curves.png")
     return Chart(
         "learning-curves.png",
-        "Accuracy and AUC on verified validation labels over the number of training crops (bars: standard "
-        "deviation over draws; open marks: taught for longer)",
+        "Accuracy and AUC by the number of training crops, judged by verified validation labels. Bars: "
+        "standard deviation over draws. Open marks: trained longer",
     )
 
 
@@ -317,6 +317,6 @@ def draw_ablations(ablated: Differences, mixed: Sequence[Trial], folder: Path) -
     save(figure, folder / "learning-ablations.png")
     return Chart(
         "learning-ablations.png",
-        "Left: the difference that each change to the improved network makes on verified validation labels. "
-        "Right: cells of each class found, by the classes of the training crops",
+        "Left: effect of each change to the improved network, judged by verified validation labels. Right: "
+        "share of each class found, by the classes of the training crops",
     )

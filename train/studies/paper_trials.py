@@ -1,8 +1,8 @@
 """Gurav, Yadav, Taral (2025) again: both experiments over many draws, and their fifth objective.
 
 Reads top to bottom: recipes (a network and how it is taught), the crops, `teach`, the plan of trials, `run`.
-A trial draws crops by its seed, teaches one network with them and judges it on the verified labels of
-validation photographs. `paper_page` makes the tables and pictures of it.
+A trial draws crops by its seed, trains one network with them and judges it on the verified labels of
+validation photographs. `paper` makes tables and charts of the trials.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ ROC_GRID: Final = np.linspace(0, 1, 41)
 """Shares of single cells called overlapping at which a trial notes its ROC."""
 
 BATCHES: Final = (32, 4)
-"""Crops a step in the experiments. The paper gives none; 32 is Keras's own, and takes all crops at once."""
+"""Crops a step in the experiments. The paper gives none. 32 is Keras's own, and takes all crops at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Experiment:
 
     Attributes:
         train: Single and overlapping crops that teach.
-        test: Single and overlapping crops that judge. The paper prints only their sum; its recalls and
+        test: Single and overlapping crops that judge. The paper prints only their sum. Its recalls and
             precisions leave no other numbers.
         confusion: Of the test crops, as its figures imply: single called single, single called
             overlapping, overlapping called single, overlapping called overlapping.
-        auc: Printed area under the ROC curve; NaN where there is none.
+        auc: Printed area under the ROC curve. NaN where there is none.
     """
 
     train: tuple[int, int]
@@ -62,7 +62,7 @@ class Experiment:
         return sum(self.train) + sum(self.test)
 
     def printed(self) -> dict[str, float]:
-        """The paper's figures, from the confusion that they imply; it prints 0 for 0/0."""
+        """The paper's figures, from the confusion that they imply. It prints 0 for 0/0."""
         ss, so, os, oo = self.confusion
 
         def share(a: int, b: int) -> float:
@@ -97,7 +97,7 @@ class Recipe:
         class_weights: Weigh the loss by the inverse frequency of the classes (paper, step 3).
         focal: Focal loss with gamma 2 (Lin et al. 2017).
         squeeze: Squeeze-and-excitation after each convolution (Hu et al. 2018).
-        centred: Give the network brightness less one half; the paper says nothing of it.
+        centred: Give the network brightness less one half. The paper says nothing of it.
         decays: Let Adam's rate fall to nothing along a cosine, so that the last step is no lottery.
     """
 
@@ -173,7 +173,7 @@ class Crops:
         wide: uint8 (N, 64, 64, 3), cut with the dataset's margin, for the network that ships.
         weak: bool (N,), overlapping by the area rule.
         area: int64 (N,), the area that the rule judges by.
-        verified: bool (N,), overlapping by inspection; False where `known` is.
+        verified: bool (N,), overlapping by inspection. False where `known` is.
         known: bool (N,), whether there is a verified label.
         source: str (N,), the camera.
     """
@@ -246,15 +246,15 @@ def teach(
     batch: int = 32,
     begin: nn.Module | None = None,
 ) -> nn.Module:
-    """Teaches a network; seed and arguments alone decide what it becomes.
+    """Trains a network. The result depends on the seed and the arguments only.
 
     Args:
         recipe: Network and loss.
         crops: N of them.
         overlapping: bool (N,), the label that teaches.
         steps: Of the optimizer, whatever N.
-        batch: Crops of a step; all of them when there are fewer.
-        begin: Detector whose first stages the station's network begins from; None begins from noise.
+        batch: Crops of a step. All of them when there are fewer.
+        begin: Detector whose first stages the station's network begins from. None begins from noise.
         seed: Of initialisation, order, dropout and noise.
 
     Returns:
@@ -306,7 +306,7 @@ def teach(
 
 
 def focal(cross_entropy: Tensor) -> Tensor:
-    """Weighs cross entropy by how unsure the network was (Lin et al. 2017, equation 4, gamma 2).
+    """Weighs cross entropy by how uncertain the network was (Lin et al. 2017, equation 4, gamma 2).
 
     Args:
         cross_entropy: float (N,), of each crop.
@@ -318,7 +318,7 @@ def focal(cross_entropy: Tensor) -> Tensor:
 
 
 def _batches(n: int, steps: int, batch: int) -> Iterator[Int64]:
-    """Goes through all crops in ever new order."""
+    """Goes through all crops, each time in a new order."""
     left: Int64 = np.zeros(0, np.int64)
     size = min(batch, n)
     for _ in range(steps):
@@ -342,11 +342,11 @@ class Task:
         name: Its recipe, for readers.
         recipe: Its recipe.
         labels: weak or verified: what teaches.
-        n: Crops drawn; 0 for all that have a verified label, -1 for all.
+        n: Crops drawn. 0 for all that have a verified label, -1 for all.
         seed: Of the draw and of `teach`. Tasks of one seed and size teach with the same crops.
         steps: Of the optimizer.
         batch: Crops of a step.
-        share: Share of overlapping crops among those drawn; NaN as it comes.
+        share: Share of overlapping crops among those drawn. NaN as it comes.
     """
 
     study: Study
@@ -361,7 +361,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Names the task; a change of its recipe makes it another."""
+        """Names the task. A change of its recipe makes it another."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"{self.study}-{self.name}-{self.labels}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -376,7 +376,7 @@ class Trial:
         verdicts: `metrics.Verdicts` as a dictionary, on the verified labels of validation photographs.
         bccd: Accuracy on those of BCCD alone.
         roc: Share of overlapping cells found on them at each of `ROC_GRID`.
-        score: Scores of the experiment's own test crops; empty elsewhere.
+        score: Scores of the experiment's own test crops. Empty elsewhere.
         weak: Their weak labels.
         verified: Their verified labels.
     """
@@ -433,7 +433,7 @@ class Plan:
     Attributes:
         seeds: Draws of each experiment.
         epochs: Passes over the crops of an experiment (paper, step 4).
-        sizes: Crops on the learning curves; 0 for all that have a verified label.
+        sizes: Crops on the learning curves. 0 for all that have a verified label.
         curve_seeds: Draws of each size.
         steps: Of the optimizer, on the curves and after, whatever the number of crops.
         long_steps: Of those that are taught by all crops once more, for longer, and by all weak labels.
@@ -749,7 +749,7 @@ def repeat(
     threads: int,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[Trial], RuleFigures]:
-    """Does what the paper did, and what it left for later; or goes on where it was cut.
+    """Runs the experiments of the paper and ours, or continues an interrupted run.
 
     Args:
         plan: How much is tried.
@@ -757,7 +757,7 @@ def repeat(
         work: Folder of the trials.
         dataset: Folder that `write_dataset` wrote.
         data: Folder of the public data.
-        begin: Detector checkpoint that the station's network begins from; None begins from noise.
+        begin: Detector checkpoint that the station's network begins from. None begins from noise.
         threads: Of torch.
         progress: As of `run`.
 

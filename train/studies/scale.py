@@ -19,10 +19,10 @@ from studies import station
 from studies.changes import change, changes
 
 FACTORS: Final = (1.0, 0.3, 0.5, 0.75, 1.5, 2.0, 2.5)
-"""New size over old size of the scale trials; the first is what the others are compared with."""
+"""New size over old size of the scale trials. The first is what the others are compared with."""
 
 STRAYS: Final = (1.0, 0.25, 0.5, 2.0, 4.0)
-"""A slide's scale over that of a field in it; the first is what the others are compared with."""
+"""A slide's scale over that of a field in it. The first is what the others are compared with."""
 
 EVERY: Final = 3
 """Every how many-th photograph the scale is tried on: all of them take half an hour."""
@@ -74,7 +74,7 @@ def scale(
 
 @dataclass(frozen=True, slots=True)
 class ScaleTrial:
-    """How fields fare whose scale nobody says, all resized by one factor.
+    """Counts in fields of unknown scale, all resized by one factor.
 
     Attributes:
         factor: New size over old size.
@@ -100,7 +100,7 @@ class ScaleTrial:
 def try_scales(
     analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float] = FACTORS
 ) -> Iterator[ScaleTrial]:
-    """Resizes photographs and lets the station find each one's scale, field by field.
+    """Resizes photographs. The station estimates the scale of each field alone.
 
     Args:
         analyzer: The bundle at work.
@@ -129,7 +129,7 @@ def try_scales(
 
 @dataclass(frozen=True, slots=True)
 class StrayTrial:
-    """How fields fare whose slide has another scale: another objective in the same folder.
+    """Counts in fields of a slide with another scale: another objective in the same folder.
 
     Attributes:
         factor: The slide's diameter over the field's.
@@ -149,12 +149,12 @@ class StrayTrial:
 def try_strays(
     analyzer: Analyzer, photographs: Sequence[Photograph], factors: Sequence[float] = STRAYS
 ) -> Iterator[StrayTrial]:
-    """Counts photographs as fields of a slide whose estimated scale is not theirs.
+    """Counts photographs as fields of a slide with a wrong estimated scale.
 
     Args:
         analyzer: The bundle at work.
         photographs: What to count, read as the station reads it.
-        factors: The slide's diameter over the field's, each; 1 is the right one.
+        factors: The slide's diameter over the field's, each. 1 is the right one.
 
     Yields:
         One trial a factor.
@@ -177,17 +177,17 @@ def try_strays(
 
 @dataclass(frozen=True, slots=True)
 class MosaicTrial:
-    """How one large field fares whose scale nobody says: photographs of one camera, side by side.
+    """Counts in one large field of unknown scale: photographs of one camera, side by side.
 
-    A strip of glass, a cell wide, lies between them: laid edge to edge, halves of strangers would make cells
-    that no smear shows, and what lies beside those is judged otherwise (measured: 3 % of the cells that the
-    seams did not even touch).
+    A strip of glass, one cell wide, separates them. Without it, halves of different cells would join to cells
+    that no smear shows, and cells near the seams would be judged differently (measured: 3 % of the cells that
+    do not touch a seam).
 
     Attributes:
         source: The camera.
         width_px: Width of the mosaic.
         height_px: Height of the mosaic.
-        n_parts: Photographs in it; where there are too few, some stand there again mirrored.
+        n_parts: Photographs in it. Where there are too few, some stand there again mirrored.
         labelled_px: Median diameter of the labelled red cells.
         estimated_px: What the station took.
         labelled: Labelled red cells, all of them.
@@ -209,13 +209,13 @@ class MosaicTrial:
 def try_mosaics(
     analyzer: Analyzer, photographs: Sequence[Photograph], *, megapixels: float = _MEGAPIXELS
 ) -> Iterator[MosaicTrial]:
-    """Tiles the photographs of each camera into one large field and counts it, its scale unknown.
+    """Tiles the photographs of each camera into one large field of unknown scale and counts it.
 
     Each photograph's background is balanced first: in one field there is one lamp.
 
     Args:
         analyzer: The bundle at work.
-        photographs: What to tile; of each camera those of its commonest size.
+        photographs: What to tile. Of each camera those of its commonest size.
         megapixels: About how large.
 
     Yields:
