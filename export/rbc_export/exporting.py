@@ -50,7 +50,7 @@ class Tolerance:
         ap50: int8 under fp32, RBC AP50.
         ap50_95: int8 under fp32, RBC AP50-95.
         count: int8 against fp32, share of the total red-cell count.
-        flips: int8 against fp32, share of red cells whose single/overlapping verdict changes.
+        flips: int8 against fp32, share of red cells with a changed verdict (single or overlapping).
     """
 
     box_px: float = 0.05

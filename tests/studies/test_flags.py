@@ -156,7 +156,7 @@ def test_the_command_publishes_what_the_page_shows(
         "--work", tmp_path / "work",
     )  # fmt: skip
     assert code == 0
-    assert "as they are" in said and "gradient" in said
+    assert "unchanged" in said and "gradient" in said
     assert len(results.read_section("quality", out)["weighed"]) == len(quality.RULES)
     page = (tmp_path / "docs" / "quality.md").read_text(encoding="utf-8")
     for flag, meaning in quality.FLAGS.items():

@@ -105,7 +105,7 @@ class VerifiedLabels:
             box: float32 (4,), pixels of the photograph.
 
         Returns:
-            The label whose box is the same to within rounding, or None.
+            The label with the same box (apart from rounding), or None.
         """
         if image not in self._of:
             return None

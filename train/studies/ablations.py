@@ -124,7 +124,7 @@ def greedy(iou: float, *, votes: bool = True) -> Suppression:
     """Greedy suppression as the station does it, red cells at another iou.
 
     Args:
-        iou: Red cells whose boxes overlap by more are one cell.
+        iou: Boxes of red cells that overlap by more are one cell.
         votes: Whether boxes that mean the same cell vote on its place.
     """
 

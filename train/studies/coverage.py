@@ -124,7 +124,7 @@ class Coverage:
 
     Attributes:
         n_fields: Fields of each slide.
-        held: Share of the slides whose interval holds the truth.
+        held: Share of the slides with an interval that contains the truth.
         held_if_independent: The same if cells were taken for independent (Wilson on the cells).
         half_width: Mean half width of the interval.
     """

@@ -42,7 +42,7 @@ HARMED: Final = 0.15
 """A field is harmed when its count is off by this share, or its overlap fraction by so much."""
 
 _UNKNOWN: Final = Scale(math.nan, ScaleSource.NONE)
-_SCALE_FIELDS: Final = 8  # of a slide, whose scale they tell, as at the station
+_SCALE_FIELDS: Final = 8  # of a slide, for its scale, as at the station
 _MIN_SIDE_PX: Final = 16  # smaller is refused before the analyzer
 _NOT_SMEARS_EACH: Final = 8
 _READ_NOISE: Final = 0.5  # grey levels
@@ -416,7 +416,7 @@ def try_defects(
 
 
 def _unseen(source: str, n: int) -> Looked:
-    """A field before anybody looked, with `n` labelled red cells, which are taken for the truth."""
+    """A field before it is counted. Its `n` labelled red cells are the truth."""
     nothing = Signs(*[math.nan] * len(fields_of(Signs)))
     return Looked(source, n, n, 0, math.nan, math.nan, nothing, ())
 

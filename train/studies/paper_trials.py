@@ -254,7 +254,7 @@ def teach(
         overlapping: bool (N,), the label that teaches.
         steps: Of the optimizer, whatever N.
         batch: Crops of a step. All of them when there are fewer.
-        begin: Detector whose first stages the station's network begins from. None begins from noise.
+        begin: Detector. The station's network begins from its first stages. None begins from noise.
         seed: Of initialisation, order, dropout and noise.
 
     Returns:

@@ -83,7 +83,7 @@ class ScaleTrial:
         ratio_low: 5th percentile of estimated over labelled diameter.
         ratio_median: Median of it.
         ratio_high: 95th percentile of it.
-        n_off: Fields whose estimate is off by more than a third, or that gave none.
+        n_off: Fields with an estimate that is off by more than a third, or without an estimate.
         n_rbc_of_source: Red cells counted of each camera.
     """
 
