@@ -142,7 +142,7 @@ def cells(*, threads: int, rounds: int) -> list[dict[str, float]]:
     scale = Scale(70.0, ScaleSource.CELL_DIAMETER)
     fields = [
         [
-            FieldOfView("s", f"{i}", "0" * 64, drawn.image)
+            FieldOfView.of(drawn.image, slide_id="s", fov=f"{i}")
             for i, drawn in enumerate(
                 synthetic.draw_slide(
                     np.random.default_rng(i),

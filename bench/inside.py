@@ -193,7 +193,7 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
         found = counter.analyze(field, slide)
         used = found.scale if found.scale.cell_diameter_px > 0 else slide
         diameter, view = used.cell_diameter_px, counter.view(field, used)
-        small = counter.detector.at_model_scale(view.image, view.shown_px(diameter))
+        small = preprocess.detector_input(view, diameter, bundle.manifest.cell_diameter_px)
         cut = preprocess.tiles(
             small.shape[1],
             small.shape[0],
@@ -204,7 +204,7 @@ def prepare(folder: Path, file: Path) -> dict[str, object]:
         detections = found.cells.detections
         boxes = detections.xyxy[detections.class_id == CellClass.RBC]
         kept[f"data-{i}"] = np.frombuffer(path.read_bytes(), np.uint8)
-        kept[f"crops-{i}"] = counter.crops(view, boxes)
+        kept[f"crops-{i}"] = preprocess.cell_crops(view, boxes, margin=bundle.manifest.crop_margin)
         kept[f"n-{i}"] = np.array(
             [
                 len(windows),

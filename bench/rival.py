@@ -1,8 +1,8 @@
-"""What a user would take instead: `yolo predict` with the weights of the bundle.
+"""The alternative to rbc-edge: `yolo predict` with the weights of the bundle.
 
 A bundle holds the detector as int8 ONNX only. This puts its weights back into ultralytics' network (the
-int8 ones times their scales), proves that both see the same, and exports ultralytics' own ONNX of it. Run
-as ``python -m bench.rival BUNDLE OUT IMAGES``: a process of its own, because it needs torch.
+int8 weights times their scales), checks that both find the same boxes, and exports ultralytics' own ONNX of
+it. Run as ``python -m bench.rival BUNDLE OUT IMAGES``, in a process of its own, because it needs torch.
 """
 
 import argparse
@@ -32,8 +32,8 @@ DEFAULT_PX: Final = 640
 SMALL_PX: Final = 256
 """Our size: a field of 640x480 with cells of 100 px has 256x192 pixels at the bundle's scale."""
 
-_LEAST_SAME: Final = 0.9
-"""Share of the sure boxes that both networks have to see at one place; int8 moves the rest."""
+_MIN_SAME: Final = 0.9
+"""Share of the boxes with a high score that both networks must find in one place; int8 moves the rest."""
 _SURE: Final = 0.5
 _SAME_PX: Final = 4.0
 _N_COMPARED: Final = 4
@@ -52,7 +52,7 @@ def dequantized(detector: Path) -> DetectionModel:
     network = DetectionModel("yolov5n.yaml", nc=3, verbose=False).float().eval().fuse(verbose=False)
     state = {}
     for name, wanted in network.state_dict().items():
-        if name.endswith("dfl.conv.weight"):  # 0, 1, .., 15: no weight, and written out in our graph
+        if name.endswith("dfl.conv.weight"):  # the constants 0, 1, .., 15
             continue
         value = _constant(constants, name.replace("model.", "layers.", 1))
         if value is None or value.shape != tuple(wanted.shape):
@@ -75,20 +75,21 @@ def _constant(constants: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[
 
 
 def agreement(network: DetectionModel, bundle: Bundle, images: list[Path]) -> float:
-    """Returns the share of sure boxes of the bundle's detector that the network sees at the same place."""
+    """Returns the share of the bundle's boxes with a high score that the network finds in the same place."""
     session = bundle.session(DETECTOR, threads=1)
     graph = DetectorGraph(network)
-    fields = [preprocess.balance(image_file.load_field(path, "", path.name).image) for path in images]
+    fields = [image_file.load_field(path, "", path.name).image for path in images]
     diameter = _diameter_px(bundle, fields)
     same = sure = 0
     for field in fields:
-        small = preprocess.rescale(field, bundle.manifest.cell_diameter_px / diameter)
+        view = preprocess.view(field, diameter)
+        small = preprocess.detector_input(view, diameter, bundle.manifest.cell_diameter_px)
         window = preprocess.pad_to_stride(small[: preprocess.TILE_PX, : preprocess.TILE_PX])[0][None]
         inputs = {"image": window.copy(), "least_score": EVERYTHING}
         boxes, scores = session.run(["boxes", "scores"], inputs)
         with torch.no_grad():
             ours, theirs = graph(*(torch.from_numpy(i) for i in inputs.values()))
-        # The same anchor in both: no matching is needed.
+        # Both have the same anchors, so no matching is needed.
         at = scores.max(axis=1) > _SURE
         off = np.abs(boxes - ours.numpy()).max(axis=1)
         alike = (off < _SAME_PX) & (np.abs(scores - theirs.numpy()).max(axis=1) < 0.25)
@@ -106,17 +107,15 @@ def make(bundle: Bundle, out: Path, images: list[Path]) -> dict[str, object]:
     """Writes ``detector.pt``, ``detector.onnx`` (both sides 640) and ``free.onnx`` (free sides).
 
     Returns:
-        How far the networks agree, and the boxes a field that `yolo predict` finds at each size.
+        How far the networks agree, and the boxes in a field that `yolo predict` finds at each size.
 
     Raises:
-        ValueError: The rebuilt network does not see what the bundle's sees.
+        ValueError: The rebuilt network does not find the boxes of the bundle's.
     """
     network = dequantized(bundle.path / DETECTOR)
     same = agreement(network, bundle, images[:_N_COMPARED])
-    if not same >= _LEAST_SAME:
-        raise ValueError(
-            f"the rebuilt network sees {same:.0%} of the bundle's boxes; that is another network"
-        )
+    if not same >= _MIN_SAME:
+        raise ValueError(f"the rebuilt network finds {same:.0%} of the bundle's boxes: it is another network")
     weights = out / "detector.pt"
     torch.save({"model": network, "train_args": {"imgsz": DEFAULT_PX, "task": "detect"}}, weights)
     found = {}
@@ -125,7 +124,7 @@ def make(bundle: Bundle, out: Path, images: list[Path]) -> dict[str, object]:
             [str(i) for i in images], imgsz=size, device="cpu", save=False, verbose=False, stream=True
         )
         found[str(size)] = float(np.mean([len(r.boxes) for r in results]))
-    # Free sides first: the export names its file after the weights.
+    # Free sides first: the export names both files after the weights.
     for dynamic, name in ((True, "free.onnx"), (False, "detector.onnx")):
         made = YOLO(weights).export(
             format="onnx", imgsz=DEFAULT_PX, dynamic=dynamic, simplify=False, device="cpu", verbose=False

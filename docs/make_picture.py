@@ -28,7 +28,7 @@ def main() -> None:
         drawn = synthetic.draw_slide(
             np.random.default_rng(7), 1, width_px=900, height_px=560, cell_diameter_px=76.0, crowding=0.3
         )[0]
-        field = FieldOfView("slide", "field", "", drawn.image)
+        field = FieldOfView.of(drawn.image, slide_id="slide", fov="field")
         out = folder / "field.jpg"
     analyzer = Analyzer(Bundle.open())
     result = analyzer.analyze(field, analyzer.estimate_scale([field.image]))

@@ -1,8 +1,7 @@
-"""Errors that carry their exit code and say what to do.
+"""Errors with an exit code and advice.
 
-Every error a user can cause is one of these. ``cli`` prints ``message`` and ``advice`` and leaves with
-``exit_code``; nothing else in the package calls ``sys.exit``. The codes are those of the table in the
-README (design, section 4).
+Every error that a user can cause is one of these. The command line prints ``message`` and ``advice`` and ends
+with ``exit_code``. Nothing else in the package calls ``sys.exit``.
 """
 
 from enum import IntEnum
@@ -10,7 +9,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What the process tells the shell (design, section 4)."""
+    """What the process tells the shell."""
 
     OK = 0
     UNEXPECTED = 1
@@ -27,7 +26,7 @@ class RbcEdgeError(Exception):
 
     Args:
         message: What is wrong, and with which file.
-        advice: What the user can do about it; may be empty.
+        advice: What the user can do about it, or empty.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.UNEXPECTED
@@ -42,13 +41,13 @@ class RbcEdgeError(Exception):
 
 
 class UsageError(RbcEdgeError):
-    """The command line or the configuration asks for something that cannot be."""
+    """The command line, the configuration or a call asks for something impossible."""
 
     exit_code = ExitCode.USAGE
 
 
 class BundleError(RbcEdgeError):
-    """The bundle is missing, not intact, or not one that this version understands."""
+    """The bundle is missing, not intact, or of a format that this version does not know."""
 
     exit_code = ExitCode.BUNDLE
 
@@ -60,7 +59,7 @@ class UnavailableError(RbcEdgeError):
 
 
 class ImageError(RbcEdgeError):
-    """One image could not be read. It fails that field of view and nothing else.
+    """One image could not be read. Only its field of view fails.
 
     Args:
         reason: A short stable word for the ``failure`` column, e.g. ``truncated``.

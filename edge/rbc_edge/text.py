@@ -1,12 +1,48 @@
-"""Text for people and files, without a heavy import: names as text, sizes, times, one line."""
+"""Text for people and files, without a heavy import: names, one line, counts, sizes and times."""
 
 import os
+from datetime import UTC, datetime
 from typing import Final
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+"""Endings of the files that are counted, in lower case."""
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
     r"""Returns a path as text for any UTF-8 file or terminal: bytes that are not UTF-8 as ``\xNN``."""
     # Not os.fsencode: in a plain C locale that is ASCII, and fails on text that was made here.
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    r"""Returns text with control characters and broken characters as escapes.
+
+    A file name must not steer the terminal.
+
+    >>> print(one_line("a\nb"))
+    a\nb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path_text(text))
+
+
+def count_text(n: int, thing: str) -> str:
+    """Returns a number with its noun: "1 image", "2 images"."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
+def bytes_text(n: float) -> str:
+    """Returns a number of bytes in MB, or in GB from one GB on: "2 MB", "1.5 GB"."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
+def span_text(time_s: float) -> str:
+    """Returns a length of time in the unit that people use for it: "42 s", "1 min", "2 h", "2 days"."""
+    for unit_s, word, least in ((86400, "days", 2), (3600, "h", 2), (60, "min", 1)):
+        if time_s >= least * unit_s:
+            return f"{time_s // unit_s:.0f} {word}"
+    return f"{time_s:.0f} s"
+
+
+def utc_text(moment: datetime) -> str:
+    """Returns a moment with a time zone as ISO 8601 in UTC, to the second: "2026-01-02T03:04:05Z"."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,10 +1,11 @@
 """The values that travel through the pipeline: frozen, checked where they are made, no I/O.
 
-One coordinate frame: pixels of the field of view (after EXIF rotation), boxes as xyxy with x to the
+There is one coordinate frame: pixels of the field of view, after EXIF rotation. Boxes are xyxy with x to the
 right, y down, and the far edge exclusive. N = 0 cells is legal everywhere.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 class CellClass(IntEnum):
-    """What the detector tells apart; the number is the bundle's class index."""
+    """The detector's classes. The number is the bundle's class index."""
 
     RBC = 0
     WBC = 1
@@ -28,7 +29,7 @@ class CellClass(IntEnum):
 
 
 class Label(StrEnum):
-    """What a cell is called in the tables (design, section 5)."""
+    """Names of cells in the tables."""
 
     RBC_SINGLE = "rbc_single"
     RBC_OVERLAPPING = "rbc_overlapping"
@@ -43,13 +44,13 @@ class ScaleSource(StrEnum):
     UM_PER_PX = "um-per-px"  # the user gave micrometres per pixel
     SLIDE = "estimated-slide"  # estimated from the slide's fields
     FIELD = "estimated-field"  # this field disagrees with its slide: estimated from the field alone
-    NONE = "none"  # nothing to measure: no red cell seen
+    NONE = "none"  # nothing to measure: no red cell found
 
 
 def _check(
     name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]
 ) -> None:
-    """Raises ValueError unless `array` has `dtype` and `shape` (None stands for any length)."""
+    """Raises ValueError unless `array` has `dtype` and `shape` (None: any length)."""
     if array.dtype != dtype:
         raise ValueError(f"{name}: dtype {array.dtype}, expected {np.dtype(dtype)}")
     if array.ndim != len(shape) or any(w not in (None, s) for s, w in zip(array.shape, shape, strict=True)):
@@ -58,12 +59,12 @@ def _check(
 
 @dataclass(frozen=True, slots=True)
 class InboxFile:
-    r"""One image file, as the scan saw it.
+    r"""One image file, as the scan found it.
 
     Attributes:
-        path: Absolute path; opens the file even where its name is not UTF-8.
+        path: Absolute path. Opens the file even where its name is not UTF-8.
         slide_id: Slide it belongs to, as text (bytes that are not UTF-8 as ``\xNN``).
-        fov: Its name within the slide, as text; unique there.
+        fov: Its name within the slide, as text. Unique there.
         size_bytes: Size in bytes.
         mtime_ns: Time of last change in nanoseconds since 1970.
     """
@@ -80,12 +81,48 @@ class Scale:
     """How large a red cell is in the field of view.
 
     Attributes:
-        cell_diameter_px: Diameter of a red cell in pixels of the field of view, > 0; NaN when unknown.
+        cell_diameter_px: Diameter of a red cell in pixels of the field of view, > 0. NaN when unknown.
         source: Where the number came from.
     """
 
     cell_diameter_px: float
     source: ScaleSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """An image file's pixels: all of them, or fewer where its cells are large.
+
+    Attributes:
+        pixels: uint8 (h, w, 3), RGB, upright.
+        width_px: Width of the image in the file, upright.
+        height_px: Its height.
+        reduction: 1, 2, 4 or 8: so many pixels of the image are one of `pixels`, in width and in height. A
+            last column or row that is not full counts as one.
+        file: The file's bytes where `reduction` is not 1, to decode the image in full later.
+    """
+
+    pixels: UInt8
+    width_px: int
+    height_px: int
+    reduction: int = 1
+    file: bytes = b""
+
+    def __post_init__(self) -> None:
+        shape = (math.ceil(self.height_px / self.reduction), math.ceil(self.width_px / self.reduction), 3)
+        _check("pixels", self.pixels, np.uint8, shape)
+
+    @classmethod
+    def of(cls, pixels: UInt8, size: tuple[int, int] | None = None) -> "Decoded":
+        """Returns pixels as decoded.
+
+        Args:
+            pixels: uint8 (h, w, 3), RGB.
+            size: Width and height of the image where `pixels` are a half, a quarter or an eighth of it.
+        """
+        _check("pixels", pixels, np.uint8, (None, None, 3))
+        width, height = size or (pixels.shape[1], pixels.shape[0])
+        return cls(pixels, width, height, 2 ** round(math.log2(width / pixels.shape[1])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,28 +133,41 @@ class FieldOfView:
         slide_id: The slide it belongs to.
         fov: Its name within the slide.
         sha256: Hex digest of the file's bytes.
-        image: uint8 (h, w, 3), RGB, EXIF rotation applied; smaller than the camera's picture where
-            `image_file.load_field` was told that the cells are large.
+        decoded: Its pixels, in full or reduced.
         captured_at: ISO 8601 time of capture, or empty when the file does not say.
-        width_px: Width of the camera's picture: what pixels of the field of view are; 0: that of `image`.
-        height_px: Its height; 0: that of `image`.
-        file: The file's bytes, to be decoded in full (`image_file.full_size`), where `image` is smaller.
     """
 
     slide_id: str
     fov: str
     sha256: str
-    image: UInt8
+    decoded: Decoded
     captured_at: str = ""
-    width_px: int = 0
-    height_px: int = 0
-    file: bytes = b""
 
-    def __post_init__(self) -> None:
-        _check("image", self.image, np.uint8, (None, None, 3))
-        if not self.width_px:
-            object.__setattr__(self, "width_px", self.image.shape[1])
-            object.__setattr__(self, "height_px", self.image.shape[0])
+    @classmethod
+    def of(cls, image: UInt8, *, slide_id: str = "", fov: str = "") -> "FieldOfView":
+        """Returns uint8 (H, W, 3) RGB as a field of view."""
+        return cls(slide_id, fov, "", Decoded.of(image))
+
+    @property
+    def width_px(self) -> int:
+        """Width of the camera's image: boxes are in its pixels, however it was decoded."""
+        return self.decoded.width_px
+
+    @property
+    def height_px(self) -> int:
+        """Height of the camera's image."""
+        return self.decoded.height_px
+
+    @property
+    def image(self) -> UInt8:
+        """The camera's image, uint8 (height_px, width_px, 3), RGB.
+
+        Raises:
+            ValueError: It was decoded at a part of its size. See `image_file.full_size`.
+        """
+        if self.decoded.reduction != 1:
+            raise ValueError(f"{self.fov}: decoded at 1/{self.decoded.reduction} of its size")
+        return self.decoded.pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,14 +202,57 @@ class Detections:
         return Detections(self.xyxy[index], self.score[index], self.class_id[index])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Cells:
-    """Classified detections of one field of view.
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a field of view.
 
     Attributes:
-        detections: N boxes; sorted by box centre in reading order (y, then x) so tables are stable.
-        overlap_score: float32 (N,), probability that the red cell is overlapping; NaN for other classes.
-        overlapping: bool (N,), the verdict; False for other classes.
+        box: Left, top, right and bottom, pixels of the field of view.
+        label: Its name in the tables.
+        score: The detector's score, 0..1.
+        overlap_score: Probability that the red cell overlaps another, 0..1. None for other cells.
+        group: Number of its group of overlapping cells in this field. 0 for a cell in no group.
+        touches_edge: Whether the image border cuts it.
+        shape: Name of its shape. None: no shape is known.
+    """
+
+    box: tuple[float, float, float, float]
+    label: Label
+    score: float
+    overlap_score: float | None
+    group: int
+    touches_edge: bool
+    shape: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many cells a field (or a slide) shows. Counts are of cells, never of groups."""
+
+    n_rbc_single: int = 0
+    n_rbc_overlapping: int = 0
+    n_wbc: int = 0
+    n_platelets: int = 0
+
+    @property
+    def n_rbc(self) -> int:
+        """All red cells: single plus overlapping, always."""
+        return self.n_rbc_single + self.n_rbc_overlapping
+
+    @property
+    def overlap_fraction(self) -> float | None:
+        """Overlapping share of the red cells, 0..1. None without red cells."""
+        return self.n_rbc_overlapping / self.n_rbc if self.n_rbc else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Classified detections of one field of view, as arrays. Iterating gives each `Cell`.
+
+    Attributes:
+        detections: N boxes, sorted by box centre in reading order (y, then x) so that tables are stable.
+        overlap_score: float32 (N,), probability that the red cell is overlapping. NaN for other classes.
+        overlapping: bool (N,), the verdict. False for other classes.
         group: int64 (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group.
         touches_edge: bool (N, 4), whether the box reaches the left, top, right, bottom image border.
     """
@@ -183,13 +276,8 @@ class Cells:
     @classmethod
     def empty(cls) -> "Cells":
         """Returns a field without cells."""
-        return cls(
-            Detections.empty(),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.bool_),
-            np.zeros(0, np.int64),
-            np.zeros((0, 4), np.bool_),
-        )
+        none = Detections.empty()
+        return cls(none, none.score, np.zeros(0, np.bool_), none.class_id, np.zeros((0, 4), np.bool_))
 
     def label(self, i: int) -> Label:
         """Returns the table's label of cell `i`."""
@@ -201,25 +289,33 @@ class Cells:
             case CellClass.PLATELET:
                 return Label.PLATELET
 
+    def __getitem__(self, i: int) -> Cell:
+        """Returns cell `i`, counted from the end where it is negative."""
+        found, overlap_score = self.detections, float(self.overlap_score[i])
+        x0, y0, x1, y1 = found.xyxy[i].tolist()
+        return Cell(
+            (x0, y0, x1, y1),
+            self.label(i),
+            float(found.score[i]),
+            None if math.isnan(overlap_score) else overlap_score,
+            int(self.group[i]),
+            bool(self.touches_edge[i].any()),
+        )
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many cells a field (or a slide) shows. Counts are of cells, never of groups."""
+    def __iter__(self) -> Iterator[Cell]:
+        return (self[i] for i in range(len(self)))
 
-    n_rbc_single: int = 0
-    n_rbc_overlapping: int = 0
-    n_wbc: int = 0
-    n_platelets: int = 0
-
-    @property
-    def n_rbc(self) -> int:
-        """All red cells: single plus overlapping, always."""
-        return self.n_rbc_single + self.n_rbc_overlapping
-
-    @property
-    def overlap_fraction(self) -> float | None:
-        """Overlapping share of the red cells, 0..1; None without red cells."""
-        return self.n_rbc_overlapping / self.n_rbc if self.n_rbc else None
+    def counts(self, keep: Bool | slice = slice(None)) -> Counts:
+        """Counts all cells, or those where `keep`, bool (N,), is true."""
+        class_id = self.detections.class_id[keep]
+        red = class_id == CellClass.RBC
+        n_overlapping = int(np.count_nonzero(red & self.overlapping[keep]))
+        return Counts(
+            n_rbc_single=int(np.count_nonzero(red)) - n_overlapping,
+            n_rbc_overlapping=n_overlapping,
+            n_wbc=int(np.count_nonzero(class_id == CellClass.WBC)),
+            n_platelets=int(np.count_nonzero(class_id == CellClass.PLATELET)),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,3 +337,38 @@ class FovResult:
     cells: Cells
     quality_flags: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The quality flags."""
+        return self.quality_flags
+
+    @property
+    def counts(self) -> Counts:
+        """Counts of all cells, those at the image border included."""
+        return self.cells.counts()
+
+    @property
+    def n_rbc(self) -> int:
+        """Red cells: single plus overlapping, always."""
+        return self.counts.n_rbc
+
+    @property
+    def n_rbc_single(self) -> int:
+        """Red cells with background all around them."""
+        return self.counts.n_rbc_single
+
+    @property
+    def n_rbc_overlapping(self) -> int:
+        """Red cells that lie over, under or against another cell."""
+        return self.counts.n_rbc_overlapping
+
+    @property
+    def n_wbc(self) -> int:
+        """White cells."""
+        return self.counts.n_wbc
+
+    @property
+    def n_platelets(self) -> int:
+        """Platelets."""
+        return self.counts.n_platelets

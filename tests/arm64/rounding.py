@@ -1,8 +1,8 @@
 """A program for either computer: the detector's scores with its int8 kernels, and without.
 
-``rounding.py DIAMETER OUT.npz IMAGE...`` or, for what another computer looked at,
-``rounding.py - OUT.npz THEIRS.npz``. Without ONNX Runtime's fusing of operators, the quantized network is
-computed in float and rounded to 8 bits where it was quantized.
+``rounding.py DIAMETER OUT.npz IMAGE...``, or ``rounding.py - OUT.npz THEIRS.npz`` for the windows of another
+computer. Without ONNX Runtime's fusing of operators, the quantized network is computed in float and rounded
+to 8 bits where it was quantized.
 """
 
 import sys
@@ -17,13 +17,13 @@ from rbc_edge.vision.bundle import DETECTOR, Bundle
 
 
 def windows(diameter_px: float, images: list[str], model_px: float) -> dict[str, UInt8]:
-    """What the detector is given of each image, uint8 (H, W, 3)."""
+    """Returns the detector's input for each image, uint8 (H, W, 3)."""
     found = {}
     for name in images:
-        image = preprocess.balance(image_file.load_field(Path(name), "slide", name).image)
-        found[Path(name).stem], _, _ = preprocess.pad_to_stride(
-            preprocess.rescale(image, model_px / diameter_px)
-        )
+        field = image_file.load_field(Path(name), "slide", name, cell_diameter_px=diameter_px)
+        view = preprocess.view(field.decoded, diameter_px)
+        shown = preprocess.detector_input(view, diameter_px, model_px)
+        found[Path(name).stem], _, _ = preprocess.pad_to_stride(shown)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the station's tests share: a bundle of a few KB, and drawn fields whose truth is known."""
+"""Fixtures of the station's tests: a bundle of a few KB, and drawn fields with a known truth."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ WriteImage = Callable[[Path, UInt8], Path]
 
 @pytest.fixture(scope="session")
 def toy_bundle_path() -> Path:
-    """The committed toy bundle; tests that change a byte copy it first."""
+    """The committed toy bundle. Tests that change a byte copy it first."""
     return Path(__file__).resolve().parent / "toy_bundle"
 
 
 @pytest.fixture(scope="session")
 def drawn_fields() -> tuple[DrawnField, ...]:
-    """Six small fields of one slide, red cells of 40 px, in the stain the toy bundle knows; read only."""
+    """Six small fields of one slide, red cells of 40 px, in the stain the toy bundle knows. Read only."""
     fields = draw_slide(
         np.random.default_rng(2026),
         6,
@@ -36,7 +36,7 @@ def drawn_fields() -> tuple[DrawnField, ...]:
 
 @pytest.fixture(scope="session")
 def write_image() -> WriteImage:
-    """Writes uint8 (H, W, 3) RGB to a file, by its suffix, and returns the path; makes the folder."""
+    """Writes uint8 (H, W, 3) RGB to a file of the kind of its suffix. Makes the folder, returns the path."""
 
     def write(path: Path, image: UInt8) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -135,7 +135,7 @@ def make_detector(file: Path) -> None:
     wbc = peaks(g, nucleus, 7)
     platelet = peaks(g, g("Mul", score(g, speck, 5.0, 0.06), no_nucleus), 2)
 
-    # Centres of the looks: running sums of ones.
+    # Centres of the grid's places: running sums of ones.
     ones = g("Add", g("Mul", green, g.constant(0.0)), g.constant(1.0))
     x, y = (
         g(
@@ -204,7 +204,7 @@ def make_classifier(file: Path) -> None:
 
 
 def manifest() -> bundle.Manifest:
-    """What the toy says of itself."""
+    """The toy's description of itself."""
     return bundle.Manifest(
         format=bundle.FORMAT,
         class_names=("RBC", "WBC", "platelet"),
@@ -247,7 +247,7 @@ def main() -> None:
             noise=0.0,  # so that the PNG stays small
         )
         cv2.imwrite(str(source[bundle.TEST_INPUT]), cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
-        # What the networks see is asked of a draft, as the export does it.
+        # A draft says what the networks find, as in the export.
         source[bundle.TEST_EXPECTED].write_text("{}\n", encoding="utf-8")
         draft = bundle.write(build / "draft", source, manifest())
         field = image_file.load_field(source[bundle.TEST_INPUT], "bundle", "test")

@@ -18,13 +18,19 @@ TOY_BUNDLE = Path(__file__).parent / "toy_bundle"
 
 
 def disks(n: int, *, seed: int = 0, columns: int = 6) -> UInt8:
-    """A bright field with `n` dark disks of 40 px, none touching another or the border; RGB."""
+    """A bright RGB field with `n` dark disks of 40 px that touch neither each other nor the border."""
     image = np.full((60 * 4, 60 * columns, 3), 230, np.uint8)
     image[0, 0] = np.random.default_rng(seed).integers(200, 255, 3)  # other seeds, other content
     for i in range(n):
         centre = (30 + 60 * (i % columns), 30 + 60 * (i // columns))
         cv2.circle(image, centre, 20, (200, 120, 150), -1)
     return image
+
+
+def scene(height: int = 40, width: int = 60) -> UInt8:
+    """Every pixel its own colour, no two channels alike: shows a swap, a flip, a shift."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 4, y * 6, 255 - x * 2 - y], axis=2).astype(np.uint8)
 
 
 def encoded(image: UInt8, suffix: str = ".png") -> bytes:
@@ -43,7 +49,7 @@ def write_disks(path: Path | bytes, n: int, *, seed: int = 0) -> None:
 
 
 class StandIn:
-    """Counts dark blobs as single red cells; those right of the middle as overlapping."""
+    """Counts dark blobs as red cells: overlapping in the right half, single in the left."""
 
     def __init__(self) -> None:
         self.analyzed: list[str] = []

@@ -13,22 +13,22 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.vision import quality
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
-from rbc_edge.vision.quality import Rule, Signs
+from rbc_edge.vision.quality import Features, Rule
 from rbc_train import results
 from rbc_train.data import read_public
 from studies import flags
 from studies.flags import Defect, DefectTrial, Looked
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
-FINE = Signs(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
 BLUR = Rule("blurred", "edge_width", True, 0.15)
 
 
 def looked(
     edge_width: float, *, source: str = "a", n_true: int = 20, n_rbc: int = 20, overlap: float = 0.5
 ) -> Looked:
-    signs = replace(FINE, edge_width=edge_width)
-    return Looked(source, n_true, n_true, n_rbc, 0.5, overlap, signs, quality.flags(signs))
+    features = replace(FINE, edge_width=edge_width)
+    return Looked(source, n_true, n_true, n_rbc, 0.5, overlap, features, quality.flags(features))
 
 
 def blurs(*fields: Looked) -> DefectTrial:
@@ -45,7 +45,7 @@ def test_every_defect_changes_the_picture_and_keeps_its_form() -> None:
             assert one.shape != image.shape if defect.rescales else one.shape == image.shape
             assert not np.array_equal(one, image)
     assert {d.flag for d in flags.DEFECTS} == {rule.flag for rule in quality.RULES}
-    assert {(d.flag, d.sign) for d in flags.DEFECTS} == {(r.flag, r.sign) for r in quality.RULES}
+    assert {(d.flag, d.feature) for d in flags.DEFECTS} == {(r.flag, r.feature) for r in quality.RULES}
 
 
 def test_a_defect_s_sign_gets_worse_with_its_strength() -> None:
@@ -129,8 +129,8 @@ def test_the_station_is_tried_as_it_is(
     assert sum(f.n_rbc for f in plain) > 5
     assert all(len(t.fields) <= 1 for t in trials[1:] if t.defect.kind != "no smear")
     dark = [t for t in trials if t.defect.flag == "dark"]
-    assert [t.fields[0].signs.bright_level for t in dark] == sorted(
-        (t.fields[0].signs.bright_level for t in dark), reverse=True
+    assert [t.fields[0].features.bright_level for t in dark] == sorted(
+        (t.fields[0].features.bright_level for t in dark), reverse=True
     )
     assert "dark" in dark[-1].fields[0].flags
     monkeypatch.delattr(Analyzer, "analyze")

@@ -106,9 +106,7 @@ class Photograph:
         Args:
             cell_diameter_px: Diameter of its red cells, pixels of the photograph.
         """
-        field = self.field(cell_diameter_px)
-        size = (field.width_px, field.height_px)
-        return preprocess.view(field.image, cell_diameter_px, size=size)
+        return preprocess.view(self.field(cell_diameter_px).decoded, cell_diameter_px)
 
     @property
     def whole_rbc_diameters_px(self) -> Float32:

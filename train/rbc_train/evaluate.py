@@ -22,7 +22,7 @@ from rbc_edge.values import (
     Scale,
     ScaleSource,
 )
-from rbc_edge.vision import counting
+from rbc_edge.vision import counting, preprocess
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.boxes import iou
 from rbc_edge.vision.counting import EdgeRule
@@ -118,11 +118,13 @@ def _examine_one(
     used = result.scale.cell_diameter_px
     view = analyzer.view(field, result.scale)
     ranked = (
-        Detections.empty() if math.isnan(used) else analyzer.detect(view, used, score_threshold=_MIN_SCORE)
+        Detections.empty()
+        if math.isnan(used)
+        else analyzer.detector.detect(view, used, score_threshold=_MIN_SCORE)
     )
     labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
-    crops = analyzer.crops(view, boxes)
+    crops = preprocess.cell_crops(view, boxes, margin=analyzer.classifier.margin)
     return with_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
 
 

@@ -280,8 +280,7 @@ def _pasted(
     image, own = paste_neighbour(
         view.image, box / view.px, donor.image, donor_box / donor.px, depth=depth, rng=rng
     )
-    size = (image.shape[1], image.shape[0])
-    return preprocess.View(image, image, np.ones(4, np.float32), size), own
+    return preprocess.View.of(image), own
 
 
 _LOG_FIELDS: Final = ("epoch", "loss", "accuracy", "auc", "recall_single", "recall_overlapping")

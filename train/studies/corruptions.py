@@ -125,7 +125,7 @@ def try_corruptions(analyzer: Analyzer, photographs: Sequence[Photograph]) -> It
         for photograph in photographs:
             image = np.ascontiguousarray(corrupt(photograph.read()))
             given = Scale(labelled_diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
-            field = FieldOfView(photograph.source, photograph.name, "", image)
+            field = FieldOfView.of(image, slide_id=photograph.source, fov=photograph.name)
             seen = counting.count(analyzer.analyze(field, given).cells)
             of_camera[photograph.source] += seen.n_rbc
             n_overlapping += seen.n_rbc_overlapping

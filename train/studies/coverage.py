@@ -87,7 +87,8 @@ def count_fields(
     counts: dict[str, list[tuple[int, int]]] = {source: [] for source in sorted(of_source)}
     for p in photographs:
         given = Scale(labelled_diameter_px(p, of_source), ScaleSource.CELL_DIAMETER)
-        seen = counting.count(analyzer.analyze(FieldOfView(p.source, p.name, "", p.read()), given).cells)
+        field = FieldOfView.of(p.read(), slide_id=p.source, fov=p.name)
+        seen = counting.count(analyzer.analyze(field, given).cells)
         counts[p.source].append((seen.n_rbc_overlapping, seen.n_rbc))
         progress(1)
     return [Fields(s, *np.array(rows, np.int64).T) for s, rows in counts.items() if rows]

@@ -26,7 +26,7 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_edge.vision import counting, preprocess, quality
 from rbc_edge.vision.analyzer import Analyzer
-from rbc_edge.vision.quality import Rule, Signs
+from rbc_edge.vision.quality import Features, Rule
 from rbc_train import charts, console, metrics, results
 from rbc_train.data import Photograph
 from rbc_train.results import Chart, Section, Table
@@ -82,7 +82,7 @@ class Defect:
 
     Attributes:
         flag: The flag that must see it. Empty for unchanged photographs.
-        sign: The sign of it.
+        feature: The feature that it changes.
         kind: What it is.
         strength: How strong it is, in words.
         draw: Draws it.
@@ -91,7 +91,7 @@ class Defect:
     """
 
     flag: str
-    sign: str
+    feature: str
     kind: str
     strength: str
     draw: Draw
@@ -111,7 +111,7 @@ class Looked:
         n_rbc: Red cells counted.
         true_overlap: Overlap fraction of the photograph as it is. NaN where it is not known.
         overlap: Overlap fraction. NaN without red cells.
-        signs: What was measured.
+        features: What was measured.
         flags: What was raised, the analyzer's flags among it.
     """
 
@@ -121,7 +121,7 @@ class Looked:
     n_rbc: int
     true_overlap: float
     overlap: float
-    signs: Signs
+    features: Features
     flags: tuple[str, ...]
 
     @property
@@ -213,7 +213,7 @@ def _negative(image: UInt8, _: float, __: np.random.Generator) -> UInt8:
 
 def _grades(
     flag: str,
-    sign: str,
+    feature: str,
     kind: str,
     draw: Callable[[float, UInt8, float, np.random.Generator], UInt8],
     strengths: Sequence[float],
@@ -221,7 +221,7 @@ def _grades(
     **more: bool,
 ) -> tuple[Defect, ...]:
     return tuple(
-        Defect(flag, sign, kind, say.format(s), functools.partial(draw, s), **more) for s in strengths
+        Defect(flag, feature, kind, say.format(s), functools.partial(draw, s), **more) for s in strengths
     )
 
 
@@ -249,7 +249,7 @@ DEFECTS: Final = (
     *_grades("uneven-light", "unevenness", "light from one side, lost at the other", _ramp,
              (0.3, 0.6, 0.8, 0.9), "{:.0%}"),
     *_grades("unfamiliar", "green", "hue turned", _hue, (60, 120, 180, 240), "{:.0f}°"),
-    Defect("unfamiliar", "surety", "negative", "", _negative),
+    Defect("unfamiliar", "confidence", "negative", "", _negative),
 )  # fmt: skip
 """Every defect, weakest first within its kind."""
 
@@ -351,7 +351,7 @@ def try_defects(
         photographs: Validation photographs.
         every: Every how many-th gets the defects.
         work: Folder of finished trials. An interrupted command continues there. Flags are raised again
-            from the measures in them, by the present rules.
+            from the features in them, by the present rules.
 
     Yields:
         A trial a defect. The first is `PLAIN`, on all photographs.
@@ -371,7 +371,7 @@ def try_defects(
         return analyzer.estimate_scale([own[i].read() for i in chosen])
 
     def look(image: UInt8, given: Scale, truth: Looked) -> Looked:
-        field = FieldOfView(truth.source, "", "", np.ascontiguousarray(image))
+        field = FieldOfView.of(np.ascontiguousarray(image), slide_id=truth.source)
         result = analyzer.analyze(field, given)
         counts = counting.count(result.cells)
         fraction = counts.overlap_fraction
@@ -379,7 +379,7 @@ def try_defects(
             truth,
             n_rbc=counts.n_rbc,
             overlap=math.nan if fraction is None else fraction,
-            signs=analyzer.signs(analyzer.view(field, result.scale), result.cells, result.scale),
+            features=analyzer.features(analyzer.view(field, result.scale), result.cells, result.scale),
             flags=result.quality_flags,
         )
 
@@ -393,7 +393,7 @@ def try_defects(
             image, n = _stacked(p, photographs, defect.stack, rng)
             truth = _unseen(p.source, n)
         else:
-            image, truth = defect.draw(p.read(), before.signs.cell_diameter_px, rng), before
+            image, truth = defect.draw(p.read(), before.features.cell_diameter_px, rng), before
         if min(image.shape[:2]) >= _MIN_SIDE_PX:
             yield look(image, _UNKNOWN if defect.rescales else scale_of(p.source), truth)
 
@@ -411,13 +411,13 @@ def try_defects(
     for defect in DEFECTS:
         yield shelf.take(defect, functools.partial(look_at_defects, defect))
     for kind in NOT_SMEARS:
-        no_smear = Defect("unfamiliar", "surety", "no smear", kind, _same)
+        no_smear = Defect("unfamiliar", "confidence", "no smear", kind, _same)
         yield shelf.take(no_smear, functools.partial(look_at_no_smears, kind))
 
 
 def _unseen(source: str, n: int) -> Looked:
     """A field before it is counted. Its `n` labelled red cells are the truth."""
-    nothing = Signs(*[math.nan] * len(fields_of(Signs)))
+    nothing = Features(*[math.nan] * len(fields_of(Features)))
     return Looked(source, n, n, 0, math.nan, math.nan, nothing, ())
 
 
@@ -467,10 +467,10 @@ class _Shelf:
 
 
 def _looked(content: dict[str, Any]) -> Looked:
-    signs = Signs(**content.pop("signs"))
+    features = Features(**content.pop("features"))
     by_rule = {rule.flag for rule in quality.RULES}
-    flags = {flag for flag in content.pop("flags") if flag not in by_rule} | set(quality.flags(signs))
-    return Looked(**content, signs=signs, flags=tuple(sorted(flags)))
+    flags = {flag for flag in content.pop("flags") if flag not in by_rule} | set(quality.flags(features))
+    return Looked(**content, features=features, flags=tuple(sorted(flags)))
 
 
 def _stacked(
@@ -509,7 +509,7 @@ class Weighed:
     Attributes:
         rule: As shipped.
         n_harmed: Fields that its defects harmed.
-        auc: How well its sign tells those from photographs as they are, 0.5 (not) to 1.
+        auc: How well its feature tells those from photographs as they are, 0.5 (not) to 1.
         best: The bound that tells harmed fields best from all others (Youden's J), of those with few false
             alarms. NaN where nothing was harmed.
         hit: Share of the harmed fields that break the rule as shipped.
@@ -527,7 +527,7 @@ class Weighed:
 
 
 def weigh(rule: Rule, trials: Sequence[DefectTrial]) -> Weighed:
-    """Compares a rule with the best that its measure allows.
+    """Compares a rule with the best that its feature allows.
 
     Args:
         rule: The rule.
@@ -538,7 +538,10 @@ def weigh(rule: Rule, trials: Sequence[DefectTrial]) -> Weighed:
     """
     plain = trials[0].fields
     aimed = [
-        f for t in trials[1:] if (t.defect.flag, t.defect.sign) == (rule.flag, rule.sign) for f in t.fields
+        f
+        for t in trials[1:]
+        if (t.defect.flag, t.defect.feature) == (rule.flag, rule.feature)
+        for f in t.fields
     ]
     harmed = [f for f in aimed if f.harmed and not math.isnan(_worth(rule, f))]
     spared = [f for f in aimed if not f.harmed]
@@ -566,13 +569,13 @@ def weigh(rule: Rule, trials: Sequence[DefectTrial]) -> Weighed:
 
 
 def _worth(rule: Rule, field: Looked) -> float:
-    """The sign, turned so that more is worse."""
-    value = float(getattr(field.signs, rule.sign))
+    """The feature, turned so that more is worse."""
+    value = float(getattr(field.features, rule.feature))
     return value if rule.above else -value
 
 
 def _share(fields: Sequence[Looked], rule: Rule) -> float:
-    return float(np.mean([rule.is_broken(f.signs) for f in fields])) if fields else math.nan
+    return float(np.mean([rule.is_broken(f.features) for f in fields])) if fields else math.nan
 
 
 def _best_bound(
@@ -590,7 +593,7 @@ def _best_bound(
 
 
 def draw_rocs(trials: Sequence[DefectTrial], file: str) -> tuple[Figure, Chart]:
-    """Draws the ROC of each rule's sign: harmed fields against photographs as they are.
+    """Draws the ROC of each rule's feature: harmed fields against photographs as they are.
 
     Args:
         trials: Of `try_defects`.
@@ -605,7 +608,7 @@ def draw_rocs(trials: Sequence[DefectTrial], file: str) -> tuple[Figure, Chart]:
     for i, rule in enumerate(quality.RULES):
         worth = weigh(rule, trials)
         harmed = [
-            f for t in trials[1:] if (t.defect.flag, t.defect.sign) == (rule.flag, rule.sign)
+            f for t in trials[1:] if (t.defect.flag, t.defect.feature) == (rule.flag, rule.feature)
             for f in t.fields if f.harmed
         ]  # fmt: skip
         if not worth.n_harmed:
@@ -615,7 +618,7 @@ def draw_rocs(trials: Sequence[DefectTrial], file: str) -> tuple[Figure, Chart]:
         axes.plot(
             curve.false_positive, curve.true_positive,
             color=charts.COLOURS[i % len(charts.COLOURS)], linestyle=("-", "--")[i // len(charts.COLOURS)],
-            label=f"{rule.flag} ({rule.sign.replace('_', ' ')})",
+            label=f"{rule.flag} ({rule.feature.replace('_', ' ')})",
         )  # fmt: skip
     axes.axvline(MAX_FALSE_ALARMS, color="#555555", linewidth=1, linestyle=":")
     axes.set_xlim(-0.002, 0.2)
@@ -623,7 +626,7 @@ def draw_rocs(trials: Sequence[DefectTrial], file: str) -> tuple[Figure, Chart]:
     axes.set_ylabel("share of the harmed fields")
     axes.legend(loc="lower right", fontsize=8)
     caption = (
-        "ROC of each measure: fields that a defect harmed against unchanged validation photographs. The axis "
+        "ROC of each feature: fields that a defect harmed against unchanged validation photographs. The axis "
         "is cut. What could not be measured counts as not flagged. The dotted line is 2 % false alarms"
     )
     return figure, Chart(file, caption)
@@ -658,7 +661,7 @@ def section(trials: Sequence[DefectTrial], chart: Chart, *, bundle_id: str, ever
             "unnoticed": _unnoticed(trials),
             "weighed": [
                 {
-                    "flag": w.rule.flag, "sign": w.rule.sign, "above": w.rule.above, "bound": w.rule.bound,
+                    "flag": w.rule.flag, "feature": w.rule.feature, "above": w.rule.above, "bound": w.rule.bound,
                     "best": w.best, "auc": w.auc, "harmed": w.n_harmed, "hit": w.hit, "spared": w.spared,
                     "false_alarms": w.false_alarms,
                 }
@@ -672,13 +675,13 @@ def section(trials: Sequence[DefectTrial], chart: Chart, *, bundle_id: str, ever
 def _bounds_table(weighed: Sequence[Weighed], sources: Sequence[str]) -> Table:
     rows = tuple(
         (
-            w.rule.flag, w.rule.sign.replace("_", " "), f"{'>' if w.rule.above else '<'} {w.rule.bound:g}",
+            w.rule.flag, w.rule.feature.replace("_", " "), f"{'>' if w.rule.above else '<'} {w.rule.bound:g}",
             _number(w.best), _number(w.auc), str(w.n_harmed), _percent(w.hit), _percent(w.spared),
             *(_percent(w.false_alarms[s]) for s in sources),
         )
         for w in weighed
     )  # fmt: skip
-    columns = ("flag", "measure", "bound", "best", "AUC", "harmed", "hit", "spared", *sources)
+    columns = ("flag", "feature", "bound", "best", "AUC", "harmed", "hit", "spared", *sources)
     return Table("Bounds. The last columns are false alarms by camera", columns, rows)
 
 

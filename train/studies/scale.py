@@ -116,7 +116,9 @@ def try_scales(
         of_camera = dict.fromkeys(sorted(of_source), 0)
         for photograph in photographs:
             image = preprocess.rescale(photograph.read(), factor)
-            result = analyzer.analyze(FieldOfView(photograph.source, photograph.name, "", image), _UNKNOWN)
+            result = analyzer.analyze(
+                FieldOfView.of(image, slide_id=photograph.source, fov=photograph.name), _UNKNOWN
+            )
             of_camera[photograph.source] += counting.count(result.cells).n_rbc
             ratios.append(
                 result.scale.cell_diameter_px / (labelled_diameter_px(photograph, of_source) * factor)
@@ -244,10 +246,10 @@ def try_mosaics(
             image[y * step_y : y * step_y + height, x * step_x : x * step_x + width] = part
             given = Scale(labelled_diameter_px(photograph, of_source), ScaleSource.CELL_DIAMETER)
             parts += counting.count(
-                analyzer.analyze(FieldOfView(source, str(i), "", part), given).cells
+                analyzer.analyze(FieldOfView.of(part, slide_id=source, fov=str(i)), given).cells
             ).n_rbc
             labelled += int((photograph.class_id == CellClass.RBC).sum())
-        result = analyzer.analyze(FieldOfView(source, "mosaic", "", image), _UNKNOWN)
+        result = analyzer.analyze(FieldOfView.of(image, slide_id=source, fov="mosaic"), _UNKNOWN)
         mosaic = counting.count(result.cells).n_rbc
         yield MosaicTrial(
             source=source,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from rbc_edge.errors import ExitCode, RbcEdgeError, UsageError
+from rbc_edge.vision import quiet_opencv
 
 if TYPE_CHECKING:
     from rbc_edge.config import Loaded, Settings
@@ -1075,6 +1076,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):  # a name no terminal can show must not end the run
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
+    quiet_opencv()
     try:
         app(arguments, prog_name="rbc-edge")
     except RbcEdgeError as error:

@@ -1,29 +1,31 @@
-"""The deep door: a field of view in, its classified cells out."""
+"""A field of view in, its classified cells out. `count_image` does it for one image, from Python."""
 
+import functools
 import math
 import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from pathlib import Path
 from threading import Lock
 from typing import Final
 
 import numpy as np
 
+from rbc_edge.config import CELL_DIAMETER_UM
+from rbc_edge.errors import ImageError, UsageError
 from rbc_edge.values import (
     CellClass,
     Cells,
     Detections,
     FieldOfView,
-    Float32,
     FovResult,
     Scale,
     ScaleSource,
     UInt8,
 )
 from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale
-from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
 
@@ -31,7 +33,7 @@ _MAX_THREADS: Final = 4  # small inputs gain nothing from more
 
 
 def default_threads() -> int:
-    """Returns how many threads work when nobody says: the processor's, at most four."""
+    """Returns how many threads work if the user does not say: as many as processor cores, at most four."""
     return max(1, min(_MAX_THREADS, len(os.sched_getaffinity(0))))
 
 
@@ -40,9 +42,14 @@ class Analyzer:
 
     Args:
         bundle: The bundle.
-        threads: Tiles and crops of a large field, and fields for a scale, that are looked at together; 0
-            chooses for this machine.
-        precision: Which of the bundle's networks: int8, or fp32 if it brings them along (`--with-fp32`).
+        threads: Tiles and crops of a large field, and fields for a scale, that are analyzed at the same time.
+            0 chooses for this machine.
+        precision: Which of the bundle's networks: ``int8``, or ``fp32`` if the bundle holds them.
+
+    `analyze` and `count_image` may be called from several threads.
+
+    Raises:
+        BundleError: The bundle has no networks of this precision, or ONNX Runtime cannot load them.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0, precision: str = "int8") -> None:
@@ -58,17 +65,33 @@ class Analyzer:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).
 
         Args:
-            images: Fields, each uint8 (H, W, 3) RGB; may be empty.
+            images: Fields, each uint8 (H, W, 3) RGB. May be empty.
 
         Returns:
             The scale with source ``estimated-slide``, or NaN and ``none``.
         """
         return scale.estimate_slide(images, self.detector, threads=self._threads)
 
+    def count_image(
+        self,
+        image: str | os.PathLike[str] | UInt8,
+        *,
+        scale: Scale | None = None,
+        max_megapixels: float = 250.0,
+    ) -> FovResult:
+        """Counts the cells of one image, as `rbc-edge run` counts a slide of one field.
+
+        Arguments, result and errors are those of the function `count_image`. A `scale` of None is estimated
+        from the image.
+        """
+        if scale is None:
+            scale = self.estimate_scale([_field(image, math.nan, max_megapixels).image])
+        return self.analyze(_field(image, scale.cell_diameter_px, max_megapixels), scale)
+
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.
 
-        A scale that the user gave is kept. One that was estimated gives way when this field's own cells
+        A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
         clearly contradict it (another objective, another camera in the same folder).
 
         Args:
@@ -76,14 +99,12 @@ class Analyzer:
             given: The user's scale, or the slide's estimate.
 
         Returns:
-            Every cell, whatever the edge rule. Quality flags: those of `quality.FLAGS`, of which two are
-            raised here: ``no-red-cells``; ``scale-mismatch`` when the cells measure clearly otherwise than
-            the user said.
+            Every cell, whatever the edge rule, and the quality flags (`quality.FLAGS`).
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
         rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-        crops = self.crops(view, found.xyxy[rbc])
+        crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
         clock.lap("crop")
         overlap_score = np.full(len(found), np.nan, np.float32)
         overlap_score[rbc] = self.classifier.overlap_score(crops)
@@ -99,7 +120,7 @@ class Analyzer:
         )
         if len(rbc) == 0:
             flags.append("no-red-cells")
-        flags += quality.flags(self.signs(view, cells, used))
+        flags += quality.flags(self.features(view, cells, used))
         clock.lap("quality")
         return FovResult(field.width_px, field.height_px, used, cells, tuple(sorted(flags)), clock.laps_ms)
 
@@ -112,18 +133,15 @@ class Analyzer:
         """
         if used.source is ScaleSource.FIELD:  # found in all its pixels
             return preprocess.view(image_file.full_size(field), used.cell_diameter_px)
-        return preprocess.view(field.image, used.cell_diameter_px, size=(field.width_px, field.height_px))
+        return preprocess.view(field.decoded, used.cell_diameter_px)
 
-    def signs(self, view: preprocess.View, cells: Cells, used: Scale) -> quality.Signs:
-        """Measures what a field's picture is worth (see `quality`).
+    def features(self, view: preprocess.View, cells: Cells, used: Scale) -> quality.Features:
+        """Measures the quality of a field's image (see `quality`).
 
         Args:
             view: Of the field, for the scale that was used.
             cells: What was found in it.
             used: The scale it was found at.
-
-        Returns:
-            The signs.
         """
         manifest = self.bundle.manifest
         return quality.measure(
@@ -131,72 +149,50 @@ class Analyzer:
             cells,
             used.cell_diameter_px,
             model_diameter_px=manifest.cell_diameter_px,
-            least_score=manifest.score_threshold[CellClass.RBC],
+            min_score=manifest.score_threshold[CellClass.RBC],
         )
-
-    def detect(
-        self, view: preprocess.View, cell_diameter_px: float, *, score_threshold: Float32 | None = None
-    ) -> Detections:
-        """Finds the cells of a view.
-
-        Args:
-            view: Of a field of view, for about this cell diameter.
-            cell_diameter_px: Diameter of a red cell, pixels of the field.
-            score_threshold: See `Detector.detect`.
-
-        Returns:
-            Detections in pixels of the field.
-        """
-        found = self.detector.detect(
-            view.image, view.shown_px(cell_diameter_px), score_threshold=score_threshold
-        )
-        limit = np.array(view.size * 2, np.float32)
-        return replace(found, xyxy=np.minimum(found.xyxy * view.px, limit))
-
-    def crops(self, view: preprocess.View, xyxy: Float32) -> UInt8:
-        """Cuts boxes out of a view: float32 (N, 4), pixels of the field; uint8 (N, 64, 64, 3)."""
-        return preprocess.crops(view.image, xyxy / view.px, margin=self.classifier.margin)
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"
     ) -> tuple[Detections, Scale, list[str], preprocess.View]:
         """Returns the detections, the scale they were made at, flags about that scale, and the view."""
-        width, height = field.width_px, field.height_px
         view = self.view(field, given)
         clock.lap("view")
-        if math.isnan(given.cell_diameter_px):
-            own = self._own(field, given, None)
-            clock.lap("scale")
-            if own is None:
-                return Detections.empty(), Scale(math.nan, ScaleSource.NONE), [], view
-            return self._detect_at(own, clock)
-        found = self.detect(view, given.cell_diameter_px)
-        clock.lap("detect")
+        found, tried = Detections.empty(), None
         by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
-        contradicted = scale.disagrees(found, width, height, given.cell_diameter_px)
-        if contradicted and by_user:
-            return found, given, ["scale-mismatch"], view
-        # Few cells: a sparse field, or a scale so far off that the detector is blind; they look the same.
-        if not contradicted and not scale.sees_little(found, width, height):
-            return found, given, [], view
-        own = self._own(field, given, None if contradicted else found)
+        if not math.isnan(given.cell_diameter_px):
+            size = (field.width_px, field.height_px)
+            found = self.detector.detect(view, given.cell_diameter_px)
+            clock.lap("detect")
+            if scale.disagrees(found, *size, given.cell_diameter_px):
+                if by_user:
+                    return found, given, ["scale-mismatch"], view
+            elif scale.sees_little(found, *size):
+                # A sparse field, or a scale so wrong that the detector sees no cells. Both look the same.
+                tried = found
+            else:
+                return found, given, [], view
+        own = self._own(field, given, tried)
         clock.lap("scale")
         if own is None:
-            return found, given, [], view
+            used = Scale(math.nan, ScaleSource.NONE) if math.isnan(given.cell_diameter_px) else given
+            return found, used, [], view
         if by_user:
             return found, given, ["scale-mismatch"], view
-        return self._detect_at(own, clock)
+        own_px, view = own
+        found = self.detector.detect(view, own_px)
+        clock.lap("detect")
+        return found, Scale(own_px, ScaleSource.FIELD), [], view
 
     def _own(
         self, field: FieldOfView, given: Scale, found: Detections | None
     ) -> tuple[float, preprocess.View] | None:
-        """Estimates a field's own scale from all its pixels; returns it with the view for it, or None.
+        """Estimates a field's own scale from all its pixels. Returns it with its view, or None.
 
-        Where few cells were found at the given scale, the field has one of its own only if it explains more.
-
-        Large fields that were decoded small take turns: in full, two of 20 megapixels are half a gigabyte.
+        Where few cells were found at the given scale, its own scale must explain more than that. Large fields
+        that were reduced are decoded in full one at a time: two of 20 megapixels take half a gigabyte.
         """
-        is_large = bool(field.file) and field.width_px * field.height_px >= image_file.LARGE_PIXELS
+        is_large = field.decoded.reduction > 1 and field.width_px * field.height_px >= image_file.LARGE_PIXELS
         with self._large if is_large else nullcontext():
             image = image_file.full_size(field)
             if found is None:
@@ -209,13 +205,86 @@ class Analyzer:
                 has_own = scale.blind_at(given.cell_diameter_px, own_px, n)
             return (own_px, preprocess.view(image, own_px)) if has_own else None
 
-    def _detect_at(
-        self, own: tuple[float, preprocess.View], clock: "_Clock"
-    ) -> tuple[Detections, Scale, list[str], preprocess.View]:
-        own_px, view = own
-        found = self.detect(view, own_px)
-        clock.lap("detect")
-        return found, Scale(own_px, ScaleSource.FIELD), [], view
+
+def count_image(
+    image: str | os.PathLike[str] | UInt8,
+    *,
+    bundle: Bundle | str | os.PathLike[str] | None = None,
+    cell_diameter_px: float | None = None,
+    um_per_px: float | None = None,
+    max_megapixels: float = 250.0,
+    threads: int = 0,
+) -> FovResult:
+    """Counts the cells of one image (see `Analyzer.count_image`).
+
+    The networks are opened once for each bundle and number of threads, and kept for later calls.
+
+    Args:
+        image: A JPEG, PNG, BMP or TIFF file, or uint8 (H, W, 3), RGB.
+        bundle: The models, or their folder. None: those that ship with rbc-edge.
+        cell_diameter_px: Diameter of a red cell, pixels. Give this, or `um_per_px`, or neither: then it is
+            estimated from the image.
+        um_per_px: Micrometres in a pixel.
+        max_megapixels: Larger files are refused from their header.
+        threads: See `Analyzer`.
+
+    Returns:
+        Counts, flags and cells.
+
+    Raises:
+        ImageError: The file cannot be read. Its `reason` says why.
+        BundleError: The bundle is missing or not intact.
+        UsageError: Both scales are given, or one is not positive.
+        ValueError: The array has another dtype or shape.
+    """
+    given = given_scale(cell_diameter_px=cell_diameter_px, um_per_px=um_per_px)
+    return open_analyzer(bundle, threads=threads).count_image(
+        image, scale=given, max_megapixels=max_megapixels
+    )
+
+
+def open_analyzer(bundle: Bundle | str | os.PathLike[str] | None = None, *, threads: int = 0) -> Analyzer:
+    """Returns an analyzer: the same one for the same bundle and number of threads."""
+    path = bundle.path if isinstance(bundle, Bundle) else None if bundle is None else Path(bundle)
+    return _opened(path, claimed_id(path), threads)
+
+
+def given_scale(*, cell_diameter_px: float | None, um_per_px: float | None) -> Scale | None:
+    """Returns the scale that the user gave. None for neither.
+
+    Raises:
+        UsageError: Both are given, or one is not positive.
+    """
+    if cell_diameter_px is not None and um_per_px is not None:
+        raise UsageError("cell_diameter_px and um_per_px say the same in two ways", "give one of them")
+    value = um_per_px if cell_diameter_px is None else cell_diameter_px
+    if value is None:
+        return None
+    if not 0 < value < math.inf:
+        raise UsageError(f"the scale {value:g} is not a positive number")
+    if um_per_px is None:
+        return Scale(value, ScaleSource.CELL_DIAMETER)
+    return Scale(CELL_DIAMETER_UM / value, ScaleSource.UM_PER_PX)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path | None, bundle_id: str | None, threads: int) -> Analyzer:
+    # The id is a part of the key: another bundle may come into the same folder.
+    return Analyzer(Bundle.open(path), threads=threads)
+
+
+def _field(
+    image: str | os.PathLike[str] | UInt8, cell_diameter_px: float, max_megapixels: float
+) -> FieldOfView:
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        return image_file.load_field(
+            path, "", path.name, max_megapixels=max_megapixels, cell_diameter_px=cell_diameter_px
+        )
+    field = FieldOfView.of(image)
+    if min(field.width_px, field.height_px) < image_file.MIN_SIDE_PX:
+        raise ImageError("too-small", f"{field.width_px}x{field.height_px} pixels is too small for a field")
+    return field
 
 
 class _Clock:

@@ -5,16 +5,16 @@ import numpy as np
 from rbc_edge.values import Bool, Float32, Int64
 
 EDGE_MARGIN = 1 / 40
-"""A box that ends so near to the border, in cell diameters, is taken to be cut by it.
+"""A box that ends this near to the border, in cell diameters, counts as cut by it.
 
-The detector's boxes stop short by about a pixel of what it is shown. With this margin as many red cells of
-the validation photographs touch a border as have a label that does (``python -m rbc_train evaluate``).
+The detector's boxes are short by about a pixel. With this margin, as many found red cells as labelled ones
+touch a border of the validation photographs (``python -m rbc_train evaluate``).
 """
 
-# Cells that touch have boxes that just meet, and box regression is a few per cent short as often as long.
+# Boxes of cells that touch just meet, and the detector's boxes are a few per cent too short or too long.
 _GROWTH = 0.05
 
-# Pairs looked at in one go; bounds the memory of a field whose boxes all share their x range.
+# Pairs compared at a time: bounds the memory of a field where all boxes share their x range.
 _PAIRS_AT_ONCE = 2_000_000
 
 
@@ -28,24 +28,13 @@ def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px:
         cell_diameter_px: Diameter of a red cell in it, pixels.
 
     Returns:
-        bool (N, 4): left, top, right, bottom; a side counts as reached from `EDGE_MARGIN` on.
+        bool (N, 4): left, top, right, bottom. A side counts as reached from `EDGE_MARGIN` on.
     """
     x_min, y_min, x_max, y_max = xyxy.T
     m = EDGE_MARGIN * cell_diameter_px
     return np.stack([x_min <= m, y_min <= m, x_max >= width_px - m, y_max >= height_px - m], axis=1).astype(
         np.bool_
     )
-
-
-def median(values: Float32) -> float:
-    """What np.median gives for float32 (N,), N > 0, in a tenth of its time where N is small.
-
-    >>> median(np.array([4, 1, 3, 2], np.float32))
-    2.5
-    """
-    ranked = np.sort(values, axis=None)
-    middle = len(ranked) // 2
-    return float(ranked[middle]) if len(ranked) % 2 else float(ranked[middle - 1] + ranked[middle]) / 2
 
 
 def iou(a: Float32, b: Float32) -> Float32:

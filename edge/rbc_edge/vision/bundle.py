@@ -1,13 +1,13 @@
-"""The bundle: the one thing that training hands to the station. The only place that opens ONNX sessions.
+"""The bundle: the models, as training hands them to the station. Only this module opens ONNX sessions.
 
-A folder with ``manifest.json``, the two networks and a test field with its expected cells (design,
-section 6). `Bundle.open` checks every byte before anything runs; `write` is what the export calls.
+A bundle is a folder with ``manifest.json``, the two networks and a test field with its expected cells.
+`Bundle.open` checks every byte before anything runs. The export calls `write`.
 
 The networks' contract:
 
 - ``detector.onnx``: ``image`` uint8 (1, H, W, 3) RGB, H and W multiples of 32, and ``least_score`` float32
   (3,), by `CellClass` → ``boxes`` float32 (N, 4) xyxy in pixels of the input, ``scores`` float32 (N, 3)
-  probability of each class: the places where some class reaches its least score, before suppression.
+  probability of each class: the places where a class reaches its least score, before suppression.
 - ``classifier.onnx``: ``crops`` uint8 (N, 64, 64, 3) RGB → ``overlap_score`` float32 (N,), probability
   that the cell in the middle is overlapping.
 """
@@ -21,12 +21,13 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rbc_edge.errors import BundleError
+from rbc_edge.text import path_text
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -47,26 +48,26 @@ _ADVICE: Final = "install rbc-edge again, or name another bundle with --bundle"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle says of itself.
+    """A bundle's description of itself.
 
     Attributes:
         format: Version of the manifest's layout.
         class_names: Names by `CellClass` number.
-        cell_diameter_px: Size at which the detector wants to see a red cell, pixels.
+        cell_diameter_px: Diameter at which the detector knows a red cell, pixels.
         tile_px: Largest side of one detector input, pixels at model scale.
-        tile_overlap_px: Least overlap of neighbouring tiles, pixels at model scale.
-        score_threshold: Least detector score that counts, by `CellClass`, 0..1.
+        tile_overlap_px: Smallest overlap of neighbouring tiles, pixels at model scale.
+        score_threshold: Smallest detector score that counts, by `CellClass`, 0..1.
         iou_threshold: Boxes of one class that overlap by more are one cell, by `CellClass`, 0..1.
         iou_threshold_across: The same for boxes of different classes.
         crop_margin: Margin of a crop, share of the box's side on each of its four sides.
-        overlap_threshold: Least classifier score of an overlapping cell, 0..1.
+        overlap_threshold: Smallest classifier score of an overlapping cell, 0..1.
         normalisation: What the networks do with pixel values, in words.
-        calibration: The images that the int8 ranges were measured on.
+        calibration: The images on which the int8 ranges were measured.
         training: Data, commit, seeds and options that made the networks.
         metrics: Parity and task metrics, fp32 against int8, on validation photographs.
         licence: SPDX expression.
         files: SHA-256 of every other file of the folder.
-        bundle_id: First 16 hex digits of the hash over all of the above.
+        bundle_id: First 16 hex digits of the hash over all other values.
     """
 
     format: int
@@ -105,7 +106,7 @@ class Bundle:
 
     Attributes:
         path: Its folder.
-        manifest: What it says of itself.
+        manifest: Its description of itself.
     """
 
     path: Path
@@ -117,25 +118,21 @@ class Bundle:
         return self.manifest.bundle_id
 
     @classmethod
-    def open(cls, path: Path | None = None) -> Bundle:
-        """Opens a bundle and checks that every byte is the one that was exported.
+    def open(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
+        """Opens a bundle and checks every byte against its hash.
 
         Args:
-            path: Its folder; the one that ships in this package when None.
-
-        Returns:
-            The bundle.
+            path: Its folder. None: the one that ships in this package.
 
         Raises:
-            BundleError: If it is missing, of another format, or not intact.
+            BundleError: It is missing, of another format, or not intact.
         """
-        folder = default_path() if path is None else path
+        folder = default_path() if path is None else Path(path)
         manifest = _read_manifest(folder / MANIFEST)
         for name, expected in manifest.files.items():
             file = folder / name
             try:
-                with file.open("rb") as stream:
-                    actual = hashlib.file_digest(stream, "sha256").hexdigest()
+                actual = _sha256(file)
             except OSError as error:
                 raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
             if actual != expected:
@@ -157,7 +154,7 @@ class Bundle:
         return names
 
     def counts_as(self, precision: str) -> str:
-        """Returns what stands as bundle_id beside counts: those of another detector are other counts."""
+        """Returns the bundle_id for the tables: another precision is named, because its counts differ."""
         return self.bundle_id if precision == "int8" else f"{self.bundle_id}+{precision}"
 
     def session(self, file: str, *, threads: int) -> ort.InferenceSession:
@@ -167,23 +164,20 @@ class Bundle:
             file: Name of the network in the bundle.
             threads: Threads inside one operator.
 
-        Returns:
-            The ONNX Runtime session.
-
         Raises:
-            BundleError: If ONNX Runtime cannot load it.
+            BundleError: ONNX Runtime cannot load it.
         """
-        import onnxruntime as ort  # noqa: PLC0415  a third of a second that `--help` must not pay
+        import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A plan of the memory is kept for each shape of input: 20 MB that gain no time.
+        # A memory plan for each shape of input takes 20 MB and saves no time.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # Threads that spin between fields would take the second core from decoding and from the camera.
+        # Threads that wait in a loop would take the processor from decoding and from the camera.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return ort.InferenceSession(
@@ -194,12 +188,12 @@ class Bundle:
 
     def describe(self) -> dict[str, object]:
         """Returns a JSON-able summary, for ``bundle show``."""
-        return {"path": os.fsencode(self.path).decode("utf-8", "backslashreplace"), **asdict(self.manifest)}
+        return {"path": path_text(self.path), **asdict(self.manifest)}
 
 
 @functools.cache
 def _share_arena() -> None:
-    """Has all networks of the process take memory from one arena: 640x480 takes 140 MB instead of 149."""
+    """Makes all networks of the process share one memory arena: 640x480 takes 140 MB instead of 149."""
     import onnxruntime as ort  # noqa: PLC0415  see `Bundle.session`
 
     of_cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -212,11 +206,7 @@ def default_path() -> Path:
 
 
 def claimed_id(path: Path | None = None) -> str | None:
-    """Returns the bundle_id that a manifest claims, without checking anything; None without one.
-
-    Args:
-        path: The bundle's folder; the one that ships in this package when None.
-    """
+    """Returns the bundle_id in the manifest of a folder (see `Bundle.open`), unchecked. None without one."""
     folder = default_path() if path is None else path
     try:
         claimed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["bundle_id"]
@@ -229,52 +219,45 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
     """Writes a bundle: copies the files, hashes them, writes the manifest last.
 
     Args:
-        folder: Folder to write; an earlier bundle in it is replaced.
+        folder: Folder to write. An earlier bundle in it is replaced.
         source: Name in the bundle to the file to copy.
         manifest: Its ``files`` and ``bundle_id`` are filled in here.
 
-    Returns:
-        The bundle, opened and checked.
-
     Raises:
-        BundleError: If a required file is missing.
+        BundleError: A required file is missing.
     """
     missing = [name for name in _REQUIRED if name not in source]
     if missing:
         raise BundleError(f"{folder}: a bundle needs {', '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    hashes: dict[str, str] = {}
-    for name, file in sorted(source.items()):
+    for name, file in source.items():
         if file.resolve() != (folder / name).resolve():
             shutil.copyfile(file, folder / name)
-        with (folder / name).open("rb") as stream:
-            hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    hashes = {name: _sha256(folder / name) for name in sorted(source)}
     for stray in folder.iterdir():
         if stray.name not in hashes and stray.suffix in (".onnx", ".png", ".json"):
             stray.unlink()
-    values = {f.name: getattr(manifest, f.name) for f in fields(manifest)} | {
-        "files": hashes,
-        "bundle_id": "",
-    }
-    # Through JSON and back, so that the id is of what a reader will see.
-    plain = _parse(json.loads(Manifest(**values).to_json()), folder / MANIFEST)
-    named = Manifest(
-        **{f.name: getattr(plain, f.name) for f in fields(plain)} | {"bundle_id": plain.content_id()}
-    )
+    # Through JSON and back, so that the id is of what a reader will get.
+    text = replace(manifest, files=hashes, bundle_id="").to_json()
+    plain = _parse(json.loads(text), folder / MANIFEST)
+    named = replace(plain, bundle_id=plain.content_id())
     (folder / MANIFEST).write_text(named.to_json(), encoding="utf-8")
     return Bundle.open(folder)
 
 
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _read_manifest(file: Path) -> Manifest:
     try:
-        text = file.read_text(encoding="utf-8")
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
     except UnicodeDecodeError as error:
         raise BundleError(f"{file}: is not text: {error}", _ADVICE) from error
-    try:
-        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: is not JSON: {error}", _ADVICE) from error
     manifest = _parse(content, file)
@@ -292,20 +275,12 @@ def _parse(content: object, file: Path) -> Manifest:
             f"{file}: format {content.get('format')!r}, this version reads {FORMAT}",
             "use the rbc-edge version that the bundle was made for",
         )
-    known = {f.name for f in fields(Manifest)}
-    if set(content) != known:
-        odd = sorted(set(content) ^ known)
+    if odd := sorted(set(content) ^ {f.name for f in fields(Manifest)}):
         raise BundleError(f"{file}: missing or unknown: {', '.join(odd)}", _ADVICE)
     try:
-        manifest = Manifest(
-            **content
-            | {
-                "class_names": tuple(map(str, content["class_names"])),
-                "score_threshold": tuple(map(float, content["score_threshold"])),
-                "iou_threshold": tuple(map(float, content["iou_threshold"])),
-                "files": dict(content["files"]),
-            }
-        )
+        kinds = {"class_names": str, "score_threshold": float, "iou_threshold": float}
+        lists = {name: tuple(map(kind, content[name])) for name, kind in kinds.items()}
+        manifest = Manifest(**content | lists | {"files": dict(content["files"])})
         shares = (*manifest.score_threshold, *manifest.iou_threshold, manifest.iou_threshold_across)
         sound = (
             len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3

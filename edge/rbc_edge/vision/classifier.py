@@ -1,4 +1,4 @@
-"""Tells for each red cell how likely it lies overlapping: crops in, scores out."""
+"""Scores how likely each red cell overlaps another: crops in, scores out."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +8,7 @@ from rbc_edge.values import Float32, UInt8
 from rbc_edge.vision.bundle import CLASSIFIER, Bundle
 
 _BATCH = 32
-"""Crops a run: bounds the memory of a 20-megapixel field, and gives each thread some of its cells."""
+"""Crops in one run of the network: bounds memory, and gives each thread a part of a large field."""
 
 
 class Classifier:
@@ -16,8 +16,8 @@ class Classifier:
 
     Args:
         bundle: The bundle.
-        threads: Batches of a large field's crops looked at together; fields may be given from as many
-            threads as well.
+        threads: Batches of a large field's crops that are scored at the same time. `overlap_score` may be
+            called from as many threads as well.
         file: Which of the bundle's networks (int8 or fp32).
     """
 
@@ -31,7 +31,7 @@ class Classifier:
         """Scores crops.
 
         Args:
-            crops: uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin; N may be 0.
+            crops: uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin. N may be 0.
 
         Returns:
             float32 (N,): probability that the cell in the middle is overlapping.

@@ -19,23 +19,23 @@ class EdgeRule(StrEnum):
 def groups(xyxy: Float32, class_id: Int64, overlapping: Bool) -> Int64:
     """Numbers the groups of overlapping cells.
 
-    A group is a connected component of overlapping red cells and the white cells they lie against; two
-    cells are linked when their boxes, grown by 5 %, intersect. An overlapping red cell that links to no
-    one still gets a number of its own: its partner was missed, or lies outside the field.
+    A group is a connected component of overlapping red cells and the white cells that touch them. Two cells
+    are linked when their boxes, grown by 5 %, intersect. An overlapping red cell without a link gets a number
+    of its own: its partner was not found, or lies outside the field.
 
     Args:
         xyxy: float32 (N, 4), pixels of the field of view.
         class_id: int64 (N,), values of `CellClass`.
-        overlapping: bool (N,), the classifier's verdict; ignored for cells that are not red.
+        overlapping: bool (N,), the classifier's verdict. Ignored for cells that are not red.
 
     Returns:
-        int64 (N,): 1..G in order of each group's first cell; 0 for a cell in no group.
+        int64 (N,): 1..G in order of each group's first cell. 0 for a cell in no group.
     """
     red = overlapping & (class_id == CellClass.RBC)
     member = np.flatnonzero(red | (class_id == CellClass.WBC))
     is_red = red[member]
     a, b = touching_pairs(xyxy[member].astype(np.float64))
-    linked = is_red[a] | is_red[b]  # two white cells side by side are no group of overlapping red cells
+    linked = is_red[a] | is_red[b]  # two white cells alone are no group of overlapping red cells
     root = _components(len(member), a[linked], b[linked])
     has_red = np.zeros(len(member), np.bool_)
     has_red[root[is_red]] = True
@@ -53,7 +53,7 @@ def _components(n: int, a: Int64, b: Int64) -> Int64:
     while True:
         before = root.copy()
         lowest = np.minimum(root[a], root[b])
-        np.minimum.at(root, before[a], lowest)  # hook the whole trees, not just the two nodes
+        np.minimum.at(root, before[a], lowest)  # for the whole trees, not only for the two nodes
         np.minimum.at(root, before[b], lowest)
         while not np.array_equal(root, root[root]):
             root = root[root]
@@ -62,35 +62,11 @@ def _components(n: int, a: Int64, b: Int64) -> Int64:
 
 
 def counted(cells: Cells, rule: EdgeRule) -> Bool:
-    """Tells which cells the edge rule counts.
-
-    Args:
-        cells: N cells of one field of view.
-        rule: The edge rule.
-
-    Returns:
-        bool (N,).
-    """
-    keep = np.ones(len(cells), np.bool_)
-    match rule:
-        case EdgeRule.ALL:
-            pass
-        case EdgeRule.TWO_SIDES:
-            keep[np.any(cells.touches_edge[:, 2:], axis=1)] = False
-        case EdgeRule.INSIDE:
-            keep[np.any(cells.touches_edge, axis=1)] = False
-    return keep
+    """Tells which cells the edge rule counts: bool (N,)."""
+    sides = {EdgeRule.ALL: [], EdgeRule.TWO_SIDES: [2, 3], EdgeRule.INSIDE: [0, 1, 2, 3]}[rule]
+    return np.asarray(~cells.touches_edge[:, sides].any(axis=1), np.bool_)
 
 
 def count(cells: Cells, rule: EdgeRule = EdgeRule.ALL) -> Counts:
     """Counts the cells of one field of view, cells and never groups, under an edge rule."""
-    keep = counted(cells, rule)
-    class_id = cells.detections.class_id[keep]
-    red = class_id == CellClass.RBC
-    n_overlapping = int(np.count_nonzero(red & cells.overlapping[keep]))
-    return Counts(
-        n_rbc_single=int(np.count_nonzero(red)) - n_overlapping,
-        n_rbc_overlapping=n_overlapping,
-        n_wbc=int(np.count_nonzero(class_id == CellClass.WBC)),
-        n_platelets=int(np.count_nonzero(class_id == CellClass.PLATELET)),
-    )
+    return cells.counts(counted(cells, rule))

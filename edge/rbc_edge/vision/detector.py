@@ -1,8 +1,7 @@
 """Finds cells: one field of view in, boxes in pixels of the field out.
 
-The field is resized so that a red cell measures the bundle's `cell_diameter_px`, cut into tiles if it is
-large, and what the network says of each tile is put together. Nothing outside this module knows of any
-frame but the field's.
+The field is resized so that a red cell measures the bundle's `cell_diameter_px`, and cut into tiles if it is
+large. The boxes of all tiles are put together. Outside this module boxes are in pixels of the field.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,12 @@ from rbc_edge.vision.boxes import iou
 from rbc_edge.vision.bundle import DETECTOR, Bundle
 
 _SEAM_PX = 4.0
-"""Two tiles place a cell's centre a little differently: near the seam both may claim it."""
+"""Two tiles place a cell's centre a little differently, so near the seam both keep it, pixels."""
 
 _ROWS = 256
 
 _SAME_BOX_IOU = 0.75
-"""From here on two boxes mean the same cell, and their mean is better than either."""
+"""Boxes with at least this iou show the same cell. Their mean is better than one of them."""
 
 
 class Detector:
@@ -29,33 +28,39 @@ class Detector:
 
     Args:
         bundle: The bundle.
-        threads: Tiles of a large field looked at together; fields may be given from as many threads as well.
+        threads: Tiles of a large field that are analyzed at the same time. `detect` may be called from as
+            many threads as well.
         file: Which of the bundle's networks (int8 or fp32).
     """
 
     def __init__(self, bundle: Bundle, *, threads: int, file: str = DETECTOR) -> None:
         self.manifest = bundle.manifest
-        # Threads take a tile, or a field, each: one thread inside an operator, and none waits for another.
+        # Each thread takes a tile or a field of its own, so no operator waits for another thread.
         self._session = bundle.session(file, threads=1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-tile") if threads > 1 else None
         self._score_threshold = np.array(self.manifest.score_threshold, np.float32)
 
     def detect(
-        self, image: UInt8, cell_diameter_px: float, *, score_threshold: Float32 | None = None
+        self,
+        image: preprocess.View | UInt8,
+        cell_diameter_px: float,
+        *,
+        score_threshold: Float32 | None = None,
     ) -> Detections:
         """Finds the cells of one field of view.
 
         Args:
-            image: uint8 (H, W, 3) RGB.
-            cell_diameter_px: Diameter of a red cell in the field, pixels, > 0.
-            score_threshold: float32 (3,), least score by class; the bundle's when None.
+            image: The view of a field for about this cell diameter, or uint8 (H, W, 3) RGB, balanced.
+            cell_diameter_px: Diameter of a red cell, pixels of the field, > 0.
+            score_threshold: float32 (3,), smallest score by class. The bundle's when None.
 
         Returns:
             Detections in pixels of the field, after suppression, in reading order of their centres.
         """
+        view = image if isinstance(image, preprocess.View) else preprocess.View.of(image)
         least = self._score_threshold if score_threshold is None else score_threshold
-        height, width = image.shape[:2]
-        small = self.at_model_scale(image, cell_diameter_px)
+        height, width = view.image.shape[:2]
+        small = preprocess.detector_input(view, cell_diameter_px, self.manifest.cell_diameter_px)
         tiles = list(
             preprocess.tiles(
                 small.shape[1],
@@ -78,11 +83,9 @@ class Detector:
         if len(found) > 1:
             merged = merged.take(self._suppress(merged))
         centre = merged.xyxy[:, :2] + merged.xyxy[:, 2:]
-        return merged.take(np.lexsort((centre[:, 0], centre[:, 1])))
-
-    def at_model_scale(self, image: UInt8, cell_diameter_px: float) -> UInt8:
-        """Resizes a field, uint8 (H, W, 3): its cells are then about as large as the network knows them."""
-        return preprocess.at_model_scale(image, self.manifest.cell_diameter_px / cell_diameter_px)
+        merged = merged.take(np.lexsort((centre[:, 0], centre[:, 1])))
+        # The last pixel of a view may reach beyond the field.
+        return replace(merged, xyxy=np.minimum(merged.xyxy * view.px, np.array(view.size * 2, np.float32)))
 
     def _detect_tile(self, small: UInt8, tile: preprocess.Tile, least: Float32) -> Detections:
         """Returns what one tile's core holds, in pixels at model scale, after suppression."""
@@ -95,7 +98,7 @@ class Detector:
         score = scores.max(axis=1)
         keep = score >= least[class_id]
         boxes, score, class_id = boxes[keep], score[keep], class_id[keep]
-        # The padding shows nothing: a box must lie in the image, and is cut at its border.
+        # There are no cells in the padding: boxes are cut at the image border.
         limit = np.array([tile.x1 - tile.x0, tile.y1 - tile.y0] * 2, np.float32)
         boxes = np.clip(boxes, 0, limit)
         inside = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(axis=1)
@@ -119,15 +122,16 @@ class Detector:
 
 
 def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
-    """Moves each box that stays to the mean of those that mean the same cell, by score and iou.
+    """Moves each box that stays to the mean of the boxes of the same cell, weighted by score and iou.
 
-    Several places of the network see each cell; suppression keeps the surest, which is not the best
-    placed (box voting: Gidaris and Komodakis 2015). On validation RBC AP50-95 rises by 0.007, AP50 not.
+    Several places of the network find each cell. Suppression keeps the box with the best score, but its place
+    is not the best one (box voting: Gidaris and Komodakis 2015). On the validation photographs AP50-95 of red
+    cells rises by 0.007, AP50 stays.
 
     Args:
         found: N detections.
         kept: int64 (M,), indices of those that stay.
-        voters: bool (N,), which detections are sure enough to have a say; a box has one in its own place.
+        voters: bool (N,), which detections take part. A kept box always takes part in its own mean.
 
     Returns:
         float32 (M, 4): xyxy, same frame.
@@ -144,7 +148,7 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
 
 
 def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: float) -> Int64:
-    """Greedy non-maximum suppression that leaves cells which lie over each other apart.
+    """Greedy non-maximum suppression that keeps cells apart which lie over each other.
 
     Args:
         found: N detections.
@@ -158,8 +162,8 @@ def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: fl
     xyxy, class_id = found.xyxy[order], found.class_id[order]
     alive = np.ones(len(order), np.bool_)
     kept: list[int] = []
-    # Some rows of the table of ious at a time: a call a box would cost more than the network's last layers,
-    # the whole table of a 20-megapixel field more memory than its pixels.
+    # Some rows of the iou table at a time. One call for each box takes too long, and the whole table of a
+    # field of 20 megapixels takes more memory than its pixels.
     for start in range(0, len(order), _ROWS):
         rows = slice(start, start + _ROWS)
         same_class = class_id[rows, None] == class_id[None]

@@ -1,6 +1,6 @@
 """Image files in, pixels out: decoded to the end, upright, 8 bits, or a reason why not.
 
-Every image in memory is uint8 (H, W, 3), RGB.
+Every image in memory is uint8 (H, W, 3), RGB. Importing this changes no setting of the host program.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import io
 import math
 import os
 import struct
+import threading
 import warnings
 from contextlib import suppress
 from datetime import datetime
@@ -20,26 +21,30 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rbc_edge.errors import ImageError
-from rbc_edge.values import FieldOfView, UInt8
-from rbc_edge.vision.preprocess import shrinks
+from rbc_edge.values import Decoded, FieldOfView, UInt8
 
-_MIN_SIDE_PX: Final = 16
+MIN_CELL_PX: Final = 44.0
+"""A reduced image leaves cells at least this wide: with a margin of a quarter they still fill a crop."""
+
+LARGE_PIXELS: Final = 8_000_000
+"""From this size on an image is handled to save memory, not time."""
+
+MIN_SIDE_PX: Final = 16
+"""Images with a shorter side are no fields of view."""
+
 _JPEG_BLOCK: Final = 8
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
-_MOST_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
+_MAX_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
 _BLOCK_ROWS: Final = 256
-LARGE_PIXELS: Final = 8_000_000
-"""From here on an image is handled with an eye on memory rather than on time."""
 # TIFF 6.0, section 8: numbers of tags, and of the kinds of pixel.
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 
-# Kept from before anybody imports ultralytics, whose own `Image.open` tries to install a HEIC reader on
-# whatever is not an image, and fails with another error than Pillow's.
+# Kept from before ultralytics replaces `Image.open` by one that fails with other errors.
 _open: Final = Image.open
 
 
@@ -53,19 +58,19 @@ def load_field(
 ) -> FieldOfView:
     """Reads and decodes one image file.
 
-    The file is read once; the hash is of exactly the bytes that were decoded.
+    The file is read once. The hash is of exactly the bytes that are decoded.
 
     Args:
         path: The image file.
         slide_id: The slide it belongs to.
         fov: Its name within the slide.
         max_megapixels: Larger images are refused from their header, before any memory is taken.
-        cell_diameter_px: Diameter of a red cell, pixels of the field: a JPEG is decoded at a half, a quarter
-            or an eighth of its size where its `view` is no larger, in half the time and a fraction of the
-            memory. NaN: decoded in full.
+        cell_diameter_px: Diameter of a red cell, pixels of the field. A JPEG of large cells is decoded at a
+            half, a quarter or an eighth of its size, in half the time and a fraction of the memory. NaN:
+            decoded in full.
 
     Returns:
-        The field of view, uint8 (H, W, 3) RGB, EXIF rotation applied.
+        The field of view, EXIF rotation applied.
 
     Raises:
         ImageError: With reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
@@ -74,8 +79,8 @@ def load_field(
     try:
         with path.open("rb") as file:
             n_bytes = os.fstat(file.fileno()).st_size
-            # Before it is read: a camera that went mad, or a sparse file, must not take all memory.
-            if n_bytes > max_megapixels * 1e6 * _MOST_BYTES_A_PIXEL:
+            # Before it is read: a damaged or a sparse file must not take all memory.
+            if n_bytes > max_megapixels * 1e6 * _MAX_BYTES_A_PIXEL:
                 raise ImageError(
                     "too-large",
                     f"{path}: {n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take",
@@ -88,77 +93,89 @@ def load_field(
         raise ImageError(
             "unreadable", f"{path}: cannot be read: {error.strerror or error}", "check its permissions"
         ) from error
-    image, captured_at, size = _decode(data, str(path), max_megapixels, shrinks(cell_diameter_px))
-    is_smaller = size != (image.shape[1], image.shape[0])
-    digest = hashlib.sha256(data).hexdigest()
-    return FieldOfView(slide_id, fov, digest, image, captured_at, *size, data if is_smaller else b"")
+    decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px))
+    return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), decoded, captured_at)
 
 
 def full_size(field: FieldOfView) -> UInt8:
-    """Returns a field's image as the camera took it, uint8 (H, W, 3) RGB, if need be decoded again.
+    """Returns a field's image in full, uint8 (H, W, 3) RGB, decoded again if it is reduced.
 
     Raises:
         ImageError: `too-large` where it does not fit into memory.
     """
-    return decode(field.file, field.fov)[0] if field.file else field.image
+    return field.image if field.decoded.reduction == 1 else decode(field.decoded.file, field.fov)[0]
+
+
+def max_reduction(cell_diameter_px: float) -> int:
+    """Returns how many times smaller a field may be shown. 1 for NaN."""
+    return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // MIN_CELL_PX))
 
 
 def n_pixels(path: Path, cell_diameter_px: float) -> int:
-    """Tells from a file's header how many pixels `load_field` would decode; 0 where that cannot be told."""
-    with warnings.catch_warnings(), suppress(Exception):
-        warnings.simplefilter("ignore")
-        with _open(path, formats=_FORMATS) as picture:
-            _draft(picture, shrinks(cell_diameter_px))
-            return int(picture.width * picture.height)
+    """Reads from a file's header how many pixels `load_field` decodes. 0 where that is not known."""
+    with _lifted, suppress(Exception), _open(path, formats=_FORMATS) as picture:
+        _draft(picture, max_reduction(cell_diameter_px))
+        return int(picture.width * picture.height)
     return 0
 
 
 def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UInt8, str]:
-    """Decodes an image file's bytes to its end, or says why not.
+    """Decodes an image file's bytes to the end, or says why it cannot.
 
-    Pillow decodes, because it looks at the header first and makes truncation an error; 16-bit images go
-    through OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own
-    range to 8 bits (a 12-bit camera fills a sixteenth of the range).
+    Pillow decodes, because it reads the header first and makes truncation an error. 16-bit images go through
+    OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own range to
+    8 bits (a 12-bit camera fills a sixteenth of the range).
 
-    Args:
-        data: The file's bytes.
-        name: What to call it in messages.
-        max_megapixels: Larger images are refused from their header.
+    `name` stands for the file in messages. Limits and errors are those of `load_field`.
 
     Returns:
         The image, uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
-
-    Raises:
-        ImageError: See `load_field`.
     """
-    return _decode(data, name, max_megapixels, 1)[:2]
+    decoded, captured_at = _decode(data, name, max_megapixels, 1)
+    return decoded.pixels, captured_at
 
 
-def _decode(data: bytes, name: str, max_megapixels: float, shrink: int) -> tuple[UInt8, str, tuple[int, int]]:
-    """Decodes at 1 / `shrink` of the size if that is easy; returns width and height of the whole, too."""
+class _PillowLimits:
+    """Lifts Pillow's limit of pixels and ignores its warnings while one of our images is read.
+
+    Our own limit is checked on the header. Both settings belong to the whole process, and images are read in
+    several threads. The first reader changes them and the last one restores them. If each reader restored
+    what it found, they would stay changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_readers = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_readers:
+                self._max_pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags of EXIF and TIFF
+            self._n_readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_readers -= 1
+            if not self._n_readers:
+                self._filters.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._max_pixels
+
+
+_lifted: Final = _PillowLimits()
+
+
+def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tuple[Decoded, str]:
+    """Decodes at 1 / `reduction` of the size or larger. Returns the capture time as well."""
     if not data:
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
-    with warnings.catch_warnings():
-        # Pillow's remarks on odd EXIF and TIFF tags are not the user's concern.
-        warnings.simplefilter("ignore")
+    with _lifted:
         try:
             picture = _open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
-            if _has_tiff_directory(data):
-                raise ImageError(
-                    "unsupported",
-                    f"{name}: a kind of TIFF that cannot be read",
-                    "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again",
-                ) from error
-            if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
-                raise ImageError(
-                    "truncated", f"{name}: the image is cut short or damaged", "copy it again"
-                ) from error
-            raise ImageError(
-                "not-an-image",
-                f"{name}: not a JPEG, PNG, BMP or TIFF image",
-                "is it another kind of file with an image's name?",
-            ) from error
+            raise _not_opened(data, name) from error
         except Exception as error:
             raise ImageError(
                 "truncated", f"{name}: the header is broken: {error}", "copy it again"
@@ -170,12 +187,12 @@ def _decode(data: bytes, name: str, max_megapixels: float, shrink: int) -> tuple
                 f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels",
                 "cut it into fields of view",
             )
-        if min(width, height) < _MIN_SIDE_PX:
+        if min(width, height) < MIN_SIDE_PX:
             raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
         try:
             is_deep = _is_deep(picture)  # before the capture time: looking for EXIF loads a PNG
             captured_at = _captured_at(picture)
-            _draft(picture, shrink)
+            reduced = _draft(picture, reduction)
             drafted = picture.size
             rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
         except ImageError:
@@ -186,25 +203,50 @@ def _decode(data: bytes, name: str, max_megapixels: float, shrink: int) -> tuple
             raise ImageError(
                 "truncated", f"{name}: the image is cut short or damaged: {error}", "copy it again"
             ) from error
-    is_turned = (rgb.shape[1], rgb.shape[0]) != drafted  # by its EXIF
-    return rgb, captured_at, (height, width) if is_turned else (width, height)
+    if (rgb.shape[1], rgb.shape[0]) != drafted:  # turned by its EXIF
+        width, height = height, width
+    return Decoded(rgb, width, height, reduced, data if reduced > 1 else b""), captured_at
 
 
-def _draft(picture: Image.Image, shrink: int) -> None:
-    """Has a JPEG decoded at a half, a quarter or an eighth of its size, not less than 1 / `shrink`.
+def _not_opened(data: bytes, name: str) -> ImageError:
+    """Returns what is wrong with a file that Pillow cannot identify."""
+    if _has_tiff_directory(data):
+        return ImageError(
+            "unsupported",
+            f"{name}: a kind of TIFF that cannot be read",
+            "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again",
+        )
+    if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
+        return ImageError("truncated", f"{name}: the image is cut short or damaged", "copy it again")
+    return ImageError(
+        "not-an-image",
+        f"{name}: not a JPEG, PNG, BMP or TIFF image",
+        "is it another kind of file with an image's name?",
+    )
 
-    It takes the lower frequencies of each block and no others. Other formats are decoded in full; so is what
-    EXIF turns, unless its sides are whole at any size: a pixel that is not whole lies at the right or below.
+
+def _draft(picture: Image.Image, reduction: int) -> int:
+    """Makes a JPEG decode at a half, a quarter or an eighth of its size, not less than 1 / `reduction`.
+
+    The decoder takes the lower frequencies of each block only. Other formats are decoded in full, and so is
+    an image that EXIF turns, unless its sides are multiples of a block: a part of a pixel must stay at the
+    right or below.
+
+    Returns:
+        How many times smaller the image will be: 1, 2, 4 or 8.
     """
-    if shrink == 1 or picture.format not in ("JPEG", "MPO"):
-        return
+    if reduction == 1 or picture.format not in ("JPEG", "MPO"):
+        return 1
     is_whole = picture.width % _JPEG_BLOCK == picture.height % _JPEG_BLOCK == 0
-    if is_whole or picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        picture.draft(None, (max(1, picture.width // shrink), max(1, picture.height // shrink)))
+    if not is_whole and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return 1
+    width = picture.width
+    drafted = picture.draft(None, (max(1, width // reduction), max(1, picture.height // reduction)))
+    return 1 if drafted is None else round(width / drafted[1][2])  # its box: in pixels of the reduced image
 
 
 def _has_tiff_directory(data: bytes) -> bool:
-    """Whether the first directory of a TIFF file is there as a whole (TIFF 6.0, section 2)."""
+    """Tells whether the first directory of a TIFF file is complete (TIFF 6.0, section 2)."""
     if not data.startswith(_TIFF_SIGNATURES):
         return False
     order = "<" if data.startswith(b"II") else ">"
@@ -217,7 +259,7 @@ def _has_tiff_directory(data: bytes) -> bool:
 
 
 def _is_deep(picture: Image.Image) -> bool:
-    """Whether the file holds more than 8 bits a channel (Pillow tells only for grey and TIFF)."""
+    """Tells whether the file holds more than 8 bits a channel (Pillow tells only for grey and TIFF)."""
     if picture.mode.startswith(("I", "F")):
         return True
     bits = getattr(picture, "tag_v2", {}).get(_BITS_TAG, ())
@@ -230,12 +272,12 @@ def _is_deep(picture: Image.Image) -> bool:
 
 def _eight_bit(picture: Image.Image) -> UInt8:
     picture.load()  # raises on a truncated file; verify() does not
-    # No copy that is not needed: each takes 80 MB of a 20-megapixel field.
+    # No needless copy: each takes 80 MB of a 20-megapixel field.
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "P" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        # What lies under full transparency is arbitrary: show it on white, as a viewer does.
+        # Pixels under full transparency are arbitrary: show white, as a viewer does.
         rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         picture = Image.new("RGB", rgba.size, (255, 255, 255))
         picture.paste(rgba, mask=rgba)
@@ -250,14 +292,14 @@ def _eight_bit(picture: Image.Image) -> UInt8:
 
 
 def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
-    # Of TIFF files both decoders apply the orientation themselves, whatever they are told.
+    # Both decoders apply the orientation of a TIFF file themselves.
     turned = picture.format == "TIFF"
     kind = _deep_kind(picture, name)
     orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # cv2 returns half an image silently; Pillow raises
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        if not picture.mode.startswith(("I", "F")):  # of colour Pillow gives the upper bytes only
+        if not picture.mode.startswith(("I", "F")):  # Pillow gives only the upper bytes of colour
             raise ImageError(
                 "unsupported" if turned else "truncated",
                 f"{name}: its 16-bit pixels cannot be read, or are not all there",
@@ -268,7 +310,7 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
         if pixels.shape[2] == 4:
             pixels = pixels[:, :, :3]
         pixels = pixels[:, :, ::-1]
-    if kind == _WHITE_IS_ZERO:  # neither decoder turns 16 bits round
+    if kind == _WHITE_IS_ZERO:  # neither decoder inverts 16 bits
         if pixels.dtype != np.uint16:
             raise ImageError("unsupported", f"{name}: white is zero in it", "save it with black as zero")
         pixels = 65535 - pixels
@@ -285,7 +327,7 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
 
 
 def _deep_kind(picture: Image.Image, name: str) -> int:
-    """Returns what a deep image's pixels mean; refuses what both decoders are known to read wrongly."""
+    """Returns what a deep image's pixels mean. Refuses what both decoders are known to read wrongly."""
     tags = getattr(picture, "tag_v2", {})
     kind = int(tags.get(_PHOTOMETRIC_TAG, _BLACK_IS_ZERO))
     if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):

@@ -1,7 +1,7 @@
-"""Images in, model input out: decode, scale, tiles, crops.
+"""From a field of view to what the networks are shown: light, scale, tiles, crops.
 
-This is the only preprocessing in the house. `rbc_train` and `rbc_export` import it, so what a model is
-trained on, calibrated on and fed at the station is the same by construction (design, section 2).
+This is the only preprocessing. Training and export use it too, so a model is trained on, calibrated on and
+given the same pixels. The way of an image is `view`, then `detector_input`, then `cell_crops`.
 
 Every image in memory is uint8 (H, W, 3), RGB.
 """
@@ -14,27 +14,24 @@ from typing import Final
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from rbc_edge.values import Float32, UInt8
+from rbc_edge.values import Decoded, Float32, UInt8
+from rbc_edge.vision.image_file import max_reduction
 
 CROP_PX: Final = 64
 """Side of a crop, pixels (Gurav et al. 2025, method step 1)."""
 
-LEAST_CELL_PX: Final = 44.0
-"""`view` leaves cells at least this wide: with a margin of a quarter on each side they still fill a crop."""
-
 PAD_VALUE: Final = 114
-"""Grey level outside the image, in tiles and crops; the one ultralytics pads with in training."""
+"""Grey level outside the image, in tiles and crops. ultralytics pads with the same in training."""
 
-PAD_LEAST_PX: Final = 4
-"""Least padding on each side of a detector input, pixels."""
+MIN_PAD_PX: Final = 4
+"""Smallest padding on each side of a detector input, pixels."""
 
 STRIDE_PX: Final = 32
 """The detector's coarsest stride: sides of its input are multiples of it."""
 
 SNUG: Final = 1.05
-"""How much smaller than wanted a field may be shown, where that saves padding (`snug`)."""
+"""A field may be shown smaller than asked by this factor where that saves padding (`snug`)."""
 
 TILE_PX: Final = 640
 """Largest side of one detector input, pixels at model scale."""
@@ -43,26 +40,20 @@ TILE_OVERLAP_PX: Final = 128
 """How far neighbouring tiles overlap: more than a white cell (about twice a red cell of 40 px)."""
 
 BACKGROUND_LEVEL: Final = 230.0
-"""Grey level that `balance` gives to the glass between the cells."""
+"""Grey level of the glass between the cells after `balance`."""
 
 _BRIGHT_PERCENTILE: Final = 95
 _BALANCE_PIXELS: Final = 20_000  # enough for a percentile
 _GAIN_RANGE: Final = (0.6, 4.0)
 _LINEAR: Final = cv2.INTER_LINEAR_EXACT  # INTER_LINEAR rounds otherwise on Arm
-_LITTLE: Final = 1.6  # two pixels, of which a linear resize takes the mean, are not far apart then
-
-# Cameras' files are checked against our own limit, from the header, before anything is decoded.
-Image.MAX_IMAGE_PIXELS = None
-
-# What OpenCV has to say of a broken file stands in the file's row, not across the progress bar.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_SLIGHT: Final = 1.6  # up to here a linear resize misses no pixel
 
 
 def balance(image: UInt8) -> UInt8:
     """Makes the background of a field neutral and bright, whatever the lamp, the stain and the exposure.
 
     A gain for each channel brings the field's bright level (the glass between the cells) to
-    `BACKGROUND_LEVEL`. What light and colour then still change, ``python -m rbc_train disturb`` prints.
+    `BACKGROUND_LEVEL`.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -79,14 +70,14 @@ def balance(image: UInt8) -> UInt8:
 
 
 def percentile(image: UInt8, percent: float) -> list[float]:
-    """What np.percentile gives for each channel of uint8 (H, W, C), by counting instead of sorting."""
+    """Computes np.percentile for each channel of uint8 (H, W, C), by counting instead of sorting."""
     image = np.ascontiguousarray(image)
     rank = percent / 100 * (image.shape[0] * image.shape[1] - 1)
     ranks = [math.floor(rank), math.ceil(rank)]
     levels = []
     for channel in range(image.shape[2]):
         seen = cv2.calcHist([image], [channel], None, [256], [0, 256])
-        # In int64: from 2^24 pixels on single precision would not see one more.
+        # In int64: from 2^24 on, single precision cannot add one.
         low, high = np.searchsorted(seen.astype(np.int64).cumsum(), ranks, side="right").tolist()
         levels.append(low + (high - low) * (rank - ranks[0]))
     return levels
@@ -100,15 +91,15 @@ def rescale(image: UInt8, factor: float) -> UInt8:
         factor: New size over old size, > 0.
 
     Returns:
-        uint8 (round(H * factor), round(W * factor), 3), at least 1x1; the image itself for factor 1.
+        uint8 (round(H * factor), round(W * factor), 3), at least 1x1. The image itself for factor 1.
     """
     height, width = image.shape[:2]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if size == (width, height):
         return image
-    # Area averaging keeps thin gaps between cells when shrinking; a little shrinking does without, in a third
-    # of the time; it has no meaning when enlarging.
-    how = cv2.INTER_AREA if factor * _LITTLE < 1 else _LINEAR if factor < 1 else cv2.INTER_CUBIC
+    # Area averaging keeps thin gaps between cells when shrinking. Slight shrinking keeps them without it, in
+    # a third of the time.
+    how = cv2.INTER_AREA if factor * _SLIGHT < 1 else _LINEAR if factor < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
 
 
@@ -128,64 +119,64 @@ class View:
     px: Float32
     size: tuple[int, int]
 
+    @classmethod
+    def of(cls, image: UInt8) -> "View":
+        """Returns uint8 (H, W, 3) RGB as a view of itself, already balanced."""
+        return cls(image, image, np.ones(4, np.float32), (image.shape[1], image.shape[0]))
+
     def shown_px(self, length_px: float) -> float:
         """Returns a length of the field, pixels of the field, in pixels of the view."""
         return length_px / float(np.sqrt(self.px[0] * self.px[1]))
 
 
-def view(image: UInt8, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
-    """Balances a field (`balance`), and shrinks it by a whole number if its cells are far larger than needed.
+def view(image: UInt8 | Decoded, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
+    """Balances a field (`balance`), and shrinks it by a whole number if its cells are larger than needed.
 
-    The mean of 2x2 pixels is a cheap first step, and all that follows (light, resizing, crops) has a quarter
-    of the work. Cells keep at least `LEAST_CELL_PX`, so both networks still see them shrunk, not enlarged.
-    What was decoded small (`load_field`) has a part of that behind it.
+    The mean of 2x2 pixels is a cheap first step. All that follows (light, resizing, crops) then has a quarter
+    of the work. Cells keep at least `image_file.MIN_CELL_PX`, so both networks still get them shrunk, not
+    enlarged. A field that was decoded at a part of its size is shrunk by the rest.
 
     Args:
-        image: uint8 (H, W, 3) RGB, the field of view.
-        cell_diameter_px: Diameter of a red cell in it, pixels; NaN: nobody knows, nothing is shrunk.
-        size: Width and height of the field, pixels, where `image` was decoded at a part of them.
+        image: The field of view: uint8 (H, W, 3) RGB, or as it was decoded.
+        cell_diameter_px: Diameter of a red cell in it, pixels of the field. NaN: unknown, nothing is shrunk.
+        size: Width and height of the field, pixels, where an array holds a part of its pixels only.
 
     Returns:
         The view, about H / k by W / k pixels.
     """
-    width, height = (image.shape[1], image.shape[0]) if size is None else size
-    # How many times smaller it was decoded. What is left over at the right and below has a pixel of its own.
-    k = 2 ** round(math.log2(width / image.shape[1]))
-    left = shrinks(cell_diameter_px) / k
-    small = rescale(image, 1 / left) if left > 1 else image
-    px = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32) * k
-    return View(balance(small), small, px, (width, height))
-
-
-def shrinks(cell_diameter_px: float) -> int:
-    """How many times smaller a field may be shown."""
-    return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // LEAST_CELL_PX))
+    field = image if isinstance(image, Decoded) else Decoded.of(image, size)
+    left = max_reduction(cell_diameter_px) / field.reduction
+    small = rescale(field.pixels, 1 / left) if left > 1 else field.pixels
+    height, width = field.pixels.shape[:2]
+    px = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32) * field.reduction
+    return View(balance(small), small, px, (field.width_px, field.height_px))
 
 
 def detector_input(view: View, cell_diameter_px: float, model_diameter_px: float) -> UInt8:
-    """Resizes a view to the detector's scale: what tiles and training photographs are cut from.
+    """Resizes a view so that its cells are about as large as the detector knows them (see `snug`).
 
     Args:
-        view: The field as the networks are shown it.
+        view: Of the field of view.
         cell_diameter_px: Diameter of a red cell, pixels of the field.
-        model_diameter_px: Diameter of a red cell that the detector is trained on, pixels.
+        model_diameter_px: The bundle's `cell_diameter_px`.
 
     Returns:
-        uint8 (h, w, 3) RGB. A red cell measures about `model_diameter_px` in it (see `snug`).
+        uint8 (h, w, 3) RGB: the detector's `tiles` are cut from it.
     """
-    return at_model_scale(view.image, model_diameter_px / view.shown_px(cell_diameter_px))
+    factor = model_diameter_px / view.shown_px(cell_diameter_px)
+    return rescale(view.image, snug(view.image.shape[1], view.image.shape[0], factor))
 
 
 def cell_crops(view: View, xyxy: Float32, *, margin: float) -> UInt8:
-    """Cuts boxes out of a view: what the classifier sees, at the station and in training.
+    """Cuts cells out of a view for the classifier (see `crops`).
 
     Args:
-        view: The field as the networks are shown it.
+        view: Of the field of view.
         xyxy: float32 (N, 4), pixels of the field.
-        margin: Share of the box's side that is added on each of its four sides.
+        margin: The bundle's `crop_margin`.
 
     Returns:
-        uint8 (N, CROP_PX, CROP_PX, 3) RGB.
+        uint8 (N, 64, 64, 3) RGB.
     """
     return crops(view.image, xyxy / view.px, margin=margin)
 
@@ -200,7 +191,7 @@ class Tile:
         x1: Right of the window, exclusive.
         y1: Bottom of the window, exclusive.
         core: x0, y0, x1, y1 of the part whose cells (by their centre) belong to this tile. The cores of
-            a field's tiles cover it without overlap; at the field's border a core reaches to infinity.
+            a field's tiles cover it without overlap. At the field's border a core reaches to infinity.
     """
 
     x0: int
@@ -213,13 +204,13 @@ class Tile:
 def tiles(
     width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
 ) -> Iterator[Tile]:
-    """Cuts a field into windows that overlap; a field that fits into one is one.
+    """Cuts a field into windows that overlap. A field that fits into one window is not cut.
 
     Args:
         width: Width of the scaled field, pixels.
         height: Height of the scaled field, pixels.
         tile_px: Largest side of a window.
-        overlap_px: Least overlap of neighbouring windows.
+        overlap_px: Smallest overlap of neighbouring windows.
 
     Yields:
         Tiles in reading order, of nearly equal size.
@@ -234,9 +225,9 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     if length <= tile_px:
         return [(0, length, -math.inf, math.inf)]
     n = math.ceil((length - overlap_px) / (tile_px - overlap_px))
-    # As many windows as it takes, and none larger than it takes: what two see is looked at twice.
+    # As few windows as possible, each as small as possible: what two windows show is analyzed twice.
     size = math.ceil((length + (n - 1) * overlap_px) / n)
-    size = min(tile_px, _padded(size) - 2 * PAD_LEAST_PX)
+    size = min(tile_px, _padded(size) - 2 * MIN_PAD_PX)
     starts = [round(i * (length - size) / (n - 1)) for i in range(n)]
     # Neighbours meet in the middle of what both see.
     seams = [(a + size + b) / 2 for a, b in pairwise(starts)]
@@ -246,10 +237,10 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
 
 
 def snug(width: int, height: int, factor: float) -> float:
-    """Gives up a little of a resizing factor where the detector's input then is a stride smaller.
+    """Lowers a resizing factor a little where that makes the detector's input a stride smaller.
 
-    A field 253 pixels wide takes an input of 288, one of 248 an input of 256: a fifth of the pixels, and of
-    the detector's time, would be padding. The detector does not feel a few per cent of scale.
+    A field 253 pixels wide needs an input of 288, one of 248 an input of 256. A fifth of the pixels, and of
+    the detector's time, would be padding. A few per cent of scale do not change what the detector finds.
 
     Args:
         width: Width of the field, pixels.
@@ -269,36 +260,29 @@ def snug(width: int, height: int, factor: float) -> float:
     def input_pixels(f: float) -> int:
         return _padded(max(1, round(width * f))) * _padded(max(1, round(height * f)))
 
-    # Those at which a side fills an input that is a stride smaller to the last pixel.
-    tight = [
-        (_padded(round(side * factor)) - STRIDE_PX - 2 * PAD_LEAST_PX) / side for side in (width, height)
-    ]
+    # At these factors a side just fits into an input that is a stride smaller.
+    tight = [(_padded(round(side * factor)) - STRIDE_PX - 2 * MIN_PAD_PX) / side for side in (width, height)]
     candidates = [factor, *(f for f in tight if factor / SNUG <= f < factor)]
     return min(candidates, key=lambda f: (input_pixels(f), -f))
 
 
-def at_model_scale(image: UInt8, factor: float) -> UInt8:
-    """Resizes a field, uint8 (H, W, 3), by about a factor (`snug`): what the detector's input is cut from."""
-    return rescale(image, snug(image.shape[1], image.shape[0], factor))
-
-
 def _padded(side: int, stride: int = STRIDE_PX) -> int:
-    """The side of a detector input that holds so many pixels of a field."""
-    return -(-(side + 2 * PAD_LEAST_PX) // stride) * stride
+    """Returns the side of a detector input for `side` pixels of a field."""
+    return -(-(side + 2 * MIN_PAD_PX) // stride) * stride
 
 
 def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
-    """Pads an image on all sides, by at least `PAD_LEAST_PX`, to sides that are multiples of `stride`.
+    """Pads an image on all sides, by at least `MIN_PAD_PX`, to sides that are multiples of `stride`.
 
-    In training every photograph lies in grey. A cell that the image border cuts is seen as one only with
-    some grey beyond the cut; padded on two sides alone, the error of the count was a tenth larger.
+    In training every photograph has grey around it. The detector recognises a cell at the image border only
+    with some grey beyond it. With padding on two sides only, the error of the count was a tenth larger.
 
     Args:
         image: uint8 (H, W, 3).
         stride: The detector's coarsest stride, pixels.
 
     Returns:
-        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`; and how many
+        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`, and how many
         columns on the left and rows on top are padding.
     """
     height, width = image.shape[:2]
@@ -313,8 +297,8 @@ def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, in
 def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX) -> UInt8:
     """Cuts each box out of the field, with a margin, and resizes it to a square.
 
-    Whether background lies around a cell is seen outside its box: hence the margin. Width and height
-    are stretched apart; what lies outside the field is `PAD_VALUE`.
+    The margin shows whether background lies around the cell. Width and height are stretched separately.
+    Pixels outside the field are `PAD_VALUE`.
 
     Args:
         image: uint8 (H, W, 3), the field of view.
@@ -343,7 +327,7 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
                 window, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
             )
             window = np.asarray(padded, np.uint8)
-        shrinks = max(window.shape[:2]) > _LITTLE * size_px
+        shrinks = max(window.shape[:2]) > _SLIGHT * size_px
         how = cv2.INTER_AREA if shrinks else _LINEAR
         cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)
     return out

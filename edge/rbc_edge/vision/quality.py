@@ -1,11 +1,9 @@
-"""What a field's picture is worth: focus, light, crowding, scale, and whether it is a smear at all.
+"""The quality of a field's image: focus, light, crowding, scale, and whether it is a smear at all.
 
-Everything is measured at model scale, where a red cell has the same size whatever the camera, and against
-the field itself: an edge against its own cell's contrast, glass against the field's own brightest. Flags
-warn; they never change a count.
-
-The bounds stand between the validation photographs as they are and the same photographs with drawn defects
-(``python -m rbc_train quality``; hits and false alarms: docs/quality.md).
+Everything is measured at model scale, where a red cell has the same size whatever the camera, and relative to
+the field itself: an edge against its own cell's contrast, glass against the field's brightest. Flags warn and
+never change a count. The bounds lie between the validation photographs as they are and the same photographs
+with drawn defects (docs/quality.md).
 """
 
 import functools
@@ -19,7 +17,7 @@ import numpy as np
 
 from rbc_edge.values import Bool, CellClass, Cells, Float32, UInt8
 from rbc_edge.vision import preprocess
-from rbc_edge.vision.boxes import median
+from rbc_edge.vision.statistics import median
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +26,19 @@ class Rule:
 
     Attributes:
         flag: The flag.
-        sign: Which of the `Signs`.
+        feature: Name of one of the `Features`.
         above: Whether it is raised above the bound, or below.
-        bound: The bound, in the sign's unit.
+        bound: The bound, in the feature's unit.
     """
 
     flag: str
-    sign: str
+    feature: str
     above: bool
     bound: float
 
-    def is_broken(self, signs: "Signs") -> bool:
-        """Tells whether a field breaks the rule; what could not be measured does not."""
-        value: float = getattr(signs, self.sign)
+    def is_broken(self, features: "Features") -> bool:
+        """Tells whether a field breaks the rule. A feature that could not be measured does not."""
+        value: float = getattr(features, self.feature)
         return value > self.bound if self.above else value < self.bound  # NaN compares false
 
 
@@ -52,38 +50,38 @@ RULES: Final = (
     Rule("overexposed", "clipped", True, 0.05),
     Rule("scale-out-of-range", "cell_diameter_px", False, 14.0),
     Rule("uneven-light", "unevenness", True, 0.60),
-    Rule("unfamiliar", "surety", False, 0.45),
+    Rule("unfamiliar", "confidence", False, 0.45),
     Rule("unfamiliar", "green", False, 0.31),
 )
-"""The bounds, by ``python -m rbc_train quality`` (docs/quality.md).
+"""The bounds (docs/quality.md).
 
-Three are more lenient than what tells harm best: other laboratories' weaker stain (`contrast`) and white
-glass (`clipped`) are not harm yet, and a monochrome camera's `green` is 1/3. There is none for large cells:
-five times enlarged photographs give the same counts. `surety` is of the shipped bundle; another detector may
-be sure in another way.
+Three are more tolerant than the drawn defects alone suggest. Other laboratories' weaker stain (`contrast`)
+and white glass (`clipped`) do no harm yet, and `green` is 1/3 for a monochrome camera. There is no bound for
+large cells: photographs enlarged five times give the same counts. The bound of `confidence` is for the
+shipped bundle. Another detector may have other scores.
 """
 
 FLAGS: Final[Mapping[str, str]] = {
     "blurred": "The outlines of the cells are washed out: out of focus, or the stage moved. Focus again and "
-    "take the field once more; of a strongly blurred field cells are missed.",
+    "take the field once more. In a strongly blurred field cells are missed.",
     "crowded": "Hardly any glass shows between the cells: the thick part of the smear. Cells that lie under "
-    "others are not counted; move to where cells lie side by side.",
-    "dark": "Too little light: what is left of the picture is coarse, and overlaps are no longer seen. Turn "
-    "up the lamp, open the aperture, or expose longer.",
-    "faint": "The cells hardly differ from the glass: weak stain, or too much light. Cells are missed; stain "
+    "others are not counted. Move to where cells lie side by side.",
+    "dark": "Too little light: details are lost, and overlaps are no longer found. Turn up the lamp, open "
+    "the aperture, or expose longer.",
+    "faint": "The cells hardly differ from the glass: weak stain, or too much light. Cells are missed. Stain "
     "again or reduce the light.",
-    "no-red-cells": "No red cell was found. Either the field is empty, or the picture is not what the models "
-    "know; look at it.",
+    "no-red-cells": "No red cell was found. Either the field is empty, or the models do not know this kind "
+    "of image. Look at it.",
     "overexposed": "Parts of the cells are as white as the camera can show, and other cells may have "
     "vanished. Reduce light or exposure until the glass is just below white.",
-    "scale-mismatch": "The cells measure clearly otherwise than the scale that was given. Check "
+    "scale-mismatch": "The cells have clearly another size than the scale that was given. Check "
     "--cell-diameter or --um-per-px, and whether another objective was used.",
     "scale-out-of-range": "The cells are too small in pixels: no gap shows between neighbours, and single "
-    "cells are called overlapping. Take a stronger objective, or do not shrink the images.",
+    "cells are called overlapping. Use a stronger objective, or do not shrink the images.",
     "uneven-light": "One side or the corners are less than half as bright as the rest. Centre the lamp and "
-    "the condenser; cells in the dark part are the first to be missed.",
-    "unfamiliar": "The models are unsure of what they see, or its colour is not that of a stained smear. It "
-    "may be no blood smear, or a stain they were not trained on: look at it before you trust the counts.",
+    "the condenser. Cells in the dark part are the first to be missed.",
+    "unfamiliar": "The models are unsure about this image, or its colour is not that of a stained smear. It "
+    "may be no blood smear, or have an unknown stain. Look at it before you trust the counts.",
 }
 """Every flag of the column ``quality_flags``: what it means and what to do."""
 
@@ -91,41 +89,41 @@ _SATURATED: Final = 250  # JPEG and averaging leave a few levels below 255
 _CORE: Final = 0.6  # share of a box's sides that shows its cell and no glass
 _POINTS: Final = np.stack(np.meshgrid(*[np.linspace(-1, 1, 9)] * 2), axis=-1).reshape(-1, 2)
 _COLOUR_PIXELS: Final = 4_000  # enough for a percentile
-_BRIGHT_SHARE: Final = 0.95  # as `preprocess.balance` sees glass
+_BRIGHT_SHARE: Final = 0.95  # the level of glass, as in `preprocess.balance`
 _UNSCALED_SIDE_PX: Final = 192  # a field without cells has no scale
-_MOST_CELLS: Final = 48  # whose outlines are looked at
+_MAX_CELLS: Final = 48  # so many outlines are measured
 _ANGLES: Final = np.arange(16) * (2 * np.pi / 16)
 _RADII: Final = np.linspace(0.55, 1.45, 19)  # of the box's half sides
-# Where the rays look, of the box's half sides from its middle: x and y, each float32 (angles, radii).
+# Points on rays, in half sides of the box from its middle: x and y, each float32 (angles, radii).
 _RAYS: Final = tuple(np.outer(f(_ANGLES), _RADII).astype(np.float32) for f in (np.cos, np.sin))
-_REMAP_MOST_PX: Final = 32766  # what lies beyond OpenCV cannot reach
-_LEAST_RAYS: Final = 8
-_RAY_CONTRAST: Final = 0.03  # of the bright level: a ray that sees less crosses no outline
+_MAX_REMAP_PX: Final = 32766  # OpenCV reaches no further
+_MIN_RAYS: Final = 8
+_RAY_CONTRAST: Final = 0.03  # of the bright level: a ray with less crosses no outline
 _BLOCK: Final = 1 / 8  # of a cell
-_MOST_BLOCKS: Final = 20_000
-_GLASS: Final = 0.9  # of the brightest: darker is a cell, or lies under one
-_FIT_LEAST: Final = 6
-_RIDGE: Final = 1e-3  # glass on one spot does not tell the slope
-_FIT_OFF: Final = 0.15  # blocks that lie so far from the fit are something else than glass
-_LEAST_COLOUR: Final = 0.02  # absorbance below which a colour is noise
+_MAX_BLOCKS: Final = 20_000
+_GLASS: Final = 0.9  # of the brightest: darker is a cell
+_MIN_FIT: Final = 6  # blocks
+_RIDGE: Final = 1e-3  # keeps the fit finite where all glass lies in one place
+_FIT_OFF: Final = 0.15  # blocks this far from the fit are not glass
+_MIN_COLOUR: Final = 0.02  # absorbance below which a colour is noise
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
-    """What was measured of one field of view; NaN where there was nothing to measure it on.
+class Features:
+    """What was measured in one field of view. NaN where it could not be measured.
 
     Attributes:
         bright_level: Grey level of the glass, 0..255, before `preprocess.balance`.
-        clipped: Share of the red cells' middles that is white in all channels; without red cells, of the
-            field.
-        contrast: How much darker a red cell's outline is than what lies around it, share of `bright_level`.
-        edge_width: How far an outline takes from dark to bright, cell diameters.
-        unevenness: How much of the light is lost at the darkest place of the glass, 0..1.
-        glass: Share of the field that is as bright as glass.
+        clipped: Share of the red cells' middles that is white in all channels, 0..1. Without red cells, of
+            the field.
+        contrast: How much darker a red cell's outline is than its surroundings, share of `bright_level`.
+        edge_width: Width of an outline from dark to bright, cell diameters.
+        unevenness: How much light the darkest place of the glass lacks, 0..1.
+        glass: Share of the field that is as bright as glass, 0..1.
         cell_diameter_px: The scale, pixels of the field of view.
-        surety: Median detector score of the red cells, 0 at the bundle's threshold, 1 at most.
-        green: The green channel's share of the red cells' absorbance; eosin and haemoglobin absorb green
-            most, and a monochrome camera sees 1/3.
+        confidence: Median detector score of the red cells, 0 at the bundle's threshold, 1 at most.
+        green: The green channel's share of the red cells' absorbance, 0..1. Eosin and haemoglobin absorb
+            green most. A monochrome camera gives 1/3.
     """
 
     bright_level: float
@@ -135,7 +133,7 @@ class Signs:
     unevenness: float
     glass: float
     cell_diameter_px: float
-    surety: float
+    confidence: float
     green: float
 
 
@@ -145,27 +143,24 @@ def measure(
     cell_diameter_px: float,
     *,
     model_diameter_px: float,
-    least_score: float,
-) -> Signs:
+    min_score: float,
+) -> Features:
     """Measures a field of view.
 
     Args:
         view: What the networks were shown of the field.
         cells: What was found in it, pixels of the field.
-        cell_diameter_px: The scale it was looked at, pixels of the field; NaN when there is none.
+        cell_diameter_px: The scale it was found at, pixels of the field. NaN when there is none.
         model_diameter_px: The bundle's `cell_diameter_px`.
-        least_score: The bundle's threshold of red cells.
-
-    Returns:
-        The signs.
+        min_score: The bundle's threshold of red cells.
     """
     height, width = view.plain.shape[:2]
     diameter = view.shown_px(cell_diameter_px)
     if math.isnan(cell_diameter_px):
         factor = min(1.0, _UNSCALED_SIDE_PX / min(height, width))
     else:
-        factor = min(1.0, model_diameter_px / diameter)  # nothing is seen better for being enlarged
-    # Averaging three channels would take as long as all the rest; colour does not need it.
+        factor = min(1.0, model_diameter_px / diameter)  # enlarging shows nothing more
+    # Averaging all three channels takes as long as everything else here, and colour does not need it.
     grey = preprocess.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
     found = cells.detections
     seen = found.xyxy / view.px
@@ -176,24 +171,26 @@ def measure(
     block_px = _BLOCK * model_diameter_px if math.isnan(cell_diameter_px) else _BLOCK * diameter * factor
     unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
-    surety = (median(score) - least_score) / (1 - least_score) if len(score) else math.nan
+    confidence = (median(score) - min_score) / (1 - min_score) if len(score) else math.nan
     clipped, green = _colour(view.plain, seen[red])
-    return Signs(bright, clipped, contrast, edge_width, unevenness, glass, cell_diameter_px, surety, green)
+    return Features(
+        bright, clipped, contrast, edge_width, unevenness, glass, cell_diameter_px, confidence, green
+    )
 
 
-def flags(signs: Signs) -> tuple[str, ...]:
-    """Returns the flags that a field's signs raise, sorted.
+def flags(features: Features) -> tuple[str, ...]:
+    """Returns the flags that a field's features raise, sorted.
 
-    What could not be measured raises none.
+    A feature that could not be measured raises none.
 
-    >>> fine = Signs(210, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+    >>> fine = Features(210, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
     >>> flags(fine)
     ()
     >>> from dataclasses import replace
     >>> flags(replace(fine, edge_width=0.3, bright_level=12.0, green=math.nan))
     ('blurred', 'dark')
     """
-    return tuple(sorted({rule.flag for rule in RULES if rule.is_broken(signs)}))
+    return tuple(sorted({rule.flag for rule in RULES if rule.is_broken(features)}))
 
 
 def _bright_level(grey: UInt8) -> float:
@@ -203,12 +200,12 @@ def _bright_level(grey: UInt8) -> float:
 
 
 def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]:
-    """Looks along rays from inside to outside each box: contrast, and how far it takes to rise."""
-    if len(boxes) > _MOST_CELLS:
-        boxes = boxes[np.linspace(0, len(boxes) - 1, _MOST_CELLS).astype(np.int64)]
+    """Measures along rays from inside to outside each box. Returns the contrast and the edge width."""
+    if len(boxes) > _MAX_CELLS:
+        boxes = boxes[np.linspace(0, len(boxes) - 1, _MAX_CELLS).astype(np.int64)]
     if len(boxes) == 0:
         return math.nan, math.nan
-    grey = grey[:_REMAP_MOST_PX, :_REMAP_MOST_PX]
+    grey = grey[:_MAX_REMAP_PX, :_MAX_REMAP_PX]
     height, width = grey.shape
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
@@ -216,23 +213,23 @@ def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]
     seen = cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     shape = (len(boxes), *_RAYS[0].shape)
     end_x, end_y = x.reshape(shape)[:, :, -1], y.reshape(shape)[:, :, -1]
-    # Rays are straight: inside at both ends is inside.
+    # Rays are straight and start inside: if the end is inside, all of it is.
     inside = (end_x >= 0) & (end_x <= width - 1) & (end_y >= 0) & (end_y <= height - 1)
     rays = seen.reshape(shape)[inside].astype(np.float32)
-    if len(rays) < _LEAST_RAYS:
+    if len(rays) < _MIN_RAYS:
         return math.nan, math.nan
     depth = rays.max(axis=1) - rays.min(axis=1)
     contrast = median(depth) / max(bright, 1.0)
     rise = (rays[:, 1:] - rays[:, :-1]).max(axis=1)
     crosses = (depth > _RAY_CONTRAST * bright) & (rise > 0)
-    if np.count_nonzero(crosses) < _LEAST_RAYS:
+    if np.count_nonzero(crosses) < _MIN_RAYS:
         return contrast, math.nan
     step = float(_RADII[1] - _RADII[0]) / 2  # of a diameter
     return contrast, median(depth[crosses] / rise[crosses]) * step
 
 
 def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
-    """Fits the lamp to the glass between the boxes; returns its unevenness, and how much glass there is."""
+    """Fits the lamp to the glass between the boxes. Returns its unevenness, and how much glass there is."""
     height, width = grey.shape
     rows, columns = height // block_px, width // block_px
     if min(rows, columns) < 4:
@@ -242,12 +239,12 @@ def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
     scale = np.array([columns / width, rows / height] * 2, np.float32)
     for x0, y0, x1, y1 in np.round(boxes * scale).astype(np.int64).tolist():
         under[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
-    step = max(1, math.isqrt(rows * columns // _MOST_BLOCKS))  # of a large field some say enough
+    step = max(1, math.isqrt(rows * columns // _MAX_BLOCKS))  # a sample is enough
     level, under = level[::step, ::step], under[::step, ::step]
     lamp = _lamp(level, under == 0)
     if lamp is None:
         return math.nan, float((level > _GLASS * _bright_level(grey)).mean())
-    # What lies below the glass that was fitted is no glass: the fit is pulled down by it a little.
+    # Relative to the brightest places: darker blocks pull the fit down a little.
     flat = level / np.maximum(lamp, 1.0)
     rank = int(_BRIGHT_SHARE * (flat.size - 1))
     brightest = float(np.partition(flat, rank, axis=None)[rank])
@@ -256,22 +253,17 @@ def _light(grey: UInt8, boxes: Float32, block_px: int) -> tuple[float, float]:
 
 
 def _lamp(level: Float32, free: Bool) -> Float32 | None:
-    """Fits a plane and a bowl (vignetting grows with the square of the radius) to the free blocks.
+    """Fits a plane and a bowl (vignetting grows with the square of the radius) to blocks without cells.
 
-    Args:
-        level: float32 (h, w), grey levels.
-        free: bool (h, w), where no cell lies.
-
-    Returns:
-        float32 (h, w): the lamp everywhere; None where too little glass is free.
+    `level` and the result are float32 (h, w), `free` is bool (h, w). None where too little glass is free.
     """
     terms = _terms(*level.shape)
     fitted = None
-    for _ in range(2):  # once more without what is no glass
+    for _ in range(2):  # the second time without blocks that are not glass
         known = terms[free]
-        if len(known) < _FIT_LEAST:
+        if len(known) < _MIN_FIT:
             return fitted
-        # Some of OpenBLAS's kernels for Arm raise flags on numbers that are all finite.
+        # Some of OpenBLAS's kernels for Arm raise floating point flags on finite numbers.
         with np.errstate(all="ignore"):
             product = known.T @ known + _RIDGE * np.eye(4, dtype=np.float32)
             fitted = np.asarray(terms @ np.linalg.solve(product, known.T @ level[free]), np.float32)
@@ -291,8 +283,7 @@ def _terms(rows: int, columns: int) -> Float32:
 def _colour(image: UInt8, boxes: Float32) -> tuple[float, float]:
     """Returns how much of the red cells is clipped, and green's share of their absorbance.
 
-    Looks at points, not at all pixels: colour is smooth, and summed-area tables of a large field take more
-    memory than its analysis.
+    Points are enough, because colour is smooth.
     """
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COLOUR_PIXELS))
     some = image[::step, ::step].reshape(-1, 3)
@@ -307,4 +298,4 @@ def _colour(image: UInt8, boxes: Float32) -> tuple[float, float]:
     glass = np.array(preprocess.percentile(some[:, None], 100 * _BRIGHT_SHARE))
     absorbance = np.median(np.log(np.maximum(glass, 1.0) / np.maximum(seen.mean(axis=1), 1.0)), axis=0)
     total = float(absorbance.sum())
-    return clipped, float(absorbance[1]) / total if total > _LEAST_COLOUR else math.nan
+    return clipped, float(absorbance[1]) / total if total > _MIN_COLOUR else math.nan

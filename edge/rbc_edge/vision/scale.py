@@ -1,9 +1,9 @@
-"""How large a red cell is, when nobody says: asked of the detector itself.
+"""How large a red cell is when the user does not say: the detector itself measures it.
 
-The detector was trained to see red cells at one size, and forgives a factor of about 1.5 either way. So a
-field is shown to it as if its cells measured 10, 15, 22, ... 385 px; at the right guess it finds the most
-cell, and the boxes it finds there measure the guess. That holds for any stain, camera or resolution the
-detector works on at all, and needs no second rule about what a cell looks like.
+The detector knows red cells at one size, and finds them up to a factor of about 1.5 away from it. So it is
+shown a field as if its cells were 10, 15, 22, ... 385 px wide. At the right guess it finds the most cells,
+and the sizes of their boxes measure the guess. This works for any stain, camera or resolution that the
+detector works on, and needs no second rule about what a cell looks like.
 """
 
 import math
@@ -15,8 +15,8 @@ import numpy as np
 
 from rbc_edge.values import CellClass, Detections, Scale, ScaleSource, UInt8
 from rbc_edge.vision import image_file, preprocess
-from rbc_edge.vision.boxes import median
 from rbc_edge.vision.detector import Detector
+from rbc_edge.vision.statistics import median
 
 _STEP: Final = 1.5
 
@@ -24,32 +24,27 @@ GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(10))
 """Diameters that are tried, pixels of the field: 10 to 384."""
 
 AGREES: Final = 1.25
-"""A field whose cells measure more than this factor off its slide's scale has a scale of its own."""
+"""A field has a scale of its own where its cells differ from its slide's scale by more than this factor."""
 
 BLIND: Final = 1.8
-"""Beyond this factor the detector sees few cells or none, and what it sees cannot contradict the scale."""
+"""Beyond this factor the detector finds few cells or none, and these cannot contradict the scale."""
 
-_LEAST_CELLS: Final = 5
-# Sides of the windows looked at, in guessed cells: bounds what small guesses cost.
+_MIN_CELLS: Final = 5
+# Sides of the windows that are tried, in guessed cells: bounds the cost of small guesses.
 _GUESS_CELLS: Final = 9
 _WINDOW_CELLS: Final = 14
-_BORDER: Final = 0.03  # of a cell: a box this near to the border is cut by it
-_FAR: Final = 2.25  # two factors that the detector forgives
+_BORDER: Final = 0.03  # of a cell: a box this near to the border counts as cut by it
+_FAR: Final = 2.25  # the square of `_STEP`: one guess covers a step to either side
 _ROUNDS: Final = 4
-_FIRST_FIELDS: Final = 3  # so many must agree before the others are asked less
-_SETTLED: Final = 1.02
+_FIRST_FIELDS: Final = 3  # if these agree, the other fields start from their scale
+_CONVERGED: Final = 1.02
 
 
 def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tuple[float, int]:
-    """Measures the red cells that the border does not cut.
-
-    Args:
-        found: Detections of a field.
-        width_px: Width of the field.
-        height_px: Height of the field.
+    """Measures the red cells that the border of a field does not cut.
 
     Returns:
-        Median geometric mean side of their boxes, pixels (NaN without any), and how many they are.
+        Median of the geometric mean sides of their boxes, pixels (NaN without any), and their number.
     """
     xyxy = found.xyxy[found.class_id == CellClass.RBC]
     sides = np.sqrt(np.clip(np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1), 0, None))
@@ -65,10 +60,10 @@ def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        detector: The detector to ask.
+        detector: The detector to measure with.
 
     Returns:
-        Diameter in pixels of the field, NaN when no guess finds red cells; and on how many cells it rests.
+        Diameter, pixels of the field (NaN when no guess finds red cells), and the number of cells measured.
     """
     return _searched(image, detector, GUESSES_PX)
 
@@ -76,20 +71,19 @@ def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
 def look_elsewhere(
     image: UInt8, detector: Detector, found: Detections, cell_diameter_px: float
 ) -> tuple[float, int]:
-    """Looks whether a field with few cells shows more of them at a scale that the detector does not forgive.
+    """Tries whether a field with few cells shows more of them at a very different scale.
 
-    Coarser guesses than those of `estimate_field` do for that, in half the time: each covers a factor of 1.5
-    either way, and what was found at the field's scale has its say. How many fields of a slide of another
-    scale are put right so, ``python -m rbc_train scale`` prints.
+    The guesses are coarser than those of `estimate_field` and take half the time. A guess must explain more
+    than what was found at the field's scale.
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        detector: The detector to ask.
-        found: What it saw at `cell_diameter_px`.
+        detector: The detector to measure with.
+        found: What it found at `cell_diameter_px`.
         cell_diameter_px: The scale, pixels of the field.
 
     Returns:
-        As `estimate_field`; NaN and 0 when no other scale explains more than this one.
+        As `estimate_field`. NaN and 0 when no other scale explains more.
     """
     far = [cell_diameter_px * _FAR**k for k in range(-6, 7) if k]
     guesses = [g for g in far if GUESSES_PX[0] / AGREES < g < GUESSES_PX[-1] * AGREES]
@@ -99,7 +93,7 @@ def look_elsewhere(
 def _searched(
     image: UInt8, detector: Detector, guesses_px: Sequence[float], *, least: float = 0.0
 ) -> tuple[float, int]:
-    """Refines the guess with the most evidence; NaN and 0 when none has more than `least`."""
+    """Refines the guess with the most evidence. NaN and 0 when none has more than `least`."""
     best_evidence, best = least, math.nan
     for guess in guesses_px:
         window = _window(image, guess, _GUESS_CELLS)
@@ -110,7 +104,7 @@ def _searched(
 
 
 def _refined(image: UInt8, detector: Detector, best: float) -> tuple[float, int]:
-    """Follows the size of the boxes from a guess to where both agree."""
+    """Replaces a guess by the size of the boxes found with it, until both agree."""
     count = 0
     for _ in range(_ROUNDS):
         window = _window(image, best, _WINDOW_CELLS)
@@ -118,9 +112,9 @@ def _refined(image: UInt8, detector: Detector, best: float) -> tuple[float, int]
         if n == 0:
             break
         count = n
-        settled = max(measured / best, best / measured) < _SETTLED
+        has_converged = max(measured / best, best / measured) < _CONVERGED
         best = measured
-        if settled:
+        if has_converged:
             break
     return best, count
 
@@ -129,12 +123,12 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     """Estimates the red-cell diameter of a slide from some of its fields.
 
     Args:
-        images: Fields, each uint8 (H, W, 3) RGB, as they were decoded; may be empty.
-        detector: The detector to ask.
-        threads: Fields looked at together; of large ones one.
+        images: Fields, each uint8 (H, W, 3) RGB, as they were decoded. May be empty.
+        detector: The detector to measure with.
+        threads: Fields analyzed at the same time. Large fields one by one.
 
     Returns:
-        The median over cells of the fields' estimates, with source ``estimated-slide``; NaN and ``none``
+        The median over cells of the fields' estimates, with source ``estimated-slide``. NaN and ``none``
         when no field shows red cells.
     """
 
@@ -148,27 +142,22 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     with ThreadPoolExecutor(1 if is_large else threads) as pool:
         first = sorted({0, len(images) // 2, len(images) - 1}) if images else []
         estimates = list(pool.map(lambda i: look(images[i]), first))
-        near = _agreed([d for d, n in estimates if n >= _LEAST_CELLS])
+        near = _agreed([d for d, n in estimates if n >= _MIN_CELLS])
         rest = [image for i, image in enumerate(images) if i not in first]
         estimates += pool.map(look if math.isnan(near) else look_near, rest)
     usable = sorted((d, n) for d, n in estimates if n > 0)
-    # Fields with few cells say little; they are asked only when there is nothing better.
-    usable = [e for e in usable if e[1] >= _LEAST_CELLS] or usable
+    # Fields with few cells say little. They are used only when there is nothing better.
+    usable = [e for e in usable if e[1] >= _MIN_CELLS] or usable
     if not usable:
         return Scale(math.nan, ScaleSource.NONE)
-    half = sum(n for _, n in usable) / 2
-    seen = 0
-    for diameter, n in usable:
-        seen += n
-        if seen >= half:
-            return Scale(diameter, ScaleSource.SLIDE)
-    raise AssertionError("half of the cells lie before the end")
+    up_to = np.cumsum([n for _, n in usable])
+    return Scale(usable[int(np.searchsorted(up_to, up_to[-1] / 2))][0], ScaleSource.SLIDE)
 
 
 def _agreed(estimates_px: Sequence[float]) -> float:
-    """Returns the diameter to start from in a slide's other fields; NaN unless the first fields agree.
+    """Returns the diameter to start from in a slide's other fields. NaN unless the first fields agree.
 
-    Looking at ten guesses costs as much as counting eight fields.
+    This saves ten guesses in each of them, which take as long as counting eight fields.
     """
     if len(estimates_px) < _FIRST_FIELDS or max(estimates_px) > AGREES * min(estimates_px):
         return math.nan
@@ -176,51 +165,29 @@ def _agreed(estimates_px: Sequence[float]) -> float:
 
 
 def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool:
-    """Tells whether a field's own cells contradict the scale they were found at.
+    """Tells whether a field's own cells contradict the scale they were found at (pixels of the field).
 
-    Args:
-        found: Detections made at `cell_diameter_px`.
-        width_px: Width of the field.
-        height_px: Height of the field.
-        cell_diameter_px: The scale, pixels of the field.
-
-    Returns:
-        True when enough whole cells are seen and their median is off by more than `AGREES`.
+    They do when enough whole cells are found and their median differs by more than `AGREES`.
     """
     measured, n = measured_diameter_px(found, width_px, height_px)
-    return n >= _LEAST_CELLS and max(measured / cell_diameter_px, cell_diameter_px / measured) > AGREES
+    return n >= _MIN_CELLS and max(measured / cell_diameter_px, cell_diameter_px / measured) > AGREES
 
 
 def sees_little(found: Detections, width_px: int, height_px: int) -> bool:
-    """Tells whether too few whole red cells are seen to say anything of the scale.
+    """Tells whether too few whole red cells are found to judge the scale.
 
-    Args:
-        found: Detections of a field.
-        width_px: Width of the field.
-        height_px: Height of the field.
-
-    Returns:
-        True for a sparse field, and for one whose cells are far from the scale it was looked at.
+    It is so in a sparse field, and where the scale is far from the truth.
     """
-    return measured_diameter_px(found, width_px, height_px)[1] < _LEAST_CELLS
+    return measured_diameter_px(found, width_px, height_px)[1] < _MIN_CELLS
 
 
 def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
-    """Tells whether a field's own estimate shows that it was looked at in a scale that hides its cells.
-
-    Args:
-        cell_diameter_px: The scale it was looked at.
-        own_px: The field's own estimate (`estimate_field`).
-        n_cells: On how many cells that rests.
-
-    Returns:
-        True when enough cells say so, and the factor is one that the detector does not forgive.
-    """
-    return n_cells >= _LEAST_CELLS and max(own_px / cell_diameter_px, cell_diameter_px / own_px) > BLIND
+    """Tells whether a scale hides a field's cells, by the field's own estimate from `n_cells` cells."""
+    return n_cells >= _MIN_CELLS and max(own_px / cell_diameter_px, cell_diameter_px / own_px) > BLIND
 
 
 def _window(image: UInt8, guess: float, n_cells: float) -> UInt8:
-    """The middle of the field, at most so many guessed cells wide and high."""
+    """Cuts out the middle of the field, at most `n_cells` guessed cells wide and high."""
     side = math.ceil(n_cells * guess)
     height, width = image.shape[:2]
     y0, x0 = max(0, (height - side) // 2), max(0, (width - side) // 2)
@@ -228,7 +195,7 @@ def _window(image: UInt8, guess: float, n_cells: float) -> UInt8:
 
 
 def _evidence(found: Detections, guess: float, window: UInt8) -> float:
-    """How much a guess explains: the window's share under red cells, by score and agreement in size."""
+    """Returns the window's share under red cells, weighted by score and by agreement in size."""
     rbc = found.class_id == CellClass.RBC
     xyxy, score = found.xyxy[rbc], found.score[rbc]
     if len(xyxy) == 0:

@@ -1,4 +1,4 @@
-"""The bundle's test field on this machine, beside what the export saw."""
+"""The bundle's test field on this machine, compared with what the export found."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from rbc_edge.vision import image_file
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import TEST_EXPECTED, TEST_INPUT, Bundle
 
-# Bounds of the self-test (`verify`): what 8-bit kernels of two processors may differ by.
+# How far the 8-bit kernels of two processors may differ.
 _SAME_CELL: Final = 0.15  # of a cell diameter
 _CLEAR: Final = 0.15  # of the detector's score, over its threshold
 _SCORE_ERROR: Final = 0.25
@@ -21,12 +21,12 @@ _SCORE_ERROR: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """What the bundle's test field gave on this machine, beside what the export saw.
+    """The cells of the bundle's test field, on this machine and at the export.
 
     Attributes:
-        n_expected: Cells that the export saw.
-        n_found: Cells that this machine sees.
-        n_unmatched: Clear cells (score well over the threshold) that only one of them sees.
+        n_expected: Cells that the export found.
+        n_found: Cells that this machine finds.
+        n_unmatched: Clear cells (score well over the threshold) that only one of them finds.
         box_error_px: Largest difference of a matched box, pixels of the field.
         score_error: Largest difference of a matched detector or overlap score.
     """
@@ -39,7 +39,7 @@ class SelfTest:
 
 
 def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float) -> dict[str, object]:
-    """Returns what ``test-expected.json`` holds: every cell of the test field (the export calls this)."""
+    """Returns the content of ``test-expected.json``: every cell of the test field (the export calls this)."""
     cells = analyzer.analyze(field, Scale(cell_diameter_px, ScaleSource.CELL_DIAMETER)).cells
     return {
         "cell_diameter_px": cell_diameter_px,
@@ -51,20 +51,16 @@ def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float)
 
 
 def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
-    """Runs the bundle's test field and compares the cells with those that the export saw.
+    """Counts the bundle's test field and compares the cells with those that the export found.
 
-    8-bit kernels differ between processors, so equality is not asked for; cells near the threshold may
-    come or go. Clear cells may not.
+    8-bit kernels differ between processors: cells near the threshold may come or go, clear cells may not.
 
     Args:
         bundle: The bundle.
         threads: See `Analyzer`.
 
-    Returns:
-        The comparison.
-
     Raises:
-        BundleError: If this machine does not see what the export saw.
+        BundleError: This machine finds other cells than the export.
     """
     place = bundle.path / TEST_EXPECTED
     try:
@@ -77,7 +73,7 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
         diameter = float(expected["cell_diameter_px"])
         wanted_overlap = np.array([np.nan if s is None else s for s in expected["overlap_score"]], np.float32)
         if len(wanted_overlap) != len(wanted) or not 0 < diameter < math.inf:
-            raise ValueError("lengths or diameter make no sense")
+            raise ValueError("lengths or diameter are wrong")
         if not set(wanted.class_id.tolist()) <= set(CellClass):
             raise ValueError("unknown class")
         field = image_file.load_field(bundle.path / TEST_INPUT, "bundle", "test")
@@ -88,32 +84,24 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
     cells = Analyzer(bundle, threads=threads).analyze(field, Scale(diameter, ScaleSource.CELL_DIAMETER)).cells
     found = cells.detections
     least = np.array(bundle.manifest.score_threshold, np.float32)
-    pairs: list[tuple[int, int]] = []
-    free = np.ones(len(found), np.bool_)
+    ours, theirs = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for i in range(len(wanted)):
         distance = np.abs(found.xyxy - wanted.xyxy[i]).max(axis=1, initial=0.0)
-        same = free & (found.class_id == wanted.class_id[i]) & (distance <= _SAME_CELL * diameter)
+        same = (found.class_id == wanted.class_id[i]) & (distance <= _SAME_CELL * diameter)
+        same[ours] = False
         if same.any():
-            j = int(np.where(same, distance, np.inf).argmin())
-            free[j] = False
-            pairs.append((i, j))
-    matched = {i for i, _ in pairs}
-    clear_missing = [
-        i
-        for i in range(len(wanted))
-        if i not in matched and wanted.score[i] > least[wanted.class_id[i]] + _CLEAR
-    ]
-    clear_new = np.flatnonzero(free & (found.score > least[found.class_id] + _CLEAR))
-    ours, theirs = np.array([p[1] for p in pairs], np.int64), np.array([p[0] for p in pairs], np.int64)
+            ours = np.append(ours, np.where(same, distance, np.inf).argmin())
+            theirs = np.append(theirs, i)
+    is_new, is_missing = np.ones(len(found), np.bool_), np.ones(len(wanted), np.bool_)
+    is_new[ours], is_missing[theirs] = False, False
+    is_new &= found.score > least[found.class_id] + _CLEAR
+    is_missing &= wanted.score > least[wanted.class_id] + _CLEAR
     box_error = np.abs(found.xyxy[ours] - wanted.xyxy[theirs]).max(initial=0.0)
     score_error = np.abs(found.score[ours] - wanted.score[theirs]).max(initial=0.0)
     overlap_error = np.nan_to_num(np.abs(cells.overlap_score[ours] - wanted_overlap[theirs])).max(initial=0.0)
+    n_unmatched = int(np.count_nonzero(is_new) + np.count_nonzero(is_missing))
     result = SelfTest(
-        len(wanted),
-        len(found),
-        len(clear_missing) + len(clear_new),
-        float(box_error),
-        float(max(score_error, overlap_error)),
+        len(wanted), len(found), n_unmatched, float(box_error), float(max(score_error, overlap_error))
     )
     if len(wanted) == 0 or result.n_unmatched or overlap_error > _SCORE_ERROR:
         raise BundleError(

@@ -236,7 +236,7 @@ def test_jpegs_of_large_cells_are_decoded_as_small_as_their_slide_allows(station
             return Scale(100.0, ScaleSource.SLIDE)
 
         def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
-            seen.append(field.image.shape[:2])
+            seen.append(field.decoded.pixels.shape[:2])
             return super().analyze(field, scale)
 
     seen: list[tuple[int, ...]] = []

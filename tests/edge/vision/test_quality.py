@@ -1,4 +1,4 @@
-"""Quality: each sign follows its defect and nothing else, whatever the camera; flags follow the bounds."""
+"""Quality: each feature follows its defect and nothing else, whatever the camera; flags follow the bounds."""
 
 import math
 import re
@@ -17,9 +17,9 @@ from rbc_edge.values import Cells, Detections, FieldOfView, Scale, ScaleSource, 
 from rbc_edge.vision import boxes, preprocess, quality
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
-from rbc_edge.vision.quality import Signs
+from rbc_edge.vision.quality import Features
 
-FINE = Signs(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
 Change = Callable[[UInt8], UInt8]
 
 
@@ -45,11 +45,11 @@ def seen(field: DrawnField, *, score: float = 0.9) -> Cells:
     )
 
 
-def signs(field: DrawnField, change: Change = lambda image: image, *, score: float = 0.9) -> Signs:
+def features(field: DrawnField, change: Change = lambda image: image, *, score: float = 0.9) -> Features:
     return quality.measure(
         preprocess.view(change(field.image), field.cell_diameter_px), seen(field, score=score),
         field.cell_diameter_px,
-        model_diameter_px=40.0, least_score=0.5,
+        model_diameter_px=40.0, min_score=0.5,
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def vignette(loss: float) -> Change:
 @pytest.mark.parametrize("stain", [CREAM, GREY, ROSE])
 def test_a_fine_field_raises_no_flag(stain: Stain) -> None:
     for seed in range(3):
-        assert quality.flags(signs(drawn(seed, stain=stain))) == ()
+        assert quality.flags(features(drawn(seed, stain=stain))) == ()
 
 
 DEFECTS: dict[str, tuple[str, bool, list[Change]]] = {
@@ -90,34 +90,34 @@ DEFECTS: dict[str, tuple[str, bool, list[Change]]] = {
 
 
 @pytest.mark.parametrize("flag", sorted(DEFECTS))
-def test_a_sign_follows_its_defect(flag: str) -> None:
-    sign, rises, changes = DEFECTS[flag]
+def test_a_feature_follows_its_defect(flag: str) -> None:
+    name, rises, changes = DEFECTS[flag]
     field = drawn()
-    values = [getattr(signs(field, change), sign) for change in (lambda image: image, *changes)]
+    values = [getattr(features(field, change), name) for change in (lambda image: image, *changes)]
     assert values == sorted(values, reverse=not rises)
     assert abs(values[-1] - values[0]) > 0.05
-    assert flag not in quality.flags(signs(field))
-    assert flag in quality.flags(signs(field, changes[-1]))
+    assert flag not in quality.flags(features(field))
+    assert flag in quality.flags(features(field, changes[-1]))
 
 
 @pytest.mark.parametrize("flag", sorted(DEFECTS))
 def test_a_weak_defect_raises_no_other_flag(flag: str) -> None:
-    assert set(quality.flags(signs(drawn(), DEFECTS[flag][2][0]))) <= {flag}
+    assert set(quality.flags(features(drawn(), DEFECTS[flag][2][0]))) <= {flag}
 
 
 def test_focus_is_not_contrast_and_not_light() -> None:
     """An absolute measure of sharpness would fall with both."""
     field = drawn()
-    plain = signs(field)
+    plain = features(field)
     for change in (gain(0.4), contrast(0.4), gain(0.9, 1.0, 0.7), vignette(0.4)):
-        assert signs(field, change).edge_width == pytest.approx(plain.edge_width, rel=0.15)
-    assert signs(field, gain(0.4)).contrast == pytest.approx(plain.contrast, rel=0.1)
+        assert features(field, change).edge_width == pytest.approx(plain.edge_width, rel=0.15)
+    assert features(field, gain(0.4)).contrast == pytest.approx(plain.contrast, rel=0.1)
 
 
-def test_signs_are_the_same_for_all_cameras() -> None:
+def test_features_are_the_same_for_all_cameras() -> None:
     """Twice, or half, the pixels for the same field."""
     field = drawn(diameter_px=120.0)
-    plain = signs(field)
+    plain = features(field)
     for factor in (0.6, 1.5):
         other = replace(
             field,
@@ -125,7 +125,7 @@ def test_signs_are_the_same_for_all_cameras() -> None:
             xyxy=(field.xyxy * factor).astype(np.float32),
             cell_diameter_px=field.cell_diameter_px * factor,
         )
-        measured = signs(other)
+        measured = features(other)
         for name in ("bright_level", "contrast", "edge_width", "glass", "green"):
             assert getattr(measured, name) == pytest.approx(getattr(plain, name), rel=0.1), name
         assert measured.unevenness == pytest.approx(plain.unevenness, abs=0.02)
@@ -147,7 +147,7 @@ def test_glass_vanishes_where_cells_lie_over_each_other() -> None:
         image = (passed / passed.max() * 235).astype(np.uint8)
         shares.append(
             quality.measure(
-                preprocess.view(image, 80.0), cells, 80.0, model_diameter_px=40.0, least_score=0.5
+                preprocess.view(image, 80.0), cells, 80.0, model_diameter_px=40.0, min_score=0.5
             ).glass
         )
     assert shares[0] > 0.5
@@ -161,17 +161,17 @@ def test_a_field_without_cells_is_measured_as_far_as_can_be() -> None:
         Cells.empty(),
         math.nan,
         model_diameter_px=40.0,
-        least_score=0.5,
+        min_score=0.5,
     )
     assert (white.bright_level, white.clipped) == (255.0, 1.0)
-    assert math.isnan(white.edge_width) and math.isnan(white.surety) and math.isnan(white.green)
+    assert math.isnan(white.edge_width) and math.isnan(white.confidence) and math.isnan(white.green)
     assert quality.flags(white) == ("overexposed",)
     black = quality.measure(
         preprocess.view(np.zeros((120, 160, 3), np.uint8), math.nan),
         Cells.empty(),
         math.nan,
         model_diameter_px=40.0,
-        least_score=0.5,
+        min_score=0.5,
     )
     assert "dark" in quality.flags(black)
 
@@ -187,18 +187,18 @@ def test_tiny_and_thin_fields_are_no_error(size: tuple[int, int]) -> None:
     )
     for diameter in (3.0, 40.0, 900.0):
         measured = quality.measure(
-            preprocess.view(image, diameter), cells, diameter, model_diameter_px=40.0, least_score=0.5
+            preprocess.view(image, diameter), cells, diameter, model_diameter_px=40.0, min_score=0.5
         )
         assert set(quality.flags(measured)) <= set(quality.FLAGS)
 
 
 def test_unsure_cells_and_strange_colours_are_unfamiliar() -> None:
     field = drawn()
-    assert signs(field, score=0.9).surety == pytest.approx(0.8, abs=1e-6)
-    assert "unfamiliar" in quality.flags(signs(field, score=0.55))
-    turned = signs(field, lambda image: np.ascontiguousarray(image[:, :, [1, 0, 2]]))  # green cells
-    assert turned.green < signs(field).green - 0.05
-    grey = signs(
+    assert features(field, score=0.9).confidence == pytest.approx(0.8, abs=1e-6)
+    assert "unfamiliar" in quality.flags(features(field, score=0.55))
+    turned = features(field, lambda image: np.ascontiguousarray(image[:, :, [1, 0, 2]]))  # green cells
+    assert turned.green < features(field).green - 0.05
+    grey = features(
         field, lambda image: np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
     )
     assert grey.green == pytest.approx(1 / 3, abs=0.001)
@@ -208,11 +208,11 @@ def test_unsure_cells_and_strange_colours_are_unfamiliar() -> None:
 def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
     assert quality.flags(FINE) == ()
     for rule in quality.RULES:
-        at = replace(FINE, **{rule.sign: rule.bound})
+        at = replace(FINE, **{rule.feature: rule.bound})
         assert quality.flags(at) == ()
         beyond = rule.bound * (1.01 if rule.above else 0.99)
-        assert quality.flags(replace(FINE, **{rule.sign: beyond})) == (rule.flag,)
-    assert quality.flags(Signs(*[math.nan] * 9)) == ()
+        assert quality.flags(replace(FINE, **{rule.feature: beyond})) == (rule.flag,)
+    assert quality.flags(Features(*[math.nan] * 9)) == ()
 
 
 def test_every_flag_is_explained() -> None:
@@ -231,9 +231,9 @@ def test_the_readme_names_every_flag() -> None:
 
 def test_threads_may_share_it() -> None:
     field = drawn()
-    alone = signs(field)
+    alone = features(field)
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(lambda _: signs(field), range(40))) == {alone}
+        assert set(pool.map(lambda _: features(field), range(40))) == {alone}
 
 
 def test_the_analyzer_raises_them_and_they_change_no_count(
@@ -243,7 +243,7 @@ def test_the_analyzer_raises_them_and_they_change_no_count(
     given = Scale(40.0, ScaleSource.CELL_DIAMETER)
     field = max(drawn_fields, key=lambda drawn: drawn.counts.n_rbc)
     dim = vignette(0.9)(field.image)
-    result = analyzer.analyze(FieldOfView("slide", "fov", "", dim), given)
+    result = analyzer.analyze(FieldOfView.of(dim), given)
     assert "uneven-light" in result.quality_flags
     assert list(result.quality_flags) == sorted(result.quality_flags)
     found = analyzer.detector.detect(preprocess.balance(dim), 40.0)

@@ -62,7 +62,7 @@ def test_classifier_keeps_the_contract(toy_bundle_path: Path, n: int) -> None:
 @pytest.mark.parametrize("grey", [0, 114, 200, 255])
 def test_an_even_field_shows_no_cell(analyzer: Analyzer, grey: int) -> None:
     image = np.full((120, 200, 3), grey, np.uint8)
-    result = analyzer.analyze(FieldOfView("s", "f", "", image), Scale(40.0, ScaleSource.CELL_DIAMETER))
+    result = analyzer.analyze(FieldOfView.of(image), Scale(40.0, ScaleSource.CELL_DIAMETER))
     assert len(result.cells) == 0
 
 
@@ -78,7 +78,7 @@ def test_padding_shows_no_cell(analyzer: Analyzer) -> None:
         n_platelets=0,
         stain=CREAM,
     )
-    result = analyzer.analyze(FieldOfView("s", "f", "", field.image), Scale(40.0, ScaleSource.CELL_DIAMETER))
+    result = analyzer.analyze(FieldOfView.of(field.image), Scale(40.0, ScaleSource.CELL_DIAMETER))
     assert len(result.cells) == 0
 
 
@@ -86,9 +86,7 @@ def test_it_finds_the_drawn_cells(analyzer: Analyzer, drawn_fields: tuple[DrawnF
     """Counts near the truth, on cells that lie where the truth has them."""
     n_found = n_true = n_matched = n_right = 0
     for drawn in drawn_fields:
-        result = analyzer.analyze(
-            FieldOfView("s", "f", "", drawn.image), Scale(40.0, ScaleSource.CELL_DIAMETER)
-        )
+        result = analyzer.analyze(FieldOfView.of(drawn.image), Scale(40.0, ScaleSource.CELL_DIAMETER))
         cells = result.cells
         found = np.flatnonzero(cells.detections.class_id == CellClass.RBC)
         truth = np.flatnonzero(drawn.class_id == CellClass.RBC)
