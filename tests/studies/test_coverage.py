@@ -80,4 +80,4 @@ def test_the_command_publishes(
     assert code == 0
     assert "if independent" in said
     assert set(results.read_section("coverage", out)["coverage"]) == {"pbc"}
-    assert "holds the truth" in (tmp_path / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert "contains the true value" in (tmp_path / "docs" / "quality.md").read_text(encoding="utf-8")

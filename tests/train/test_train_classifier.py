@@ -11,7 +11,6 @@ import torch
 from tiny_data import TinyData
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.vision import preprocess
 from rbc_train import networks, runs, train_classifier
 from rbc_train.data import read_public
 from rbc_train.networks import ModelName
@@ -178,35 +177,3 @@ def test_samples_are_the_labelled_boxes(data: TinyData, dataset: Path) -> None:
     n_overlapping = sum(data.drawn[f"t{i}"].counts.n_rbc_overlapping for i in range(4))
     assert int(samples.overlapping.sum()) == n_overlapping
     assert samples.letter.count("O") == n_overlapping
-
-
-@pytest.mark.parametrize("model", ["base", "improved", "station", "teacher"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_networks_give_a_logit_a_crop(model: ModelName, n: int) -> None:
-    network = networks.build(model).eval()
-    crops = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3)).astype(np.uint8)
-    assert network(networks.to_input(crops)).shape == (n,)
-    scores = networks.predict(network, crops)
-    assert scores.dtype == np.float32
-    assert ((scores > 0) & (scores < 1)).all()
-    assert networks.predict(network, crops[:0]).shape == (0,)
-
-
-def test_the_paper_s_network_has_its_layers() -> None:
-    """Two convolutions of 32 and 64, two poolings, then fully connected (paper, step 3)."""
-    sizes = [tuple(p.shape) for p in networks.build("base").parameters()]
-    assert sizes[0] == (32, 3, 3, 3)
-    assert sizes[2] == (64, 32, 3, 3)
-    assert sizes[4][1] == 64 * 16 * 16
-    dropouts = [m.p for m in networks.build("improved").modules() if isinstance(m, torch.nn.Dropout)]
-    assert dropouts
-    assert all(p == 0.5 for p in dropouts)
-
-
-def test_input_is_rgb_planes_in_0_to_1() -> None:
-    crops = np.zeros((1, preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8)
-    crops[0, 0, 1] = (255, 51, 0)
-    planes = networks.to_input(crops)
-    assert planes.shape == (1, 3, 64, 64)
-    np.testing.assert_allclose(planes[0, :, 0, 1], [1.0, 0.2, 0.0], atol=1e-6)
-    assert float(planes.sum()) == pytest.approx(1.2)

@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
 from rbc_edge.vision import image_file  # before ultralytics
-from rbc_train import networks, train_detector
+from rbc_train import train_detector
 from rbc_train.train_detector import DetectorOptions
 
 
@@ -25,71 +24,6 @@ class CutError(Exception):
 @pytest.fixture
 def options(dataset: Path, tmp_path: Path) -> DetectorOptions:
     return DetectorOptions(dataset, None, tmp_path / "run", epochs=1, batch=2, image_px=64, threads=1)
-
-
-@pytest.fixture(scope="module")
-def yolo() -> torch.nn.Module:
-    from ultralytics.nn.tasks import DetectionModel
-
-    torch.manual_seed(0)
-    model: torch.nn.Module = DetectionModel("yolov5n.yaml", nc=3, verbose=False)
-    return model
-
-
-def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a COCO file would hold: 342 tensors of backbone and neck, in half precision, all sevens."""
-    own = [(k, v) for k, v in model.state_dict().items() if not k.startswith("model.24.")]
-    assert len(own) >= networks.N_COCO_TENSORS
-    return {k: torch.full_like(v, 7).half() for k, v in own[: networks.N_COCO_TENSORS]}
-
-
-def test_coco_weights_get_into_the_model(yolo: torch.nn.Module, tmp_path: Path) -> None:
-    file = tmp_path / "coco.safetensors"
-    given = tensors(yolo)
-    other = {"head.weight": torch.zeros(3), "model.0.conv.bias": torch.zeros(1)}  # what does not fit is left
-    save_file({**given, **other}, file)
-    before = {k: v.clone() for k, v in yolo.state_dict().items()}
-    networks.load_coco(yolo, file)
-    for name, tensor in yolo.state_dict().items():
-        assert tensor.dtype == before[name].dtype
-        if name in given:
-            assert (tensor == 7).all(), name
-        else:
-            assert torch.equal(tensor, before[name]), name
-    yolo.load_state_dict(before)
-
-
-@pytest.mark.parametrize("damage", ["one missing", "another shape", "other names", "not there"])
-def test_weights_that_do_not_fit_are_refused(yolo: torch.nn.Module, tmp_path: Path, damage: str) -> None:
-    """ultralytics would train from noise and say nothing."""
-    file = tmp_path / "coco.safetensors"
-    given = tensors(yolo)
-    first = next(iter(given))
-    if damage == "one missing":
-        del given[first]
-    elif damage == "another shape":
-        given[first] = torch.zeros(1, 2, 3)
-    elif damage == "other names":
-        given = {f"net.{k}": v for k, v in given.items()}
-    if damage != "not there":
-        save_file(given, file)
-    before = {k: v.clone() for k, v in yolo.state_dict().items()}
-    kind, message = (
-        (UnavailableError, "no such file") if damage == "not there" else (UsageError, "of 342 tensors fit")
-    )
-    with pytest.raises(kind, match=message):
-        networks.load_coco(yolo, file)
-    assert all(torch.equal(v, before[k]) for k, v in yolo.state_dict().items())
-
-
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
-def test_a_file_that_is_no_weights_is_an_error_of_ours(
-    yolo: torch.nn.Module, tmp_path: Path, content: bytes
-) -> None:
-    file = tmp_path / "coco.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(UsageError, match=str(file)):
-        networks.load_coco(yolo, file)
 
 
 def test_the_dataset_resizes_nothing(dataset: Path) -> None:
@@ -178,17 +112,3 @@ def test_what_is_no_image_stays_so_after_ultralytics_was_imported() -> None:
     with pytest.raises(ImageError) as caught:
         image_file.decode(b"text", "x")
     assert caught.value.reason == "not-an-image"
-
-
-def test_a_missing_detector_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="python -m rbc_train detector"):
-        networks.load_detector(tmp_path / "detector.pt")
-
-
-def test_a_detector_checkpoint_is_read(tmp_path: Path) -> None:
-    """ultralytics keeps the running mean under `ema`, or, stripped, the network under `model`."""
-    network = torch.nn.Linear(2, 3)
-    for state in ({"ema": None, "model": network}, {"ema": network, "model": None}):
-        torch.save(state, tmp_path / "detector.pt")
-        loaded = networks.load_detector(tmp_path / "detector.pt")
-        assert torch.equal(loaded.weight, network.weight)

@@ -85,8 +85,8 @@ def draw_all(
             "roc",
             (5.2, 4.2),
             "ROC of the overlap score of found cells by source, judged by the verified labels. The axes are "
-            "cut. The point is the shipped threshold. The dotted line is the target: 0.95 of the single cells "
-            "called single",
+            "cut. The point is the shipped threshold. The dotted line is the target: 0.95 of the single "
+            "cells called single",
             lambda axes: roc(axes, examined, overlap_threshold),
         ),
         (

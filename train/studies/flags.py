@@ -661,9 +661,9 @@ def section(trials: Sequence[DefectTrial], chart: Chart, *, bundle_id: str, ever
             "unnoticed": _unnoticed(trials),
             "weighed": [
                 {
-                    "flag": w.rule.flag, "feature": w.rule.feature, "above": w.rule.above, "bound": w.rule.bound,
-                    "best": w.best, "auc": w.auc, "harmed": w.n_harmed, "hit": w.hit, "spared": w.spared,
-                    "false_alarms": w.false_alarms,
+                    "flag": w.rule.flag, "feature": w.rule.feature, "above": w.rule.above,
+                    "bound": w.rule.bound, "best": w.best, "auc": w.auc, "harmed": w.n_harmed,
+                    "hit": w.hit, "spared": w.spared, "false_alarms": w.false_alarms,
                 }
                 for w in weighed
             ],

@@ -463,8 +463,8 @@ def _curve_table(curves: Curves) -> Table:
             )
         )
     return Table(
-        "Learning curves: the improved network of the paper, trained with weak or with verified labels of the "
-        "same crops, and the network that ships",
+        "Learning curves: the improved network of the paper, trained with weak or with verified labels of "
+        "the same crops, and the network that ships",
         (
             "crops",
             "steps",

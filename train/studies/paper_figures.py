@@ -121,8 +121,8 @@ def draw_experiments(own: dict[str, list[Trial]], rule: RuleFigures, folder: Pat
         ),
         Chart(
             "paper-classes.png",
-            f"Precision, recall and F1 of each class: in the paper, repeated ({n} draws, bars 5 to 95 %), and "
-            "by verified labels of validation crops",
+            f"Precision, recall and F1 of each class: in the paper, repeated ({n} draws, bars 5 to 95 %), "
+            "and by verified labels of validation crops",
         ),
     )
 
