@@ -7,29 +7,41 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
 PIP_VERSION := pip>=25.1
 
-.PHONY: demo test check format lint types imports bench faults systemd debian-tree debian-boot report-check test-arm64 clean help
+.PHONY: demo test check coverage docs format lint types imports bench faults systemd debian-tree debian-boot \
+	report-check test-arm64 clean help
 
 help:
-	@echo "make demo    install the station (no torch) and count a drawn slide whose truth is known"
+	@echo "make demo    install the station (no torch) and count drawn slides with known numbers of cells"
 	@echo "make test    install everything and run all tests"
-	@echo "make check   format, lint, types, import direction, tests"
-	@echo "make bench   time the station beside yolo predict and the bare networks (BENCH=--quick)"
-	@echo "make faults  kill, fill, unmount, garble: nothing lost, doubled or wrong (FAULTS=--short)"
+	@echo "make check   format, lint, types, imports, tests, and the floor of the coverage"
+	@echo "make docs    make the tables of columns and options, and every output that README and docs/ show"
+	@echo "make bench   time the station, yolo predict and the bare networks (BENCH=--quick)"
+	@echo "make faults  kill, fill, unmount, damage: nothing lost, doubled or wrong (FAULTS=--short)"
 	@echo "make systemd check the unit, the example of the settings and the scripts of deploy/"
 	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
 	@echo "make debian-boot  start that Debian as a virtual machine and cut its power (qemu, half an hour)"
-	@echo "make report-check  open the reports in headless Chromium and judge them (chromium)"
+	@echo "make report-check  open the reports in headless Chromium and check them (chromium)"
 	@echo "make test-arm64   install, test and count as a Raspberry Pi 4 and 5, emulated (root, qemu-user-static)"
-	@echo "make format  rewrite the sources in the house's format"
-	@echo "make clean   remove what these made"
+	@echo "make format  format the sources and apply the fixes of the linter"
+	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.station
 	$(BIN)/rbc-edge demo
 
+# The tests are measured as they run: `make test check` in one call runs them once.
 test: $(VENV)/.workshop
-	$(BIN)/python -m pytest
+	$(BIN)/python -m coverage run -m pytest $(TESTS)
 
-check: lint types imports test
+check: lint types imports coverage
+
+# The floor stands in pyproject.toml.
+coverage: test
+	$(BIN)/python -m coverage report
+
+# The tables of columns and options first: docs/make_picture.py draws a picture, and is run by hand.
+docs: $(VENV)/.station
+	for script in $(filter-out docs/make_picture.py,$(wildcard docs/make_*.py)); do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python docs/outputs.py
 
 lint: $(VENV)/.workshop
 	$(BIN)/ruff format --check .
@@ -71,7 +83,7 @@ format: $(VENV)/.workshop
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -83,7 +95,7 @@ $(VENV)/.station: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
-# ultralytics asks for opencv-python, which would lie over the headless one: one cv2 in an environment.
+# ultralytics asks for opencv-python, which would overwrite files of the headless one: one cv2 in an environment.
 $(VENV)/.workshop: $(VENV)/.station
 	$(PIP) install --constraint constraints.txt --editable '.[train,export]' --group dev
 	-$(PIP) uninstall --yes opencv-python

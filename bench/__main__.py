@@ -1,8 +1,11 @@
-"""How fast and how small the station is, beside what people would use instead: ``make bench``.
+"""How fast and how small the station is, compared with other ways to count: ``make bench``.
 
-All sides run on the same images in one run, in turns (never all of one and then all of another), each in
-processes of its own, on as many cores as it has threads. Without torch and ultralytics the sides that need
-them are left out, with the reason. A program, never a test: compare within one run.
+The ways that are compared are called sides. They are `rbc-edge run`, `yolo predict` with our detector (the
+rival), and the floor, which is decoding and both networks and nothing else. All sides work on the same
+images and take turns. Each measurement is a process of its own, on as many cores as it has threads. Without
+torch and ultralytics the sides that need them are left out, and the output says why.
+
+This is a program and not a test. Only figures of the same run can be compared.
 """
 
 import argparse
@@ -38,7 +41,7 @@ YOLO: Final = {
     "yolo ONNX 640, free sides": ("free.onnx", 640),
     "yolo PyTorch 256": ("detector.pt", 256),
 }
-"""What `yolo predict` is given: weights and imgsz."""
+"""Weights and imgsz for `yolo predict`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,14 @@ class Plan:
 
     Attributes:
         fields: Fields of view of our side.
-        fewer: Fields of view of the others; per-field rates are compared, and a round has to end.
-        mosaics: Sides in fields, and how many mosaics of each.
-        threads: How many threads, on as many cores; the targets are of the last.
-        rounds: Turns that every side takes on the fields.
+        fewer: Fields of view of the other sides. They are slower, and rates are compared, not times.
+        mosaics: Side length in fields, and how many mosaics of it.
+        threads: Numbers of threads, each on as many cores. The targets are for the last one.
+        rounds: Turns of every side on the fields.
         mosaic_rounds: The same on the mosaics.
-        inside_rounds: Turns of the look inside, and of what starts and helps.
-        growth: Numbers of images of the growing runs.
-        latency_files: Files that a watch is given.
+        inside_rounds: Turns of the stages, of the start and of ``--help``.
+        growth: Numbers of tiny images.
+        latency_files: Files that the service is given.
     """
 
     fields: int = 364
@@ -92,11 +95,11 @@ Key = tuple[str, str, int]  # side, images, threads
 
 
 class Bench:
-    """One run of the benchmark; `found` is what it found.
+    """One run of the benchmark. Its results are in `found`.
 
     Args:
         plan: How much is measured.
-        source: Photographs; None: drawn fields.
+        source: Folder of photographs. None: fields are drawn.
         base: An empty folder for everything that is made.
     """
 
@@ -106,9 +109,9 @@ class Bench:
         self.samples: dict[Key, list[Sample]] = defaultdict(list)
         self._base = base
         self._n_out = 0
-        self._cells: dict[str, float] = {}  # by folder, as the floor's preparation counts them
+        self._cells: dict[str, float] = {}  # by folder, from the preparation of the floor
         (base / "config.toml").write_text("", encoding="utf-8")
-        say("laying the images out")
+        say("preparing the images")
         command = module("images", base / "images", *([source] if source else []), "--fields", plan.fields)
         command += ["--mosaics", *(f"{side}x{n}" for side, n in plan.mosaics)]
         command += ["--some", *sorted({str(n) for _, n in plan.fewer})]
@@ -120,7 +123,7 @@ class Bench:
     # -- the sides ------------------------------------------------------------------------------------
 
     def _make_rival(self) -> None:
-        """Rebuilds the weights for `yolo predict`, or notes why there is no such side."""
+        """Rebuilds the weights for `yolo predict`, or notes why this side is left out."""
         missing = [m for m in ("torch", "ultralytics", "onnx") if importlib.util.find_spec(m) is None]
         if missing:
             self.found["left_out"] = (
@@ -135,14 +138,14 @@ class Bench:
 
     @property
     def _yolo_env(self) -> dict[str, str]:
-        return {"YOLO_CONFIG_DIR": str(self._base)}  # nothing of it is left in the user's folders
+        return {"YOLO_CONFIG_DIR": str(self._base)}  # nothing of it stays in the user's folders
 
     def _folder(self, side: str, images: str = "fields") -> Path:
         n = dict(self.plan.fewer).get(side) if images == "fields" else None
         return self._base / "images" / (images if n is None else f"{images}-{n}")
 
     def measure(self, side: str, images: str, threads: int) -> None:
-        """Measures one side once: over a folder, and over one image of it, whose time is the start."""
+        """Measures one side once: over a folder, and over one image of it. The second time is the start."""
         folder = self._folder(side, images)
         n = len(list(folder.iterdir()))
         if side == FLOOR:
@@ -168,7 +171,7 @@ class Bench:
         return children.run(command, threads=threads, env=self._yolo_env)
 
     def ours(self, folder: Path, threads: int, *more: str) -> list[str]:
-        """The command of our side, into a folder of its own."""
+        """The command of our side, with an output folder of its own."""
         self._n_out += 1
         command = [*station(), "run", str(folder), "--out", str(self._base / f"out-{self._n_out}"), *more]
         return [*command, "--threads", str(threads), "--config", str(self._base / "config.toml")]
@@ -178,7 +181,7 @@ class Bench:
             kinds = ("n_rbc", "n_wbc", "n_platelets")
             return float(sum(slide[kind] or 0 for slide in ran.json()["slides"] for kind in kinds))
         if images != "fields":
-            return 0.0  # it shrinks a mosaic to one input and sees next to nothing; only its time is compared
+            return 0.0  # it shrinks a mosaic to one input and finds almost nothing; only its time is compared
         return float(self.found["rival"]["boxes_per_field"][str(YOLO[side][1])]) * n
 
     def _prepared(self, folder: Path) -> Path:
@@ -191,9 +194,9 @@ class Bench:
     # -- what is measured -----------------------------------------------------------------------------
 
     def fields(self) -> None:
-        """All sides on the fields, on one and on two threads."""
+        """Times all sides on the fields, on one and on two threads."""
         self._prepared(self._folder(FLOOR))
-        for side in self.sides[:-1]:  # once without a clock: files and programs are in memory after that
+        for side in self.sides[:-1]:  # once untimed: files and programs are in memory after that
             self._once(side, self._base / "images" / "fields-one", 2)
         for i in range(self.plan.rounds):
             for threads in self.plan.threads:
@@ -202,7 +205,7 @@ class Bench:
                     self.measure(side, "fields", threads)
 
     def mosaics(self) -> None:
-        """Our side, the usual rival and the floor on large images, on two threads."""
+        """Times our side, the usual rival and the floor on large images, on two threads."""
         usual = [side for side in self.sides if side in (OURS, "yolo PyTorch 640", FLOOR)]
         for i in range(self.plan.mosaic_rounds):
             for k, _ in self.plan.mosaics:
@@ -211,7 +214,7 @@ class Bench:
                     self.measure(side, f"mosaic-{k}", 2)
 
     def stages(self) -> None:
-        """Where the time goes inside our side."""
+        """Measures which stage of our side takes how long."""
         told: dict[str, dict[str, list[float]]] = {}
         for i in range(self.plan.inside_rounds):
             for threads in self.plan.threads:
@@ -229,7 +232,7 @@ class Bench:
         }
 
     def start(self) -> None:
-        """From the start of the process to the first count, and to the end of ``--help``."""
+        """Times the start of the process to the first count, and to the end of ``--help``."""
         say("start-up")
         took: dict[str, list[float]] = defaultdict(list)
         for _ in range(2 * self.plan.inside_rounds + 1):
@@ -256,7 +259,7 @@ class Bench:
         raise ChildError(f"rbc-edge run counted nothing of {folder}: {b''.join(lines)[-500:]!r}")
 
     def growth(self) -> None:
-        """What an image costs as there are more, and as they hold more."""
+        """Measures what an image costs with more images, and with more cells in it."""
         say(f"up to {self.plan.growth[-1]:,} tiny images")
         numbers = [str(n) for n in self.plan.growth]
         self.found["growth_images"] = children.run(
@@ -267,18 +270,18 @@ class Bench:
         self.found["growth_cells"] = children.run(command, threads=2).json()
 
     def latency(self) -> None:
-        """From a file closed in the watched folder to its row."""
+        """Times a file from its closing in the watched folder to its row in the table."""
         say("watch")
         file = self._base / "latency.json"
         children.run(module("latency", "--files", self.plan.latency_files, "--json", file), threads=2)
         self.found["watch_latency"] = json.loads(file.read_text(encoding="utf-8"))
 
     def size(self) -> None:
-        """What the station takes on the disk, by distribution."""
+        """Measures the station's size on the disk, by installed package."""
         self.found["installed_mb"] = installed_mb()
 
     def conclude(self) -> dict[str, Any]:
-        """Sets everything beside the targets; returns all figures."""
+        """Compares everything with the targets. Returns all figures."""
         ours = self.samples.get((OURS, "fields", 2), [])
         floor = self.samples.get((FLOOR, "fields", 2), [])
         of_mosaics = {
@@ -408,7 +411,7 @@ class Bench:
 
 
 def machine() -> str:
-    """Which machine and which versions, in a line."""
+    """The machine and the versions, in one line."""
     name = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith(("model name", "Model")):
@@ -425,7 +428,7 @@ def machine() -> str:
 
 
 def installed_mb() -> dict[str, float]:
-    """Size on the disk of the station: the package and what it needs, without Python; MB of 1e6 bytes."""
+    """Size of the station on the disk, in MB of 1e6 bytes: the package and what it needs, without Python."""
     from packaging.requirements import Requirement  # noqa: PLC0415  ONNX Runtime brings it
 
     sizes = {"rbc-edge": sum(_file_size(p) for p in (ROOT / "edge" / "rbc_edge").rglob("*"))}
@@ -440,7 +443,7 @@ def installed_mb() -> dict[str, float]:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError as error:
             raise ChildError(f"the station needs {name}, which is not installed") from error
-        # What `pip` lists, with the compiled modules, which `pip` lists too and others do not.
+        # Compiled modules are added, because not every installer lists them.
         files = {Path(str(file.locate())) for file in found.files or []}
         files |= {Path(importlib.util.cache_from_source(str(f))) for f in files if f.suffix == ".py"}
         sizes[name] = sum(map(_file_size, files))
@@ -459,24 +462,24 @@ _STARTED_S: Final = time.perf_counter()
 
 
 def say(words: str) -> None:
-    """Tells on standard error what is done now, and since when all of it runs."""
+    """Says on standard error what is done now, with the seconds since the start."""
     print(f"{time.perf_counter() - _STARTED_S:4.0f} s  {words}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints, writes; returns the exit code."""
+    """Measures, prints and writes. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--images", type=Path, help="Folder of fields.  [default: BCCD's beside the checkout, else drawn]"
+        "--images", type=Path, help="Folder of fields.  [default: BCCD's from ../shared, else drawn]"
     )
-    parser.add_argument("--quick", action="store_true", help="Under three minutes, and rough.")
+    parser.add_argument("--quick", action="store_true", help="A rough measurement in under three minutes.")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="Only these parts.")
     parser.add_argument("--json", type=Path, help="Also write all figures to this file.")
     asked = parser.parse_args(arguments)
     source = asked.images or (BCCD if BCCD.is_dir() else None)
     if source is not None and not source.is_dir():
         parser.error(f"{source}: no such folder")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
     try:
         with tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
             bench = Bench(QUICK if asked.quick else Plan(), source, Path(name))

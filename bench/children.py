@@ -1,7 +1,7 @@
-"""One measured process: how long it ran, and the most memory it held. All sides are timed by this.
+"""Runs one process and measures its time and its peak memory. All sides are measured this way.
 
-Whoever measures stays light: Linux hands a parent's peak of memory to its child until the child's own is
-larger, so nothing here and nothing that imports this may import NumPy.
+The measuring process must stay small. On Linux a child starts with the peak memory of its parent, until its
+own peak is larger. So this module, and the programs that measure memory with it, must not import NumPy.
 """
 
 import json
@@ -21,7 +21,7 @@ _OURS: Final = ("RBC_EDGE_", "OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "TORC
 
 
 class ChildError(Exception):
-    """A process that was to be measured failed; the message says which, and its last words."""
+    """A measured process failed. The message holds its command and the end of its output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Ran:
 
     Attributes:
         wall_s: From before its start to its end.
-        peak_rss_mb: Most memory it held, MB of 1e6 bytes.
+        peak_rss_mb: Peak resident memory, MB of 1e6 bytes.
         output: What it printed.
     """
 
@@ -39,30 +39,31 @@ class Ran:
     output: str
 
     def json(self) -> Any:
-        """The JSON on its last line, or of all that it printed."""
+        """The JSON on its last line, or in its whole output."""
         text = self.output.strip()
         return json.loads(text if text.startswith("{\n") else text.splitlines()[-1])
 
 
 def run(command: Sequence[str], *, threads: int, env: Mapping[str, str] | None = None) -> Ran:
-    """Runs a process on so many cores and tells it to take so many threads.
+    """Runs a process on `threads` cores, and asks it to use as many threads.
 
-    Both, so that no side gains from threads that nobody counted: readers, pools, the runtime's own.
+    Both are set. With cores to spare, a side could gain from threads that are not counted, such as readers,
+    pools and the threads of a runtime.
 
     Args:
-        command: The program and its arguments; its working directory is the checkout.
+        command: The program and its arguments. It runs in the root of the checkout.
         threads: Cores it may use, and ``OMP_NUM_THREADS``.
         env: More variables.
 
     Raises:
-        ChildError: It left with another code than 0.
+        ChildError: It ended with another code than 0.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started_s = time.perf_counter()
         child = start(command, threads=threads, env=env, stdout=out, stderr=err)
         try:
             _, status, used = os.wait4(child.pid, 0)
-        except BaseException:  # we are told to end; it must not go on by itself
+        except BaseException:  # this process is asked to end, and the child must not go on alone
             child.kill()
             child.wait()
             raise
@@ -72,7 +73,7 @@ def run(command: Sequence[str], *, threads: int, env: Mapping[str, str] | None =
         err.seek(0)
         if child.returncode != 0:
             words = err.read().decode(errors="replace").strip()[-600:]
-            raise ChildError(f"{' '.join(command)[:300]}\nleft with {child.returncode}: {words}")
+            raise ChildError(f"{' '.join(command)[:300]}\nended with {child.returncode}: {words}")
         return Ran(wall_s, used.ru_maxrss * 1024 / 1e6, out.read().decode(errors="replace"))
 
 
@@ -84,9 +85,9 @@ def start(
     stdout: Any = subprocess.DEVNULL,
     stderr: Any = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """Starts a process as `run` does, and does not wait for it."""
+    """Starts a process as `run` does, without waiting for its end."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(cores)[:threads])  # inherited; cheaper than a program in between
+    os.sched_setaffinity(0, sorted(cores)[:threads])  # the child inherits this; taskset would cost time
     try:
         return subprocess.Popen(
             list(command),
@@ -101,9 +102,9 @@ def start(
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of every side: nobody's settings, and threads as told."""
+    """The environment of every side: no settings of the user, and the number of threads."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
-    # A checkout that is not installed is found by this; the program itself ignores it where it is.
+    # So that a checkout that is not installed is found as well.
     paths = [str(ROOT / part) for part in ("edge", "train", "export")]
     kept["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [kept.get("PYTHONPATH")])])
     return kept | {"OMP_NUM_THREADS": str(threads), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
@@ -116,5 +117,5 @@ def station() -> list[str]:
 
 
 def module(name: str, *arguments: object) -> list[str]:
-    """The command that runs one of this folder's programs."""
+    """The command that runs a program of this folder."""
     return [sys.executable, "-m", f"bench.{name}", *map(str, arguments)]

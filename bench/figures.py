@@ -1,4 +1,4 @@
-"""From samples to figures: medians, spreads, rates, and the targets beside them. Pure, and tested."""
+"""Turns samples into figures: medians, spreads, rates, and the targets they are compared with."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ class Spread:
 
     Attributes:
         median: The middle of its samples.
-        low: The least.
+        low: The smallest.
         high: The largest.
-        n: How many samples.
+        n: Number of samples.
     """
 
     median: float
@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Spread":
-        """Sums samples up; there must be one at least."""
+        """Summarises samples. There must be at least one."""
         return cls(statistics.median(samples), min(samples), max(samples), len(samples))
 
     def show(self, digits: int = 1) -> str:
@@ -39,10 +39,10 @@ class Sample:
 
     Attributes:
         n: Images of the first.
-        wall_s: Its time, start and end included.
-        one_s: Time of the second; 0 where there is no start to take off (the floor).
-        cells: Cells (or boxes) found in the first; 0: not asked.
-        peak_rss_mb: Most memory of the first, MB.
+        wall_s: Time of the first, start and end included.
+        one_s: Time of the second. 0 for the floor, which has no start to subtract.
+        cells: Cells (or boxes) found in the first. 0: not measured.
+        peak_rss_mb: Peak memory of the first, MB.
     """
 
     n: int
@@ -58,10 +58,10 @@ class Sample:
 
 
 def rates(samples: Sequence[Sample]) -> list[float]:
-    """Images per second without the start, round by round: what each image more costs.
+    """Images per second without the start, round by round.
 
-    The start that is taken off is the middle one of all rounds: it is as long as many images, and its
-    wavering would be theirs. inf where a run took no longer than that.
+    The median start of all rounds is subtracted. A start takes as long as many images, so the noise of a
+    single start would show in the rate. inf where a run took no longer than the start.
     """
     start_s = statistics.median(s.one_s for s in samples)
     if start_s == 0:
@@ -70,7 +70,7 @@ def rates(samples: Sequence[Sample]) -> list[float]:
 
 
 def ratio(a: Sequence[Sample], b: Sequence[Sample]) -> Spread:
-    """How many times as many images a second `a` does as `b`, round by round: what both met cancels out."""
+    """Rate of `a` divided by the rate of `b`, round by round. What slows both in a round cancels out."""
     return Spread.of([x / y for x, y in zip(rates(a), rates(b), strict=True)])
 
 
@@ -80,9 +80,9 @@ class Target:
 
     Attributes:
         name: What is measured.
-        target: What is asked, in words.
-        measured: What was found, in words; or why nothing was.
-        reached: Whether it was; None: not measured here.
+        target: The target, in words.
+        measured: What was found, in words, or why nothing was.
+        reached: Whether the target is reached. None: not measured.
     """
 
     name: str
@@ -92,16 +92,16 @@ class Target:
 
 
 _LINEAR: Final = 1.25
-"""An image may cost so many times as much in the largest as in the second smallest run; noise is a tenth."""
+"""Limit for the cost of an image in the largest run over that in the second smallest. Noise is 10 %."""
 
 
 def targets(found: Mapping[str, Any]) -> list[Target]:
-    """Sets what was measured beside what was asked (two threads).
+    """Compares what was measured on two threads with the targets.
 
     Args:
-        found: Any of ``over`` (by the name of a side: `Spread` of how many times as fast we are), ``floor``
-            (`Spread`, our time over the floor's), ``first_count_s``, ``help_s`` (`Spread`), ``rss_mb`` and
-            ``rss_20_mb``, ``installed_mb`` (numbers), ``images`` (what `growth` tells).
+        found: Any of ``over`` (by side, `Spread` of our rate over its rate), ``floor`` (`Spread` of our time
+            over the floor's), ``first_count_s`` and ``help_s`` (`Spread`), ``rss_mb``, ``rss_20_mb`` and
+            ``installed_mb`` (numbers), and ``images`` (the rows of `growth.images`).
     """
     over = found.get("over", {})
     told = [
@@ -138,7 +138,7 @@ def _at_most(name: str, value: Spread | float | None, most: float, unit: str, di
 
 
 def _linear(name: str, rows: Sequence[Mapping[str, float]] | None, keys: Sequence[str]) -> Target:
-    """The smallest run is left out: what any run costs lies on its few images."""
+    """The smallest run is left out: the fixed cost of a run weighs too much on its few images."""
     asked = f"the same, within {_LINEAR - 1:.0%}"
     if not rows or len(rows) < 3:
         return Target(name, asked, "not measured", None)
@@ -151,7 +151,7 @@ def _linear(name: str, rows: Sequence[Mapping[str, float]] | None, keys: Sequenc
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lines of columns; the first `left` columns begin at the left, the others end at the right."""
+    """Lines of columns. The first `left` columns are aligned left, the others right."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(
@@ -163,7 +163,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) 
 
 
 def plain(value: Any) -> Any:
-    """Makes dataclasses, tuples and keys of any kind fit for JSON."""
+    """Turns dataclasses, tuples and keys of any kind into what JSON can hold."""
     if isinstance(value, Sample | Spread | Target):
         return asdict(value)
     if isinstance(value, Mapping):

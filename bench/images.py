@@ -1,7 +1,7 @@
-"""The images that all sides are timed on: fields of view in one folder, and mosaics of them.
+"""Prepares the images that all sides are timed on: fields of view in one folder, and mosaics of them.
 
-Run as ``python -m bench.images OUT [FOLDER] --fields N --mosaics 2x16 4x6``. A process of its own: it
-needs NumPy, and whoever measures memory must not.
+Run as ``python -m bench.images OUT [FOLDER] --fields N --mosaics 2x16 4x6``. It is a process of its own,
+because it imports NumPy and a process that measures memory must not (see `children`).
 """
 
 import argparse
@@ -31,12 +31,12 @@ def lay_out(
 
     Args:
         out: An empty folder.
-        source: Photographs to copy; None: fields of 640x480 are drawn.
-        n_fields: How many, spread evenly over the source.
-        mosaics: Side in fields, and how many.
+        source: Photographs to copy. None: fields of 640x480 are drawn.
+        n_fields: How many fields, spread evenly over the source.
+        mosaics: Side length in fields, and how many mosaics of it.
 
     Returns:
-        What was laid out: for each folder the number of images and the median megapixels.
+        For each folder the number of images, their size in pixels, and megapixels.
 
     Raises:
         ValueError: The source has no images.
@@ -67,7 +67,7 @@ def lay_out(
         folder = out / f"mosaic-{side}"
         folder.mkdir()
         for i in range(n):
-            # Each field goes round: another order, another content.
+            # The fields are used in turn, so that every mosaic has its own content.
             parts = [alike[(i * side * side + j) % len(alike)] for j in range(side * side)]
             images = [image_file.load_field(p, "", p.name).image for p in parts]
             rows = [np.hstack(images[r : r + side]) for r in range(0, side * side, side)]
@@ -80,7 +80,7 @@ def lay_out(
 
 
 def link(folder: Path, to: Path, n: int) -> None:
-    """Makes a folder of `n` of another's images, spread evenly over them; the first one for 1."""
+    """Links `n` images of a folder into a new one, spread evenly over them. 1: the first image."""
     to.mkdir()
     files = sorted(folder.iterdir())
     n = min(n, len(files))
@@ -102,7 +102,7 @@ def _write(path: Path, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -
 
 
 def main() -> None:
-    """Lays the images out and prints what they are, as JSON."""
+    """Prepares the images and prints what they are, as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("source", nargs="?", type=Path)

@@ -1,8 +1,8 @@
-"""What only a look inside the program tells: time by stage, and the floor under it. A process of its own.
+"""Measures the time of each stage inside the program, and the floor below which it cannot get.
 
-``python -m bench.inside stages FOLDER`` runs the real `run_once` and says which part of it takes how long.
-``python -m bench.inside prepare FOLDER FILE`` and ``floor FILE`` are the floor: the same images, nothing but
-the decoder and both networks, on inputs that lie ready.
+``python -m bench.inside stages FOLDER`` runs the real `run_once` and prints the time of each of its parts.
+``python -m bench.inside prepare FOLDER FILE`` and then ``floor FILE`` measure the floor: the same images
+through the decoder and both networks only, with inputs that are prepared before.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from rbc_edge.vision.bundle import CLASSIFIER, DETECTOR, Bundle
 
 
 class Probe:
-    """Wall time by stage, without what other stages inside it take.
+    """Wall time by stage, without the time of other stages called inside it.
 
     Args:
         clock: Seconds.
 
     Attributes:
-        seconds: By stage, all threads together.
+        seconds: By stage, summed over all threads.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,7 +55,7 @@ class Probe:
         Args:
             stage: Its name.
             function: What is timed.
-            whole: With all that it calls; other stages inside it are not told apart.
+            whole: With everything that it calls. Stages inside it are counted as this one.
         """
 
         @functools.wraps(function)
@@ -79,7 +79,7 @@ class Probe:
         return stack
 
     def _lap(self) -> None:
-        """Gives the time since the last change to the stage that ran."""
+        """Adds the time since the last change to the stage that ran until now."""
         stack, now = self._stack(), self._clock()
         if stack:
             with self._lock:
@@ -87,16 +87,14 @@ class Probe:
         self._thread.since = now
 
     def attach(self, stage: str, owner: Any, name: str, *, whole: bool = False) -> None:
-        """Times a function or method wherever the program knows it.
+        """Times a function or method in every module that holds it.
 
         Raises:
-            SystemExit: There is none of that name; the program was changed and this list was not.
+            SystemExit: There is no such name, so the list of stages is out of date.
         """
         function = getattr(owner, name, None)
         if function is None:
-            raise SystemExit(
-                f"bench/inside.py: {owner.__name__} has no {name}; bring the list of stages up to date"
-            )
+            raise SystemExit(f"bench/inside.py: {owner.__name__} has no {name}: update the list of stages")
         timed = self.around(stage, function, whole=whole)
         setattr(owner, name, timed)
         for module in [m for n, m in sys.modules.items() if n.startswith("rbc_edge")]:
@@ -106,7 +104,7 @@ class Probe:
 
 
 def attach_all(probe: Probe) -> None:
-    """Names the stages of the program, in the order of the way of the data."""
+    """Attaches all stages of the program, in the order of the flow of data."""
     probe.attach("scan", runner, "scan", whole=True)
     probe.attach("read, hash", image_file, "load_field")
     probe.attach("decode", image_file, "_decode", whole=True)
@@ -128,7 +126,7 @@ def attach_all(probe: Probe) -> None:
         probe.attach("ledger", ledger.Ledger, name)
     probe.attach("CSV", tables.Tables, "write")
     probe.attach("CSV", tables.Tables, "write_slide")
-    # The network's own time, apart from what is made of its output.
+    # The network alone, without the work on its output.
     detect = probe.around("detect", ort.InferenceSession.run)
     plain = ort.InferenceSession.run
 
@@ -139,10 +137,10 @@ def attach_all(probe: Probe) -> None:
 
 
 def stages(folder: Path, *, threads: int) -> dict[str, object]:
-    """Counts a folder by the real `run_once`, and returns milliseconds a field by stage.
+    """Counts a folder with the real `run_once`, and returns milliseconds a field by stage.
 
-    Opening the bundle and the sessions is before the clock starts. What several threads do at once is added
-    up, so the stages come to more than the elapsed time.
+    The bundle and the sessions are opened before the clock starts. Threads that work at the same time are
+    added up, so the sum of the stages is larger than the elapsed time.
     """
     bundle = Bundle.open()
     ready = analyzer.Analyzer(bundle, threads=threads)
@@ -163,14 +161,14 @@ def stages(folder: Path, *, threads: int) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What one image needs: its bytes, and the inputs of both networks.
+    """One image, prepared: its bytes and the inputs of both networks.
 
     Attributes:
         data: The file's content.
         windows: uint8 (1, H, W, 3) each, RGB, at model scale.
         crops: uint8 (N, 64, 64, 3) RGB.
-        reduction: Largest of 1, 2, 4, 8 by which it may be shrunk while it is decoded: a cell is not smaller
-            then than the detector wants it.
+        reduction: Largest of 1, 2, 4, 8 by which it may be shrunk while it is decoded, so that a cell is not
+            smaller than the detector needs.
     """
 
     data: Any
@@ -180,7 +178,7 @@ class Ready:
 
 
 def prepare(folder: Path, file: Path) -> dict[str, object]:
-    """Counts a folder's images once, and keeps what the bare networks need to do the same."""
+    """Counts the images of a folder once, and saves the inputs that the networks got."""
     bundle = Bundle.open()
     counter = analyzer.Analyzer(bundle, threads=len(os.sched_getaffinity(0)))
     paths = sorted(folder.iterdir())
@@ -252,10 +250,10 @@ def _session(name: str, threads: int, *, spin: bool) -> Any:
 
 
 def floor(file: Path, *, threads: int) -> dict[str, object]:
-    """Times decode and both networks and nothing else, in every way to use the threads.
+    """Times decoding and both networks only, for each way to use the threads.
 
     Returns:
-        Milliseconds a field: of each part alone on one thread, and of each way; ``best`` is the least.
+        Milliseconds a field of each part alone on one thread, and of each way. ``best`` is the fastest way.
     """
     ready = _read(file)
     least = np.array(Bundle.open().manifest.score_threshold, np.float32)
@@ -263,7 +261,7 @@ def floor(file: Path, *, threads: int) -> dict[str, object]:
     ways: dict[str, float] = {}
     parts: dict[str, float] = {}
     for workers, inside in {(threads, 1), (1, threads)}:
-        # Threads that wait for their next operator in a loop are faster, where nobody else wants the core.
+        # Threads that wait in a loop for their next operator are faster if the core is free otherwise.
         detect = _session(DETECTOR, inside, spin=inside > 1)
         classify = _session(CLASSIFIER, inside, spin=inside > 1)
 

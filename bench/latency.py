@@ -1,8 +1,8 @@
-"""How long from a file closed in the camera's folder to its row in the table, on an idle station.
+"""Measures the time from a file closed in the camera's folder to its row in the table, on an idle station.
 
-Run as ``python bench/latency.py [--files 30]``, or by ``make bench``. A real `rbc-edge watch` with the
-shipped bundle and its default settings; a field of 640x480 is written and closed, and the table is read
-until it has the row. Then a pause, so that each file meets an idle station.
+Run as ``python bench/latency.py [--files 30]``, or with ``make bench``. It starts a real `rbc-edge watch`
+with the shipped bundle and the default settings. It writes and closes a field of 640x480, and reads the table
+until the row is there. A pause follows, so that the station is idle again before the next file.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def latencies(n: int, *, options: tuple[str, ...] = ()) -> list[float]:
     """Starts a service, and times each of `n` files from its closing to its row.
 
     Args:
-        n: How many files, after two that warm the station up.
+        n: How many files, after two for the warm-up.
         options: More options of ``rbc-edge watch``.
 
     Returns:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs or upgrades rbc-edge as a systemd service, from a wheel, on Debian 12/13, Ubuntu and Raspberry Pi OS
-# (64 bit). Run it again at any time: ledger, results and settings are kept; what fails leaves everything as it was.
+# (64 bit). You can run it again at any time. It keeps results, settings and the ledger (the database of all
+# counts). If it fails, everything stays as it was.
 set -eu
 umask 022
 
@@ -8,14 +9,14 @@ usage() {
     cat <<'END'
 usage: install.sh rbc_edge-VERSION.whl [options]
 
-  --source DIR       the camera's folder (first installation; later: /etc/rbc-edge/config.toml)
-  --out DIR          where the results go  [default: /var/lib/rbc-edge]
-  --group GROUP      a group that may read the camera's folder; the service joins it
-  --wheels DIR       install from the wheels in DIR, without network
+  --source DIR       the camera's folder, at the first installation (later: /etc/rbc-edge/config.toml)
+  --out DIR          folder for the results  [default: /var/lib/rbc-edge]
+  --group GROUP      add the service to this group, which can read the camera's folder
+  --wheels DIR       install from the packages (wheels) in DIR, without network
   --constraint FILE  exact versions for pip (constraints.txt of the release)
-  --prometheus       also what the Prometheus text file needs
+  --prometheus       also install what the Prometheus text file needs
   --python PROGRAM   the Python to use, 3.11 or newer  [default: /usr/bin/python3]
-  --no-start         install, but neither start nor restart the service
+  --no-start         install, but do not start or restart the service
   -h, --help
 END
 }
@@ -28,7 +29,7 @@ die() {
 }
 wrong() { die "$1" "see install.sh --help" 2; }
 
-# -- what was asked --------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------------
 
 wheel='' source='' out='' group='' wheels='' constraint='' extras='' python='' start=yes
 while [ $# -gt 0 ]; do
@@ -67,7 +68,7 @@ dropin=$unit.d/10-folders.conf
 command=/usr/local/bin/rbc-edge
 user=rbc-edge
 
-# -- can it be done? Nothing is changed up to the next heading -------------------------------------------
+# -- checks. Nothing is changed up to the next heading ---------------------------------------------------
 
 absolute() {
     case $1 in
@@ -77,7 +78,7 @@ absolute() {
 }
 case $wheel in
     *rbc_edge-*.whl) ;;
-    *) die "$wheel: not a wheel of rbc-edge" "its name is rbc_edge-VERSION-py3-none-any.whl" 2 ;;
+    *) die "$wheel: not a wheel of rbc-edge" "the name must be rbc_edge-VERSION-py3-none-any.whl" 2 ;;
 esac
 [ -f "$wheel" ] || die "$wheel: there is no such file" "" 2
 wheel=$(absolute "$wheel")
@@ -95,11 +96,11 @@ fi
 for folder in "$source" "$out"; do
     case $folder in
         '' | /*) ;;
-        *) die "$folder: not an absolute path" "give the folder from / on" 2 ;;
+        *) die "$folder: not an absolute path" "give a path that begins with /" 2 ;;
     esac
 done
 if [ -n "$group" ] && ! getent group "$group" >/dev/null; then
-    die "$group: there is no such group" "the groups of the camera's folder: stat -c %G FOLDER" 2
+    die "$group: there is no such group" "to see the group of the camera's folder: stat -c %G FOLDER" 2
 fi
 for program in useradd groupadd runuser flock getent; do
     command -v "$program" >/dev/null || die "$program is missing" "apt install passwd util-linux libc-bin"
@@ -111,7 +112,7 @@ if [ -z "$python" ]; then
         die "python3 is missing" "apt install python3 python3-venv"
 fi
 command -v "$python" >/dev/null || die "$python: there is no such program" "" 2
-# Not uname: Raspberry Pi OS has 64-bit kernels under 32-bit programs.
+# Not uname: Raspberry Pi OS can have a 64-bit kernel with 32-bit programs.
 "$python" - <<'END' || exit 1
 import platform, struct, sys
 def no(what, advice):
@@ -131,20 +132,21 @@ except ImportError:
 import os
 real = os.path.realpath(sys.executable)
 if real.startswith(("/home/", "/root/")):
-    no(f"{real} lies in a home, where the service may not look", "give the system's: --python /usr/bin/python3")
+    no(f"{real} is in a home folder, which the service cannot read",
+       "use the Python of the system: --python /usr/bin/python3")
 END
 
 systemd=no
 [ ! -d /run/systemd/system ] || systemd=yes
 
 exec 9>/run/rbc-edge-install.lock
-flock -n 9 || die "another install.sh is at work" "wait until it has finished"
+flock -n 9 || die "another install.sh is running" "wait until it has finished"
 
-# -- the new version, beside the old one ------------------------------------------------------------------
+# -- the new version, next to the old one ----------------------------------------------------------------
 
 work=$(mktemp -d)
 release=''          # the new version's folder
-before=''           # the version in use up to now
+before=''           # the version in use until now
 switched=no         # from here on the new version is in use
 was_active=no
 new_config=no
@@ -177,7 +179,7 @@ give_up() {
         rmdir "$prefix/releases" "$prefix" 2>/dev/null || true
         [ "$was_active" = no ] || systemctl start --no-block rbc-edge || true
         if [ -n "$before" ]; then
-            printf '%s\n' "install.sh: not upgraded; the version of before is in use" >&2
+            printf '%s\n' "install.sh: not upgraded. The previous version is still in use" >&2
         else
             printf '%s\n' "install.sh: not installed" >&2
         fi
@@ -199,14 +201,14 @@ release=$(mktemp -d "$prefix/releases/${name%%-*}-XXXXXX")
 chmod 755 "$release"
 
 say "installing $(basename "$wheel") into $release"
-"$python" -m venv "$release" || die "$python could not make a virtual environment" "see above"
+"$python" -m venv "$release" || die "$python could not make a virtual environment" "see the messages above"
 set -- --disable-pip-version-check --no-input --quiet install
 if [ -n "$wheels" ]; then set -- "$@" --no-index --find-links "$wheels"; fi
 if [ -n "$constraint" ]; then set -- "$@" --constraint "$constraint"; fi
 "$release/bin/python" -m pip "$@" "$wheel$extras" ||
-    die "pip could not install it" "without network, give the wheels of what it needs: --wheels DIR"
+    die "pip could not install it" "without network, give a folder with all packages: --wheels DIR"
 
-# -- user, folders, settings ------------------------------------------------------------------------------
+# -- user, folders, settings -----------------------------------------------------------------------------
 
 getent group "$user" >/dev/null || groupadd --system "$user"
 getent passwd "$user" >/dev/null ||
@@ -214,7 +216,7 @@ getent passwd "$user" >/dev/null ||
         --comment "Blood smear counter" "$user"
 [ -z "$group" ] || usermod --append --groups "$group" "$user"
 
-# As the service, with nothing of root's environment.
+# Runs a command as the user of the service, without the environment of root.
 as_service() {
     (cd / && runuser -u "$user" -- env -i PATH=/usr/bin:/bin HOME="$state" "$@")
 }
@@ -235,9 +237,9 @@ with open(config, "x", encoding="utf-8") as file:
 END
 fi
 as_service "$release/bin/rbc-edge" config validate --config "$config" >/dev/null ||
-    die "$config is not valid for this version" "mend it, and run install.sh again" 2
+    die "$config is not valid for this version" "correct it, and run install.sh again" 2
 
-# What the settings ask of the sandbox: folders outside the usual.
+# The sandbox must allow folders of the settings that are in unusual places.
 as_service "$release/bin/rbc-edge" config show --json --config "$config" >"$work/settings.json" ||
     die "the settings cannot be read"
 "$release/bin/python" - "$work/settings.json" "$work/new.conf" "$source" "$out" "$config" <<'END' || exit 2
@@ -250,28 +252,29 @@ def under(path, *parents): return any(path == p or path.startswith(p + "/") for 
 source, out, prometheus = value("source"), value("out"), value("prometheus")
 for key, given, kept in (("source", given_source, source), ("out", given_out, out)):
     if given and os.path.normpath(given) != os.path.normpath(kept or "."):
-        no(f"--{key} is {given}, and {config}, which is kept, says {kept}", f"change {key} there, or leave --{key} out")
+        no(f"--{key} is {given}, but {config} says {kept}, and that file is kept",
+           f"change {key} in that file, or leave --{key} out")
 if not out:
-    no(f"{config} names no folder for the results", 'write: out = "/var/lib/rbc-edge"')
+    no(f"{config} has no folder for the results", 'add the line: out = "/var/lib/rbc-edge"')
 read = [os.path.realpath(source)] if source else []
 write = [os.path.realpath(out)]
 if prometheus:
     write.append(os.path.realpath(os.path.dirname(prometheus)))
 for path in read + write:
     if under(path, "/tmp", "/var/tmp", "/dev", "/proc", "/sys", "/run/user"):
-        no(f"{path}: there the service sees something of its own", "choose another folder")
+        no(f"{path}: the service has a private folder there and cannot see this one", "choose another folder")
 def quoted(path): return '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
 unit, service = [], []
 if any(under(path, "/home", "/root") for path in read + write):
-    service += ["# A folder lies in a home. Read-only; what may be read there, its owners and groups decide.",
+    service += ["# A folder is under /home or /root. The service may only read there, as file permissions allow.",
                 "ProtectHome=read-only"]
 for path in dict.fromkeys(write):
     if not under(path, "/var/lib/rbc-edge"):
         unit.append(f"RequiresMountsFor={quoted(path)}")
         service.append(f"ReadWritePaths={quoted(path)}")
 if unit:
-    unit.insert(0, "# Without the results' disk there is nothing to start.")
-lines = ["# Written by install.sh from the settings; run it again when source or out moved."]
+    unit.insert(0, "# The service starts only when the disk of the results is mounted.")
+lines = ["# Written by install.sh from the settings. Run it again after a change of source or out."]
 if unit: lines += ["[Unit]", *unit]
 if service: lines += ["[Service]", *service]
 with open(conf, "w", encoding="utf-8") as file:
@@ -284,17 +287,17 @@ END
 
 install -d -o "$user" -g "$user" -m 2750 "$state"
 if [ ! -e "$out" ]; then
-    [ -d "$(dirname "$out")" ] || die "$out: its parent folder is missing" "make it, or mount its disk"
+    [ -d "$(dirname "$out")" ] || die "$out: its parent folder is missing" "create it, or mount its disk"
     install -d -o "$user" -g "$user" -m 2750 "$out"
 fi
 as_service test -w "$out" -a -x "$out" ||
-    die "$out: the user $user may not write there" "chown $user:$user '$out'"
+    die "$out: the user $user cannot write there" "chown $user:$user '$out'"
 
 say "counting the test image"
 as_service "$release/bin/rbc-edge" bundle verify ||
-    die "the models do not run on this computer" "see above"
+    die "the models do not run on this computer" "see the messages above"
 
-# -- the switch -------------------------------------------------------------------------------------------
+# -- switch to the new version ---------------------------------------------------------------------------
 
 for file in "$unit" "$dropin"; do
     [ ! -f "$file" ] || cp -p "$file" "$work/"
@@ -317,48 +320,48 @@ if [ ! -e "$command" ] && [ ! -L "$command" ] || [ "$(readlink "$command")" = "$
     install -d "$(dirname "$command")"
     ln -sfn "$prefix/current/bin/rbc-edge" "$command"
 else
-    say "$command is another program's; call $prefix/current/bin/rbc-edge"
+    say "$command belongs to another program. Call $prefix/current/bin/rbc-edge"
 fi
 
 if [ "$systemd" = no ]; then
-    # An image that is being made, a container: the service starts when systemd does.
+    # An image of a system, or a container: the service starts when systemd starts.
     if [ "$start" = yes ] && command -v systemctl >/dev/null; then systemctl enable --quiet rbc-edge; fi
-    say "systemd does not run here: nothing was started (there: systemctl enable --now rbc-edge)"
+    say "systemd is not running, so nothing was started (with systemd: systemctl enable --now rbc-edge)"
 else
     systemctl daemon-reload
     if [ "$start" = yes ] && [ -n "$source" ]; then
         systemctl enable --quiet rbc-edge
-        say "starting the service (the ledger is checked first)"
+        say "starting the service. It checks the ledger first"
         if ! systemctl restart rbc-edge; then
             code=$(systemctl show --property ExecMainStatus --value rbc-edge)
             if [ "$code" = 5 ]; then
-                say "not started yet: a folder is not there; it is tried again until it is"
+                say "not started yet: a folder is missing. systemd tries again until it is there"
             else
                 journalctl --unit rbc-edge --lines 10 --no-pager --output cat >&2 || true
-                die "the service did not start (exit code $code)" "see above, and journalctl -u rbc-edge"
+                die "the service did not start (exit code $code)" "see the messages above, and journalctl -u rbc-edge"
             fi
         fi
     fi
 fi
 finished=yes
 
-# -- what is left to do -----------------------------------------------------------------------------------
+# -- next steps for the user -----------------------------------------------------------------------------
 
-# The version of before stays, for a way back by hand; older ones go.
+# The previous version stays, so that you can go back to it by hand. Older ones are removed.
 for old in "$prefix"/releases/*; do
     [ "$old" = "$release" ] || [ "$old" = "$before" ] || rm -rf "$old"
 done
-say "$("$release/bin/rbc-edge" --version) is installed; settings: $config; results: $out"
+say "$("$release/bin/rbc-edge" --version) is installed. Settings: $config. Results: $out"
 if [ -n "$source" ]; then
     if [ ! -d "$source" ]; then
-        say "$source is not there yet; the service waits for it"
+        say "$source does not exist yet. The service waits for it"
     elif ! as_service test -r "$source" -a -x "$source"; then
-        say "the user $user may not read $source: give --group $(stat -c %G "$source"), or"
+        say "the user $user cannot read $source. Give --group $(stat -c %G "$source"), or run"
         say "  setfacl -R -m u:$user:rX -d -m u:$user:rX '$source' (and u:$user:x for the folders above it)"
     fi
 fi
 if [ "$systemd" = yes ] && ! grep -qsw memory /sys/fs/cgroup/cgroup.controllers; then
-    say "the kernel keeps no account of memory, so MemoryMax has no effect; on a Raspberry Pi add"
-    say "  cgroup_enable=memory to the line in /boot/firmware/cmdline.txt and restart"
+    say "the kernel does not limit memory, so MemoryMax has no effect. On a Raspberry Pi add"
+    say "  cgroup_enable=memory to the line in /boot/firmware/cmdline.txt, and restart"
 fi
-say "who may read the results: adduser NAME $user"
+say "to let another user read the results: adduser NAME $user"

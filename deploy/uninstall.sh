@@ -1,5 +1,5 @@
 #!/bin/sh
-# Removes rbc-edge's service and program. Results and ledger stay, always; the settings stay without --purge.
+# Removes the service and the program. Results and ledger always stay. Settings stay, except with --purge.
 set -eu
 
 usage() {
@@ -29,7 +29,7 @@ if [ -d /run/systemd/system ]; then
 elif command -v systemctl >/dev/null && [ -e "$unit" ]; then
     systemctl disable --quiet rbc-edge
 fi
-# Drop-ins of `systemctl edit` go too: they are parts of the unit.
+# Changes made with `systemctl edit` are removed too: they are parts of the unit.
 rm -rf "$unit" "$unit.d"
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
@@ -40,8 +40,8 @@ rm -rf /opt/rbc-edge /run/rbc-edge-install.lock
 if [ "$purge" = yes ]; then rm -rf /etc/rbc-edge; fi
 
 printf '%s\n' "rbc-edge: removed. These stay:"
-[ ! -d /var/lib/rbc-edge ] || printf '%s\n' "  /var/lib/rbc-edge: results and ledger (results elsewhere stay, too)"
+[ ! -d /var/lib/rbc-edge ] || printf '%s\n' "  /var/lib/rbc-edge: results and ledger (results in other folders stay, too)"
 [ ! -d /etc/rbc-edge ] || printf '%s\n' "  /etc/rbc-edge: settings (--purge removes them)"
 if getent passwd rbc-edge >/dev/null; then
-    printf '%s\n' "  the user and group rbc-edge, to whom the results belong (userdel rbc-edge)"
+    printf '%s\n' "  the user and group rbc-edge, which own the results (to remove them: userdel rbc-edge)"
 fi

@@ -1,7 +1,7 @@
-"""Makes ``docs/field.jpg``: one drawn field with its cells outlined by the shipped bundle.
+"""Makes ``docs/field.jpg``: a drawn field of view with the cells that the shipped bundle finds.
 
-Run as ``python docs/make_picture.py`` after ``make demo``. Photographs of the public data do not go into
-the repository, so the field is drawn; give the name of a photograph to look at a real one.
+Run ``python docs/make_picture.py``. The field is drawn: photographs of the public data are not in
+the repository. To see a photograph, run ``python docs/make_picture.py PHOTOGRAPH [OUT]``.
 """
 
 import sys
@@ -19,7 +19,7 @@ from rbc_edge.vision.bundle import Bundle
 
 
 def main() -> None:
-    """Draws or reads a field, counts it, and writes the picture."""
+    """Draws or reads a field of view, counts it, and writes the image with outlined cells."""
     folder = Path(__file__).resolve().parent
     if len(sys.argv) > 1:
         field = image_file.load_field(Path(sys.argv[1]), "slide", "field")

@@ -1,4 +1,4 @@
-"""What the workshop's and the export's tests share. ultralytics' settings stay out of the user's home."""
+"""Fixtures for the tests of training and export. Settings of ultralytics stay out of the user's home."""
 
 import atexit
 import os
@@ -20,7 +20,7 @@ os.environ["YOLO_OFFLINE"] = "True"
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TinyData":
-    """Drawn public data, whose verified labels are the drawn truth."""
+    """Drawn data in the form of the public data. Its verified labels are the drawn truth."""
     from tiny_data import usual
 
     made = usual(tmp_path / "public")
@@ -30,7 +30,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TinyData":
 
 @pytest.fixture
 def dataset(data: "TinyData", tmp_path: Path) -> Path:
-    """The dataset made of it, at 24 px a cell."""
+    """The dataset made from `data`, at 24 px a cell."""
     from rbc_train.data import read_public, write_dataset
 
     out = tmp_path / "dataset"

@@ -1,4 +1,4 @@
-"""Debians in folders, and the release put into them: what the programs that prove it there share."""
+"""Makes a Debian system in a folder and puts the release into it. Shared by the programs that test there."""
 
 import os
 import platform
@@ -13,8 +13,9 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 
-# $0 is the tree; then pairs of an outer file and the inner one that it lies over, --, and the command. The
-# tree becomes a mount, as a system's root is one; and the shell stays, for process 1 is deaf to signals.
+# $0 is the tree. Then come pairs of an outer file and the inner file that it covers, --, and the command. The
+# tree becomes a mount, as the root of a system is one. The shell stays process 1, because process 1 ignores
+# signals.
 _MOUNTS: Final = """
 mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount -t sysfs -o ro sysfs "$0/sys" &&
 mount -t tmpfs tmpfs "$0/run" || exit
@@ -24,23 +25,23 @@ chroot "$0" "$@"
 exit $?
 """
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_GLIBCS: Final = (28, 27, 26, 24, 17, 12, 5)  # what pip is told a Debian of today can run
+_GLIBCS: Final = (28, 27, 26, 24, 17, 12, 5)  # versions that a Debian of today can run
 _PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
 class MissingError(Exception):
-    """Something that this program needs is not on this machine."""
+    """This machine lacks something that the program needs."""
 
 
 class Proof:
-    """What was checked, and whether it held."""
+    """Counts checks and keeps those that failed."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
         self.n_checks = 0
 
     def check(self, what: str, holds: bool, shown: object = "") -> None:
-        """Notes and prints one check."""
+        """Prints one check and keeps its result."""
         self.n_checks += 1
         if not holds:
             self.failed.append(what)
@@ -48,12 +49,12 @@ class Proof:
 
 
 class Tree:
-    """A Debian in a folder; commands run in it without network, in namespaces of their own.
+    """A Debian system in a folder. Commands run in it without network, in namespaces of their own.
 
     Args:
-        folder: Where it lies.
-        environment: What its commands find in their environment besides path and language.
-        over: Files of the tree (paths inside) that other files lie over while a command runs.
+        folder: The folder.
+        environment: Environment variables of its commands, besides path and language.
+        over: Files of the tree (paths inside) that other files cover while a command runs.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Tree:
         self._over = [text for inside, outside in (over or {}).items() for text in (str(outside), inside)]
 
     def command(self, *command: str) -> list[str]:
-        """The command that runs a command in the tree; its environment must be `environment`."""
+        """The command line that runs a command in the tree. Start it with `environment`."""
         return [
             *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"),
             *("sh", "-c", _MOUNTS, str(self.folder), *self._over, "--", *command),
         ]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the tree; its output is kept, stderr with stdout."""
+        """Runs a command in the tree. Returns its output, stderr with stdout."""
         return subprocess.run(
             self.command(*command),
             check=False,
@@ -88,12 +89,12 @@ class Tree:
         )
 
     def path(self, inside: str) -> Path:
-        """A path of the tree, as it is outside."""
+        """The path outside of a path in the tree."""
         return self.folder / inside.lstrip("/")
 
 
 def need(*programs: str, packages: Mapping[str, str] | None = None) -> None:
-    """Raises MissingError where something is not here; `packages`: those not named as their program."""
+    """Raises MissingError without root or one of the programs. `packages`: packages with other names."""
     if os.geteuid() != 0:
         raise MissingError("it needs root")
     for program in programs:
@@ -103,7 +104,7 @@ def need(*programs: str, packages: Mapping[str, str] | None = None) -> None:
 
 @contextmanager
 def temporary_folder(*, kept: bool) -> Iterator[Path]:
-    """A folder on a file system that lets programs run and devices be made."""
+    """A folder on a file system that allows programs and devices."""
     folder = Path(tempfile.mkdtemp(prefix="rbc-edge-debian-", dir="/var/tmp"))
     try:
         yield folder
@@ -115,7 +116,7 @@ def temporary_folder(*, kept: bool) -> Iterator[Path]:
 
 
 def make_tree(folder: Path, suite: str, mirror: str, packages: Sequence[str], *options: str) -> Tree:
-    """Bootstraps a Debian of a few packages; `options` are debootstrap's."""
+    """Bootstraps a Debian with a few packages. `options` are options of debootstrap."""
     print(f"debootstrap {' '.join((*options, suite))}, {' '.join(packages)}", flush=True)
     with (folder / "debootstrap.log").open("w") as log:
         done = subprocess.run(
@@ -133,11 +134,11 @@ def make_tree(folder: Path, suite: str, mirror: str, packages: Sequence[str], *o
 
 
 def for_python(version: str, machine: str) -> list[str]:
-    """pip's options for another Python than its own.
+    """Options of pip for another Python than its own.
 
     Args:
         version: Such as 3.11.
-        machine: As `platform.machine` has it there.
+        machine: `platform.machine` there.
     """
     platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in _GLIBCS]
     platforms.append(f"--platform=manylinux2014_{machine}")
@@ -146,25 +147,25 @@ def for_python(version: str, machine: str) -> list[str]:
 
 
 def pip(*arguments: str) -> None:
-    """Runs the pip of this Python."""
+    """Runs pip with this Python."""
     subprocess.run([*_PIP, *arguments], check=True)
 
 
 def put_release(tree: Tree, folder: Path, *, machine: str = "") -> str:
-    """Builds the wheel, fetches what it needs for the tree's Python, and puts all into the tree.
+    """Builds the wheel, downloads what it needs for the Python of the tree, and puts all into the tree.
 
     Args:
-        tree: The tree; a release that was put there before goes.
+        tree: The tree. An older release in it is removed.
         folder: A folder to build in.
-        machine: The tree's, as `platform.machine` has it there; this one's when empty.
+        machine: `platform.machine` of the tree. Empty: the same as here.
 
     Returns:
-        The wheel's name; it lies in ``/root/release``, what it needs in ``wheels`` there.
+        The name of the wheel. It is in ``/root/release``, and what it needs in ``/root/release/wheels``.
     """
     release = tree.path("/root/release")
     shutil.rmtree(release, ignore_errors=True)
     release.mkdir()
-    # A copy: building writes into the folder it builds.
+    # A copy, because building writes into its folder.
     source = folder / "source"
     shutil.copytree(
         ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "data", "dist", "build", "__pycache__")

@@ -1,130 +1,319 @@
-"""Settings: flag, then environment, then file, then default; checked in one place, whoever gave them."""
+"""Settings: flag, then environment, then file, then default. Each is declared once, in `Settings`.
+
+Options of the command line, variables of the environment, checks, the example file and the tables of
+``docs/commands.md`` all come from these declarations.
+"""
+# ruff: noqa: RUF009  `_is` is dataclasses.field
 
 import difflib
 import json
 import os
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from math import isfinite
+from dataclasses import dataclass, field, fields
+from math import inf, isinf
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, TypeVar, get_args
 
 from rbc_edge.errors import UnavailableError, UsageError
 
 ENV_PREFIX: Final = "RBC_EDGE_"
 CELL_DIAMETER_UM: Final = 7.5
-"""Diameter of a red cell in a dry smear, micrometres (design, section 3)."""
+"""Diameter of a red cell in a dry smear, micrometres."""
 
 PRECISIONS: Final = ("int8", "fp32")
 EDGES: Final = ("all", "two-sides", "inside")
 
+_T = TypeVar("_T")
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
-_EXAMPLE: Final = Path(__file__).with_name("example.toml")
 _KEY: Final = re.compile(r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*=""")
 _SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
-_MOST_THREADS: Final = 64  # ten thousand bring a small computer down, and nothing gains from ten
-_RANGES: Final = {  # seconds, and MB
-    "settle_s": (0.0, 3600.0),
-    "grace_s": (0.0, 86_400.0),
-    "scan_every_s": (0.1, 3600.0),
-    "min_free_mb": (0.0, 1e7),
+_MIN_CELL_PX, _MAX_CELL_PX = 4.0, 4000.0
+_TYPE_WORDS: Final = {
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
 }
-_LEAST_OVERLAY_PX, _MOST_OVERLAY_PX = 64, 20_000  # a JPEG ends at 65,535
-_SMALLEST_CELL_PX, _LARGEST_CELL_PX = 4.0, 4000.0
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_LINE_LENGTH: Final = 110
+
+_COUNTING: Final = "run watch"
+_WITH_RESULTS: Final = f"{_COUNTING} status retry report doctor"
+_WITH_BUNDLE: Final = f"{_COUNTING} demo bench report doctor bundle-show bundle-verify"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How one setting is explained, checked and given on the command line.
+
+    Attributes:
+        name: Name of the field of `Settings`: the key of the file.
+        kind: Type of its value.
+        default: Its default.
+        help: What it means, for the command line, the example file and the documentation.
+        more: What the example file says after that.
+        option: Its option and the word for its value, ``--out -o DIR``. A word alone: an argument.
+        on: The commands that take it. ``bundle-show`` is the command ``show`` of the group ``bundle``.
+        without: What happens without it, where there is no default.
+        example: A value in TOML, where there is no default.
+        choices: The words it can be.
+        limits: The smallest and the largest value.
+        zero: What 0 means, where that is not a number like the others.
+        pattern: Regular expression that text must match.
+        rule: The values it can have, in words, where the above does not say it well.
+        heading: Title of the group that begins here, in the example file.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    more: str = ""
+    option: str = ""
+    on: str = _COUNTING
+    without: str = ""
+    example: str = ""
+    choices: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
+    zero: str = ""
+    pattern: str = ""
+    rule: str = ""
+    heading: str = ""
+
+    @property
+    def values(self) -> str:
+        """The values it can have, in words."""
+        if self.rule:
+            return self.rule
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.limits is None:
+            return _TYPE_WORDS[self.kind]
+        low, high = self.limits
+        numbers = f"{low:g} or more" if isinf(high) else f"from {low:g} to {high:.15g}"
+        return f"0 ({self.zero}), or {numbers}" if self.zero else numbers
+
+    @property
+    def default_words(self) -> str:
+        """The default, or what happens without the setting. Empty where the help says it, or for false."""
+        if self.default is None or self.default is False:
+            return self.without
+        return f"{self.default:g}" if self.kind is float else str(self.default)
+
+    def allows(self, value: Any) -> bool:
+        """Tells whether a value of the right type is one of those it can have."""
+        if value is None or (self.zero and value == 0):
+            return True
+        if self.choices:
+            return value in self.choices
+        if self.pattern:
+            return re.fullmatch(self.pattern, value) is not None
+        return self.limits is None or bool(self.limits[0] <= value <= self.limits[1])
+
+
+def _is(default: _T, help: str, more: str = "", **about: Any) -> _T:
+    return field(default=default, metadata={"help": help, "more": more, **about})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run can be told; each name is a key of the file, and in capitals a variable of the environment.
+    """What a run can be told. A name is a key of the file and, in capitals, a variable of the environment.
 
-    Attributes:
-        out: Output folder.
-        bundle: Folder of the bundle; None: the one shipped.
-        threads: Images counted at the same time, a thread each; 0: as many as cores, at most 4.
-        precision: Which of the bundle's detectors counts: int8 or fp32.
-        cell_diameter: Diameter of a red cell in pixels; None: not given.
-        um_per_px: Micrometres per pixel; None: not given.
-        slide_pattern: Regular expression that finds the slide in a file's name; None: folders are slides.
-        edges: Edge rule: all, two-sides or inside.
-        cells: Also write a table of cells by slide.
-        overlays: Also draw a picture by field, its cells outlined.
-        overlay_px: Longest side of such a picture, pixels; 0: as large as the image.
-        report: Also write a page by slide, to look at.
-        max_failures: Stop after this many failed images; None: never.
-        source: The camera's folder, for ``watch``.
-        marker: Name of a file that lies in the source while it is the right one; None: none.
-        settle_s: ``watch`` takes a file that has not changed for so long, seconds.
-        grace_s: ``watch`` fails an unfinished file that has not changed for so long, seconds.
-        scan_every_s: ``watch`` scans its source at least so often, seconds.
-        min_free_mb: ``watch`` pauses while the results' disk has less room, MB.
-        polling: Whether ``watch`` does without events; None: as the file system needs it.
-        prometheus: Text file for Prometheus that ``watch`` writes; None: none.
-        quiet: Say nothing but errors.
-        verbose: Say more.
+    `SETTINGS` has what is said about each. None means that it is not given.
     """
 
-    out: Path | None = None
-    bundle: Path | None = None
-    threads: int = 0
-    precision: str = "int8"
-    cell_diameter: float | None = None
-    um_per_px: float | None = None
-    slide_pattern: str | None = None
-    edges: str = "all"
-    cells: bool = False
-    overlays: bool = False
-    overlay_px: int = 2048
-    report: bool = False
-    max_failures: int | None = None
-    source: Path | None = None
-    marker: str | None = None
-    settle_s: float = 2.0
-    grace_s: float = 120.0
-    scan_every_s: float = 10.0
-    min_free_mb: float = 200.0
-    polling: bool | None = None
-    prometheus: Path | None = None
-    quiet: bool = False
-    verbose: bool = False
+    source: Path | None = _is(
+        None,
+        "The camera's folder. Each sub-folder is a slide.",
+        "For `rbc-edge watch`. Nothing is ever written into this folder.",
+        option="SOURCE",
+        on="watch doctor",
+        example='"/srv/camera"',
+        heading="Folders",
+    )
+    out: Path | None = _is(
+        None,
+        "Folder for the results: the tables, and the ledger (the database they are made from). Required.",
+        "It must be outside source, on a disk of this computer.",
+        option="--out -o DIR",
+        on=_WITH_RESULTS,
+        example='"/var/lib/rbc-edge"',
+    )
+    marker: str | None = _is(
+        None,
+        "Name of a file that must be in the source. While it is missing, the source counts as not available.",
+        "For network shares: create the file on the share (`touch .camera-share`). Then a share that is not"
+        " mounted is not taken for an empty folder.",
+        option="--marker NAME",
+        on="watch",
+        example='".camera-share"',
+        pattern=r"(?!\.{1,2}$)[^/]+",
+        rule="the name of a file in the source, without a folder",
+    )
+    cell_diameter: float | None = _is(
+        None,
+        "Scale of the images: the diameter of a red cell in pixels.",
+        "Give cell_diameter or um_per_px, not both.",
+        option="--cell-diameter PX",
+        without="estimated for each slide",
+        example="80.0",
+        limits=(_MIN_CELL_PX, _MAX_CELL_PX),
+        heading="What is counted",
+    )
+    um_per_px: float | None = _is(
+        None,
+        f"Scale of the images: micrometres per pixel. A red cell is {CELL_DIAMETER_UM} micrometres wide.",
+        option="--um-per-px UM",
+        without="estimated for each slide",
+        example="0.09",
+        limits=(CELL_DIAMETER_UM / _MAX_CELL_PX, CELL_DIAMETER_UM / _MIN_CELL_PX),
+        rule=f"from {CELL_DIAMETER_UM / _MAX_CELL_PX:g} to {CELL_DIAMETER_UM / _MIN_CELL_PX:g}, which makes a"
+        f" red cell {_MAX_CELL_PX:g} to {_MIN_CELL_PX:g} pixels wide",
+    )
+    edges: str = _is(
+        "all",
+        "Which cells at the image border count. all: every cell. two-sides: not the cells at the right and"
+        " the lower border. inside: only cells that touch no border.",
+        option="--edges RULE",
+        on=f"{_COUNTING} report",
+        choices=EDGES,
+    )
+    cells: bool = _is(
+        False, "Also write cells/<slide>.csv, with a row per cell.", option="--cells/--no-cells"
+    )
+    overlays: bool = _is(
+        False,
+        "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/).",
+        option="--overlays/--no-overlays",
+    )
+    overlay_px: int = _is(
+        2048,
+        "Longest side of these pictures in pixels. 0: as large as the image.",
+        option="--overlay-px PX",
+        limits=(64, 20_000),  # a JPEG ends at 65,535
+        zero="as large as the image",
+    )
+    report: bool = _is(
+        False,
+        "Also write a web page with pictures for each slide (reports/<slide>.html).",
+        option="--report/--no-report",
+    )
+    slide_pattern: str | None = _is(
+        None,
+        "Regular expression that finds the slide in a file name: group 'slide', and optionally group 'fov'.",
+        "For cameras that put all slides into one folder.",
+        option="--slide-pattern REGEX",
+        without="each folder is a slide",
+        example="'(?P<slide>[^_]+)_(?P<fov>[0-9]+)'",
+    )
+    bundle: Path | None = _is(
+        None,
+        "Folder of the bundle (the models that count).",
+        option="--bundle DIR",
+        on=_WITH_BUNDLE,
+        without="the one shipped with the program",
+        example='"/opt/rbc-edge-bundles/ours"',
+    )
+    settle_s: float = _is(
+        2.0,
+        "Count a file when it has not changed for this many seconds.",
+        "Where the system reports that a file was closed, 0.1 s is enough.",
+        option="--settle-s S",
+        on="watch",
+        limits=(0, 3600),
+        heading="When a file is counted",
+    )
+    grace_s: float = _is(
+        120.0,
+        "Record an incomplete file as failed when it has not changed for this many seconds.",
+        "A file that is cut short, empty or unreadable may still arrive. Until then it is tried again.",
+        option="--grace-s S",
+        on="watch",
+        limits=(0, 86_400),
+    )
+    scan_every_s: float = _is(
+        10.0,
+        "Longest time between two scans of the whole source, in seconds.",
+        option="--scan-every-s S",
+        on="watch",
+        limits=(0.1, 3600),
+    )
+    polling: bool | None = _is(
+        None,
+        "Find new files only by scanning, without events of the file system.",
+        "Without this setting the program scans network shares and uses events on other disks.",
+        option="--polling/--events",
+        on="watch",
+        without="depends on the kind of file system",
+        example="true",
+    )
+    min_free_mb: float = _is(
+        200.0,
+        "Pause while the disk of the results has less free space than this, in MB.",
+        option="--min-free-mb MB",
+        on="watch",
+        limits=(0, 1e7),
+        heading="The computer",
+    )
+    threads: int = _is(
+        0,
+        "Images counted at the same time. 0: as many as the computer has cores, at most 4.",
+        option="--threads N",
+        on=f"{_COUNTING} demo",
+        limits=(1, 64),  # ten thousand bring a small computer down, and nothing gains from ten
+        zero="as many as the computer has cores, at most 4",
+    )
+    precision: str = _is(
+        "int8",
+        "Which detector of the bundle counts: int8 (calculates with whole numbers) or fp32 (floating point).",
+        "fp32 works only where the bundle has it. `rbc-edge bench` measures which is faster on this computer."
+        " Their counts differ a little, so after a change every image is counted again.",
+        option="--precision KIND",
+        choices=PRECISIONS,
+    )
+    prometheus: Path | None = _is(
+        None,
+        "Text file of numbers for the monitoring program Prometheus, kept up to date.",
+        "Its node_exporter reads it (textfile collector). This needs the extra `prometheus` and a folder that"
+        " the service may write to.",
+        option="--prometheus FILE",
+        on="watch",
+        example='"/var/lib/rbc-edge/rbc-edge.prom"',
+    )
+    quiet: bool = _is(False, "Print only errors.", option="--quiet -q", heading="Messages and limits")
+    verbose: bool = _is(False, "Print a line per image, and the details of an error.", option="--verbose -v")
+    max_failures: int | None = _is(
+        None,
+        "Stop after this many failed images.",
+        "For `rbc-edge run` only.",
+        option="--max-failures N",
+        on="run",
+        without="never stop",
+        example="100",
+        limits=(1, inf),
+    )
 
     @property
     def cell_diameter_px(self) -> float | None:
-        """Diameter of a red cell in pixels that the user gave, either way; None: to be estimated."""
+        """Diameter of a red cell in pixels that the user gave, in either way. None: to be estimated."""
         if self.um_per_px is not None:
             return CELL_DIAMETER_UM / self.um_per_px
         return self.cell_diameter
 
 
-_TYPES: Final[dict[str, type]] = {
-    "out": Path,
-    "bundle": Path,
-    "threads": int,
-    "precision": str,
-    "cell_diameter": float,
-    "um_per_px": float,
-    "slide_pattern": str,
-    "edges": str,
-    "cells": bool,
-    "overlays": bool,
-    "overlay_px": int,
-    "report": bool,
-    "max_failures": int,
-    "source": Path,
-    "marker": str,
-    "settle_s": float,
-    "grace_s": float,
-    "scan_every_s": float,
-    "min_free_mb": float,
-    "polling": bool,
-    "prometheus": Path,
-    "quiet": bool,
-    "verbose": bool,
+SETTINGS: Final[Mapping[str, Setting]] = {
+    f.name: Setting(
+        f.name, next(k for k in (*get_args(f.type), f.type) if k is not NoneType), f.default, **f.metadata
+    )
+    for f in fields(Settings)
 }
-_WORDS: Final = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+"""Each setting by its name, in the order of the example file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +323,7 @@ class Loaded:
     Attributes:
         settings: The settings in force.
         source: For each setting ``flag``, a variable, a file and line (``FILE:LINE``), or ``default``.
-        file: The configuration file read; None without one.
+        file: The settings file that was read. None: there is none.
     """
 
     settings: Settings
@@ -148,18 +337,18 @@ def load(
     """Puts the settings together.
 
     Args:
-        flags: What the command line gave, by name of the setting; None: not given.
-        file: The file the user named; None: ``RBC_EDGE_CONFIG``, else the user's
+        flags: What the command line gave, by name of the setting. None: not given.
+        file: The file the user named. None: ``RBC_EDGE_CONFIG``, else the user's
             ``rbc-edge/config.toml`` (XDG), else ``/etc/rbc-edge/config.toml``, else none.
-        env: The environment; None: the process's.
+        env: The environment. None: the process's.
 
     Returns:
-        The settings, each from the highest source that names it. The two ways to give the scale are one
-        setting: a flag for one of them outranks a file that has the other.
+        The settings, each from the first place that names it. The two ways to give the scale are one
+        setting: a flag for one of them comes before a file that has the other.
 
     Raises:
         UsageError: A key is unknown, a value is of the wrong type or out of range, the file cannot be
-            read, or one source gives the scale both ways.
+            read, or one place gives the scale in both ways.
     """
     env = os.environ if env is None else env
     path = _file(file, env)
@@ -182,9 +371,11 @@ def load(
         for key, (value, origin) in layer.items():
             if key not in values and not (key in _SCALE_KEYS and scale_is_set):
                 values[key], source[key] = value, origin
-    settings = Settings(**values)
-    _check(settings, source)
-    return Loaded(settings, {f.name: source.get(f.name, "default") for f in fields(Settings)}, path)
+    for key, value in values.items():
+        if not SETTINGS[key].allows(value):
+            name = f"--{key.replace('_', '-')}" if source[key] == "flag" else f"{source[key]}: {key}"
+            raise UsageError(f"{name} is {value}", f"it has to be {SETTINGS[key].values}")
+    return Loaded(Settings(**values), {name: source.get(name, "default") for name in SETTINGS}, path)
 
 
 def user_file(env: Mapping[str, str]) -> Path:
@@ -194,45 +385,68 @@ def user_file(env: Mapping[str, str]) -> Path:
 
 
 def places(env: Mapping[str, str] | None = None) -> tuple[Path, Path]:
-    """Returns where settings are looked for when nobody names a file: the user's, then the system's.
+    """Returns where settings are looked for when no file is named: the user's, then the system's.
 
     Args:
-        env: The environment; None: the process's.
+        env: The environment. None: the process's.
     """
     env = os.environ if env is None else env
     return user_file(env), _SYSTEM_FILE
 
 
+_EXAMPLE_HEAD: Final = """\
+# Settings of rbc-edge. The program reads the file that --config or RBC_EDGE_CONFIG names. Otherwise it reads
+# ~/.config/rbc-edge/config.toml, or else /etc/rbc-edge/config.toml, which is the file of the service.
+# An option of the command line comes before a variable RBC_EDGE_..., and a variable before this file.
+#
+# After a change: `rbc-edge config validate`. Then `systemctl reload rbc-edge` for a running service.
+# After a change of source or out: run install.sh again where it made the service, so that the service may
+# use the new folder.
+#
+# A line like "#key = value" shows the default. Where there is no default, it shows an example. An unknown key
+# is an error.
+"""
+
+
 def example(*, source: Path | None = None, out: Path | None = None) -> str:
-    """Returns a settings file in which every key stands with its meaning, commented out.
+    """Returns a settings file that explains every setting, all of them commented out.
 
     Args:
-        source: The camera's folder, to be set in it; None: left out.
-        out: The output folder, to be set in it; None: left out.
+        source: The camera's folder, to be set in it. None: left out.
+        out: The output folder, to be set in it. None: left out.
 
     Raises:
         UsageError: A folder's name is not UTF-8, and cannot stand in a TOML file.
     """
-    text = _EXAMPLE.read_text(encoding="utf-8")
-    for key, folder in (("source", source), ("out", out)):
-        if folder is None:
-            continue
-        try:
-            os.fspath(folder).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"--{key} is {os.fspath(folder)!r}", "a settings file can name UTF-8 folders only"
-            ) from error
-        line = f"{key} = {json.dumps(os.fspath(folder), ensure_ascii=False)}"
-        text, n = re.subn(rf"^#{key} = .*$", line.replace("\\", r"\\"), text, flags=re.M)
-        assert n == 1, key
+    given = {"source": source, "out": out}
+    text = _EXAMPLE_HEAD
+    for key, setting in SETTINGS.items():
+        if setting.heading:
+            text += f"\n# -- {setting.heading} ".ljust(_LINE_LENGTH - 3, "-") + "\n"
+        comment = textwrap.wrap(f"{setting.help} {setting.more}", _LINE_LENGTH - 2, break_on_hyphens=False)
+        if setting.default is None:
+            comment.append(f"(no default{setting.without and f': {setting.without}'})")
+        folder = given.get(key)
+        shown = f"#{key} = {setting.example or json.dumps(setting.default)}"
+        text += "\n" + "".join(f"# {line}\n" for line in comment)
+        text += f"{shown if folder is None else f'{key} = {_toml(key, folder)}'}\n"
     return text
+
+
+def _toml(key: str, folder: Path) -> str:
+    try:
+        os.fspath(folder).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--{key} is {os.fspath(folder)!r}", "a settings file can name UTF-8 folders only"
+        ) from error
+    return json.dumps(os.fspath(folder), ensure_ascii=False)
 
 
 def write_example(
     file: Path, *, source: Path | None = None, out: Path | None = None, force: bool = False
 ) -> None:
-    """Writes `example` into a file, whole or not at all; its folder is made where it is missing.
+    """Writes `example` into a file, completely or not at all. Makes the file's folder if it is missing.
 
     Args:
         file: The file.
@@ -285,7 +499,7 @@ def _variables(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 
 def _from_text(key: str, text: str, where: str) -> object:
-    kind = _TYPES[key]
+    kind = SETTINGS[key].kind
     word = text.strip().lower()
     if kind is bool and word in (*_TRUE, *_FALSE):
         return word in _TRUE
@@ -294,7 +508,7 @@ def _from_text(key: str, text: str, where: str) -> object:
             return kind(text)
         except ValueError:
             pass
-    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_WORDS[kind]}")
+    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPE_WORDS[kind]}")
 
 
 def _read(path: Path) -> dict[str, tuple[Any, str]]:
@@ -309,17 +523,17 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         raise UsageError(
             f"{path}: not a TOML file: {error}", "`rbc-edge config init --file -` prints one with every key"
         ) from error
-    lines: dict[str, int] = {}  # tomllib does not tell; every setting is one line of its own
+    lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
     for number, line in enumerate(text.splitlines(), 1):
         if match := _KEY.match(line):
             lines.setdefault(match[1], number)
     values: dict[str, tuple[Any, str]] = {}
     for key, value in content.items():
         where = f"{path}:{lines[key]}" if key in lines else str(path)
-        kind = _TYPES[_known(key, where, "")]
+        kind = SETTINGS[_known(key, where, "")].kind
         if kind is Path and isinstance(value, str):
             if not value:
-                raise UsageError(f"{where}: {key} is empty", f"it has to be {_WORDS[kind]}")
+                raise UsageError(f"{where}: {key} is empty", f"it has to be {_TYPE_WORDS[kind]}")
             # Relative to the file, wherever the program is started.
             values[key] = path.parent / value, where
         elif kind is float and type(value) in (int, float):
@@ -327,52 +541,13 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         elif type(value) is kind:  # not isinstance: true is no number
             values[key] = value, where
         else:
-            raise UsageError(f"{where}: {key} is {value!r}", f"it has to be {_WORDS[kind]}")
+            raise UsageError(f"{where}: {key} is {value!r}", f"it has to be {_TYPE_WORDS[kind]}")
     return values
 
 
 def _known(key: str, where: str, prefix: str) -> str:
-    if key in _TYPES:
+    if key in SETTINGS:
         return key
-    near = difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.0)[0]
     near = prefix + near.upper() if prefix else near
     raise UsageError(f"{where}: unknown setting {key!r}", f"did you mean {near}?")
-
-
-def _check(settings: Settings, source: Mapping[str, str]) -> None:
-    def wrong(key: str, advice: str) -> UsageError:
-        where = source.get(key, "flag")
-        name = f"--{key.replace('_', '-')}" if where == "flag" else f"{where}: {key}"
-        return UsageError(f"{name} is {getattr(settings, key)}", advice)
-
-    for key in _SCALE_KEYS:
-        value = getattr(settings, key)
-        if value is None:
-            continue
-        if not (isfinite(value) and value > 0):
-            raise wrong(key, "it has to be a positive number")
-        diameter = settings.cell_diameter_px
-        if diameter is not None and not _SMALLEST_CELL_PX <= diameter <= _LARGEST_CELL_PX:
-            raise wrong(
-                key,
-                f"that makes a red cell {diameter:g} pixels wide; it can be from"
-                f" {_SMALLEST_CELL_PX:g} to {_LARGEST_CELL_PX:g}",
-            )
-    for key, (least, most) in _RANGES.items():
-        if not least <= getattr(settings, key) <= most:
-            raise wrong(key, f"it can be from {least:g} to {most:g}")
-    if settings.marker is not None and ("/" in settings.marker or settings.marker in ("", ".", "..")):
-        raise wrong("marker", "it has to be the name of a file in the source")
-    if settings.edges not in EDGES:
-        raise wrong("edges", f"it has to be one of {', '.join(EDGES)}")
-    if settings.precision not in PRECISIONS:
-        raise wrong("precision", f"it has to be one of {', '.join(PRECISIONS)}")
-    if not 0 <= settings.threads <= _MOST_THREADS:
-        raise wrong("threads", f"it has to be 0 (choose for me) or more, up to {_MOST_THREADS}")
-    if settings.overlay_px != 0 and not _LEAST_OVERLAY_PX <= settings.overlay_px <= _MOST_OVERLAY_PX:
-        raise wrong(
-            "overlay_px",
-            f"it has to be 0 (as large as the image), or from {_LEAST_OVERLAY_PX} to {_MOST_OVERLAY_PX}",
-        )
-    if settings.max_failures is not None and settings.max_failures < 1:
-        raise wrong("max_failures", "it has to be 1 or more")

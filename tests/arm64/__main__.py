@@ -1,13 +1,12 @@
-"""Proves the release on Arm: ``make test-arm64``, or ``python -m tests.arm64`` in the repository, as root.
+"""Tests the release on Arm: ``make test-arm64``, or ``python -m tests.arm64`` in the repository, as root.
 
-In a Debian arm64 under qemu, once as the processor of a Raspberry Pi 4 and once as a Pi 5's, the release is
-installed by its own script, the station's tests and the demo run, and fields of view are counted by the same
-wheel there and on this computer: what differs is listed, and held within `LIMITS`. The Debian is kept
-(``$XDG_CACHE_HOME/rbc-edge``), so that a second run is quicker. Without root, debootstrap or qemu it says so
-and
-leaves with 0. What is mounted or registered ends with the process.
+A Debian arm64 runs under qemu, once with the processor of a Raspberry Pi 4 and once with that of a Pi 5. The
+release is installed there with its own script. Then the tests of the station and the demo run, except the
+tests in `LEFT_OUT`. At last the same wheel counts the same fields of view there and on this computer. The
+differences are listed and must be within `LIMITS`.
 
-Left out of the tests: see `LEFT_OUT`.
+The Debian is kept (``$XDG_CACHE_HOME/rbc-edge``), so that a second run is faster. Without root, debootstrap
+or qemu the program says so, and its exit code is 0. Everything that it mounts or registers ends with it.
 """
 
 import argparse
@@ -50,15 +49,15 @@ from tests.debian import (
 
 QEMU: Final = "qemu-aarch64-static"
 MACHINE: Final = "aarch64"
-SUITE: Final = "bookworm"  # Raspberry Pi OS is made of it
+SUITE: Final = "bookworm"  # Raspberry Pi OS is based on it
 STEPS: Final = ("tests", "demo", "counts")
 
-# ELF, 64 bit, little-endian, executable or shared object, for aarch64; as qemu's own binfmt has it.
+# ELF, 64 bit, little-endian, executable or shared object, for aarch64, as in the binfmt file of qemu.
 _MAGIC: Final = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 _MASK: Final = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 
 _FIELDS_ROUNDED: Final = 6
-_SEEN: Final = 0.3  # below, the detector sees nothing, and scores do not move
+_SEEN: Final = 0.3  # below this the detector sees nothing, and scores do not change
 
 _PYTHON: Final = "/opt/rbc-edge/current/bin/python"
 _TESTING: Final = ("pytest", "pytest-timeout", "prometheus-client")
@@ -70,11 +69,11 @@ class Computer:
 
     Attributes:
         name: Its name.
-        cpu: What qemu calls its processor.
-        features: What the kernel calls what that processor can, of what qemu has of it.
-        part: Number of the processor, in ``/proc/cpuinfo``.
-        variant: Of the processor.
-        revision: Of the processor.
+        cpu: Name of its processor in qemu.
+        features: Features of the processor that qemu emulates, by their names in the kernel.
+        part: Number of the processor in ``/proc/cpuinfo``.
+        variant: Variant of the processor.
+        revision: Revision of the processor.
     """
 
     name: str
@@ -85,10 +84,10 @@ class Computer:
     revision: int
 
     def cpuinfo(self, cores: int) -> str:
-        """What ``/proc/cpuinfo`` says there.
+        """Content of ``/proc/cpuinfo`` there.
 
-        qemu lets the host's file through, and ONNX Runtime reads it for aarch64's fields: it finds none and
-        dies of that.
+        qemu shows the file of the host. ONNX Runtime looks for the fields of aarch64 in it, finds none and
+        crashes.
         """
         return "".join(
             f"processor\t: {i}\nBogoMIPS\t: 108.00\nFeatures\t: {self.features}\nCPU implementer\t: 0x41\n"
@@ -109,37 +108,37 @@ COMPUTERS: Final = {
         1,
     ),
 }
-"""The Pi 5's processor has the int8 dot product (asimddp), the Pi 4's has not: other kernels count there."""
+"""The Pi 5 has the int8 dot product (asimddp) and the Pi 4 has not, so they use different kernels."""
 
 _DOT_PRODUCT: Final = "import ctypes; print(bool(ctypes.CDLL(None).getauxval(16) & 1 << 20))"
-"""Asks as ONNX Runtime does: AT_HWCAP, HWCAP_ASIMDDP."""
+"""Checks in the same way as ONNX Runtime: AT_HWCAP, HWCAP_ASIMDDP."""
 
 LEFT_OUT: Final = {
-    "test_smear.py": "draws for minutes; what it draws is counted in the demo",
-    "test_demo.py": "the demo itself runs",
-    "test_cli.py": "a process for each test, and a process takes ten seconds to start",
+    "test_synthetic.py": "draws for minutes; the demo counts what it draws",
+    "test_demo.py": "the demo itself runs here",
+    "test_cli.py": "starts a process for each test, which takes ten seconds",
     "test_bad_input.py": "the same",
-    "test_trial.py": "the same",
+    "test_sandbox.py": "the same",
 }
-"""Tests of the station that do not run here, and why."""
+"""Tests of the station that do not run here, with the reason."""
 
 
-# The bounds, chosen after the first measurement (docs/hardware.md). The last bits of a float hang on the
-# order of a sum, and the int8 network makes steps of them, as it does on one processor when its convolutions
-# are laid out otherwise: the scores move by 0.01 to 0.02, up or down, and a cell whose score lies at the
-# threshold comes or goes, two in a hundred. Of N such changes, each up or down, a sum keeps sqrt(N).
+# The limits were chosen after the first measurement (docs/hardware.md). The last bits of a float depend on
+# the order of a sum, and the int8 network turns them into steps. So the scores change by 0.01 to 0.02, up or
+# down, and about two cells in a hundred have a score so near to the threshold that they appear or disappear.
+# N such changes, each up or down, change a sum by about sqrt(N).
 LIMITS: Final = {
     "sum": (0.01, "red cells in all, relative difference"),  # 18 changes in 1,000 cells: sqrt is 0.4 %
     "share": (0.01, "overlapping share of the red cells, difference"),
     "field": (3, "any count of any field of view, difference in cells"),
-    "clear": (0.15, "score over its threshold of a red cell that only one sees"),  # as in `bundle verify`
+    "clear": (0.15, "score above the threshold of a red cell that only one sees"),  # as in `bundle verify`
     "shift": (0.005, "mean difference of the detector's scores"),  # ten times its standard error
 }
 
 
 @contextmanager
 def programs_of_arm(folder: Path) -> Iterator[None]:
-    """Has the kernel start aarch64 programs under qemu, by an entry of its own, until the block ends."""
+    """Registers qemu in the kernel for aarch64 programs, until the block ends."""
     place = folder / "binfmt_misc"
     place.mkdir()
     mount = ("mount", "-t", "binfmt_misc", "binfmt_misc", str(place))
@@ -147,7 +146,7 @@ def programs_of_arm(folder: Path) -> Iterator[None]:
         raise MissingError("it needs the kernel's binfmt_misc (modprobe binfmt_misc; not in most containers)")
     entry = place / f"rbc-edge-{os.getpid()}"
     try:
-        # F: opened now, for the program does not lie in the tree. The newest entry that fits is taken.
+        # F: the kernel opens qemu now, because the tree does not hold it. The newest matching entry is used.
         line = f":{entry.name}:M::{_MAGIC}:{_MASK}:{shutil.which(QEMU)}:F"
         (place / "register").write_text(line)
         yield
@@ -159,18 +158,18 @@ def programs_of_arm(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def kept_tree(mirror: str, *, fresh: bool) -> Iterator[Path]:
-    """The Debian's folder, for one run at a time; bootstraps it where there is none."""
+    """The folder of the Debian, for one run at a time. Bootstraps the Debian if it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rbc-edge" / f"{SUITE}-arm64"
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.with_name(f"{cache.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"{cache} is in use by another run: wait for it, or set XDG_CACHE_HOME")
+            sys.exit(f"{cache} is in use by another run: wait until it ends, or set XDG_CACHE_HOME")
         if fresh:
             shutil.rmtree(cache, ignore_errors=True)
         if not cache.is_dir():
-            # Under its name only when it is whole.
+            # It gets its name only when it is complete.
             part = Path(tempfile.mkdtemp(prefix=f"{cache.name}-", dir=cache.parent))
             try:
                 make_tree(part, SUITE, mirror, ["python3", "python3-venv"], "--arch=arm64")
@@ -186,9 +185,9 @@ class Ended:
 
     Attributes:
         code: Exit code.
-        said: What it printed, stderr with stdout.
-        peak_mb: Most memory of it and of what it started (each process for itself), MB.
-        took_s: Seconds.
+        said: Its output, stderr with stdout.
+        peak_mb: Peak memory of the process, or of a child with more, MB.
+        took_s: Seconds that it took.
     """
 
     code: int
@@ -198,7 +197,7 @@ class Ended:
 
 
 def measured(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
-    """Runs a command and notes its memory."""
+    """Runs a command and measures its memory and its time."""
     started_s = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
         with subprocess.Popen(
@@ -212,7 +211,7 @@ def measured(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
 
 
 class Here:
-    """This computer, with the same wheel and the same versions of what it needs."""
+    """This computer, with the same wheel and the same versions of the packages that it needs."""
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         site = folder / "site"
@@ -221,7 +220,7 @@ class Here:
 
     def python(self, *arguments: str) -> Ended:
         """Runs Python."""
-        # -P: not the repository's own, which lies in the current folder.
+        # -P: without the current folder, where the repository has the package too.
         return measured([sys.executable, "-P", *arguments], self._environment)
 
 
@@ -232,7 +231,7 @@ class There:
         self.tree = tree
 
     def python(self, *arguments: str) -> Ended:
-        """Runs the release's Python."""
+        """Runs Python of the release."""
         return measured(self.tree.command(_PYTHON, *arguments), self.tree.environment)
 
 
@@ -244,14 +243,14 @@ _VERSIONS: Final = (
 
 
 def run_tests(there: There, proof: Proof) -> None:
-    """Runs the station's tests against the installed release."""
+    """Runs the tests of the station against the installed release."""
     for name, why in LEFT_OUT.items():
         print(f"left out: tests/edge/{name} ({why})")
     checkout, testing = there.tree.path("/root/checkout"), there.tree.path("/root/testing")
     for old in (checkout, testing):
         shutil.rmtree(old, ignore_errors=True)
     (checkout / "tests").mkdir(parents=True)
-    # Everything that the tests read but the package itself, which is the installed one.
+    # All files that the tests read, without the package: they import the installed one.
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, checkout)
     shutil.copytree(ROOT / "deploy", checkout / "deploy")
@@ -262,7 +261,7 @@ def run_tests(there: There, proof: Proof) -> None:
     pip("install", f"--target={testing}", *for_python(version, MACHINE), *_TESTING)
     ended = there.python(
         "-c",
-        # Emulated, a test takes as long as fifty. SIGINT is ignored by what a shell starts in the background.
+        # Emulated, a test takes fifty times as long. A shell starts background programs with SIGINT ignored.
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "os.chdir('/root/checkout'); sys.path.insert(0, '/root/testing'); import pytest; "
         "sys.exit(pytest.main(['tests/edge', '-p', 'no:cacheprovider', '-o', 'timeout=3600', '-rs']))",
@@ -274,7 +273,7 @@ def run_tests(there: There, proof: Proof) -> None:
 
 
 def run_demo(here: Here, there: There, folder: Path, proof: Proof) -> None:
-    """Runs the demo on both; the slides are drawn on each."""
+    """Runs the demo on both. Each draws the slides itself."""
     summaries = []
     for name, ended in (
         ("this computer", here.python("-m", "rbc_edge", "demo", "--json", "--out", str(folder / "demo"))),
@@ -294,7 +293,7 @@ def run_demo(here: Here, there: There, folder: Path, proof: Proof) -> None:
 
 
 def public_fields(n: int) -> list[Path]:
-    """The first photographs of BCCD's validation part; fewer, or none, where the data is not."""
+    """The first photographs of BCCD's validation part. Fewer or none if the data is missing."""
     data = Path(os.environ.get("RBC_DATA") or ROOT.parent / "shared" / "data")
     if not (data / "splits.csv").is_file():
         return []
@@ -305,7 +304,7 @@ def public_fields(n: int) -> list[Path]:
 
 
 def put_images(folder: Path, n: int, *, drawn: bool) -> tuple[str, float]:
-    """Writes the slides that both count; returns what they are, and a red cell's diameter in them, px."""
+    """Writes the slides that both count. Returns what they are, and the diameter of a red cell in px."""
     photographs = [] if drawn else public_fields(n)
     if photographs:
         slide = folder / "bccd"
@@ -329,7 +328,7 @@ def put_images(folder: Path, n: int, *, drawn: bool) -> tuple[str, float]:
         )
         (folder / name).mkdir(parents=True)
         for k, field in enumerate(fields):
-            # PNG: the same pixels whoever decodes them.
+            # PNG: every decoder gives the same pixels.
             cv2.imwrite(str(folder / name / f"field-{k:02d}.png"), field.image[..., ::-1])
     return f"{n} drawn fields", diameter_px
 
@@ -339,8 +338,8 @@ def run_counts(
 ) -> None:
     """Counts the same images on both and compares.
 
-    The scale is given: to estimate it, the detector is asked some hundred times, and emulated that is longer
-    than all the counting. The demo estimates it.
+    The scale is given. To estimate it, the detector runs some hundred times, which takes longer than the
+    counting when it is emulated. The demo estimates the scale.
     """
     inside = there.tree.path("/root/images")
     shutil.rmtree(inside, ignore_errors=True)
@@ -369,15 +368,15 @@ def run_counts(
     show(compared)
     judge(compared, proof)
     print(
-        f"        memory: {ours.peak_mb:.0f} MB here, {theirs.peak_mb:.0f} MB there with the emulator's own"
+        f"        memory: {ours.peak_mb:.0f} MB here, {theirs.peak_mb:.0f} MB there with the emulator itself"
     )
-    print(f"        time: {ours.took_s:.1f} s here, {theirs.took_s:.0f} s there: the emulator's, not a Pi's")
+    print(f"        time: {ours.took_s:.1f} s here, {theirs.took_s:.0f} s there, emulated: a Pi is faster")
 
 
 def run_rounding(
     here: Here, there: There, images: Path, diameter_px: float, folder: Path, proof: Proof
 ) -> None:
-    """Asks where the differences come from: the same inputs, with the int8 kernels and without."""
+    """Measures the cause of the differences: the same inputs, with int8 kernels and without."""
     program = "tests/arm64/rounding.py"
     inside = there.tree.path("/root/rounding")
     shutil.rmtree(inside, ignore_errors=True)
@@ -411,18 +410,18 @@ def run_rounding(
         error = (scores[who, "int8"] - scores[who, "float"])[seen]
         spread[who] = float(error.std())
         print(
-            f"        int8 kernels {who}, against none: scores move by {error.mean():+.4f} on average,"
+            f"        int8 kernels {who} compared with none: scores change by {error.mean():+.4f} on average,"
             f" standard deviation {error.std():.4f} ({len(error)} scores over {_SEEN:g})"
         )
     proof.check(
-        "the kernels there round no worse than those here: at most 1.5 times",
+        "rounding errors of the kernels there over those here: at most 1.5 times",
         spread["there"] <= 1.5 * spread["here"],
         f"{spread['there'] / spread['here']:.2f}",
     )
 
 
 def show(compared: Comparison) -> None:
-    """Prints sums and every field that differs."""
+    """Prints the sums and all fields that differ."""
     for column, ours, theirs in zip(COLUMNS, compared.ours, compared.theirs, strict=True):
         print(f"        {column}: {ours} here, {theirs} there")
     for difference in compared.differences:
@@ -463,22 +462,24 @@ def judge(compared: Comparison, proof: Proof) -> None:
 
 
 def main() -> int:
-    """Makes the Debian and proves the release in it."""
+    """Makes the Debian and tests the release in it. Returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="portions  [default: all]")
+    parser.add_argument(
+        "--only", nargs="+", choices=STEPS, default=STEPS, help="only these parts  [default: all]"
+    )
     parser.add_argument(
         "--computer", nargs="+", choices=COMPUTERS, default=list(COMPUTERS), help="[default: all]"
     )
-    parser.add_argument("--fields", type=int, default=50, help="how many are counted  [default: 50]")
-    parser.add_argument("--drawn", action="store_true", help="drawn fields, even where photographs are")
+    parser.add_argument("--fields", type=int, default=50, help="how many fields are counted  [default: 50]")
+    parser.add_argument("--drawn", action="store_true", help="drawn fields, even if there are photographs")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--fresh", action="store_true", help="bootstrap the Debian again")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an end that takes back what was registered
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is registered is removed
     proof = Proof()
     try:
         if platform.machine() == MACHINE:
-            raise MissingError("this is an Arm computer; `make test` proves it here")
+            raise MissingError("this is an Arm computer, where `make test` is enough")
         need("debootstrap", "unshare", "chroot", QEMU, packages={QEMU: "qemu-user-static"})
         with (
             temporary_folder(kept=False) as folder,
@@ -494,7 +495,7 @@ def main() -> int:
 
 
 def prove(asked: argparse.Namespace, root: Path, folder: Path, proof: Proof) -> None:
-    """Installs, tests, and counts, as one computer after the other."""
+    """Installs, tests and counts, on one emulated computer after the other."""
     computers = [COMPUTERS[name] for name in asked.computer]
     trees = []
     for computer in computers:
@@ -503,7 +504,7 @@ def prove(asked: argparse.Namespace, root: Path, folder: Path, proof: Proof) -> 
         trees.append(Tree(root, environment={"QEMU_CPU": computer.cpu}, over={"/proc/cpuinfo": cpuinfo}))
     wheel = put_release(trees[0], folder, machine=MACHINE)
     here = Here(folder, root / "root" / "release" / wheel)
-    # It cannot be upgraded as it would on a station: emulated, the version of before is not worth its space.
+    # An upgrade would keep the previous version, which is not needed here.
     shutil.rmtree(root / "opt" / "rbc-edge", ignore_errors=True)
     release = "/root/release"
     said = trees[0].run(f"{release}/deploy/install.sh", f"{release}/{wheel}", "--wheels", f"{release}/wheels")
@@ -519,14 +520,16 @@ def prove(asked: argparse.Namespace, root: Path, folder: Path, proof: Proof) -> 
         print(f"-- {computer.name} ({computer.cpu}), emulated", flush=True)
         there = There(tree)
         has = there.python("-c", _DOT_PRODUCT).said.strip()
-        proof.check("int8 dot product as on that processor", has == str("asimddp" in computer.features), has)
+        proof.check(
+            "int8 dot product as on the real processor", has == str("asimddp" in computer.features), has
+        )
         said = tree.run("rbc-edge", "bundle", "verify")
         proof.check("rbc-edge bundle verify", said.returncode == 0, said.stdout.strip())
         if "counts" in asked.only:
             print(f"        {what}, {diameter_px:g} px a cell", flush=True)
             run_counts(here, there, folder / "images", diameter_px, folder, proof)
             run_rounding(here, there, folder / "images", diameter_px, folder, proof)
-        # Once: they ask whether the program works there; how it counts on either, the counts say.
+        # Only once: tests and demo show that the program works. The counts compare the processors.
         if i == 0 and "tests" in asked.only:
             run_tests(there, proof)
         if i == 0 and "demo" in asked.only:

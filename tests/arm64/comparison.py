@@ -1,4 +1,4 @@
-"""Two processors' tables of the same fields of view, side by side."""
+"""Compares the tables of two processors for the same fields of view."""
 
 import csv
 import math
@@ -17,10 +17,10 @@ class Cell:
 
     Attributes:
         kind: ``rbc``, ``wbc`` or ``platelet``.
-        overlapping: What the classifier said.
+        overlapping: The decision of the classifier.
         xyxy: Box, pixels of the field of view.
         det_score: Detector's score, 0..1.
-        overlap_score: Classifier's score, 0..1; NaN for other cells than red ones.
+        overlap_score: Classifier's score, 0..1. NaN for cells that are not red.
     """
 
     kind: str
@@ -32,15 +32,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What one processor made of one field of view.
+    """The result of one processor for one field of view.
 
     Attributes:
-        sha256: Which image.
-        status: ``ok``, or what went wrong.
-        counts: By the columns of `COLUMNS`.
-        cell_diameter_px: Scale; NaN where there is none.
-        cells: Every cell.
-        elapsed_ms: How long it took.
+        sha256: Digest of the image.
+        status: As in the table.
+        counts: In the order of `COLUMNS`.
+        cell_diameter_px: Scale. NaN where there is none.
+        cells: All cells.
+        elapsed_ms: Time it took, ms.
     """
 
     sha256: str
@@ -52,7 +52,7 @@ class Field:
 
 
 def read(results: Path) -> dict[tuple[str, str], Field]:
-    """Reads the tables that ``rbc-edge run --cells`` wrote; by slide and field of view."""
+    """Reads the tables of ``rbc-edge run --cells``. The keys are slide and field of view."""
     cells: dict[tuple[str, str], list[Cell]] = {}
     for table in sorted((results / "cells").glob("*.csv")):
         for row in _rows(table):
@@ -88,7 +88,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What differs in one field of view.
+    """The differences in one field of view.
 
     Attributes:
         name: Slide and field of view.
@@ -96,7 +96,7 @@ class Difference:
         theirs: Counts on the other one.
         only_one: Cells that only one of them sees.
         crowded: For each of these, its largest iou with another cell that the same processor sees.
-        turned: Pairs of the same red cell, single for one and overlapping for the other.
+        turned: Pairs of the same red cell, single on one and overlapping on the other.
     """
 
     name: str
@@ -107,14 +107,14 @@ class Difference:
     turned: tuple[tuple[Cell, Cell], ...]
 
     def __str__(self) -> str:
-        """One line: counts, then the scores of the cells that made the difference."""
+        """One line: the counts, then the scores of the cells that differ."""
         counts = ", ".join(
             f"{column} {ours} -> {theirs}"
             for column, ours, theirs in zip(COLUMNS, self.ours, self.theirs, strict=True)
             if ours != theirs
         )
         why = [
-            f"{cell.kind} of score {cell.det_score:.3f}, iou {iou:.2f} with another, comes or goes"
+            f"{cell.kind} of score {cell.det_score:.3f}, iou {iou:.2f} with another, seen by one only"
             for cell, iou in zip(self.only_one, self.crowded, strict=True)
         ]
         why += [f"overlap score {a.overlap_score:.3f} -> {b.overlap_score:.3f}" for a, b in self.turned]
@@ -123,18 +123,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two processors' tables of the same images, compared.
+    """Comparison of the tables of two processors for the same images.
 
     Attributes:
-        n_fields: How many fields of view both have.
+        n_fields: Number of fields of view.
         ours: Sums on this processor, by `COLUMNS`.
         theirs: Sums on the other one.
-        differences: The fields that are not the same in every count and cell.
+        differences: Fields with a difference in any count or cell.
         scale_error: Largest relative difference of a cell diameter.
-        box_error_px: Largest difference of a cell's box that both see.
+        box_error_px: Largest difference of the box of a cell that both see.
         det_error: Largest difference of a detector's score.
-        det_shift: Mean difference of the detector's scores, theirs less ours: a kernel that is wrong shifts
-            all of them, one that rounds otherwise none.
+        det_shift: Mean difference of the detector's scores, theirs minus ours. A wrong kernel shifts all of
+            them. A kernel that only rounds differently does not.
         overlap_error: Largest difference of an overlap score.
     """
 
@@ -150,7 +150,7 @@ class Comparison:
 
     @property
     def n_changes(self) -> int:
-        """How many cells come, go or turn over."""
+        """Number of cells that only one sees, or that turn from single to overlapping or back."""
         return sum(len(d.only_one) + len(d.turned) for d in self.differences)
 
     @property
@@ -161,15 +161,15 @@ class Comparison:
         )
 
     def clearest(self, threshold: float, disputed_iou: float) -> float:
-        """How far over the threshold the surest red cell lies that only one of them sees.
+        """Highest score above the threshold among the red cells that only one of them sees.
 
-        Of white cells and platelets the score alone says little: a box is what its best class is, and where
-        that turns from white to red, it falls under the red cells' threshold.
+        White cells and platelets are left out: their score alone says little. A box has the class
+        with the best score. Where that turns from white to red, it falls below the threshold of red cells.
 
         Args:
             threshold: Least score of a red cell.
-            disputed_iou: A box that shares more with another is left out, for whether it stays is decided by
-                the suppression, not by its score.
+            disputed_iou: A box with a larger iou with another is left out, because the suppression decides
+                whether it stays, and not its score.
         """
         return max(
             (
@@ -188,10 +188,10 @@ class Comparison:
 
 
 def compare(ours: dict[tuple[str, str], Field], theirs: dict[tuple[str, str], Field]) -> Comparison:
-    """Compares field by field and cell by cell.
+    """Compares two results, field by field and cell by cell.
 
     Raises:
-        ValueError: They are not of the same images, or one of them failed.
+        ValueError: The images are not the same, or one of them failed.
     """
     if not ours or {k: f.sha256 for k, f in ours.items()} != {k: f.sha256 for k, f in theirs.items()}:
         raise ValueError("the tables are not of the same images")
@@ -242,7 +242,7 @@ def _apart_px(a: Cell, b: Cell) -> float:
 
 
 def _crowding(cell: Cell, field: Field) -> float:
-    """Largest iou of a cell's box with another cell's."""
+    """Largest iou of the box of a cell with that of another."""
     return max((_iou(cell.xyxy, other.xyxy) for other in field.cells if other is not cell), default=0.0)
 
 
@@ -255,7 +255,7 @@ def _iou(a: tuple[float, float, float, float], b: tuple[float, float, float, flo
 
 
 def _match(field: Field, other: Field) -> tuple[list[tuple[Cell, Cell]], list[Cell], list[Cell]]:
-    """Pairs the cells of two results, nearest first; returns the pairs and each one's cells that are left."""
+    """Pairs the cells of two results, nearest first. Returns the pairs, and the cells left in each."""
     reach_px = _SAME_CELL * field.cell_diameter_px
     near = sorted(
         (_apart_px(a, b), i, j)

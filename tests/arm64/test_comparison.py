@@ -1,4 +1,4 @@
-"""The comparison of two processors' tables sees what differs, and only that."""
+"""Tests that the comparison of two processors' tables finds all differences, and only those."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ TOY = Path(__file__).parents[1] / "edge" / "toy_bundle"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `rbc-edge run --cells` writes about three drawn fields."""
+    """The output of `rbc-edge run --cells` for three drawn fields."""
     import cv2
 
     folder = tmp_path_factory.mktemp("comparison")
@@ -129,7 +129,7 @@ def test_tables_that_cannot_be_compared_are_refused(
 
 
 def test_what_a_lone_box_shares_with_another_is_its_iou(results: Path, tmp_path: Path) -> None:
-    """A second box over the first cell, half of it: iou a half."""
+    """A second box covers half of the first cell, so the iou is a half."""
     ours = read(results)
     (name, field) = next((n, f) for n, f in ours.items() if f.cells)
     x0, y0, x1, y1 = field.cells[0].xyxy

@@ -38,7 +38,7 @@ def test_a_run_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"detect", "decode", "ledger"} <= {line.split("  ")[0] for line in text.splitlines()}
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         bench.main(["--images", str(tmp_path / "none")])
     assert left.value.code == 2

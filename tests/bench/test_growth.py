@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import growth
+from bench import growth, tiny
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.vision.image_file import load_field
 
 
 def test_tiny_images_are_images_and_all_different(tmp_path: Path) -> None:
-    growth.write_tiny(tmp_path, 101)
+    tiny.write_tiny(tmp_path, 101)
     files = sorted(tmp_path.rglob("*.bmp"))
     assert len({load_field(f, "s", f.name).sha256 for f in files}) == 101
     assert {f.parent.name for f in files} == {"slide-00000", "slide-00001"}

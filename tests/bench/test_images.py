@@ -12,7 +12,7 @@ def test_fields_are_drawn_and_put_together(tmp_path: Path) -> None:
     assert told["mosaic-2"] == {"n": 2, "px": (1280, 960), "megapixels": 1.2288}
     mosaics = [load_field(p, "", p.name) for p in sorted((tmp_path / "mosaic-2").iterdir())]
     assert [m.image.shape for m in mosaics] == [(960, 1280, 3)] * 2
-    assert mosaics[0].sha256 != mosaics[1].sha256  # else the second were a duplicate, and cost nothing
+    assert mosaics[0].sha256 != mosaics[1].sha256  # else the second is a duplicate and costs nothing
     assert (
         len(list((tmp_path / "mosaic-2-one").iterdir()))
         == len(list((tmp_path / "fields-one").iterdir()))

@@ -1,11 +1,12 @@
-"""Opens the reports in headless Chromium and judges them as people meet them; `make report-check`.
+"""Checks the reports in Chromium without a window, as a person would see them: `make report-check`.
 
 Run as ``python tests/browser/check_pages.py [RESULTS] [--shots DIR]``. Without RESULTS, slides are drawn and
-counted first, some of their images broken, gone or oddly named. At 1280 and 400 pixels, in light and in the
-dark: nothing in the console, no request beyond the page, nothing wider than the window, contrast, headings,
-texts of pictures, and a walk by keyboard alone. Prints what it measured; exit 1 where something is wrong.
+counted first, and some images are broken, missing or have odd names. At 1280 and 400 pixels, in light and
+dark colours: no message in the console, no request beyond the page, nothing wider than the window, contrast,
+headings, texts of pictures, and a walk with the keyboard alone. Prints what it measured. Exit 1 if something
+is wrong.
 
-Speaks the DevTools protocol through a pipe: no package is needed beyond Debian's ``chromium``.
+Uses the DevTools protocol through a pipe, so Debian's ``chromium`` is the only package that it needs.
 """
 
 import argparse
@@ -30,7 +31,7 @@ _PATIENCE_S: Final = 60.0
 _TALLEST_PX: Final = 9000  # Chromium makes no larger picture
 _OPENS_WITHIN_S: Final = 2.0  # issue 6
 
-# WCAG 2.1, 1.4.3: relative luminance and contrast; large text may have 3. A ground may be a parent's.
+# WCAG 2.1, 1.4.3: relative luminance and contrast. Large text may have 3. A background may be a parent's.
 _CONTRAST: Final = """
 (() => {
   const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -92,7 +93,7 @@ _STRUCTURE: Final = """
 
 
 class Browser:
-    """A headless Chromium, spoken to in the DevTools protocol: JSON that ends in NUL, by two pipes."""
+    """A Chromium without a window. Commands and answers are JSON that ends in NUL, through two pipes."""
 
     def __init__(self, program: str, profile: Path) -> None:
         command_read, self._commands = os.pipe()
@@ -127,7 +128,7 @@ class Browser:
         os.close(self._answers)
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Sends a command and returns its answer; events that come meanwhile are kept."""
+        """Sends a command and returns its answer. Events before the answer are kept."""
         self._number += 1
         message: dict[str, object] = {"id": self._number, "method": method, "params": parameters}
         if getattr(self, "_session", ""):
@@ -165,7 +166,7 @@ class Browser:
         answer: dict[str, Any] = json.loads(message)
         return answer
 
-    # -- as people do ---------------------------------------------------------------------------------
+    # -- as a person does -----------------------------------------------------------------------------
 
     def show(self, width_px: int, *, height_px: int = 900) -> None:
         self.call(
@@ -181,7 +182,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
 
     def open(self, page: Path, fragment: str = "") -> float:
-        """Opens a page; returns after how many seconds it is loaded and painted."""
+        """Opens a page. Returns after how many seconds it is loaded and painted."""
         self.events.clear()
         self.call("Page.navigate", url="about:blank")
         self.wait_for("Page.loadEventFired")  # else its event would be taken for the page's
@@ -226,7 +227,7 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Starts Chromium; ends the program, saying so, where there is none."""
+    """Starts Chromium. Without Chromium, says so and ends the program."""
     program = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if program is None:
         print("skipped: there is no chromium here (Debian: apt install chromium)")
@@ -240,7 +241,7 @@ def browser() -> Iterator[Browser]:
 
 
 def wrong_with(window: Browser, page: Path, shots: Path) -> list[str]:
-    """Looks at one page in every way; prints what was measured; returns what is wrong."""
+    """Checks one page in every way. Prints what was measured, and returns what is wrong."""
     wrong: list[str] = []
     for width_px in _WIDTHS_PX:
         for dark in (False, True):
@@ -339,7 +340,7 @@ def _walk(window: Browser, shot: Path) -> Iterator[str]:
 
 
 def draw_results(folder: Path) -> Path:
-    """Counts the demo's slides and a few things that go wrong; returns the results."""
+    """Counts the demo's slides and a few broken and odd files. Returns the results."""
     from rbc_edge.ops.demo import run_demo
 
     with redirect_stdout(StringIO()):
@@ -363,7 +364,7 @@ def draw_results(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Opens every page of the reports; see the module."""
+    """Opens every page of the reports."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""What a station's life is made of, checked inside a started Debian; ``debian_tree.py --boot`` puts it there.
+"""Checks the service inside a running Debian. ``debian_tree.py --boot`` puts this file there.
 
-It runs as root under systemd's own Python, before and after a power cut, and writes its lines to the second
-serial port: ``ok``, ``FAILED`` or ``info``, and ``POWER CUT NOW`` when the plug is to be pulled. The slides
-lie in ``/root/images``, single images in ``/root/extra``; what is right, `rbc-edge run` says.
+It runs as root with the Python of the system, before and after a power cut. It writes its lines to the second
+serial port: ``ok``, ``FAILED`` or ``info``, and ``POWER CUT NOW`` to ask for the power cut. The slides are in
+``/root/images``, single images in ``/root/extra``. `rbc-edge run` gives the expected counts.
 """
 
 import csv
@@ -35,7 +35,7 @@ _BAD_WORDS: Final = (
 
 
 class Console:
-    """The line to the outside."""
+    """The serial port to the program outside."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -51,7 +51,7 @@ class Console:
 
 
 def sh(*command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command; its output is kept, stderr with stdout."""
+    """Runs a command. Returns its output, stderr with stdout."""
     return subprocess.run(
         command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -63,20 +63,20 @@ def show(name: str) -> str:
 
 
 def pid() -> str:
-    """The service's process."""
+    """Process id of the service."""
     return show("MainPID")
 
 
 def is_ready() -> bool:
-    """Whether the service said READY and is alive."""
+    """Whether the service has said READY and runs."""
     return show("ActiveState") == "active" and show("SubState") == "running"
 
 
-_PATIENCE: Final = 8  # an emulated processor counts some fifty times slower than a real one
+_PATIENCE: Final = 8  # an emulated processor is about fifty times slower than a real one
 
 
 def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
-    """Waits until something holds; returns how long that took, seconds; None: it never did."""
+    """Waits until something is true. Returns the seconds that took, or None when it never was."""
     started_s = time.monotonic()
     while time.monotonic() - started_s < limit_s * _PATIENCE:
         if holds():
@@ -86,7 +86,7 @@ def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
 
 
 def rows(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """Every field of view of every slide's table, without its times."""
+    """Every field of view in the tables of all slides, without times."""
     found = {}
     for file in sorted(folder.glob("*.csv")):
         if file.name != "slides.csv":
@@ -98,7 +98,7 @@ def rows(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def camera_writes(slides: Iterable[str]) -> int:
-    """Copies slides into the camera's folder; returns how many images."""
+    """Copies slides into the camera's folder. Returns the number of images."""
     n = 0
     for slide in slides:
         shutil.copytree(IMAGES / slide, CAMERA / slide)
@@ -107,19 +107,19 @@ def camera_writes(slides: Iterable[str]) -> int:
 
 
 def journal(since: str = "") -> str:
-    """What the service logged."""
+    """The log of the service."""
     after = [f"--after-cursor={since}"] if since else []
     return sh("journalctl", "--unit=rbc-edge", "--no-pager", "--output=cat", *after).stdout
 
 
 def cursor() -> str:
-    """A place in the journal."""
+    """The current place in the journal."""
     last = sh("journalctl", "--lines=1", "--output=json", "--no-pager").stdout
     return str(json.loads(last)["__CURSOR"])
 
 
 def drop_in(*lines: str) -> None:
-    """Changes the unit until the next start of the machine; nothing: as it ships."""
+    """Changes the unit until the next start of the machine. Without lines: as it is shipped."""
     if lines:
         DROP_IN.parent.mkdir(parents=True, exist_ok=True)
         DROP_IN.write_text("\n".join(("[Service]", *lines)) + "\n")
@@ -129,13 +129,13 @@ def drop_in(*lines: str) -> None:
 
 
 def cgroup(name: str) -> str:
-    """A number of the service's control group."""
+    """A value of the control group of the service."""
     file = Path(f"/sys/fs/cgroup{show('ControlGroup')}/{name}")
     return file.read_text().strip() if file.exists() else "-"
 
 
 def life(to: Console) -> None:
-    """Everything up to the power cut."""
+    """All checks before the power cut."""
     slides = iter(sorted(path.name for path in IMAGES.iterdir()))
     n_images = 0
 
@@ -177,26 +177,26 @@ def life(to: Console) -> None:
     to.check("one more image shows in the table", took_s is not None, f"{took_s or 99:.2f} s")
     to.say("info", "since the first file", f"{time.monotonic() - started_s:.1f} s")
     bad = [line for line in journal(here).splitlines() if re.search(_BAD_WORDS, line, re.I)]
-    to.check("nothing complains", not bad, bad[:5] or "")
+    to.check("the log has no complaint", not bad, bad[:5] or "")
     to.say("info", "a line of the journal", journal(here).strip().splitlines()[-1:])
     to.say("info", "memory now, most, processes", [cgroup(f"{n}.current") for n in ("memory", "pids")])
     to.say("info", "memory.peak", cgroup("memory.peak"))
     seccomp = sh("journalctl", "--dmesg", "--no-pager", "--output=cat", "--grep", "seccomp|SIGSYS").stdout
     to.say("info", "the kernel on system calls", seccomp.strip()[-200:])
 
-    # -- who may read
+    # -- who can read the results
     sh("useradd", "--groups", "rbc-edge", "reader")
     sh("useradd", "stranger")
     may, may_not = (
         sh("runuser", "-u", name, "--", "cat", str(RESULTS / "slides.csv")).returncode
         for name in ("reader", "stranger")
     )
-    to.check("the group may read the results, nobody else", (may, may_not != 0) == (0, True))
+    to.check("only the group can read the results", (may, may_not != 0) == (0, True))
     for name in ("reader", "root"):
         said = sh("runuser", "-u", name, "--", "rbc-edge", "status", "--out", str(RESULTS))
         to.check(f"rbc-edge status as {name}", said.returncode == 0, said.stdout.strip().splitlines()[:2])
 
-    # -- other settings
+    # -- changed settings
     text = SETTINGS.read_text()
     before, here = pid(), cursor()
     SETTINGS.write_text(f"{text}\ncells = true\n")
@@ -205,12 +205,12 @@ def life(to: Console) -> None:
     holds = (said.returncode, pid()) == (0, before) and took_s is not None
     to.check("systemctl reload takes new settings", holds, "" if holds else said.stdout + journal(here))
     shown = within(20, (RESULTS / "cells" / "slide-00.csv").exists)
-    to.check("they hold for the tables of before", shown is not None)
+    to.check("they change the existing tables, too", shown is not None)
     here = cursor()
     SETTINGS.write_text(f"{text}\ntreads = 2\n")
     sh("systemctl", "reload", "rbc-edge")
     took_s = within(20, lambda: "old ones hold" in journal(here))
-    to.check("wrong settings are not taken", took_s is not None and is_ready() and pid() == before)
+    to.check("wrong settings are refused", took_s is not None and is_ready() and pid() == before)
     here = cursor()
     done = sh("systemctl", "restart", "rbc-edge").returncode
     time.sleep(25)  # two and a half times RestartSec
@@ -218,19 +218,21 @@ def life(to: Console) -> None:
     to.check("a start with wrong settings fails once", done != 0 and values == ["failed", "0", "2"], values)
     to.say("info", "the journal says", journal(here).strip().splitlines()[:3])
     SETTINGS.write_text(text)
-    to.check("with right ones it starts", sh("systemctl", "start", "rbc-edge").returncode == 0)
+    to.check("it starts with correct settings", sh("systemctl", "start", "rbc-edge").returncode == 0)
 
-    # -- ends
+    # -- stopping and restarting
     more(2)
     within(30, lambda: counted() > n_images - 10)
     before = pid()
     sh("systemctl", "kill", "--signal=SIGKILL", "rbc-edge")
     took_s = within(60, lambda: is_ready() and pid() != before)
-    to.check("SIGKILL: it comes back", took_s is not None, f"after {took_s or 0:.1f} s")
+    to.check("after SIGKILL it starts again", took_s is not None, f"after {took_s or 0:.1f} s")
     before = pid()
     os.kill(int(before), 15)
     took_s = within(60, lambda: is_ready() and pid() != before)
-    to.check("a stray SIGTERM: it comes back", took_s is not None, f"after {took_s or 0:.1f} s")
+    to.check(
+        "after a SIGTERM of another program it starts again", took_s is not None, f"after {took_s or 0:.1f} s"
+    )
     took_s = within(60, lambda: counted() == n_images)
     to.check("every image is counted", took_s is not None, f"{counted()} of {n_images}")
     more(2)
@@ -253,29 +255,31 @@ def life(to: Console) -> None:
     before = pid()
     os.kill(int(before), 19)
     took_s = within(90, lambda: is_ready() and pid() != before)
-    to.check("a process that hangs is replaced", took_s is not None, f"after {took_s or 0:.1f} s")
+    to.check("a process that hangs is restarted", took_s is not None, f"after {took_s or 0:.1f} s")
     within(60, lambda: counted() == n_images)
     before = pid()
     time.sleep(60)
-    to.check("idle for three times WatchdogSec, it lives", pid() == before)
+    to.check("it stays alive when idle for three times WatchdogSec", pid() == before)
 
     # -- folders that come and go
     here = cursor()
     sh("mount", "-t", "tmpfs", "tmpfs", str(CAMERA))
     took_s = within(40, lambda: "source away" in show("StatusText"))
-    to.check("another file system over the camera's folder is seen", took_s is not None, show("StatusText"))
+    to.check(
+        "a file system mounted over the camera's folder is noticed", took_s is not None, show("StatusText")
+    )
     sh("umount", str(CAMERA))
     took_s = within(60, lambda: "up to date" in show("StatusText"))
-    to.check("it goes on when it is away", took_s is not None, show("StatusText"))
+    to.check("it goes on after the unmount", took_s is not None, show("StatusText"))
     (CAMERA / "share").mkdir()
     sh("mount", "-t", "tmpfs", "tmpfs", str(CAMERA / "share"))
     shutil.copy(EXTRA / "share.png", CAMERA / "share")
     took_s = within(60, lambda: ("share", "share") in rows(RESULTS))
     to.check("a share mounted after the start is counted", took_s is not None, f"{took_s or 0:.1f} s")
     done = sh("umount", str(CAMERA / "share")).returncode
-    to.check("nothing keeps it from being unmounted", done == 0)
+    to.check("it can be unmounted", done == 0)
 
-    # -- an image that is too much for the computer
+    # -- an image that needs too much memory
     least = int(cgroup("memory.current"))
     drop_in("MemoryMax=260M", "MemoryHigh=infinity", "MemorySwapMax=0")
     sh("systemctl", "restart", "rbc-edge")
@@ -284,17 +288,15 @@ def life(to: Console) -> None:
     shutil.copy(EXTRA / "huge.png", CAMERA / "late" / "huge.png")
     shutil.copy(EXTRA / "after.png", CAMERA / "late" / "after.png")
     took_s = within(200, lambda: rows(RESULTS).get(("late", "huge"), {}).get("failure") == "crash")
-    to.check("an image that eats the memory is failed", took_s is not None, f"after {took_s or 0:.1f} s")
+    to.check("an image that needs too much memory fails", took_s is not None, f"after {took_s or 0:.1f} s")
     took_s = within(60, lambda: rows(RESULTS).get(("late", "after"), {}).get("status") == "ok")
-    to.check(
-        "the one after it is counted", took_s is not None and is_ready(), f"restarts {show('NRestarts')}"
-    )
+    to.check("the next image is counted", took_s is not None and is_ready(), f"restarts {show('NRestarts')}")
     to.say("info", "the journal", [x for x in journal(here).splitlines() if "ok " not in x][:20])
     drop_in()
     (CAMERA / "late" / "huge.png").unlink()
     sh("systemctl", "restart", "rbc-edge")
 
-    # -- a camera's folder in a home
+    # -- a camera's folder under /home
     home = Path("/home/lab/camera")
     (home / "home-slide").mkdir(parents=True)
     Path("/home/lab").chmod(0o755)
@@ -314,40 +316,42 @@ def life(to: Console) -> None:
         "an upgrade while it runs", said.returncode == 0 and is_ready(), said.stdout.strip().splitlines()[1:]
     )
 
-    # -- the plug
+    # -- the power cut
     PHASE.write_text("cut")
     os.sync()
     n_before = counted()
     more(2)
     within(30, lambda: counted() > n_before + 3)
-    to.say("info", "counted when the power goes", f"{counted()} of {n_images} on the slides")
+    to.say("info", "counted at the power cut", f"{counted()} of {n_images} on the slides")
     to.say(CUT, "")
     time.sleep(600)
 
 
 def afterwards(to: Console) -> None:
-    """What is left after the power cut."""
+    """All checks after the power cut."""
     took_s = within(120, is_ready)
     to.check("after a power cut it starts by itself", took_s is not None, show("StatusText"))
     for slide in sorted(path.name for path in IMAGES.iterdir()):
-        # What the camera had not brought to its own disk is written again, as a camera would.
+        # Images that had not reached the disk are written again, as a camera would.
         shutil.copytree(IMAGES / slide, CAMERA / slide, dirs_exist_ok=True)
-    # Here, not outside: another kind of processor rounds otherwise, and a cell at a threshold turns over.
+    # Counted here, not outside: another processor rounds differently, and a cell at a threshold can change.
     said = sh("rbc-edge", "run", str(IMAGES), "--out", str(EXPECTED), "--config", str(SETTINGS))
-    to.check("rbc-edge run beside the service", said.returncode == 0, said.stdout.strip().splitlines()[-1:])
+    to.check(
+        "rbc-edge run while the service runs", said.returncode == 0, said.stdout.strip().splitlines()[-1:]
+    )
     expected = rows(EXPECTED)
     took_s = within(120, lambda: set(expected) <= set(rows(RESULTS)))
-    # A file that the cut emptied and that was written again may have been read in between: all settle.
+    # A file may have been read between the power cut and its second writing. Wait until all are correct.
     within(60, lambda: all(rows(RESULTS).get(key) == row for key, row in expected.items()))
     found = rows(RESULTS)
     wrong = {key: (row, found.get(key)) for key, row in expected.items() if found.get(key) != row}
     to.check("every image is counted once", took_s is not None, f"{len(expected)} images")
-    to.check("and as rbc-edge run counts it", not wrong, f"{len(wrong)} differ" if wrong else "")
+    to.check("the counts are those of rbc-edge run", not wrong, f"{len(wrong)} differ" if wrong else "")
     for key, (right, got) in list(wrong.items())[:3]:
         differing = {k: (v, (got or {}).get(k)) for k, v in right.items() if (got or {}).get(k) != v}
         to.say("info", f"{key}", differing)
     bad = [line for line in journal().splitlines() if re.search("damage|traceback|unexpected", line, re.I)]
-    to.check("the ledger is whole", not bad, bad[:3] or "")
+    to.check("the ledger is undamaged", not bad, bad[:3] or "")
     owners = {path.stat().st_uid for path in RESULTS.rglob("*")}
     to.check("the results belong to the service", owners == {RESULTS.stat().st_uid}, owners)
     to.say(
@@ -357,7 +361,7 @@ def afterwards(to: Console) -> None:
 
 
 def main() -> None:
-    """Runs the part whose turn it is, and switches the machine off."""
+    """Runs the checks of this start, and switches the machine off."""
     with open(sys.argv[1], "w", encoding="utf-8", errors="backslashreplace") as stream:  # noqa: PTH123 -- a device
         to = Console(stream)
         try:
@@ -365,7 +369,7 @@ def main() -> None:
                 afterwards(to)
             else:
                 life(to)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it has to be seen outside
+        except Exception as error:  # noqa: BLE001 -- any error must be seen outside
             to.check("the checks ran to their end", False, f"{type(error).__name__}: {error}")
         to.say("info", "the end")
     os.sync()

@@ -1,10 +1,10 @@
-"""Installs the release into a fresh Debian, counts there as the service's user, upgrades, uninstalls.
+"""Installs the release into a fresh Debian, counts there as the user of the service, upgrades, uninstalls.
 
-Run as root: ``python -m tests.deploy.debian_tree [--suite bookworm]`` (``make debian-tree``); with ``--boot``
-the tree is started as a virtual machine instead (qemu), with the systemd, the kernel and the sandbox that a
-station has, and its power is cut; what happens there is in ``boot_checks.py``. Without root, debootstrap or
-qemu it says so and leaves with 0. Nothing outside a temporary folder is changed; what it mounts lies in a
-mount namespace that ends with the process.
+Run as root: ``python -m tests.deploy.debian_tree [--suite bookworm]`` (``make debian-tree``). With ``--boot``
+the Debian is started as a virtual machine instead (qemu), with the systemd, the kernel and the sandbox of a
+station, and its power is cut. ``boot_checks.py`` holds the checks inside it. Without root, debootstrap or
+qemu the program says so, and its exit code is 0. It changes nothing outside a temporary folder. Its mounts
+are in a mount namespace that ends with the process.
 """
 
 import argparse
@@ -32,13 +32,13 @@ _WATCH_ONCE: Final = (
 
 
 def table(file: Path) -> list[dict[str, str]]:
-    """A table's rows, without its times."""
+    """The rows of a table, without its times."""
     with file.open(encoding="utf-8", newline="") as stream:
         return [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(stream)]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below a folder, with its content's digest."""
+    """The digest of every file below a folder."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
@@ -47,13 +47,13 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def releases(tree: Tree) -> list[str]:
-    """The versions that are installed."""
+    """The installed versions."""
     folder = tree.path("/opt/rbc-edge/releases")
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def prove(tree: Tree, wheel: str, proof: Proof) -> None:
-    """Installs, counts, installs again, fails to install, uninstalls."""
+    """Installs, counts, installs again, tries installations that fail, uninstalls."""
     install = [
         "/root/release/deploy/install.sh",
         f"/root/release/{wheel}",
@@ -76,7 +76,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
         return
     first = releases(tree)
 
-    # -- counting, as the service's user. What is right comes from `rbc-edge run` on the same images.
+    # -- counting as the user of the service. `rbc-edge run` on the same images gives the expected counts.
     said = tree.run("rbc-edge", "demo", "--out", "/root/demo", "--json")
     proof.check("rbc-edge demo draws smears and counts them", said.returncode == 0, f"exit {said.returncode}")
     expected = table(tree.path("/root/demo/results/slides.csv"))
@@ -100,7 +100,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
         abs(n_counted - n_true) <= 0.1 * n_true,
         f"{n_counted} red cells of {n_true}",
     )
-    proof.check("the camera's folder is as it was", digests(camera) == images)
+    proof.check("the camera's folder is unchanged", digests(camera) == images)
     owners = {(f.stat().st_uid, f.stat().st_gid) for f in results.rglob("*")}
     proof.check(
         "the results belong to the service", owners == {(results.stat().st_uid, results.stat().st_gid)}
@@ -114,11 +114,11 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
     proof.check("install.sh a second time", said.returncode == 0, f"exit {said.returncode}")
     proof.check("it keeps the settings", settings.read_bytes() == written)
     said = tree.run(*_WATCH_ONCE)
-    again = (results / "rose.csv").read_bytes()  # with analyzed_at: nothing was counted twice
+    again = (results / "rose.csv").read_bytes()  # with analyzed_at, so nothing was counted twice
     proof.check("it keeps the ledger", said.returncode == 0 and again == rows)
-    proof.check("the new setting holds", (results / "cells" / "rose.csv").is_file())
+    proof.check("the new setting has an effect", (results / "cells" / "rose.csv").is_file())
     second = releases(tree)
-    proof.check("the version of before stays", len(second) == 2 and set(first) < set(second), second)
+    proof.check("the previous version stays", len(second) == 2 and set(first) < set(second), second)
 
     # -- an upgrade that fails changes nothing
     tree.path("/root/rbc_edge-9.9.9-py3-none-any.whl").write_bytes(b"not a wheel")
@@ -127,7 +127,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
     proof.check("a broken wheel changes nothing", said.returncode == 1 and releases(tree) == second and works)
     settings.write_bytes(written + b"treads = 2\n")
     said = tree.run(*install)
-    works = tree.run("rbc-edge", "bundle", "verify").returncode == 2  # the settings are what is wrong
+    works = tree.run("rbc-edge", "bundle", "verify").returncode == 2  # only the settings are wrong
     proof.check(
         "settings that are not valid stop an upgrade",
         said.returncode == 2
@@ -138,12 +138,12 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
     settings.write_bytes(written)
     said = tree.run(*install, "--source", "/srv/other")
     proof.check(
-        "--source against kept settings is refused",
+        "--source that differs from the settings is refused",
         said.returncode == 2 and releases(tree) == second,
         said.stdout.strip().splitlines()[-2].strip(),
     )
 
-    # -- folders elsewhere
+    # -- folders in other places
     home = written.replace(b'"/srv/camera"', b'"/home/lab/50 % camera"').replace(
         b'out = "/var/lib/rbc-edge"', b'out = "/srv/results"'
     )
@@ -152,12 +152,12 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
     dropin = tree.path("/etc/systemd/system/rbc-edge.service.d/10-folders.conf")
     text = dropin.read_text() if dropin.exists() else ""
     proof.check(
-        "folders elsewhere get a drop-in",
+        "folders in other places get a drop-in",
         said.returncode == 0 and "ProtectHome=read-only" in text and 'ReadWritePaths="/srv/results"' in text,
     )
     settings.write_bytes(written)
     tree.run(*install)
-    proof.check("and it goes when they come back", not dropin.exists())
+    proof.check("it is removed when they are back", not dropin.exists())
 
     # -- uninstalling
     before = digests(results)
@@ -173,7 +173,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
     said = tree.run("/root/release/deploy/uninstall.sh", "--purge")
     kept = said.returncode == 0 and digests(results) == before and not settings.exists()
     proof.check("--purge removes the settings, never results", kept)
-    proof.check("the camera's folder is still as it was", digests(camera) == images)
+    proof.check("the camera's folder is still unchanged", digests(camera) == images)
 
 
 _UNIT: Final = """
@@ -186,10 +186,10 @@ WantedBy=multi-user.target
 """
 _DRAW: Final = """
 import cv2, numpy, pathlib
-from rbc_edge import smear
+from rbc_edge.ops import synthetic
 def draw(seed, n):
-    return smear.draw_slide(numpy.random.default_rng(seed), n, width_px=240, height_px=180,
-        cell_diameter_px=40.0, crowding=0.2, overlap_fraction=0.3, stain=smear.ROSE, illumination=0.1,
+    return synthetic.draw_slide(numpy.random.default_rng(seed), n, width_px=240, height_px=180,
+        cell_diameter_px=40.0, crowding=0.2, overlap_fraction=0.3, stain=synthetic.ROSE, illumination=0.1,
         noise=1.2)
 def write(path, field):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,11 +202,11 @@ for name, field in zip(("late", "share", "home", "after"), draw(99, 4)):
 # 72 megapixels, 216 MB when decoded, 200 kB as a file
 cv2.imwrite("/root/extra/huge.png", numpy.full((8000, 9000, 3), 230, numpy.uint8))
 """
-"""Small fields: an emulated processor has to count them."""
+"""Draws small fields, because an emulated processor has to count them."""
 
 
 def furnish(tree: Tree, wheel: str) -> None:
-    """Installs the release for a first start, and lays the camera's images ready."""
+    """Installs the release for its first start, and prepares the images of the camera."""
     release = "/root/release"
     said = tree.run(
         *(f"{release}/deploy/install.sh", f"{release}/{wheel}", "--wheels", f"{release}/wheels"),
@@ -225,7 +225,7 @@ def furnish(tree: Tree, wheel: str) -> None:
 
 
 def boot(tree: Tree, folder: Path, accel: str, proof: Proof) -> None:
-    """Starts the tree until it switches itself off; cuts its power when it says so, and starts it again."""
+    """Runs the tree until it switches itself off. Cuts its power when it asks for it, and starts it again."""
     disk = folder / "disk.ext4"
     subprocess.run(
         ["mke2fs", "-q", "-t", "ext4", "-d", str(tree.folder), str(disk), "4G"],
@@ -270,19 +270,17 @@ def boot(tree: Tree, folder: Path, accel: str, proof: Proof) -> None:
         if not power_cut:
             break
     if not ended:
-        proof.check("the machine came to its end", False, (folder / "console.log").read_text()[-2000:])
+        proof.check("the machine finished its checks", False, (folder / "console.log").read_text()[-2000:])
 
 
 def main() -> int:
-    """Makes the tree and proves the release in it."""
+    """Makes the tree and checks the release in it. Returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--suite", default="bookworm", help="Debian's name  [default: bookworm]")
+    parser.add_argument("--suite", default="bookworm", help="name of the Debian release  [default: bookworm]")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--boot", action="store_true", help="start it as a virtual machine")
-    parser.add_argument(
-        "--accel", default="tcg", help="qemu's accelerator: kvm where it works  [default: tcg]"
-    )
-    parser.add_argument("--keep", action="store_true", help="leave the folder")
+    parser.add_argument("--accel", default="tcg", help="accelerator of qemu, kvm if possible  [default: tcg]")
+    parser.add_argument("--keep", action="store_true", help="keep the folder")
     asked = parser.parse_args()
     proof = Proof()
     try:

@@ -1,4 +1,4 @@
-"""The unit, the example of the settings and the scripts, as they ship."""
+"""Tests the shipped unit, the example of the settings and the scripts."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ HIGHEST_EXPOSURE = 15
 
 
 def directives() -> dict[str, list[str]]:
-    """The unit's values by section.key; a key may come more than once, and does in a unit."""
+    """The values of the unit by section.key. A key can come more than once."""
     found: dict[str, list[str]] = {}
     section = ""
     for line in UNIT.read_text(encoding="utf-8").splitlines():
@@ -41,7 +41,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_verify_is_clean(tmp_path: Path) -> None:
-    # The program is not installed where tests run, and that is all that may be complained of.
+    # The program is not installed where tests run. Apart from that there must be no complaint.
     unit = tmp_path / UNIT.name
     text, n_replaced = re.subn(
         "^ExecStart=/opt/rbc-edge/current/bin/rbc-edge ", "ExecStart=/bin/true ", UNIT.read_text(), flags=re.M
@@ -64,7 +64,7 @@ def test_exposure_is_low() -> None:
 
 
 def test_exposure_is_measured(tmp_path: Path) -> None:
-    """A unit without the sandbox is over the threshold: the check above can fail."""
+    """A unit without a sandbox is above the threshold, so the check above can fail."""
     unit = tmp_path / UNIT.name
     unit.write_text("[Service]\nExecStart=/bin/true\n")
 
@@ -99,7 +99,7 @@ def test_limits_are_set() -> None:
 
 
 def test_every_relaxation_says_why() -> None:
-    """A line of the sandbox that takes something back stands under a comment."""
+    """Each line that relaxes the sandbox has a comment above it."""
     lines = UNIT.read_text(encoding="utf-8").splitlines()
     relaxed = [i for i, line in enumerate(lines) if re.match("ProcSubset=all|SystemCallFilter=sched", line)]
     assert relaxed

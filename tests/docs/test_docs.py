@@ -16,17 +16,19 @@ from typer.main import get_command
 from rbc_edge import cli
 from rbc_edge.config import Settings, load
 from rbc_edge.errors import ExitCode
-from rbc_edge.station.status import Activity
+from rbc_edge.station.state_file import Activity
 from rbc_edge.store.ledger import Status
 from rbc_edge.values import ScaleSource
 from rbc_edge.views import tables
 from rbc_edge.vision.counting import EdgeRule
 from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
+from studies import ablations, baselines, bccd, corruptions, coverage, paper, scale
+from studies import flags as flag_study
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = [*sorted((ROOT / "edge" / "rbc_edge").glob("*.py"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [*sorted((ROOT / "edge" / "rbc_edge").rglob("*.py"))]
 COMMANDS_PAGE, TABLES_PAGE = ROOT / "docs" / "commands.md", ROOT / "docs" / "tables.md"
 
 # Commands of click, which typer does not name as a type of its own.
@@ -36,6 +38,14 @@ PROGRAM: Command = get_command(cli.app)
 PYTHON_M: dict[str, Command] = {
     "rbc_edge": PROGRAM,
     "rbc_train": get_command(train_cli.app),
+    "studies.ablations": get_command(ablations.app),
+    "studies.baselines": get_command(baselines.app),
+    "studies.bccd": get_command(bccd.app),
+    "studies.corruptions": get_command(corruptions.app),
+    "studies.coverage": get_command(coverage.app),
+    "studies.flags": get_command(flag_study.app),
+    "studies.paper": get_command(paper.app),
+    "studies.scale": get_command(scale.app),
     "rbc_export": get_command(export_cli.app),
 }
 
@@ -60,7 +70,7 @@ def spans(text: str) -> list[str]:
 def shell_lines(page: Path) -> Iterator[str]:
     """Lines that a reader would type: of a block with $ those behind one, of another all."""
     for language, text in fences(page):
-        if language not in ("", "sh"):
+        if language not in ("", "sh", "console"):
             continue
         typed = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
         yield from typed or text.replace("\\\n", " ").splitlines()
@@ -131,6 +141,11 @@ def options(command: Command) -> set[str]:
     }
 
 
+def hidden(command: Command) -> set[str]:
+    """Old names of options, which are understood and not shown."""
+    return {o for p in command.params if getattr(p, "hidden", False) for o in p.opts}
+
+
 def rows(text: str) -> list[list[str]]:
     """Cells of the first table of a text, without its head."""
     table = re.search(r"^\|.*\n\|[-| :]+\|\n((?:\|.*\n?)+)", text, re.M)
@@ -165,7 +180,8 @@ def test_the_reference_has_every_option_and_no_other(name: str) -> None:
     command = NAMED.get(name, PROGRAM)
     text = section(COMMANDS_PAGE, f"`rbc-edge{f' {name}' if name else ''}[` ]")
     documented = {word.split()[0] for row in rows(text) for word in spans(row[0])}
-    assert documented == options(command) - ({"--help", "-h"} if name else set())  # said once
+    said_once = {"--help", "-h"} if name else set()
+    assert documented == options(command) - hidden(command) - said_once
 
 
 def test_arguments_are_in_the_headings() -> None:
@@ -206,6 +222,8 @@ def test_every_option_named_exists(page: Path) -> None:
         "deploy/uninstall.sh",
         "tests/faults/__main__.py",
         "tests/arm64/__main__.py",
+        "tests/same/__main__.py",
+        "docs/outputs.py",
     ):
         ours |= set(re.findall(r"--[a-z-]+", (ROOT / script).read_text(encoding="utf-8")))
     named = {m[0] for span in spans(prose(page)) if (m := re.match(r"--[a-z][a-z-]*", span))}
@@ -291,8 +309,8 @@ def test_columns_stand_in_their_order(heading: str, columns: tuple[str, ...]) ->
     assert [spans(row[0]) for row in rows(section(TABLES_PAGE, heading))] == [[c] for c in columns]
 
 
-def test_the_readme_has_every_column_and_no_other() -> None:
-    text = section(ROOT / "README.md", "Tables")
+def test_the_page_of_the_tables_has_every_column_and_no_other() -> None:
+    text = prose(TABLES_PAGE)
     named = {
         word
         for span in spans(text)
@@ -300,10 +318,22 @@ def test_the_readme_has_every_column_and_no_other() -> None:
         if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", word)
     }
     columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
-    of_json = re.findall(r'"([a-z0-9_]+)":', Path(cli.__file__).read_text(encoding="utf-8"))
+    of_json = {
+        key
+        for file in Path(cli.__file__).parent.rglob("*.py")
+        for key in re.findall(r'"([a-z0-9_]+)":', file.read_text(encoding="utf-8"))
+    }
     values = {*LABELS, *Status, *ScaleSource, *of_json}
     assert columns <= named
     assert {word for word in named if "_" in word} <= columns | values
+
+
+def test_the_readme_names_every_table_and_no_column_that_is_not_there() -> None:
+    text = section(ROOT / "README.md", "Tables")
+    assert {"slides.csv", "<slide_id>.csv", "cells/<slide_id>.csv"} <= set(spans(text))
+    assert "(docs/tables.md)" in text
+    columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
+    assert {span for span in spans(text) if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", span)} <= columns
 
 
 LABELS = {"rbc_single", "rbc_overlapping", "wbc", "platelet"}
@@ -360,7 +390,7 @@ def test_states_of_the_service() -> None:
 
 
 def test_metrics() -> None:
-    source = (ROOT / "edge" / "rbc_edge" / "status.py").read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in SOURCES)
     for page in PAGES:
         for name in re.findall(r"`rbc_edge_([a-z_]+)", prose(page)):
             assert f'"{name}"' in source or f'"rbc_edge_{name}"' in source, name
@@ -388,6 +418,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert len(pages) > 15
     assert set(re.findall(r"\]\(([a-z-]+\.md)\)", index)) == pages
 
 
@@ -411,7 +442,7 @@ def test_files_named_in_the_text_exist() -> None:
         "rbc-edge run --out results",
         "sudo runuser -u rbc-edge -- rbc-edge retry --fov x",
         "python -m rbc_train evaluate --bundel x",
-        "python -m rbc_train bccd --split all",
+        "python -m studies.bccd --split all",
     ],
 )
 def test_a_wrong_line_is_found(line: str) -> None:
@@ -426,7 +457,7 @@ def test_a_right_line_is_not() -> None:
         "$ .venv/bin/rbc-edge run a b --out c --cells"[2:],
         "RBC_EDGE_THREADS=1 rbc-edge config show --json",
         "runuser -u rbc-edge -- rbc-edge retry s f --out x",
-        ".venv/bin/python -m rbc_train bccd --split test   # once",
+        ".venv/bin/python -m studies.bccd --split test   # once",
     ):
         call = called(line)
         assert call is not None

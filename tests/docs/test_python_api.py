@@ -62,7 +62,7 @@ def test_every_public_name_is_explained() -> None:
     for name in rbc_edge.__all__:
         assert re.search(rf"`(rbc_edge\.)?{name}[`(]", text), name
     for one in (Cell, rbc_edge.FovResult, rbc_edge.FolderResult, rbc_edge.Counts):
-        for field in fields(one):  # type: ignore[arg-type]
+        for field in fields(one):
             assert f"`{field.name}`" in text, f"{one.__name__}.{field.name}"
     for label in (*rbc_edge.Label, *rbc_edge.ScaleSource):
         assert f"`{label}`" in text, label

@@ -1,12 +1,15 @@
 """Fixtures of the station's tests: a bundle of a few KB, and drawn fields with a known truth."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from stand_in import write_disks
 
+from rbc_edge import cli, config
 from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_slide
 from rbc_edge.values import UInt8
 
@@ -46,3 +49,33 @@ def write_image() -> WriteImage:
         return path
 
     return write
+
+
+@pytest.fixture
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of nobody else: no variables, no file of the user, no file of the system."""
+    for name in [name for name in os.environ if name.startswith("RBC_EDGE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(config, "_SYSTEM_FILE", tmp_path / "none.toml")
+
+
+@pytest.fixture
+def rbc(own_settings: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Path:
+    """A folder with one slide, s1, of three fields."""
+    for i in range(3):
+        write_disks(tmp_path / "camera" / "s1" / f"{i}.png", 4 + i, seed=i)
+    return tmp_path / "camera"

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rbc_edge.station.runner import Analyzing
+from rbc_edge.station.job import Analyzing
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
 from rbc_edge.vision.boxes import touches_edge
 from rbc_edge.vision.counting import groups

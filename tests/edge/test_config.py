@@ -1,9 +1,10 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from rbc_edge import config
-from rbc_edge.config import load
+from rbc_edge.config import SETTINGS, load
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.vision.counting import EdgeRule
 
@@ -73,8 +74,8 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("[run]\nthreads = 1", "unknown setting 'run'"),
         ("threads = ", "not a TOML file"),
         ("edges = 'left'", "all, two-sides, inside"),
-        ("threads = -1", "0 .*or more"),
-        ("threads = 10000", "or more, up to 64"),
+        ("threads = -1", r"it has to be 0 \(as many as .*\), or from 1 to 64"),
+        ("threads = 10000", r"it has to be 0 .*or from 1 to 64"),
         ("max_failures = 0", "1 or more"),
         ("cell_diameter = 40\num_per_px = 0.1", "two ways to say the same"),
     ],
@@ -131,6 +132,24 @@ def test_the_scale_is_one_setting(tmp_path: Path) -> None:
 
 def test_edges_are_those_of_the_counting_module() -> None:
     assert tuple(EdgeRule) == config.EDGES
+
+
+def test_every_setting_says_what_it_is_and_its_default_is_allowed() -> None:
+    assert list(SETTINGS) == [f.name for f in fields(config.Settings)]
+    for name, setting in SETTINGS.items():
+        assert setting.help.endswith(".") and ";" not in setting.help, name
+        assert setting.kind in (Path, int, float, str, bool), name
+        assert setting.default is None or type(setting.default) is setting.kind, name
+        assert setting.allows(setting.default), name
+        assert (setting.default is None) == bool(setting.example), name  # the example file shows one of them
+    assert next(iter(SETTINGS.values())).heading
+
+
+def test_examples_of_settings_are_valid(tmp_path: Path) -> None:
+    for name, setting in SETTINGS.items():
+        if setting.example:
+            file = written(tmp_path / "c.toml", f"{name} = {setting.example}\n")
+            assert getattr(load({}, file=file, env={}).settings, name) is not None
 
 
 @pytest.mark.parametrize("name", ["RBC_EDGE_OUT", "RBC_EDGE_BUNDLE", "RBC_EDGE_THREADS"])

@@ -1,8 +1,9 @@
 """The fault suite: ``make faults``, or ``python -m tests.faults`` from the repository's root.
 
-Real processes of ``rbc-edge watch``, real files, real signals; nothing of the program is replaced. Prints a
-table of fault, images, lost, doubled, wrong, and leaves with 1 when any of them is not zero. What a machine
-cannot do (mounting without root, a clock without libfaketime) is skipped, with the reason in the table.
+It works with real processes of ``rbc-edge watch``, real files and real signals. No part of the program is
+replaced. It prints a table with a row for each fault: the number of images, and how many of them are lost,
+doubled or wrong. The exit code is 1 when any of these is not zero. A fault that the machine cannot produce
+(mounting without root, another time without libfaketime) is skipped, and its row says why.
 """
 
 import argparse
@@ -32,30 +33,30 @@ HEADER = f"{'fault':28} {'images':>7} {'lost':>5} {'doubled':>7} {'wrong':>5} {'
 
 
 def the_judge(bench: Bench) -> Result:
-    """Breaks a good result in every way; a judge that does not see it makes the other rows worthless."""
+    """Damages a good result in every way. If the judge does not see it, no other row can be trusted."""
     result = Result()
     expected = Expected()
     bench.put(bench.folder / "slide", 12, expected)
     out = bench.reference(bench.folder / "slide", "--cell-diameter", pictures.CELL_DIAMETER_PX)
     for unseen in verdict.check_the_judge(out, expected):
-        result.check(False, f"the judge does not see it: {unseen}")
+        result.check(False, f"the judge does not see: {unseen}")
     result.n_images = expected.n_images
-    result.remark = "a row taken, doubled, changed, a sum too high: each was seen"
+    result.remark = "a row removed, doubled, changed, a sum too high: all seen"
     return result
 
 
 def run(name: str, scenario: Scenario, bench: Bench) -> tuple[str, bool]:
-    """Runs one scenario; returns its lines of the table and whether all was right."""
+    """Runs one scenario. Returns its lines of the table, and whether everything was right."""
     started_s = time.monotonic()
     try:
         result = scenario(bench)
     except SkippedError as reason:
         return f"{name:28} {'-':>7} {'-':>5} {'-':>7} {'-':>5} {'-':>6}  skipped: {reason}", True
     except BrokenError as error:
-        result = Result(remark="broken off")
+        result = Result(remark="stopped early")
         result.verdict.note("wrong", str(error))
-    except Exception:  # noqa: BLE001  one scenario's fault must not hide the others'
-        result = Result(remark="broken off")
+    except Exception:  # noqa: BLE001  an error in one scenario must not hide the others
+        result = Result(remark="stopped early")
         result.verdict.note("wrong", traceback.format_exc())
     took_s = time.monotonic() - started_s
     found = result.verdict
@@ -67,7 +68,7 @@ def run(name: str, scenario: Scenario, bench: Bench) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Runs what is asked for and prints the table."""
+    """Runs the scenarios and prints the table. Returns the exit code."""
     names = ["the judge itself", *(name for name, _ in SCENARIOS)]
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults", description=(__doc__ or "").splitlines()[0]
@@ -77,12 +78,14 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME",
-        help="A fault by a part of its name; may be repeated.",
+        help="Only faults with this text in their name. Can be repeated.",
     )
-    parser.add_argument("--short", action="store_true", help="A few minutes, for continuous integration.")
-    parser.add_argument("--seed", type=int, default=0, help="Which random moments.")
+    parser.add_argument(
+        "--short", action="store_true", help="A shorter form of a few minutes, for continuous integration."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random moments.")
     parser.add_argument("--keep", action="store_true", help="Keep the folders of all faults.")
-    parser.add_argument("--jobs", type=int, default=1, help="Faults at the same time.")
+    parser.add_argument("--jobs", type=int, default=1, help="How many faults run at the same time.")
     parser.add_argument("--list", action="store_true", help="Print the names of the faults.")
     asked = parser.parse_args()
     if asked.list:
@@ -94,8 +97,8 @@ def main() -> int:
         if not asked.only or any(part.lower() in name.lower() for part in asked.only)
     ]
     if not scenarios:
-        parser.error(f"no fault of that name; there are: {', '.join(names)}")
-    # Not /tmp by name: where that is in memory, the soak's files would take it.
+        parser.error(f"no fault has that name. The names are: {', '.join(names)}")
+    # TMPDIR is respected: where /tmp is in memory, the files of the soak do not fit.
     top = Path(tempfile.mkdtemp(prefix="rbc-edge-faults-"))
     top.chmod(0o755)
     started_s = time.monotonic()
@@ -108,14 +111,14 @@ def main() -> int:
     benches: list[Bench] = []
 
     def break_off(number: int, _frame: FrameType | None) -> None:
-        # Nothing that was started or mounted stays behind; the scenarios' threads are not asked.
+        # Ends everything that was started or mounted. It does not wait for the threads of the scenarios.
         for bench in benches:
             bench.close()
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
             point = Path(line.split()[4])
             if point.is_relative_to(top):
                 unmount(point)
-        print(f"broken off by {signal.Signals(number).name}; the folders are kept in {top}")
+        print(f"stopped by {signal.Signals(number).name}. The folders are kept in {top}")
         sys.stdout.flush()
         os._exit(128 + number)
 
@@ -144,7 +147,7 @@ def main() -> int:
     else:
         print(f"the folders are kept in {top}")
     print(
-        f"{'all as it has to be' if all_right else 'FAULTS FOUND'} after {time.monotonic() - started_s:.0f} s"
+        f"{'everything is right' if all_right else 'FAULTS FOUND'} after {time.monotonic() - started_s:.0f} s"
     )
     return 0 if all_right else 1
 

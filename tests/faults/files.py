@@ -1,4 +1,4 @@
-"""What cameras and people do to files: slow writers, many at once, broken and odd ones."""
+"""Faults with files: slow writers, many files at once, broken and unusual files."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ def _slow(path: Path, data: bytes) -> None:
 
 
 def _pieces(path: Path, data: bytes) -> None:
-    """Pauses much longer than it takes to settle."""
+    """Pauses for much longer than the service waits for a file to be finished."""
     with path.open("wb", buffering=0) as file:
         for part in range(3):
             file.write(data[part * len(data) // 3 : (part + 1) * len(data) // 3])
@@ -46,7 +46,7 @@ def _empty_first(path: Path, data: bytes) -> None:
 
 
 def _full_size_first(path: Path, data: bytes) -> None:
-    """As copy programs do that reserve the room: the size tells nothing."""
+    """Reserves the whole size first, as some copy programs do. The size says nothing then."""
     with path.open("wb", buffering=0) as file:
         file.truncate(len(data))
         for at in range(0, len(data), 4096):
@@ -61,7 +61,7 @@ def _renamed(path: Path, data: bytes) -> None:
 
 
 def _renamed_from_image_name(path: Path, data: bytes) -> None:
-    """The temporary name looks like an image, and is there long enough to be read."""
+    """The temporary name looks like an image, and exists long enough to be read."""
     temporary = path.with_name(f"copying-{path.name}")
     temporary.write_bytes(data[: len(data) // 2])
     time.sleep(SETTLE_S * 4)
@@ -76,7 +76,7 @@ def _renamed_from_hidden(path: Path, data: bytes) -> None:
 
 
 def _old_time(path: Path, data: bytes) -> None:
-    """Copied with its time kept: years old from the first moment."""
+    """Copied with its old time of change: the file is years old from the start."""
     _pieces(path, data)
     os.utime(path, (946_684_800, 946_684_800))
 
@@ -93,7 +93,7 @@ WRITERS: tuple[Writer, ...] = (
 
 
 def writers(bench: Bench) -> Result:
-    """Files that grow slowly, in pieces, with pauses, by other names, all at the same time."""
+    """Files that are written slowly, in pieces, with pauses or under other names, all at the same time."""
     n_each = 3 if bench.is_short else 15
     result = Result()
     expected = Expected()
@@ -118,7 +118,7 @@ def writers(bench: Bench) -> Result:
 
 
 def rewritten(bench: Bench) -> Result:
-    """Truncated and written again in place, replaced by rename, renamed, copied: content is what counts."""
+    """Files that are changed after the count: overwritten, replaced, renamed, copied. Only content counts."""
     n_each = 5 if bench.is_short else 25
     result = Result()
     expected = Expected()
@@ -161,7 +161,7 @@ def rewritten(bench: Bench) -> Result:
         temporary.replace(path)
     for path in files["twice-at-once"]:
         _, data, _ = bench.image()
-        path.write_bytes(data)  # never seen, or seen for a moment
+        path.write_bytes(data)  # the service may or may not see this content
         path.write_bytes(content("twice-at-once")[0])
     for path in files["renamed"]:
         keep("renamed", path)
@@ -190,7 +190,7 @@ def rewritten(bench: Bench) -> Result:
 
 
 def moved_folders(bench: Bench) -> Result:
-    """Whole folders moved in, out and to another name, also while they are filled."""
+    """Whole folders that are moved in, also while they are being filled."""
     n = 10 if bench.is_short else 100
     result = Result()
     expected = Expected()
@@ -205,7 +205,7 @@ def moved_folders(bench: Bench) -> Result:
             data = path.read_bytes()
             expected.images[f"tree--{part}"][sha256(data)] = _counts_by_pixels(bench, data)
     (outside / "tree").rename(station.source / "tree")
-    # Moved in empty, filled at once: events of a new folder come before anybody watches it.
+    # Moved in empty and filled at once: the first events come before the new folder is watched.
     for i in range(5):
         (outside / f"late{i}").mkdir()
         (outside / f"late{i}").rename(station.source / f"late{i}")
@@ -217,22 +217,22 @@ def moved_folders(bench: Bench) -> Result:
 
 
 def _counts_by_pixels(bench: Bench, data: bytes) -> Counts:
-    """The counts of a variant: its bytes after the comment are its picture's."""
+    """The counts of a variant: after the comment its bytes are those of the picture."""
     return next(p.counts for p in bench.jpegs if data.endswith(p.data[2:]))
 
 
 def vanishing(bench: Bench) -> Result:
-    """Files taken away soon after they came, some of them while they are being read."""
+    """Files that are removed soon after they came, some of them while they are being read."""
     n = 40 if bench.is_short else 300
     result = Result()
     expected = Expected()
     station = bench.station("", "--cells")
     held = bench.folder / "held"
-    # The reader stands still with the file found and not yet opened; then the file goes.
+    # The reader is held after the file is found and before it is opened. Then the file is removed.
     station.start(
         faults=[
             {
-                **{"at": "rbc_edge.vision.image_file:load_field", "when": "before", "nth": 0, "do": "hold"},
+                **{"at": "file read", "when": "before", "nth": 0, "do": "hold"},
                 **{"match": "held-", "reached": str(held)},
             }
         ]
@@ -270,12 +270,12 @@ def vanishing(bench: Bench) -> Result:
     station.finish(n)
     result.judged(station.out, expected)
     counted = len([r for r in verdict.slide_tables(station.out).get("short", []) if r["status"] == "ok"])
-    result.remark = f"{n_held} while being read; of {n} taken away later {counted} were counted before"
+    result.remark = f"{n_held} while being read; of {n} removed later {counted} were counted before"
     return result
 
 
 def stopped_and_flooded(bench: Bench) -> Result:
-    """SIGSTOP, more files than the kernel keeps events for, SIGCONT."""
+    """SIGSTOP, then more files than the kernel can queue events for, then SIGCONT."""
     n = 1000 if bench.is_short else 25_000
     result = Result()
     expected = Expected()
@@ -300,7 +300,7 @@ def stopped_and_flooded(bench: Bench) -> Result:
 
 
 def bad_files(bench: Bench) -> Result:
-    """Every broken, unusual and oddly named file of tests/edge/cli/test_bad_input.py in between good ones."""
+    """All broken, unusual and oddly named files of tests/edge/cli/test_bad_input.py, between good ones."""
     sys.path[:0] = [str(REPOSITORY / "tests" / "edge" / folder) for folder in ("", "cli")]
     from test_bad_input import BROKEN, NAMES, UNUSUAL
 
@@ -345,13 +345,14 @@ def bad_files(bench: Bench) -> Result:
     station.finish(expected.n_images, failed=len(expected.failed), timeout_s=60 + GRACE_S)
     result.judged(station.out, expected)
     result.remark = (
-        f"{len(BROKEN)} broken kinds failed with their reason; {len(UNUSUAL)} odd, {len(NAMES)} oddly named"
+        f"{len(BROKEN)} broken kinds failed with their reason; {len(UNUSUAL)} unusual,"
+        f" {len(NAMES)} oddly named"
     )
     return result
 
 
 def many_descriptors_taken(bench: Bench) -> Result:
-    """A low limit of open files: as on a station where others have taken them."""
+    """A low limit for open files, as on a computer with many other programs."""
     result = Result()
     expected = Expected()
     station = bench.station()

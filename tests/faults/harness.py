@@ -1,4 +1,4 @@
-"""The station under test as a real process, the folders around it, and what a scenario reports."""
+"""The service under test as a real process, its folders, and the result of a scenario."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import verdict
+from tests.faults.checkpoints import resolved
 from tests.faults.pictures import (
     CELL_DIAMETER_PX,
     TOY_BUNDLE,
@@ -29,7 +30,7 @@ from tests.faults.verdict import Expected, Verdict
 
 PLUGIN = Path(__file__).resolve().parent / "plugin"
 
-# Root, but for the right to read and write what the permissions forbid.
+# Root without the right to ignore permissions.
 _PLAIN_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--")
 
 SCAN_EVERY_S = 1.0
@@ -40,11 +41,11 @@ _LOOK_EVERY_S = 0.05
 
 
 class SkippedError(Exception):
-    """The machine cannot do what the scenario needs; says why."""
+    """The machine cannot do what the scenario needs. The message says why."""
 
 
 class BrokenError(Exception):
-    """The station did something that no count shows: it died, hung, or said the wrong thing."""
+    """The service died, hung or said something wrong. No count shows this."""
 
 
 @dataclass(slots=True)
@@ -52,9 +53,9 @@ class Result:
     """What a scenario found.
 
     Attributes:
-        n_images: Images that had to be counted, over all rounds.
+        n_images: Images that had to be counted, in all rounds.
         verdict: What was not right.
-        remark: What else there is to say, in a few words.
+        remark: A few words for the table.
     """
 
     n_images: int = 0
@@ -62,18 +63,18 @@ class Result:
     remark: str = ""
 
     def judged(self, out: Path, expected: Expected, where: str = "") -> None:
-        """Adds one output folder's verdict."""
+        """Judges an output folder and adds the verdict."""
         self.n_images += expected.n_images
         self.verdict.add(verdict.judge(out, expected), where)
 
     def check(self, is_right: bool, message: str) -> None:
-        """Adds a fault that no table shows, as a wrong one."""
+        """Adds something that no table shows as wrong, unless it is right."""
         if not is_right:
             self.verdict.note("wrong", message)
 
 
 def wait_for(what: Callable[[], bool], timeout_s: float) -> bool:
-    """Waits until something is so; returns False when it never was."""
+    """Waits until `what` is true. Returns False when the time is over before."""
     end_s = time.monotonic() + timeout_s
     while time.monotonic() < end_s:
         if what():
@@ -83,12 +84,13 @@ def wait_for(what: Callable[[], bool], timeout_s: float) -> bool:
 
 
 class Bench:
-    """One scenario's folder, pictures and chance.
+    """The folder, the pictures and the random numbers of one scenario.
 
     Attributes:
-        folder: Its own folder; empty at the start.
-        chance: Its own source of randomness.
-        is_short: The shorter form is asked for.
+        folder: Its own folder, empty at the start.
+        chance: Its own random numbers.
+        is_short: Whether to run the shorter form.
+        jpegs: The pictures that are JPEG files.
     """
 
     def __init__(self, folder: Path, pictures: Sequence[Picture], *, seed: int, is_short: bool) -> None:
@@ -101,12 +103,12 @@ class Bench:
         self._stations: list[Station] = []
 
     def close(self) -> None:
-        """Ends whatever a scenario that was broken off has left behind."""
+        """Ends all processes of the scenario, also after an error."""
         for station in self._stations:
             station.kill()
 
     def image(self, *, jpeg: bool = True) -> tuple[str, bytes, Counts]:
-        """A new image that was never there before: name, bytes, counts."""
+        """A new image with content of its own: name, bytes, counts."""
         self._n += 1
         pictures = self.jpegs if jpeg else self._pictures
         picture = pictures[self._n % len(pictures)]
@@ -114,7 +116,7 @@ class Bench:
         return f"fov{self._n:06}{suffix}", picture.variant(f"{self.folder.name} {self._n}"), picture.counts
 
     def put(self, folder: Path, n: int, expected: Expected | None = None, *, jpeg: bool = True) -> list[Path]:
-        """Writes `n` new images into a slide's folder, and notes them as expected."""
+        """Writes `n` new images into the folder of a slide, and adds them to `expected`."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for _ in range(n):
@@ -126,7 +128,7 @@ class Bench:
         return paths
 
     def station(self, name: str = "", *options: object, **kind: "str | int | bool | None") -> "Station":
-        """A station of this scenario; folders are made where they are missing."""
+        """A station of this scenario. Missing folders are made."""
         base = self.folder / name if name else self.folder
         source = base / "camera"
         source.mkdir(parents=True, exist_ok=True)
@@ -135,12 +137,12 @@ class Bench:
         )
 
     def own(self, station: "Station") -> "Station":
-        """Takes the care for a station's process."""
+        """Makes `close` end the process of this station."""
         self._stations.append(station)
         return station
 
     def reference(self, source: Path, *options: object, name: str = "whole") -> Path:
-        """The output folder of an uninterrupted run over a folder."""
+        """Counts a folder without interruption and returns the output folder."""
         out = self.folder / f"{name}-{source.name}"
         done = reference(source, out, *options)
         if done.returncode not in (0, 3):
@@ -149,14 +151,14 @@ class Bench:
 
 
 class Station:
-    """`rbc-edge watch` over a camera's folder, as often as it is started again.
+    """`rbc-edge watch` on a camera's folder. It can be started many times.
 
     Attributes:
         source: The camera's folder.
         out: The output folder.
-        log: Everything that all its processes said.
-        process: The process at work; None between two.
-        env: More environment for the next start.
+        log: The log of all its processes.
+        process: The running process, or None.
+        env: More environment variables for the next start.
     """
 
     def __init__(
@@ -196,7 +198,7 @@ class Station:
         return [*watch, *self.options, *options]
 
     def start(self, *options: str, faults: Sequence[Mapping[str, object]] = ()) -> None:
-        """Starts the service, with faults in it where they are asked for."""
+        """Starts the service, with `faults` installed (see `checkpoints.resolved`)."""
         assert self.process is None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -209,15 +211,15 @@ class Station:
             )
 
     def environment(self, faults: Sequence[Mapping[str, object]] = ()) -> dict[str, str]:
-        """The environment of the station's processes."""
+        """The environment variables of the processes."""
         env = clean_environment() | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self._temporary)} | self.env
         if faults:
             env["PYTHONPATH"] = f"{PLUGIN}:{env['PYTHONPATH']}"
-            env["FAULT_PLAN"] = json.dumps([dict(fault) for fault in faults])
+            env["FAULT_PLAN"] = json.dumps([resolved(fault) for fault in faults])
         return env
 
     def command(self, *arguments: object, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Runs another command of the program beside the service."""
+        """Runs another command of the program while the service runs."""
         return subprocess.run(
             [*self._prefix, sys.executable, "-m", "rbc_edge", *map(str, arguments)],
             env=clean_environment(),
@@ -229,7 +231,7 @@ class Station:
 
     @property
     def pid(self) -> int:
-        """The process at work."""
+        """Process id of the running service."""
         assert self.process is not None
         return self.process.pid
 
@@ -239,7 +241,7 @@ class Station:
         self.process.send_signal(number)
 
     def ended(self, timeout_s: float) -> int | None:
-        """Waits for the end of the process; its exit code, or None when it goes on."""
+        """Waits for the end of the process. Returns its exit code, or None when it still runs."""
         assert self.process is not None
         try:
             code = self.process.wait(timeout_s)
@@ -250,11 +252,11 @@ class Station:
 
     @property
     def is_alive(self) -> bool:
-        """The process is there."""
+        """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL, to the service and to whatever it started: what a power cut leaves."""
+        """Sends SIGKILL to the service and all its children, as a power cut ends them."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -262,16 +264,16 @@ class Station:
             self.process = None
 
     def stop(self) -> int:
-        """SIGTERM as systemd does; returns the exit code."""
+        """Sends SIGTERM, as systemd does. Returns the exit code."""
         self.signal(signal.SIGTERM)
         code = self.ended(30)
         if code is None:
             self.kill()
-            raise BrokenError(f"still there 30 s after SIGTERM; it said last: {self.said_last()}")
+            raise BrokenError(f"still running 30 s after SIGTERM. Its last words: {self.said_last()}")
         return code
 
     def drain(self, timeout_s: float = 300.0) -> int:
-        """Runs the service with --once to its end; returns the exit code."""
+        """Runs the service with --once to its end. Returns the exit code."""
         self.start("--once")
         code = self.ended(timeout_s)
         if code is None:
@@ -279,18 +281,18 @@ class Station:
             raise BrokenError(f"--once has not ended after {timeout_s:g} s: {self.said_last()}")
         return code
 
-    # -- what it says -----------------------------------------------------------------------------------
+    # -- the log ----------------------------------------------------------------------------------------
 
     def said(self) -> str:
-        """Everything said so far."""
+        """The log so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def said_last(self) -> str:
-        """The last lines said."""
+        """The last lines of the log."""
         return " | ".join(self.said().splitlines()[-3:])
 
     def state(self) -> dict[str, object]:
-        """What ``rbc-edge status --json`` says now."""
+        """The output of ``rbc-edge status --json`` now."""
         done = self.command("status", "--json", "--out", self.out, "--config", self.config)
         try:
             found = json.loads(done.stdout)
@@ -302,7 +304,7 @@ class Station:
     # -- waiting ----------------------------------------------------------------------------------------
 
     def wait_counted(self, n: int, *, failed: int = 0, timeout_s: float = 120.0) -> bool:
-        """Waits until so many fields are counted and failed; False when the time is over or it died."""
+        """Waits until that many fields are counted and failed. Returns False when the time is over."""
 
         def there() -> bool:
             if not self.is_alive:
@@ -314,7 +316,7 @@ class Station:
         return wait_for(there, timeout_s)
 
     def finish(self, n: int, *, failed: int = 0, timeout_s: float = 120.0) -> int:
-        """Waits for the counts, gives doubled ones the time to show, and stops the service."""
+        """Waits for the counts, then a little longer for doubled ones, and stops the service."""
         self.wait_counted(n, failed=failed, timeout_s=timeout_s)
         time.sleep(2 * SCAN_EVERY_S + SETTLE_S)
         if not self.is_alive:
@@ -323,11 +325,11 @@ class Station:
 
 
 class Notified:
-    """systemd's end of NOTIFY_SOCKET.
+    """Plays systemd at the other end of NOTIFY_SOCKET.
 
     Attributes:
         path: The socket.
-        messages: What came, with the time of arrival (monotonic, seconds).
+        messages: Received lines, each with its time of arrival (monotonic, seconds).
     """
 
     def __init__(self, folder: Path, *, listens: bool = True) -> None:
@@ -338,7 +340,7 @@ class Notified:
         self.messages: list[tuple[float, str]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen)
-        if listens:  # the kernel keeps ten messages for one who does not
+        if listens:  # without a reader the kernel keeps ten messages
             self._thread.start()
 
     def _listen(self) -> None:
@@ -348,7 +350,7 @@ class Notified:
                 self.messages += [(time.monotonic(), line) for line in data.decode().splitlines()]
 
     def heard(self, line: str) -> bool:
-        """Whether a line has come."""
+        """Whether this line was received."""
         return any(line == came for _, came in list(self.messages))
 
     def close(self) -> None:
@@ -359,33 +361,33 @@ class Notified:
         self._socket.close()
 
 
-# -- what a machine can do ------------------------------------------------------------------------------
+# -- what the machine can do ----------------------------------------------------------------------------
 
 
 def need_root() -> None:
-    """Skips where nothing can be mounted and no other user can be taken."""
+    """Skips the scenario without root, which is needed to mount."""
     if os.geteuid() != 0:
         raise SkippedError("needs root")
 
 
 def mount(*arguments: str) -> None:
-    """Mounts, or skips the scenario where the machine lets nobody do so."""
+    """Mounts, or skips the scenario if this machine cannot."""
     need_root()
     if shutil.which("mount") is None:
         raise SkippedError("there is no mount command")
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SkippedError(f"this machine does not mount: {done.stderr.strip()}")
+        raise SkippedError(f"this machine cannot mount: {done.stderr.strip()}")
 
 
 def unmount(folder: Path) -> None:
-    """Unmounts; lazily, as a share that vanishes does not ask who holds it open."""
+    """Unmounts lazily: a share that disappears does not wait for open files."""
     subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
 
 
 @contextlib.contextmanager
 def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """A small file system in memory."""
+    """Mounts a small file system in memory."""
     folder.mkdir(parents=True, exist_ok=True)
     mount("-t", "tmpfs", "-o", f"size={size},mode=755", "rbc-edge-faults", str(folder))
     try:

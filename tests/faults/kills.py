@@ -1,4 +1,4 @@
-"""Killed: at random moments, at every step of the way, and by an image."""
+"""Processes that are killed: at random moments, at every checkpoint, and by an image."""
 
 import signal
 import subprocess
@@ -18,7 +18,7 @@ SLIDES = ("day1", "day2", "day3")
 
 
 def _fill(bench: Bench, source: Path, n: int, *, jpeg: bool = False) -> Expected:
-    """`n` images over three slides."""
+    """Writes `n` images into three slides."""
     expected = Expected()
     for i, slide in enumerate(SLIDES):
         bench.put(source / slide, n // 3 + (i < n % 3), expected, jpeg=jpeg)
@@ -26,7 +26,7 @@ def _fill(bench: Bench, source: Path, n: int, *, jpeg: bool = False) -> Expected
 
 
 def killed_at_random(bench: Bench) -> Result:
-    """Everything is there from the start, the scale is estimated; the tables equal an uninterrupted run's."""
+    """All images are there at the start, the scale is estimated. The tables equal an uninterrupted run's."""
     n_images, n_kills = (120, 12) if bench.is_short else (500, 300)
     result = Result()
     first = bench.station("camera-of-all", scale=False)
@@ -36,7 +36,7 @@ def killed_at_random(bench: Bench) -> Result:
     lasted_s = 0.0
     n_killed = n_rounds = 0
     while n_killed < n_kills:
-        # A round: one output folder, killed again and again until a start reaches its end.
+        # A round is one output folder. The service is killed on it until a start reaches the end.
         n_rounds += 1
         station = bench.own(
             Station(
@@ -50,7 +50,7 @@ def killed_at_random(bench: Bench) -> Result:
         while True:
             begun_s = time.monotonic()
             station.start("--once")
-            # Over the whole of a start: imports, the suspect's trial, scale, images, tables.
+            # Any moment of a start: imports, sandbox, scale, images, tables.
             longest_s = max(lasted_s / 2, 2.0)
             is_last = lasted_s == 0 or n_killed >= n_kills
             code = station.ended(600 if is_last else bench.chance.uniform(0.05, longest_s))
@@ -61,9 +61,9 @@ def killed_at_random(bench: Bench) -> Result:
                 station.kill()
                 raise BrokenError(f"--once has not ended after 600 s: {station.said_last()}")
             if bench.chance.random() < 0.5:
-                station.kill()  # with its children: a power cut
+                station.kill()  # with its children, as in a power cut
             else:
-                station.signal(signal.SIGKILL)  # alone: out of memory
+                station.signal(signal.SIGKILL)  # without its children, as when memory runs out
                 station.ended(30)
             n_killed += 1
         result.n_images += n_images
@@ -82,7 +82,7 @@ def _made(folder: Path) -> Path:
 
 
 def killed_while_they_come(bench: Bench) -> Result:
-    """Images come while the service dies and is started again; nothing waits for it."""
+    """Images come while the service is killed and started again. The camera does not wait."""
     n_images, n_kills = (100, 10) if bench.is_short else (500, 150)
     result = Result()
     expected = Expected()
@@ -105,7 +105,7 @@ def killed_while_they_come(bench: Bench) -> Result:
             station.start()
             code = station.ended(bench.chance.uniform(0.05, longest_s))
             if code is not None:
-                raise BrokenError(f"the service ended by itself with {code}: {station.said_last()}")
+                raise BrokenError(f"the service ended without a signal, with {code}: {station.said_last()}")
             station.kill()
     except BaseException:
         over.set()
@@ -122,7 +122,7 @@ def killed_while_they_come(bench: Bench) -> Result:
 
 
 def run_killed(bench: Bench) -> Result:
-    """`rbc-edge run` in place of the service."""
+    """`rbc-edge run` is killed instead of the service."""
     n_images, n_kills = (100, 5) if bench.is_short else (300, 40)
     result = Result()
     source = bench.folder / "camera"
@@ -155,57 +155,58 @@ def run_killed(bench: Bench) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step between "file seen" and "table renamed".
+    """A checkpoint at which the process is killed.
 
     Attributes:
-        name: In words.
-        at: The function that does it, as the fault plugin wants it.
-        calls: Which calls of it to die in.
-        match: What its arguments have to say.
-        is_after_death: It comes only where a process died before.
-        scale: The user gave the scale.
+        at: The checkpoint.
+        calls: In which calls of it, from 1.
+        is_after_death: A process is killed in the analyzer first, and the next one is killed here.
+        scale: The user gives the scale.
     """
 
-    name: str
     at: str
     calls: tuple[int, ...] = (1,)
-    match: str = ""
     is_after_death: bool = False
     scale: bool = True
 
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.at}{', after a death' if self.is_after_death else ''}"
 
-_CSV = r"\.csv\.tmp$"
+
 STEPS: tuple[Step, ...] = (
-    Step("ledger opened", "rbc_edge.store.ledger:Ledger.__init__"),
-    Step("ledger made", "rbc_edge.store.ledger:Ledger._prepare"),
-    Step("source looked at", "rbc_edge.station.source:look", (1, 2)),
-    Step("source scanned", "rbc_edge.station.inbox:scan", (1, 2)),
-    Step("settled?", "rbc_edge.station.inbox:Settling.see", (1, 2)),
-    Step("files claimed", "rbc_edge.store.ledger:Ledger.claim_paths"),
-    Step("slide's scale estimated", "rbc_edge.vision.analyzer:Analyzer.estimate_scale", (1, 2), scale=False),
-    Step("slide's scale kept", "rbc_edge.store.ledger:Ledger.keep_slide_scale", (1, 2), scale=False),
-    Step("attempt noted", "rbc_edge.store.ledger:Ledger.begin_attempts", (1, 2, 3)),
-    Step("file read", "rbc_edge.vision.image_file:load_field", (1, 10, 20)),
-    Step("file decoded", "rbc_edge.vision.image_file:_decode", (1, 12)),
-    Step("content known?", "rbc_edge.store.ledger:Ledger.settle", (1, 9)),
-    Step("analyzed", "rbc_edge.vision.analyzer:Analyzer.analyze", (1, 7, 20)),
-    Step("count written", "rbc_edge.store.ledger:Ledger.record_ok", (1, 11, 20)),
-    Step("failure written", "rbc_edge.store.ledger:Ledger.record_failed"),
-    Step("ledger committed", "rbc_edge.store.ledger:Ledger.commit", (1, 2, 3)),
-    Step("table of a slide", "rbc_edge.views.tables:Tables.write_slide", (1, 2)),
-    Step("temporary table on disk", "os:fsync", (1, 2, 3), _CSV),
-    Step("table renamed", "pathlib:Path.replace", (1, 2, 3), _CSV),
-    Step("folder on disk", "rbc_edge.views.tables:_sync_folder", (1, 2)),
-    Step("all tables", "rbc_edge.views.tables:Tables.write"),
-    Step("tables noted as written", "rbc_edge.store.ledger:Ledger.tables_written"),
-    Step("suspects looked up", "rbc_edge.store.ledger:Ledger.attempts", is_after_death=True),
-    Step("suspect tried", "rbc_edge.station.sandbox:survives", is_after_death=True),
-    Step("after the trial", "rbc_edge.store.ledger:Ledger.record_ok", is_after_death=True),
+    Step("ledger opened"),
+    Step("database connected"),
+    Step("transaction committed", (1, 2)),
+    Step("source probed", (1, 2)),
+    Step("source scanned", (1, 2)),
+    Step("files debounced", (1, 2)),
+    Step("paths claimed"),
+    Step("scale estimated", (1, 2), scale=False),
+    Step("scale kept", (1, 2), scale=False),
+    Step("attempt noted", (1, 2, 3)),
+    Step("file read", (1, 10, 20)),
+    Step("image decoded", (1, 12)),
+    Step("identity settled", (1, 9)),
+    Step("field analyzed", (1, 7, 20)),
+    Step("count recorded", (1, 11, 20)),
+    Step("failure recorded"),
+    Step("ledger committed", (1, 2, 3)),
+    Step("slide's table", (1, 2)),
+    Step("temporary table synced", (1, 2, 3)),
+    Step("table renamed", (1, 2, 3)),
+    Step("folder synced", (1, 2)),
+    Step("all tables"),
+    Step("tables noted as written"),
+    Step("attempts read", is_after_death=True),
+    Step("sandbox run", is_after_death=True),
+    Step("count recorded", is_after_death=True),
 )
 
 
 def killed_at_steps(bench: Bench) -> Result:
-    """Dies once before and once after each step; the next start brings all to its end."""
+    """The process is killed once before and once after each step. The next start finishes the work."""
     result = Result()
     source = bench.folder / "camera"
     expected = _fill(bench, source, 21, jpeg=True)
@@ -225,13 +226,7 @@ def killed_at_steps(bench: Bench) -> Result:
                     Station(source, base / "results", base, options=options, scale=step.scale)
                 )
                 if step.is_after_death:
-                    _die(
-                        station,
-                        Step("analyzed", "rbc_edge.vision.analyzer:Analyzer.analyze"),
-                        "before",
-                        5,
-                        "first",
-                    )
+                    _die(station, Step("field analyzed"), "before", 5, "first")
                     n_deaths += 1
                 _die(station, step, when, nth, name)
                 n_deaths += 1
@@ -244,11 +239,11 @@ def killed_at_steps(bench: Bench) -> Result:
 
 
 def _die(station: Station, step: Step, when: str, nth: int, name: str) -> None:
-    """Starts the station and has it die at a step."""
+    """Starts the station and kills it at a step."""
     fuse = station.log.with_name("fuse")
     fuse.touch()
     fault = {
-        **{"at": step.at, "when": when, "nth": nth, "match": step.match},
+        **{"at": step.at, "when": when, "nth": nth},
         **{"do": "kill", "command": "watch", "fuse": str(fuse)},
     }
     station.start("--once", faults=[fault])
@@ -257,11 +252,11 @@ def _die(station: Station, step: Step, when: str, nth: int, name: str) -> None:
         raise BrokenError(station.said_last())
     if code != -signal.SIGKILL or fuse.exists():
         station.kill()
-        raise BrokenError(f"{name}: was never reached (exit {code}): {station.said_last()}")
+        raise BrokenError(f"{name}: this step was never reached (exit {code}): {station.said_last()}")
 
 
 def killer_images(bench: Bench) -> Result:
-    """Images that bring down whoever opens them; systemd's part, starting again, is played here."""
+    """Images that kill every process that opens them. The test starts the service again, as systemd does."""
     result = Result()
     for scale in (True, False):
         _killer_images(bench, result, scale=scale)
@@ -274,7 +269,7 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
     station = bench.station(name, scale=scale)
     bench.put(station.source / "day1", 40, expected)
     killers = []
-    # In the middle, and first and last by name: those a slide's scale is estimated from.
+    # In the middle, and first and last by name: a slide's scale is estimated from some of these.
     kinds = (("fov000005-aborts", "abort"), ("a-memory-eater", "kill"), ("z-aborts-too", "abort"))
     for i, (stem, do) in enumerate(kinds):
         picture = bench.jpegs[i]
@@ -284,7 +279,7 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
         expected.failed["day1", path.stem] = frozenset({"crash"})
     faults = [
         {
-            "at": "rbc_edge.vision.image_file:_decode",
+            "at": "image decoded",
             "when": "before",
             "nth": 0,
             "do": do,
@@ -307,17 +302,17 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
 
     try:
         wait_for(settled, 180)
-        # More good ones after them: the service lives.
+        # More good images after them: the service stays alive.
         n_before = n_deaths
         bench.put(station.source / "day1", 10, expected)
         station.finish(50, failed=len(killers))
-        result.check(n_deaths == n_before, "it died again after the killers were known")
+        result.check(n_deaths == n_before, "it died again after the images that kill were known")
     finally:
         station.kill()
-    if not scale:  # the killers are not among what the scale is estimated from: counts are not comparable
+    if not scale:  # the scale is estimated without these images, so the counts differ
         expected.images["day1"] = dict.fromkeys(expected.images["day1"], ())
     result.judged(station.out, expected, f"scale {name}: ")
-    # The same again without a fault: a user who knows that the file is good says retry.
+    # The same without a fault: a user who knows that the files are good calls retry.
     done = station.command("retry", "--out", station.out)
     result.check(done.returncode == 0, f"retry ended with {done.returncode}: {done.stderr}")
     for path in killers:
@@ -327,7 +322,7 @@ def _killer_images(bench: Bench, result: Result, *, scale: bool) -> None:
     station.start()
     station.finish(53)
     result.judged(station.out, expected, f"scale {name}, after retry: ")
-    result.remark += f"scale {name}: {len(killers)} killers, {n_deaths} deaths; "
+    result.remark += f"scale {name}: {len(killers)} images that kill, {n_deaths} deaths; "
 
 
 SCENARIOS = (

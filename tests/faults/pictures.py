@@ -1,4 +1,4 @@
-"""Small drawn fields whose counts are known, and as many different files of each as a fault needs."""
+"""Small drawn fields with known counts. Of each, any number of files with different bytes can be made."""
 
 import csv
 import hashlib
@@ -21,7 +21,7 @@ TOY_BUNDLE = REPOSITORY / "tests" / "edge" / "toy_bundle"
 CELL_DIAMETER_PX = 40
 
 N_RED_WHOLE = 6
-"""Fields with fewer whole cells make the program ask for their scale, which takes ten times as long."""
+"""With fewer whole cells the program estimates the scale of the field itself, ten times as slow."""
 
 COUNTS = ("n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets")
 
@@ -30,7 +30,7 @@ Counts = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One drawn field as a file's bytes, and what an uninterrupted run counts in it.
+    """One drawn field as the bytes of a file, with the counts of an uninterrupted run.
 
     Attributes:
         data: A JPEG or PNG file.
@@ -41,7 +41,7 @@ class Picture:
     counts: Counts
 
     def variant(self, note: str) -> bytes:
-        """Returns a file of the same pixels and other bytes: the note is a comment in it."""
+        """Returns a file with the same pixels and other bytes: the note is a comment in it."""
         text = note.encode()
         if self.data.startswith(b"\xff\xd8"):  # JPEG: a COM segment after SOI
             return self.data[:2] + b"\xff\xfe" + struct.pack(">H", len(text) + 2) + text + self.data[2:]
@@ -56,7 +56,7 @@ def sha256(data: bytes) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without the settings of whoever runs the suite."""
+    """The environment without the settings of the user who runs the suite."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RBC_EDGE_", "FAULT_", "NOTIFY_"))}
     env["PYTHONPATH"] = str(REPOSITORY / "edge")
     env["XDG_CONFIG_HOME"] = "/nonexistent"
@@ -91,15 +91,15 @@ def _encoded(image: npt.NDArray[np.uint8], suffix: str) -> bytes:
 
 
 def draw(folder: Path, *, n: int = 24, seed: int = 2026) -> list[Picture]:
-    """Draws fields of which an uninterrupted run tells the counts.
+    """Draws fields, and takes their counts from an uninterrupted run.
 
     Args:
-        folder: Where to work; must exist and be empty.
-        n: How many.
-        seed: Which fields.
+        folder: Folder to work in. It must exist and be empty.
+        n: How many fields.
+        seed: Seed of the drawing.
 
     Returns:
-        The pictures, half of them PNG; no two with the same counts side by side.
+        The pictures, half of them PNG. Two neighbours never have the same counts.
     """
     fields = draw_slide(
         np.random.default_rng(seed),
@@ -136,5 +136,5 @@ def draw(folder: Path, *, n: int = 24, seed: int = 2026) -> list[Picture]:
             if not pictures or pictures[-1].counts != counts:
                 pictures.append(Picture(data[row["fov"]], counts))
     if len(pictures) < n:
-        raise RuntimeError(f"only {len(pictures)} of {len(fields)} drawn fields are fit for the suite")
+        raise RuntimeError(f"only {len(pictures)} of {len(fields)} drawn fields can be used")
     return pictures[:n]

@@ -1,4 +1,4 @@
-"""The service among others: a second one, commands beside it, signals, and a clock that jumps."""
+"""The service and others: a second service, other commands, signals, and a clock that jumps."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tests.faults.harness import (
 from tests.faults.pictures import sha256
 from tests.faults.verdict import Expected
 
-LEAVES_WITHIN_S = 10.0
+ENDS_WITHIN_S = 10.0
 
 _FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -30,7 +30,7 @@ _FAKETIME = (
 
 
 def clock_jumps(bench: Bench) -> Result:
-    """The time of day jumps years back and forth while images come with such times; settling goes on."""
+    """The clock jumps by years, back and forth, while images come with such times. Counting goes on."""
     library = next((p for p in _FAKETIME if Path(p).exists()), None)
     if library is None:
         raise SkippedError("libfaketime is not installed (apt-get install faketime)")
@@ -55,7 +55,7 @@ def clock_jumps(bench: Bench) -> Result:
         shift_s = {"d": 86_400, "y": 365 * 86_400, "h": 3600, "s": 1}.get(jump[-1], 0) * int(
             jump.rstrip("dyhs")
         )
-        for path in files[:3]:  # as the camera's own clock would have it
+        for path in files[:3]:  # as if the camera had the same wrong clock
             stamp = max(time.time() + shift_s, 0)
             os.utime(path, (stamp, stamp))
         started_s = time.monotonic()
@@ -65,7 +65,7 @@ def clock_jumps(bench: Bench) -> Result:
     rows = verdict.slide_tables(station.out).get("slide", [])
     years = {row["analyzed_at"][:4] for row in rows}
     result.check(len(years) >= 4, f"the clock was not faked: the table has the years {sorted(years)}")
-    # Stopped and started with the clock set back: what was counted in the future is still counted.
+    # Stopped and started with the clock set back: what was counted "in the future" stays counted.
     station.stop()
     clock.write_text("-3y", encoding="utf-8")
     bench.put(station.source / "slide", 5, expected)
@@ -80,7 +80,7 @@ def clock_jumps(bench: Bench) -> Result:
 
 
 def second_service(bench: Bench) -> Result:
-    """A second service on the same results is refused with exit 5, whatever the first one does."""
+    """A second service on the same results is refused with exit 5, at any time."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -94,7 +94,7 @@ def second_service(bench: Bench) -> Result:
         result.check(str(station.out) in done.stderr, f"it does not name the results: {done.stderr}")
     result.check(station.is_alive, "the first one died")
     station.wait_counted(expected.n_images)
-    # After a SIGKILL nothing of the first one is in the way.
+    # After a SIGKILL the lock of the first one is gone.
     station.kill()
     station.start()
     bench.put(station.source / "slide", 5, expected)
@@ -104,7 +104,7 @@ def second_service(bench: Bench) -> Result:
 
 
 def commands_beside(bench: Bench) -> Result:
-    """status, retry and run beside the service, while images come."""
+    """status, retry and run are called while the service runs and images come."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -124,16 +124,16 @@ def commands_beside(bench: Bench) -> Result:
         result.check(done.returncode == 0, f"status ended with {done.returncode}: {done.stderr}")
         for source in (other, station.source):
             done = station.command("run", source, "--out", station.out, "--quiet", *bundle, *scale)
-            # It waits its turn, or says that somebody is writing; the images are counted either way.
+            # It waits for its turn, or says that another process writes. The images are counted either way.
             result.check(done.returncode in (0, 3, 5), f"run ended with {done.returncode}: {done.stderr}")
             n_waited += done.returncode == 5
         done = station.command("retry", "--out", station.out)
         result.check(done.returncode == 0, f"retry ended with {done.returncode}: {done.stderr}")
     done = station.command("run", other, "--out", station.out, "--quiet", *bundle, *scale)
     result.check(
-        done.returncode == 0, f"run beside an idle service ended with {done.returncode}: {done.stderr}"
+        done.returncode == 0, f"run during an idle service ended with {done.returncode}: {done.stderr}"
     )
-    # A broken image replaced by a good one of the same size and time: only retry can know.
+    # A broken image is replaced by a good one with the same time: only retry makes the service look again.
     broken = station.source / "slide" / "broken.jpg"
     station.finish(expected.n_images, failed=1)
     result.judged(station.out, expected)
@@ -149,12 +149,12 @@ def commands_beside(bench: Bench) -> Result:
     result.check(done.returncode == 0, f"retry of one field ended with {done.returncode}: {done.stderr}")
     station.finish(expected.n_images)
     result.judged(station.out, expected, "after retry: ")
-    result.remark = f"run had to give way {n_waited} times"
+    result.remark = f"run had to wait in vain {n_waited} times"
     return result
 
 
 def another_writer(bench: Bench) -> Result:
-    """A long `rbc-edge run` holds the results: the service waits, says so, and goes on."""
+    """A long `rbc-edge run` holds the lock of the results. The service waits, says so, and goes on."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -164,7 +164,7 @@ def another_writer(bench: Bench) -> Result:
     bench.put(station.source / "slide", 10, expected)
     station.wait_counted(10)
     slow = {
-        "at": "rbc_edge.vision.analyzer:Analyzer.analyze",
+        "at": "field analyzed",
         "when": "before",
         "nth": 0,
         "do": "slow",
@@ -196,7 +196,7 @@ def another_writer(bench: Bench) -> Result:
 
 
 def terminated(bench: Bench) -> Result:
-    """SIGTERM and SIGINT in the middle of work: the image in hand is finished, and it leaves in time."""
+    """SIGTERM and SIGINT during work: the current image is finished, and the service ends in time."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -206,10 +206,13 @@ def terminated(bench: Bench) -> Result:
     slowest_s = 0.0
     for i in range(n_times):
         number, right = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[i % 2]
+        n_said = len(station.said())
         station.start()
-        time.sleep(bench.chance.uniform(0.8, 3.0) if i else 2.0)
+        # A slow computer still imports modules after a second, and then no handler is installed yet.
+        wait_for(lambda n=n_said: len(station.said()) > n or not station.is_alive, 30)  # type: ignore[misc]
+        time.sleep(bench.chance.uniform(0.0, 2.5) if i else 1.5)
         if not station.is_alive:
-            raise BrokenError(f"it ended by itself: {station.said_last()}")
+            raise BrokenError(f"it ended without a signal: {station.said_last()}")
         started_s = time.monotonic()
         station.signal(number)
         code = station.ended(30)
@@ -217,9 +220,9 @@ def terminated(bench: Bench) -> Result:
         result.check(code == right, f"{signal.Signals(number).name} gave {code}, not {right}")
         if code is None:
             station.kill()
-    # An image that takes long is finished first: it is not done twice, and no suspect is left.
+    # A slow image is finished first. It is not counted twice, and not taken for one that kills.
     slow = {
-        "at": "rbc_edge.vision.analyzer:Analyzer.analyze",
+        "at": "field analyzed",
         "when": "before",
         "nth": 0,
         "do": "slow",
@@ -236,17 +239,17 @@ def terminated(bench: Bench) -> Result:
     took_s = time.monotonic() - started_s
     slowest_s = max(slowest_s, took_s)
     result.check(code == 143, f"SIGTERM during a slow image gave {code}")
-    result.check(verdict.n_counted(station.out) > n_before, "the image in hand was dropped")
-    result.check(slowest_s < LEAVES_WITHIN_S, f"it took {slowest_s:.1f} s to leave")
+    result.check(verdict.n_counted(station.out) > n_before, "the current image was dropped")
+    result.check(slowest_s < ENDS_WITHIN_S, f"it took {slowest_s:.1f} s to end")
     station.start()
     station.finish(expected.n_images)
     result.judged(station.out, expected)
-    result.remark = f"{n_times + 1} times; left within {slowest_s:.1f} s"
+    result.remark = f"{n_times + 1} times; ended within {slowest_s:.1f} s"
     return result
 
 
 def reloaded(bench: Bench) -> Result:
-    """SIGHUP with a good and a bad configuration, and what systemd is told."""
+    """SIGHUP with a good and a bad configuration, and the messages to systemd."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -300,7 +303,7 @@ def reloaded(bench: Bench) -> Result:
 
 
 def deaf_systemd(bench: Bench) -> Result:
-    """A service manager that hangs and takes no message: counting does not wait for it."""
+    """A service manager that hangs and reads no message. Counting does not wait for it."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -316,7 +319,7 @@ def deaf_systemd(bench: Bench) -> Result:
         started_s = time.monotonic()
         code = station.stop()
         left_s = time.monotonic() - started_s
-        result.check(code == 143 and left_s < LEAVES_WITHIN_S, f"SIGTERM gave {code} after {left_s:.0f} s")
+        result.check(code == 143 and left_s < ENDS_WITHIN_S, f"SIGTERM gave {code} after {left_s:.0f} s")
     finally:
         station.kill()
         notified.close()
@@ -326,7 +329,7 @@ def deaf_systemd(bench: Bench) -> Result:
 
 
 def bad_start(bench: Bench) -> Result:
-    """What it says when it cannot start: configuration 2, bundle 4, source 5, at once."""
+    """Starts that cannot work: exit 2 for the configuration, 4 for the bundle. It waits for a source."""
     result = Result()
     station = bench.station()
     bench.put(station.source / "slide", 1)
@@ -345,7 +348,7 @@ def bad_start(bench: Bench) -> Result:
         result.check(
             len(done.stderr.splitlines()) <= 4, f"{options[0]}: {len(done.stderr.splitlines())} lines"
         )
-    # A share may come a minute after the computer: the service is there, and says that it waits.
+    # A share may come a minute after the start of the computer. The service runs and says that it waits.
     for name, options in (("missing", ()), ("no-marker", ("--marker", "no-such-marker"))):
         waiting = bench.station(name, *options)
         if not options:

@@ -1,4 +1,4 @@
-"""A long time in a short one: images at full speed through a camera's folder that is kept small."""
+"""A long time of work in a short time: images at full speed through a camera's folder that is kept small."""
 
 import os
 import threading
@@ -12,13 +12,13 @@ from tests.faults.harness import Bench, BrokenError, Result
 from tests.faults.verdict import Expected
 
 KEPT_FILES = 500
-"""The camera's folder holds about so many."""
+"""The camera's folder holds about this many files."""
 
 RSS_GROWTH_MB = 12.0
-"""How much the resident memory may be larger at the end than after the warm-up."""
+"""Limit for the growth of the resident memory from the warm-up to the end."""
 
 RSS_SLOPE_MB = 0.5
-"""How much it may grow a thousand images, fitted from the warm-up to the end."""
+"""Limit for its slope in a thousand images, fitted from the warm-up to the end."""
 
 FD_GROWTH = 3
 THREAD_GROWTH = 1
@@ -48,7 +48,7 @@ def sample(pid: int, n_counted: int) -> Sample:
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Least squares: how much y grows by x."""
+    """Slope of y over x by least squares."""
     n = len(points)
     mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
     spread = sum((x - mean_x) ** 2 for x, _ in points)
@@ -56,7 +56,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def soak(bench: Bench) -> Result:
-    """20,000 images, slide after slide; memory, descriptors and threads stay flat."""
+    """20,000 images, slide after slide. Memory, descriptors and threads do not grow."""
     n_images = 1500 if bench.is_short else 20_000
     a_slide = 250
     result = Result()
@@ -68,7 +68,7 @@ def soak(bench: Bench) -> Result:
     over = threading.Event()
     n_put = 0
     counted = 0
-    # The camera is never more than half a folder ahead, so that nothing is taken away before it is counted.
+    # The camera is at most half a folder ahead, so that nothing is removed before it is counted.
     ahead = KEPT_FILES // 2
 
     def camera() -> None:

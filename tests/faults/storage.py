@@ -1,4 +1,4 @@
-"""Disks, shares and permissions that come and go; a ledger that is damaged."""
+"""Disks, shares and permissions that come and go, and a damaged ledger."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ _PAUSE_S = 3 * SCAN_EVERY_S
 
 
 def _tells(station: Station, *words: str) -> bool:
-    """Whether the state or what was said shows one of the words."""
+    """Whether the state holds one of these words."""
     told = str(station.state()).lower()
     return any(word in told for word in words)
 
 
 def _fill_up(folder: Path, *, leave_bytes: int) -> Path:
-    """Takes a file system's room away but for a rest."""
+    """Fills a file system up to `leave_bytes`."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         while (free := os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize) > leave_bytes:
@@ -45,7 +45,7 @@ def _fill_up(folder: Path, *, leave_bytes: int) -> Path:
 
 
 def nearly_full(bench: Bench) -> Result:
-    """Less room than --min-free-mb: pauses before harm, says so, and goes on when there is room."""
+    """Less space than --min-free-mb: the service pauses in time, says so, and goes on with more space."""
     result = Result()
     expected = Expected()
     with tmpfs(bench.folder / "disk", "12m") as disk:
@@ -70,7 +70,7 @@ def nearly_full(bench: Bench) -> Result:
 
 
 def really_full(bench: Bench) -> Result:
-    """ENOSPC at whatever is written next, for tables and ledger, again and again."""
+    """Writing fails with ENOSPC, in the tables or the ledger, again and again."""
     result = Result()
     expected = Expected()
     n_rounds = 3 if bench.is_short else 12
@@ -100,7 +100,7 @@ def really_full(bench: Bench) -> Result:
 
 
 def full_and_killed(bench: Bench) -> Result:
-    """The power fails while the disk is full; started again on a full disk; then there is room."""
+    """The power fails while the disk is full. The service starts again before there is space."""
     result = Result()
     expected = Expected()
     with tmpfs(bench.folder / "disk", "6m") as disk:
@@ -116,7 +116,7 @@ def full_and_killed(bench: Bench) -> Result:
             station.kill()
             station.start()
             time.sleep(_PAUSE_S)
-            # Without room for its lock it may refuse to start: exit 5, and systemd tries again.
+            # Without space for its lock it may refuse to start: exit 5, and systemd tries again.
             if not station.is_alive:
                 code = station.ended(1)
                 result.check(code == 5, f"started on a full disk it ended with {code}: {station.said_last()}")
@@ -134,13 +134,13 @@ def full_and_killed(bench: Bench) -> Result:
 
 
 def _need_permissions() -> None:
-    """Permissions mean nothing to root: the station is then started without that privilege."""
+    """Root ignores permissions, so the station is then started without that privilege."""
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
-        raise SkippedError("root may read everything, and there is no setpriv to take that away")
+        raise SkippedError("root may read everything, and setpriv is missing")
 
 
 def permission_of_a_file(bench: Bench) -> Result:
-    """One file unreadable for less and for more than the grace period, then readable."""
+    """Files that cannot be read for less and for more than the grace period, and then can."""
     _need_permissions()
     result = Result()
     expected = Expected()
@@ -164,12 +164,12 @@ def permission_of_a_file(bench: Bench) -> Result:
         path.chmod(0o644)
     station.finish(expected.n_images)
     result.judged(station.out, expected)
-    result.remark = "given back before and after it had failed"
+    result.remark = "readable again before and after it had failed"
     return result
 
 
 def permission_of_the_source(bench: Bench) -> Result:
-    """The source folder, and a slide's folder in it, closed and opened again."""
+    """The source folder, and the folder of a slide, lose their permissions and get them back."""
     _need_permissions()
     result = Result()
     expected = Expected()
@@ -185,7 +185,7 @@ def permission_of_the_source(bench: Bench) -> Result:
         bench.put(station.source / "two", 5, expected)
         time.sleep(_PAUSE_S)
         if not station.is_alive:
-            raise BrokenError(f"it died when {folder.name} was closed: {station.said_last()}")
+            raise BrokenError(f"it died without permission for {folder.name}: {station.said_last()}")
         folder.chmod(0o755)
         station.wait_counted(expected.n_images, timeout_s=30)
     station.finish(expected.n_images)
@@ -194,7 +194,7 @@ def permission_of_the_source(bench: Bench) -> Result:
 
 
 def permission_of_the_results(bench: Bench) -> Result:
-    """The results folder not writable, then writable; also its tables and its ledger alone."""
+    """The results folder cannot be written, or not even read, and then can again."""
     _need_permissions()
     result = Result()
     expected = Expected()
@@ -209,9 +209,9 @@ def permission_of_the_results(bench: Bench) -> Result:
         bench.put(station.source / f"slide{mode}", 5, expected)
         time.sleep(_PAUSE_S)
         if not station.is_alive:
-            raise BrokenError(f"it died when the results were closed: {station.said_last()}")
+            raise BrokenError(f"it died without permission for the results: {station.said_last()}")
         station.out.chmod(0o755)
-        result.check(verdict.n_counted(station.out) < expected.n_images, "the folder was never closed")
+        result.check(verdict.n_counted(station.out) < expected.n_images, "the folder was always writable")
         station.wait_counted(expected.n_images, timeout_s=30)
     station.finish(expected.n_images)
     result.judged(station.out, expected)
@@ -222,7 +222,7 @@ def permission_of_the_results(bench: Bench) -> Result:
 
 
 def _vanishing_source(bench: Bench, result: Result, name: str, *options: str, use_bind: bool) -> None:
-    """A source that is unmounted and mounted again, twice, and once while the service is down."""
+    """A source that is unmounted and mounted again, twice, and once while the service is stopped."""
     expected = Expected()
     station = bench.station(name, *options)
     disk = bench.folder / name / "disk"
@@ -265,7 +265,7 @@ def _vanishing_source(bench: Bench, result: Result, name: str, *options: str, us
             station.wait_counted(expected.n_images, timeout_s=30)
         station.finish(expected.n_images)
         result.judged(station.out, expected, f"{name}: ")
-        # Away at the start: told with exit 5 where it can be known, and never an empty table.
+        # Missing at the start: exit 5 where that can be known, and never an empty table.
         unmount(station.source)
         station.start()
         code = station.ended(_PAUSE_S)
@@ -285,11 +285,11 @@ def _vanishing_source(bench: Bench, result: Result, name: str, *options: str, us
 
 
 def unmounted(bench: Bench) -> Result:
-    """The camera's share goes and comes back; nothing is deleted, and what came meanwhile is counted."""
+    """The camera's share disappears and comes back. No count is deleted, and new images are counted."""
     result = Result()
     marker = ("--marker", ".station-camera")
     _vanishing_source(bench, result, "other-device", use_bind=False)
-    # The empty folder below lies on the same device.
+    # Here the empty folder under the mount is on the same device.
     _vanishing_source(bench, result, "bind-marker", *marker, use_bind=True)
     if not bench.is_short:
         _vanishing_source(bench, result, "other-device-marker", *marker, use_bind=False)
@@ -299,7 +299,7 @@ def unmounted(bench: Bench) -> Result:
 
 
 def other_card(bench: Bench) -> Result:
-    """A new empty card in place of the old one: the old counts stay, the new images are counted."""
+    """A new empty card replaces the old one. The old counts stay, and the new images are counted."""
     result = Result()
     expected = Expected()
     station = bench.station()
@@ -339,7 +339,7 @@ def _flipped_pages(bench: Bench, ledger: Path) -> None:
 
 
 def _one_page(_: Bench, ledger: Path) -> None:
-    """One page of many: most of what is asked of the ledger never touches it."""
+    """One page of many, which most queries never read."""
     with sqlite3.connect(ledger) as db:
         (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'field_content'").fetchone()
     db.close()
@@ -370,7 +370,7 @@ DAMAGE: tuple[Callable[[Bench, Path], None], ...] = (
 
 
 def damaged_ledger(bench: Bench) -> Result:
-    """Found at the start, kept aside with the tables of before, and rebuilt from the folder."""
+    """The damage is found at the start. The ledger is moved away with its tables, and a new one is made."""
     result = Result()
     good = bench.station("good", "--cells")
     first = Expected()
@@ -388,7 +388,7 @@ def damaged_ledger(bench: Bench) -> Result:
         for path in (station.source / "slide").iterdir():
             digest = sha256(path.read_bytes())
             expected.images["slide"][digest] = first.images["slide"][digest]
-        # What is no longer in the camera's folder can only be kept as the table of before.
+        # Counts of images that are no longer in the camera's folder stay in the old table only.
         shutil.rmtree(station.source / "archived")
         bench.put(station.source / "new", 5, expected)
         damage(bench, station.out / "ledger.sqlite3")
@@ -400,21 +400,21 @@ def damaged_ledger(bench: Bench) -> Result:
         result.check(len(aside) == 1, f"{name}: {len(aside)} folders with a damaged ledger")
         if aside:
             kept = verdict.read_table(aside[0] / "archived.csv")
-            result.check(len(kept) == 10, f"{name}: {len(kept)} rows of the table of before are kept, not 10")
+            result.check(len(kept) == 10, f"{name}: {len(kept)} rows of the old table are kept, not 10")
             ledgers = [p for p in aside[0].glob("ledger*") if p.read_bytes() == broken]
             result.check(len(ledgers) == 1, f"{name}: the damaged ledger is not kept as it was")
         result.check("damaged" in station.said(), f"{name}: nothing was said: {station.said_last()}")
-        # The next start finds nothing to complain of.
+        # The next start finds no damage.
         station.start()
         station.finish(expected.n_images)
         result.check(len(list(station.out.glob("damaged-*"))) == len(aside), f"{name}: put aside again")
         result.verdict.add(verdict.judge(station.out, expected), f"{name}, started again: ")
-    result.remark = f"{3 if bench.is_short else len(DAMAGE)} kinds of damage; tables of before kept"
+    result.remark = f"{3 if bench.is_short else len(DAMAGE)} kinds of damage; old tables kept"
     return result
 
 
 def lost_ledger(bench: Bench) -> Result:
-    """The ledger, its journal, or a table deleted under the service and between two starts."""
+    """The ledger, its journal or a table is deleted between two starts."""
     result = Result()
     expected = Expected()
     station = bench.station()

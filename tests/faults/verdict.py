@@ -1,4 +1,4 @@
-"""What the tables say against what they have to say: lost, doubled, wrong. Reads, never writes."""
+"""Compares the tables with what is expected: images lost, doubled or wrong. It reads and never writes."""
 
 import csv
 import sqlite3
@@ -15,15 +15,15 @@ Row = dict[str, str]
 
 @dataclass(slots=True)
 class Expected:
-    """What has to stand in the tables in the end.
+    """What the tables must hold in the end.
 
     Attributes:
-        images: For each slide, each content (SHA-256) that has to be counted once, and its counts; no
-            counts: any are right.
-        maybe: The same for contents that may be counted, once (files that were taken away meanwhile).
-        failed: For each slide and field that has to be failed, the reasons that are right.
-        maybe_failed: Slides and fields that may be failed, with the reasons that are right.
-        duplicates: For each slide how many rows have to be duplicates; None: not checked.
+        images: For each slide, the contents (SHA-256) that must be counted once, with their counts. Empty
+            counts: any counts are right.
+        maybe: The same for contents that may be counted once (files that were removed meanwhile).
+        failed: For each slide and field that must have failed, the reasons that are right.
+        maybe_failed: Slides and fields that may have failed, with the reasons that are right.
+        duplicates: For each slide, how many rows must be duplicates. Not checked for others.
     """
 
     images: dict[str, dict[str, Counts]] = field(default_factory=lambda: defaultdict(dict))
@@ -34,18 +34,18 @@ class Expected:
 
     @property
     def n_images(self) -> int:
-        """Images that have to be counted."""
+        """Number of images that must be counted."""
         return sum(map(len, self.images.values()))
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What is not as it has to be.
+    """What is not right.
 
     Attributes:
-        lost: Images without a count, broken files without a word, fields missing in ``slides.csv``.
-        doubled: Counts of a content beyond the first, fields too many in ``slides.csv``.
-        wrong: Counts, reasons, sums or rows that are not right; a table that the ledger contradicts.
+        lost: Images without a count, broken files without a row, fields missing in ``slides.csv``.
+        doubled: Contents that are counted more than once, too many fields in ``slides.csv``.
+        wrong: Counts, reasons, sums or rows that are not right, and tables that differ from the ledger.
         what: The first few of them, in words.
     """
 
@@ -74,7 +74,7 @@ class Verdict:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Reads a CSV file whole; an empty list where there is none yet."""
+    """Reads a CSV file. Returns an empty list if there is none yet."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -103,7 +103,7 @@ def n_failed(out: Path) -> int:
 
 
 def judge(out: Path, expected: Expected) -> Verdict:
-    """Holds an output folder against what is expected in it."""
+    """Compares an output folder with what is expected in it."""
     verdict = Verdict()
     tables = slide_tables(out)
     for slide_id in sorted(tables.keys() | expected.images.keys()):
@@ -112,7 +112,7 @@ def judge(out: Path, expected: Expected) -> Verdict:
     for (slide, fov), reasons in expected.failed.items():
         row = told.get((slide, fov))
         if row is None:
-            verdict.note("lost", f"{slide}/{fov} is broken, and no row says so")
+            verdict.note("lost", f"{slide}/{fov} is broken, and has no row")
         elif row["status"] != "failed" or row["failure"] not in reasons:
             said = f"{row['status']} {row['failure']}".strip()
             verdict.note("wrong", f"{slide}/{fov} is {said}, not {'/'.join(reasons)}")
@@ -183,7 +183,7 @@ def _judge_sums(verdict: Verdict, tables: Mapping[str, list[Row]], slides: list[
 
 
 def _judge_ledger(verdict: Verdict, tables: Mapping[str, list[Row]], path: Path) -> None:
-    """The tables are a view of the ledger: the same rows, no more, no fewer."""
+    """The tables show the ledger: both must have the same rows."""
     in_tables = Counter((r["sha256"], r["status"], r["failure"]) for rows in tables.values() for r in rows)
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
@@ -217,7 +217,7 @@ def all_tables(out: Path) -> dict[str, list[list[str]]]:
         data = path.read_bytes()
         lines = list(csv.reader(data.decode().splitlines(keepends=True)))
         keep = [i for i, name in enumerate(lines[0]) if name not in TIMES] if lines else []
-        # The last line whole: a table that ends in the middle of a line is not the same table.
+        # With the last byte: a table that ends in the middle of a line is not the same table.
         found[path.relative_to(out).as_posix()] = [
             *([line[i] for i in keep] for line in lines),
             [repr(data[-1:]), str(b"\r" in data)],
@@ -226,7 +226,7 @@ def all_tables(out: Path) -> dict[str, list[list[str]]]:
 
 
 def compare(whole: Path, pieces: Path) -> Verdict:
-    """Holds the tables of an interrupted station against an uninterrupted run's, byte for byte but times."""
+    """Compares all tables with those of an uninterrupted run, byte for byte, times aside."""
     verdict = Verdict()
     right, here = all_tables(whole), all_tables(pieces)
     for name in sorted(right.keys() | here.keys()):
@@ -238,18 +238,18 @@ def compare(whole: Path, pieces: Path) -> Verdict:
     return verdict
 
 
-# -- the judge judged -----------------------------------------------------------------------------------
+# -- the judge itself -----------------------------------------------------------------------------------
 
 
 def check_the_judge(out: Path, expected: Expected) -> list[str]:
-    """Breaks a good result in each way, and tells where the judge did not see it.
+    """Damages a good result in each way, and returns what the judge did not see.
 
     Args:
-        out: A good output folder; its tables are changed and put back.
-        expected: What stands in it.
+        out: A good output folder. Its tables are changed and restored.
+        expected: What it holds.
 
     Returns:
-        The kinds of damage that went unseen; empty when the judge can be believed.
+        The kinds of damage that were not seen. Empty when the judge can be trusted.
     """
     unseen = [] if judge(out, expected).is_clean else ["a good result is called bad"]
     slide = next(iter(expected.images))

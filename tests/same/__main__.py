@@ -1,12 +1,13 @@
-"""Are the tables still the same? Counts known folders in known ways and compares every table with a record.
+"""Checks that a change of the code does not change the tables.
 
-``python -m tests.same`` counts and compares with ``tests/same/record.json``; ``--write`` makes that record.
-A change that moves code and no results leaves it as it is. A change of results makes a new one, and says why.
+``python -m tests.same`` counts known folders in known ways, and compares every table with
+``tests/same/record.json``. ``--write`` makes that record. A change that only moves code leaves the record as
+it is. A change of results writes a new record, and its commit says why.
 
-The program runs as a user starts it, in processes of its own. Columns that hold times are left out, and
-paths are taken relative to the source. The record holds a digest for each table, not the table: what was
-counted in photographs of the public data stays outside the repository. Networks in int8 round differently on
-other processors, so a record is compared on the kind of processor that made it.
+The program runs as a user starts it, in processes of its own. Columns with times are left out, and paths are
+relative to the source. The record holds a digest of each table and not the table, because counts of the
+public photographs stay outside the repository. Networks in int8 round differently on other processors, so
+compare only on the kind of processor that made the record.
 """
 
 import argparse
@@ -45,11 +46,14 @@ def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "rbc_edge", *map(str, arguments)]
 
 
-def _run(source: Path, out: Path) -> None:
+def _run(source: Path, out: Path, *, expected: int = 0) -> None:
+    """Counts a folder. `expected` is the exit code, 3 for a folder with a broken image."""
     command = _command("run", source, "--out", out, "--cells", "--quiet")
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    if done.returncode != expected:
+        raise SystemExit(
+            f"{' '.join(command)} ended with {done.returncode}, expected {expected}:\n{done.stderr}"
+        )
 
 
 def _tables(out: Path, source: Path) -> Tables:
@@ -70,7 +74,7 @@ def _tables(out: Path, source: Path) -> Tables:
 
 
 def _draw(folder: Path) -> None:
-    """Draws three slides of eight fields: two of one scale each, and one with a stranger in it."""
+    """Draws three slides of eight fields. One also gets a broken file and a field of another slide."""
     sys.path.insert(0, str(REPOSITORY / "edge"))
     from rbc_edge.ops import synthetic
 
@@ -97,13 +101,13 @@ def _draw(folder: Path) -> None:
 
 
 def _bccd(work: Path) -> Tables:
-    """All of BCCD's fields, in one run."""
+    """Counts all fields of BCCD in one run."""
     _run(BCCD, work / "out")
     return _tables(work / "out", BCCD)
 
 
 def _demo(work: Path) -> Tables:
-    """The demo."""
+    """Runs the demo."""
     out = work / "out"
     command = _command("demo", "--out", out)
     subprocess.run(command, env=_environment(), capture_output=True, check=True)
@@ -112,23 +116,15 @@ def _demo(work: Path) -> Tables:
 
 
 def _whole(work: Path) -> Tables:
-    """A drawn folder, in one run."""
+    """Counts a drawn folder in one run."""
     source = work / "source"
     _draw(source)
-    _run_failing(source, work / "out")
+    _run(source, work / "out", expected=3)
     return _tables(work / "out", source)
 
 
-def _run_failing(source: Path, out: Path) -> None:
-    """Counts a folder that holds one broken image."""
-    command = _command("run", source, "--out", out, "--cells", "--quiet")
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
-    if done.returncode != 3:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}, expected 3:\n{done.stderr}")
-
-
 def _resumed(work: Path) -> Tables:
-    """The same, half of each slide first, then all, then again."""
+    """Counts every second file, then all files, then once more."""
     drawn, source = work / "drawn", work / "source"
     _draw(drawn)
     files = sorted(path for path in drawn.rglob("*") if path.is_file())
@@ -137,15 +133,14 @@ def _resumed(work: Path) -> Tables:
             target = source / file.relative_to(drawn)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
-        _run_failing(source, work / "out") if (source / "day1/broken.png").exists() else _run(
-            source, work / "out"
-        )
-    _run_failing(source, work / "out")
+        has_broken = (source / "day1" / "broken.png").exists()
+        _run(source, work / "out", expected=3 if has_broken else 0)
+    _run(source, work / "out", expected=3)
     return _tables(work / "out", source)
 
 
 def _killed(work: Path) -> Tables:
-    """The same, killed over and over, until a run reaches its end."""
+    """Kills the run twelve times, then counts to the end."""
     source, out = work / "source", work / "out"
     _draw(source)
     wait_s = 0.6
@@ -161,15 +156,15 @@ def _killed(work: Path) -> Tables:
             child.send_signal(signal.SIGKILL)
         child.wait()
         wait_s += 0.15
-    _run_failing(source, out)
+    _run(source, out, expected=3)
     return _tables(out, source)
 
 
 def _renamed(work: Path) -> Tables:
-    """A counted folder in which files are renamed, copied, changed and taken away, counted again."""
+    """Counts a folder, renames, copies, changes and removes files, and counts again."""
     source, out = work / "source", work / "out"
     _draw(source)
-    _run_failing(source, out)
+    _run(source, out, expected=3)
     day1, day2 = source / "day1", source / "day2"
     (day1 / "f00.png").rename(day1 / "z00.png")
     (day1 / "f07.png").rename(day1 / "a07.png")
@@ -177,12 +172,12 @@ def _renamed(work: Path) -> Tables:
     shutil.copy(day2 / "f01.jpg", day2 / "x.jpg")
     (day2 / "f02.jpg").unlink()
     (day2 / "f05.jpg").write_bytes((day2 / "f06.jpg").read_bytes() + b"\0")
-    _run_failing(source, out)
+    _run(source, out, expected=3)
     return _tables(out, source)
 
 
 def _watched(work: Path) -> Tables:
-    """A drawn folder, counted by the service."""
+    """Counts a drawn folder with the service."""
     source = work / "source"
     _draw(source)
     command = _command("watch", source, "--out", work / "out", "--cells", "--quiet", "--once")
@@ -212,7 +207,7 @@ CASES: dict[str, Callable[[Path], Tables]] = {
 def _differences(before: Tables, now: Tables) -> Iterator[str]:
     for name in sorted({*before, *now}):
         if name not in now:
-            yield f"{name}: is not written any more"
+            yield f"{name}: is missing"
         elif name not in before:
             yield f"{name}: is new"
         elif before[name] != now[name]:
@@ -220,11 +215,11 @@ def _differences(before: Tables, now: Tables) -> Iterator[str]:
 
 
 def main() -> int:
-    """Counts, then writes or compares; returns the exit code."""
+    """Counts, then writes or compares. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.same", description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the record instead of comparing with it")
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these cases only")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep what was counted in this folder")
+    parser.add_argument("--write", action="store_true", help="write the record instead of comparing")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="only these cases")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the results in this folder")
     options = parser.parse_args()
     kept = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     before: dict[str, Tables] = kept.get("tables", {})
@@ -240,7 +235,7 @@ def main() -> int:
         n_tables += len(now)
         if options.write:
             before[name] = now
-            print(f"{name:8} {len(now)} tables written down")
+            print(f"{name:8} {len(now)} tables recorded")
             continue
         found = list(_differences(before.get(name, {}), now))
         n_different += len(found)

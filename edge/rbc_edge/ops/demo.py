@@ -1,4 +1,4 @@
-"""The demo: slides whose truth is known, counted by the main job, with the counts beside the truth."""
+"""The demo: drawn slides with known counts, counted like any slide, and both counts in one table."""
 
 import csv
 import json
@@ -7,17 +7,18 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.ops import synthetic
-from rbc_edge.station.runner import RunOptions, Stop, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.station.stop import Stop
 from rbc_edge.text import path_text
 from rbc_edge.values import Counts, UInt8
-from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
 
 _COUNTED: Final = {
@@ -27,51 +28,49 @@ _COUNTED: Final = {
     "n_wbc": "white cells",
     "n_platelets": "platelets",
 }
-"""Columns of the tables that have a truth here, and what they are called on the screen."""
+"""Columns of the tables for which the truth is known, and their names on the screen."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Slide:
-    """How one of the demo's slides is drawn: they differ in all that differs between laboratories."""
+    """How a slide is drawn (`synthetic.draw_slide`) and saved."""
 
     slide_id: str
-    stain: synthetic.Stain
-    width_px: int
-    height_px: int
-    cell_diameter_px: float
-    crowding: float
-    overlap_fraction: float
-    illumination: float
-    noise: float
     suffix: str
+    cell_diameter_px: float
+    drawing: Mapping[str, Any]
     n_fields: int = 8
 
 
+# They differ in everything that differs between laboratories.
+_CREAM: Final = {"stain": synthetic.CREAM, "width_px": 640, "height_px": 480, "crowding": 0.22}
+_GREY: Final = {"stain": synthetic.GREY, "width_px": 800, "height_px": 600, "crowding": 0.26}
+_ROSE: Final = {"stain": synthetic.ROSE, "width_px": 640, "height_px": 640, "crowding": 0.18}
 _SLIDES: Final = (
-    _Slide("cream", synthetic.CREAM, 640, 480, 58.0, 0.22, 0.30, 0.08, 1.2, ".jpg"),
-    _Slide("grey", synthetic.GREY, 800, 600, 84.0, 0.26, 0.40, 0.14, 1.6, ".png"),
-    _Slide("rose", synthetic.ROSE, 640, 640, 70.0, 0.18, 0.25, 0.25, 1.8, ".jpg"),
+    _Slide("cream", ".jpg", 58.0, _CREAM | {"overlap_fraction": 0.30, "illumination": 0.08, "noise": 1.2}),
+    _Slide("grey", ".png", 84.0, _GREY | {"overlap_fraction": 0.40, "illumination": 0.14, "noise": 1.6}),
+    _Slide("rose", ".jpg", 70.0, _ROSE | {"overlap_fraction": 0.25, "illumination": 0.25, "noise": 1.8}),
 )
 
 
 def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, json_output: bool) -> int:
-    """Draws slides, counts them, and prints the counts beside the truth.
+    """Draws slides, counts them, and prints the counts next to the truth.
 
-    Writes ``images/<slide>/``, ``truth.csv`` (a row a field of view) and ``results/`` (what ``rbc-edge
-    run`` writes) into the folder. No scale is given: it is estimated, as on any slide.
+    Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view) and
+    ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide.
 
     Args:
-        out: The folder; a new temporary one, which stays, when None.
-        bundle: The bundle to count with; the one that ships when None.
+        out: The folder. None: a new temporary one, which stays.
+        bundle: The bundle to count with. None: the one that ships with the program.
         threads: See `Analyzer`.
-        seed: Which slides are drawn; the same seed draws the same.
+        seed: Which slides are drawn. The same seed draws the same slides.
         json_output: Print JSON instead of a table.
 
     Returns:
         The exit code of the run.
 
     Raises:
-        BundleError: The bundle is missing or not intact; nothing was drawn.
+        BundleError: The bundle is missing or not intact. Nothing was drawn.
         UnavailableError: The folder cannot be written.
     """
     opened = Bundle.open(bundle)
@@ -84,21 +83,19 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     except OSError as error:
         raise UnavailableError(
             f"{path_text(out)}: cannot write the demo's images: {error.strerror or error}",
-            "give another --out, with room for a few megabytes",
+            "give another --out, with space for a few megabytes",
         ) from error
 
     print("counting them", file=sys.stderr)
     results = out / "results"
     stop = Stop()
     with stop.on_signals():
-        summary = run_once(
-            RunOptions(paths=(out / "images",), out=results),
-            opened.bundle_id,
-            lambda: Analyzer(opened, threads=threads),
-            stop=stop,
-        )
-    if summary.stopped_by is not None:  # half-counted slides beside the whole truth would mislead
-        print(f"stopped; what was counted lies in {path_text(results)}", file=sys.stderr)
+        recipe = AnalyzerRecipe.of(opened, threads=threads)
+        summary = count_once([out / "images"], CountOptions(results, recipe), stop=stop)
+    if (
+        summary.stopped_by is not None
+    ):  # a comparison of half-counted slides with the full truth would mislead
+        print(f"stopped; what was counted is in {path_text(results)}", file=sys.stderr)
         return int(summary.exit_code)
     counted = {slide.slide_id: slide.counts for slide in summary.slides}
     measured = {slide.slide_id: _measured_px(results / f"{slide.slide_id}.csv") for slide in _SLIDES}
@@ -106,35 +103,26 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
         print(json.dumps(_as_json(out, truth, counted, measured), indent=2))
     else:
         _print_table(truth, counted, measured)
-        print(f"Tables in {path_text(results)}, images in {path_text(out / 'images')}, truth in", end=" ")
-        print(path_text(out / "truth.csv"))
+        images, table = path_text(out / "images"), path_text(out / "truth.csv")
+        print(f"Tables in {path_text(results)}, images in {images}, truth in {table}")
     return int(summary.exit_code)
 
 
 def _draw(out: Path, seed: int) -> dict[str, Counts]:
-    """Draws and writes the slides and their truth; returns the true counts by slide."""
+    """Draws and writes the slides and their truth. Returns the true counts by slide."""
     rows: list[list[object]] = []
     truth = {}
     for number, slide in enumerate(_SLIDES):
         folder = out / "images" / slide.slide_id
         folder.mkdir(parents=True, exist_ok=True)
-        fields = synthetic.draw_slide(
-            np.random.default_rng([seed, number]),
-            slide.n_fields,
-            width_px=slide.width_px,
-            height_px=slide.height_px,
-            cell_diameter_px=slide.cell_diameter_px,
-            crowding=slide.crowding,
-            overlap_fraction=slide.overlap_fraction,
-            stain=slide.stain,
-            illumination=slide.illumination,
-            noise=slide.noise,
-        )
+        rng = np.random.default_rng([seed, number])
+        diameter_px = slide.cell_diameter_px
+        fields = synthetic.draw_slide(rng, slide.n_fields, cell_diameter_px=diameter_px, **slide.drawing)
         for i, field in enumerate(fields, start=1):
             fov = f"field-{i:02d}"
             (folder / f"{fov}{slide.suffix}").write_bytes(_encoded(field.image, slide.suffix))
             numbers = [getattr(field.counts, column) for column in _COUNTED]
-            rows.append([slide.slide_id, fov, f"{slide.cell_diameter_px:.2f}", *numbers])
+            rows.append([slide.slide_id, fov, f"{diameter_px:.2f}", *numbers])
         truth[slide.slide_id] = _sum(field.counts for field in fields)
     with (out / "truth.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -144,7 +132,7 @@ def _draw(out: Path, seed: int) -> dict[str, Counts]:
 
 
 def _encoded(image: UInt8, suffix: str) -> bytes:
-    """Returns the image (uint8 (H, W, 3) RGB) as the bytes of a file."""
+    """Returns an image (uint8 (H, W, 3), RGB) as the bytes of a file."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
     _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return data.tobytes()
@@ -156,13 +144,13 @@ def _sum(counts: Iterable[Counts]) -> Counts:
 
 
 def _sum_if_all(counts: Iterable[Counts | None]) -> Counts | None:
-    """Returns the sum; None where one is not known."""
+    """Returns the sum. None where one of them is unknown."""
     known = list(counts)
     return None if None in known else _sum(c for c in known if c is not None)
 
 
 def _measured_px(table: Path) -> float | None:
-    """Reads the estimated cell diameter from a slide's table; None where it has none."""
+    """Returns the estimated cell diameter from the table of a slide. None where it has none."""
     try:
         with table.open(encoding="utf-8", newline="") as stream:
             found = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
@@ -174,7 +162,7 @@ def _measured_px(table: Path) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """One number beside its truth; `counted` is None where it could not be counted."""
+    """A count and its truth. `counted` is None where it could not be counted."""
 
     column: str
     truth: int
@@ -182,7 +170,7 @@ class _Comparison:
 
     @property
     def error(self) -> float | None:
-        """The relative error; None where there is nothing to relate, or to relate to."""
+        """The relative error. None where the truth is 0 or nothing could be counted."""
         return (self.counted - self.truth) / self.truth if self.truth and self.counted is not None else None
 
     @property
@@ -211,21 +199,17 @@ def _as_json(
             for c in _compare(true, found)
         }
 
-    slides = [
-        {
-            "slide_id": slide.slide_id,
-            "n_fields": slide.n_fields,
-            "cell_diameter_px": {"truth": slide.cell_diameter_px, "estimated": measured[slide.slide_id]},
-            **compare(truth[slide.slide_id], counted[slide.slide_id]),
-        }
-        for slide in _SLIDES
-    ]
+    def described(slide: _Slide) -> dict[str, object]:
+        diameters = {"truth": slide.cell_diameter_px, "estimated": measured[slide.slide_id]}
+        head = {"slide_id": slide.slide_id, "n_fields": slide.n_fields, "cell_diameter_px": diameters}
+        return head | compare(truth[slide.slide_id], counted[slide.slide_id])
+
     return {
         "out": path_text(out),
         "images": path_text(out / "images"),
         "results": path_text(out / "results"),
         "truth": path_text(out / "truth.csv"),
-        "slides": slides,
+        "slides": [described(slide) for slide in _SLIDES],
         "all": compare(_sum(truth.values()), _sum_if_all(counted.values())),
     }
 

@@ -1,4 +1,4 @@
-"""The archive for a bug report: what the doctor found and what the ledger holds, without anybody's name."""
+"""The archive for a bug report: the doctor's findings and the newest rows of the ledger, without names."""
 
 import csv
 import hashlib
@@ -9,39 +9,57 @@ import secrets
 import socket
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from heapq import nlargest
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rbc_edge.config import Loaded, Settings
 from rbc_edge.errors import RbcEdgeError, UnavailableError, UsageError
-from rbc_edge.ops.doctor import Diagnosis, user_name, versions_of
+from rbc_edge.ops.computer import user_name
+from rbc_edge.ops.doctor import versions_of
+from rbc_edge.ops.finding import Diagnosis
+from rbc_edge.station.state_file import read_state
 
-_SUPPORT_ROWS: Final = 500
-_NOT_CHOSEN_FREELY: Final = frozenset({"edges", "precision"})  # one word of a few
+if TYPE_CHECKING:
+    from rbc_edge.store.rows import FieldRow
+
+_HAS_LEDGER = True
+try:
+    from rbc_edge.store.queries import Reader
+except ImportError:  # a broken installation: the archive then says so, without the ledger
+    _HAS_LEDGER = False
+
+_MAX_ROWS: Final = 500
+_FIXED_WORDS: Final = frozenset({"edges", "precision"})  # settings with one of a few known words
+_COLUMNS: Final = (
+    *("slide", "fov", "status", "failure", "size_bytes", "width_px", "height_px", "cell_diameter_px"),
+    *("scale_source", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets", "quality_flags"),
+    *("analyzed_at", "bundle_id", "elapsed_ms"),
+)
 
 
 def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """Writes what a bug report needs into a new zip file, without images, names or paths.
 
-    Slides and fields of view go by numbers that mean nothing outside the archive: hashes under a key that
-    is thrown away.
+    Slides and fields of view appear as numbers that mean nothing outside the archive: hashes with a key that
+    is not kept.
 
     Args:
-        file: The archive; must not exist.
-        diagnosis: What was found.
+        file: The archive. It must not exist.
+        diagnosis: What the doctor found.
 
     Returns:
-        Name and meaning of each file in it.
+        Name and meaning of each file in the archive.
 
     Raises:
         UsageError: The file exists.
         UnavailableError: It cannot be written.
     """
     scrub = _Scrubber(diagnosis)
+    settings = _json(_settings_shown(diagnosis.loaded, scrub))
     contents = [
         ("doctor.txt", "what rbc-edge doctor found", scrub.lines(diagnosis)),
         (
@@ -49,28 +67,24 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
             "versions of the program, its libraries and the system",
             _json(dict(versions_of())),
         ),
-        (
-            "settings.json",
-            "which settings are given, and where; paths and names left out",
-            _json(_settings_shown(diagnosis.loaded, scrub)),
-        ),
+        ("settings.json", "which settings are given, and where, without paths and names", settings),
     ]
     if diagnosis.out is not None:
         contents += _of_results(diagnosis.out, scrub)
     listing = "".join(f"{name}: {meaning}\n" for name, meaning, _ in contents)
     readme = (
-        "An archive for a bug report, written by `rbc-edge doctor --bundle-support`.\n\n"
-        f"{listing}\nNot in it: images, names of slides, files, folders, users and computers, checksums of"
-        " images,\ntimes at which they were taken. Look for yourself before you send it.\n"
+        "An archive for a bug report, written by `rbc-edge doctor --support-archive`.\n\n"
+        f"{listing}\nIt does not contain images, checksums of images, the times when they were taken, or\n"
+        "names of slides, files, folders, users and computers. Check this yourself before you send it.\n"
     )
     try:
         file.touch(mode=0o600, exist_ok=False)
         file.write_bytes(_zipped([("README.txt", "", readme), *contents]))
     except FileExistsError as error:
-        raise UsageError(f"{file}: is there already", "name another file") from error
+        raise UsageError(f"{file}: exists already", "give another file name") from error
     except OSError as error:
         with suppress(OSError):
-            file.unlink()  # no half an archive; it was not there before
+            file.unlink()  # no half archive: the file did not exist before
         raise UnavailableError(
             f"{file}: cannot write: {error.strerror or error}", "check permissions and free space"
         ) from error
@@ -78,13 +92,13 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 
 class _Scrubber:
-    """Takes names and paths out of text; one archive's hashes cannot be compared with another's."""
+    """Removes names and paths from text. The hashes of one archive cannot be compared with another's."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
         self._key = secrets.token_bytes(16)
         known = {part for finding in diagnosis.findings for part in finding.private}
         if diagnosis.loaded is not None:
-            given = asdict(diagnosis.loaded.settings) | dict.fromkeys(_NOT_CHOSEN_FREELY)
+            given = asdict(diagnosis.loaded.settings) | dict.fromkeys(_FIXED_WORDS)
             known |= {str(value) for value in given.values() if isinstance(value, (str, Path))}
             known |= {str(diagnosis.loaded.file)} - {"None"}
         known |= {str(diagnosis.out)} - {"None"}
@@ -93,16 +107,16 @@ class _Scrubber:
         self._known = sorted((k for k in known if len(k) > 1), key=len, reverse=True)
 
     def hashed(self, name: str) -> str:
-        """Returns a short number for a name, the same for the same name in one archive."""
+        """Returns a short number for a name. Within one archive the same name has the same number."""
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), key=self._key, digest_size=4)
         return digest.hexdigest()
 
     def __call__(self, text: str) -> str:
-        """Returns the text without known names, quoted words and whatever looks like a path."""
+        """Returns the text without known names, quoted words and everything that looks like a path."""
         for name in self._known:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", text)
         text = re.sub(r"'[^']*'|\"[^\"]*\"", "<quoted>", text)
-        # To the next mark: a path may hold spaces, and a word too few does less harm than a name too many.
+        # Up to the next mark, because a path may hold spaces. Better a word too few than a name too many.
         return re.sub(r"(?<![\w<])(?:<name>)?/[^:;,]*", "<path>", text)
 
     def lines(self, diagnosis: Diagnosis) -> str:
@@ -117,69 +131,46 @@ def _settings_shown(loaded: Loaded | None, scrub: _Scrubber) -> dict[str, Any]:
     shown = {}
     for field in fields(Settings):
         value, source = getattr(loaded.settings, field.name), loaded.source[field.name]
-        # Words chosen by people may name a slide or a person.
-        if isinstance(value, (str, Path)) and field.name not in _NOT_CHOSEN_FREELY:
+        # A word that a person chose may be the name of a slide or a person.
+        if isinstance(value, (str, Path)) and field.name not in _FIXED_WORDS:
             value = "given"
         where = "file" if loaded.file is not None and source.startswith(str(loaded.file)) else source
         shown[field.name] = {"value": value, "source": scrub(where)}
     return shown
 
 
-def _of_results(out: Path, scrub: _Scrubber) -> list[tuple[str, str, str]]:
-    """Returns what service and ledger say, as far as they can be read."""
-    try:
-        from rbc_edge.station.status import read_page  # noqa: PLC0415
-        from rbc_edge.store.ledger import Ledger  # noqa: PLC0415  a broken installation has none
-    except ImportError:
-        return []
-    found = []
+def _of_results(out: Path, scrub: _Scrubber) -> Iterator[tuple[str, str, str]]:
+    """Yields what the service and the ledger say, as far as they can be read."""
     with suppress(RbcEdgeError):
-        running, state = read_page(out)
+        running, state = read_state(out)
         if state is not None:
-            page = state.as_json() | {"running": running, "problems": len(state.problems)}
-            page["source"], page["detail"] = bool(state.source), bool(state.detail)
-            page["polling_reason"] = scrub(state.polling_reason)
-            found.append(("service.json", "the service's last words", _json(page)))
-    with suppress(RbcEdgeError), Ledger.reading(out) as ledger:
-        rows = nlargest(
-            _SUPPORT_ROWS,
-            (row for slide in ledger.slide_ids() for row in ledger.fields(slide)),
-            key=lambda row: row.analyzed_at,
-        )
+            shown = state.as_json() | {"running": running, "problems": len(state.problems)}
+            shown["source"], shown["detail"] = bool(state.source), bool(state.detail)
+            shown["polling_reason"] = scrub(state.polling_reason)
+            yield "service.json", "the last state of the service", _json(shown)
+    if not _HAS_LEDGER:
+        return
+    with suppress(RbcEdgeError), Reader.open(out) as ledger:
+        every = (row for slide in ledger.slide_ids() for row in ledger.fields(slide))
+        rows = nlargest(_MAX_ROWS, every, key=lambda row: row.analyzed_at)
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        columns: tuple[str, ...] = (
-            "slide",
-            "fov",
-            "status",
-            "failure",
-            "size_bytes",
-            "width_px",
-            "height_px",
-        )
-        columns += ("cell_diameter_px", "scale_source", "n_rbc_single", "n_rbc_overlapping", "n_wbc")
-        columns += ("n_platelets", "quality_flags", "analyzed_at", "bundle_id", "elapsed_ms")
-        table.writerow(columns)
-        for row in rows:
-            counts = next(iter(row.counts.values()), None)
-            cells = (
-                ("",) * 4
-                if counts is None
-                else (counts.n_rbc_single, counts.n_rbc_overlapping, counts.n_wbc, counts.n_platelets)
-            )
-            scale = ("", "") if row.scale is None else (f"{row.scale.cell_diameter_px:.1f}", row.scale.source)
-            table.writerow(
-                (
-                    *(scrub.hashed(row.slide_id), scrub.hashed(row.fov), row.status, row.failure),
-                    *(row.size_bytes, row.width_px, row.height_px, *scale, *cells),
-                    *(";".join(row.quality_flags), row.analyzed_at, row.version.bundle_id),
-                    round(row.elapsed_ms, 1),
-                )
-            )
-        found.append(
-            ("ledger.csv", f"the newest {len(rows)} rows; slides and fields by numbers", text.getvalue())
-        )
-    return found
+        table.writerow(_COLUMNS)
+        table.writerows(_shown(row, scrub) for row in rows)
+        meaning = f"the newest {len(rows)} rows, with numbers for slides and fields of view"
+        yield "ledger.csv", meaning, text.getvalue()
+
+
+def _shown(row: "FieldRow", scrub: _Scrubber) -> list[object]:
+    """Returns the values of `_COLUMNS` for a row of the ledger."""
+    c = next(iter(row.counts.values()), None)
+    counts = ("",) * 4 if c is None else (c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets)
+    scale = ("", "") if row.scale is None else (f"{row.scale.cell_diameter_px:.1f}", row.scale.source)
+    return [
+        *(scrub.hashed(row.slide_id), scrub.hashed(row.fov), row.status, row.failure, row.size_bytes),
+        *(row.width_px, row.height_px, *scale, *counts, ";".join(row.quality_flags), row.analyzed_at),
+        *(row.version.bundle_id, round(row.elapsed_ms, 1)),
+    ]
 
 
 def _zipped(contents: Sequence[tuple[str, str, str]]) -> bytes:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rbc_edge.errors import UsageError
-from rbc_edge.station.runner import RunOptions, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.views.tables import SlideSummary
-from rbc_edge.vision.analyzer import default_threads, given_scale, open_analyzer
+from rbc_edge.vision.analyzer import default_threads, given_scale
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.counting import EdgeRule
 
@@ -71,14 +73,13 @@ def count_folder(
     if edges not in list(EdgeRule):
         raise UsageError(f"edges {edges!r} is unknown", f"use one of {', '.join(EdgeRule)}")
     paths = [source] if isinstance(source, str | os.PathLike) else source
-    options = RunOptions(
-        paths=tuple(Path(path) for path in paths),
-        out=Path(out),
-        scale=given_scale(cell_diameter_px=cell_diameter_px, um_per_px=um_per_px),
-        edges=EdgeRule(edges),
-        cells=cells,
-        workers=threads or default_threads(),
-    )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(None if bundle is None else Path(bundle))
-    done = run_once(options, opened.bundle_id, lambda: open_analyzer(opened, threads=threads))
+    options = CountOptions(
+        out=Path(out),
+        recipe=AnalyzerRecipe.of(opened, threads=threads),
+        scale=given_scale(cell_diameter_px=cell_diameter_px, um_per_px=um_per_px),
+        workers=threads or default_threads(),
+        views=ViewOptions(edges=EdgeRule(edges), cells=cells),
+    )
+    done = count_once([Path(path) for path in paths], options)
     return FolderResult(options.out, tuple(done.slides), done.n_images, done.n_counted, done.n_failed)

@@ -1,7 +1,7 @@
 """What is there to be counted: image files of folders and arguments, each with its slide and its name.
 
-The scan only looks; it opens no image and writes nothing. `Settling` tells, from one scan to the next, which
-of the files nobody writes to any more.
+The scan opens no image and writes nothing. `Debounce` tells, from one scan to the next, which files are
+complete.
 """
 
 import logging
@@ -22,11 +22,11 @@ from rbc_edge.values import InboxFile
 log = logging.getLogger(__name__)
 
 UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
-"""Failures that a file which is still being written, or moved, shows too."""
+"""Failures that an incomplete file shows too: one that is still being written, or moved."""
 
 _CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
-_FIRST_WAIT_S: Final = 0.5  # before an unfinished file is tried again; doubled each time
-_LONGEST_WAIT_S: Final = 300.0
+_FIRST_WAIT_S: Final = 0.5  # before an incomplete file is tried again; doubled each time
+_MAX_WAIT_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Inbox:
     Attributes:
         files: Image files, sorted by slide and field of view in plain character order.
         unreadable: Sub-folders that could not be listed; their images are not among the files.
-        n_skipped: Files passed over because their name is not an image's, or they are no regular files.
-        clashes: In words, images left out because another goes by their name; only of a scan that is told
-            to go on.
+        n_skipped: Files passed over: their name is not that of an image, or they are no regular files.
+        clashes: In words, images left out because another has the same name. Only of a scan that is told to
+            go on.
     """
 
     files: tuple[InboxFile, ...]
@@ -60,14 +60,14 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
         paths: Folders and files.
         slide_pattern: Regular expression searched for in each file's name, with the named group ``slide``
             and optionally ``fov``. A file in which it is not found falls back to its folder.
-        go_on: For a service: no image is no error, of names that clash the first is taken, and nothing is
-            logged; what is wrong stands in the result.
+        go_on: For a service: no image is no error, the first of two equal names is taken, and nothing is
+            logged. What is wrong stands in the result.
 
     Returns:
         The files, and what was passed over.
 
     Raises:
-        UsageError: The pattern is wrong, or two folders (or two files) would go by the same name.
+        UsageError: The pattern is wrong, or two folders (or two files) would have the same name.
         UnavailableError: A path is missing or cannot be read, or there is no image at all.
     """
     pattern = _compiled(slide_pattern)
@@ -121,7 +121,7 @@ class _Found:
 
 @dataclass(slots=True)
 class _Walk:
-    """The walk over all paths given; remembers real folders and files so that none is taken twice."""
+    """The walk over all paths given. It remembers real folders and files, so that none is taken twice."""
 
     found: list[_Found] = field(default_factory=list)
     unreadable: list[Path] = field(default_factory=list)
@@ -250,7 +250,7 @@ def _named(
             name = fov if len(same) == 1 else path_text(file.path.name)
             if (slide, name) in files:
                 clash(
-                    f"two images of slide {slide} would go by the name {name}: "
+                    f"two images of slide {slide} would have the name {name}: "
                     f"{path_text(files[slide, name].path)} and {path_text(file.path)}",
                     "rename one of them, or give a --slide-pattern that tells them apart",
                 )
@@ -273,17 +273,17 @@ class _Seen:
     n_tries: int = 0
 
 
-class Settling:
-    """Tells which files nobody writes to any more, by what a row of scans saw of them.
+class Debounce:
+    """Tells which files are complete, by what one scan after another saw of them.
 
-    All times are of the monotonic clock: a camera's clock, and ours, may be set back.
+    All times are of the monotonic clock, because a camera's clock, and ours, may be set back.
 
     Args:
-        settle_s: A file is taken when its size and time have not changed for so long, seconds; sooner where
+        settle_s: A file is taken when its size and time have not changed for so long, seconds. Sooner where
             its writer was seen to close it.
-        grace_s: A file that has not changed for so long is finished, whatever it looks like, seconds.
-        clock_s: The time of day, seconds since 1970, where files first seen are to be as old as their own
-            time says; None: as old as our first sight of them, whatever the clocks say.
+        grace_s: A file that has not changed for so long is complete, even if it cannot be read, seconds.
+        clock_s: The time of day, seconds since 1970, where a new file is as old as its own time says. None:
+            it is as old as our first sight of it.
     """
 
     def __init__(
@@ -295,11 +295,11 @@ class Settling:
         self._seen: dict[Path, _Seen] = {}
 
     def see(self, files: Sequence[InboxFile], closed: Collection[Path], now_s: float) -> list[InboxFile]:
-        """Takes note of a scan.
+        """Notes a scan.
 
         Args:
             files: The files that are not counted yet.
-            closed: Files whose writers were seen to close them since the last call.
+            closed: Files that their writers have closed since the last call.
             now_s: Monotonic time, seconds.
 
         Returns:
@@ -320,24 +320,24 @@ class Settling:
         return ready
 
     def next_s(self) -> float:
-        """Returns when the next waiting file may be taken, monotonic seconds; infinity without one."""
+        """Returns when the next waiting file may be taken, monotonic seconds. Infinity without one."""
         return min(map(self._due_s, self._seen.values()), default=inf)
 
     def n_waiting(self, now_s: float) -> int:
-        """Returns how many files are not to be taken yet, and may still be unfinished."""
+        """Returns how many files are not to be taken yet, and may still be incomplete."""
         return sum(self._due_s(seen) > now_s and self._is_young(seen, now_s) for seen in self._seen.values())
 
     def is_young(self, file: InboxFile, now_s: float) -> bool:
-        """Tells whether a file may still be unfinished."""
+        """Tells whether a file may still be incomplete."""
         seen = self._seen.get(file.path)
         return seen is not None and self._is_young(seen, now_s)
 
     def put_back(self, file: InboxFile, now_s: float) -> None:
-        """Has a file tried again later, ever more seldom; once more when its grace is over."""
+        """Has a file tried again later, less and less often, and once more when its grace is over."""
         seen = self._seen.get(file.path)
         if seen is None:
             return
-        wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _LONGEST_WAIT_S)
+        wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _MAX_WAIT_S)
         seen.n_tries = min(seen.n_tries + 1, 30)
         seen.not_before_s = now_s + wait_s
         end_s = seen.since_s + self._grace_s

@@ -1,8 +1,9 @@
-"""A process of its own for images that may bring one down.
+"""A process of its own for images that may kill one.
 
-An image that was being tried when a process died is a suspect, not guilty: most processes die of power cuts
-and of people. So suspects are first counted by ``rbc-edge run`` in a child, into a folder that is thrown
-away. What becomes of the child is evidence; what becomes of this process, meanwhile, is not.
+An image that was being counted when a process died may have killed it. Most processes die of power cuts and
+of people, so that alone proves nothing. Such images are first counted by ``rbc-edge run`` in a child process,
+into a folder that is thrown away. Only those that kill the child are put into quarantine: failed, and not
+opened again.
 """
 
 import logging
@@ -12,41 +13,106 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Attempt
 from rbc_edge.text import path_text
+from rbc_edge.values import InboxFile
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 120.0
-"""What takes longer than this for one image hangs, seconds."""
+"""An image that takes longer than this hangs, seconds."""
 
-_PREFIX: Final = "rbc-edge-trial-"
-_LOOK_EVERY_S: Final = 0.2
+Sandbox = Callable[[Sequence[Path], Callable[[], bool]], bool]
+"""Tells for images, and whether to go on, if a process of its own survives counting them (`survives`)."""
+
+_PREFIX: Final = "rbc-edge-sandbox-"
+_POLL_S: Final = 0.2
 _ASKED_TO_LEAVE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # no fault of an image
+# Deaths without a known cause. A computer that goes down in a sandbox run, and an image that survives the
+# sandbox and kills the service, are rarer than a bad power supply. That must never fail a good image.
+_MAX_SANDBOX_RUNS: Final = 25
+_MAX_ATTEMPTS: Final = 100
+_MAX_ATTEMPTS_WITHOUT: Final = 2
 
 
 class Interrupted(Exception):  # noqa: N818  nothing went wrong
-    """The trial was called off; it says nothing of the images."""
+    """The sandbox run was called off. It says nothing of the images."""
+
+
+def to_quarantine(
+    ledger: Ledger,
+    interrupted: Mapping[InboxFile, Attempt],
+    survives: Sandbox | None,
+    *,
+    keep_going: Callable[[], bool],
+) -> list[InboxFile]:
+    """Finds out which images kill a process, of those that were being counted when one died.
+
+    Args:
+        ledger: Notes each sandbox run, because the computer may go down in one.
+        interrupted: The images (`Plan.interrupted`).
+        survives: See `survives`. None: without a sandbox, an image that two processes died of is taken for
+            the cause.
+        keep_going: False when somebody asked this process to end.
+
+    Returns:
+        The images that must not be opened again.
+
+    Raises:
+        Interrupted: Somebody asked this process to end.
+    """
+    max_attempts = _MAX_ATTEMPTS_WITHOUT if survives is None else _MAX_ATTEMPTS
+    killers = [
+        file
+        for file, attempt in interrupted.items()
+        if attempt.n >= max_attempts or attempt.n_sandbox >= _MAX_SANDBOX_RUNS
+    ]
+    rest = [file for file in interrupted if file not in killers]
+    if survives is None or not rest:
+        return killers
+    log.warning("a process died while it counted %s", ", ".join(path_text(file.path) for file in rest))
+
+    def outlives(files: Sequence[InboxFile]) -> bool:
+        ledger.begin(files, sandbox=True)
+        try:
+            lives = survives([file.path for file in files], keep_going)
+        except Interrupted:
+            if not keep_going():
+                ledger.end(files, sandbox=True)
+                raise
+            lives = True  # somebody else ended the child: no evidence
+        if lives:
+            ledger.end(files, sandbox=True)
+        return lives
+
+    # Together, because most are harmless. One by one if no run of them ever ended.
+    one_by_one = max(interrupted[file].n_sandbox for file in rest) >= _MAX_SANDBOX_RUNS // 2
+    if one_by_one or not outlives(rest):
+        is_alone = len(rest) == 1 and not one_by_one
+        killers += [file for file in rest if is_alone or not outlives([file])]
+    return killers
 
 
 def survives(
     paths: Sequence[Path],
+    keep_going: Callable[[], bool] = lambda: True,
     *,
     options: Sequence[str],
-    keep_going: Callable[[], bool] = lambda: True,
     command: Sequence[str] = (sys.executable, "-m", "rbc_edge"),
     timeout_s: float = TIMEOUT_S,
 ) -> bool:
-    """Tells whether a process outlives the reading and counting of images.
+    """Tells whether a process survives the reading and counting of images.
 
     Args:
         paths: The images.
+        keep_going: Asked several times a second. False calls the run off.
         options: Options of ``rbc-edge run`` that matter to a count (bundle, scale, threads).
-        keep_going: Asked several times a second; False calls the trial off.
         command: The program.
         timeout_s: For each image, seconds.
 
@@ -54,9 +120,9 @@ def survives(
         False when the child was ended by the system, or was still at it after its time.
 
     Raises:
-        Interrupted: Called off, or somebody asked the child to leave.
+        Interrupted: Called off, or somebody asked the child to end.
     """
-    # Its settings are those given here: not the environment's, not a file's; and it does not speak for us.
+    # Its settings are those given here, not the environment's or a file's, and it does not speak to systemd.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RBC_EDGE_", "NOTIFY_"))}
     _sweep()
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as out:
@@ -67,7 +133,7 @@ def survives(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        _first_to_go(child.pid)
+        _end_first(child.pid)
         try:
             code = _wait(child, timeout_s * len(paths), keep_going)
         finally:
@@ -75,9 +141,10 @@ def survives(
             child.wait()
     if code is not None and -code in _ASKED_TO_LEAVE:
         raise Interrupted
-    alive = code is not None and code >= 0
-    log.info("tried %s in a process of its own: %s", _named(paths), "it lives" if alive else "it died")
-    return alive
+    is_alive = code is not None and code >= 0
+    what = path_text(paths[0]) if len(paths) == 1 else f"{len(paths)} images"
+    log.info("tried %s in a process of its own: it %s", what, "survives" if is_alive else "died")
+    return is_alive
 
 
 def _wait(child: subprocess.Popen[bytes], timeout_s: float, keep_going: Callable[[], bool]) -> int | None:
@@ -85,27 +152,23 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, keep_going: Callable
     left_s = timeout_s
     while left_s > 0:
         try:
-            return child.wait(_LOOK_EVERY_S)
+            return child.wait(_POLL_S)
         except subprocess.TimeoutExpired:
-            left_s -= _LOOK_EVERY_S
+            left_s -= _POLL_S
             if not keep_going():
                 raise Interrupted from None
     return None
 
 
-def _first_to_go(pid: int) -> None:
+def _end_first(pid: int) -> None:
     """Where memory runs out, the system ends the child and not the service."""
     with suppress(OSError):  # a system without it
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _sweep() -> None:
-    """Removes what processes that died during a trial have left."""
+    """Removes the folders of processes that died during a sandbox run."""
     for left_over in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = left_over.name.removeprefix(_PREFIX).partition("-")[0]
         if not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left_over, ignore_errors=True)
-
-
-def _named(paths: Sequence[Path]) -> str:
-    return path_text(paths[0]) if len(paths) == 1 else f"{len(paths)} images"

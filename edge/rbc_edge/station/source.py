@@ -1,7 +1,7 @@
 """The camera's folder as a place: whether it is there, on what file system, and what happens in it.
 
-A share that is not mounted looks like an empty folder. It is known by its mount, or by a file in it. Events
-of the file system only wake the service up: they overflow, and shares send none. The scan is the truth.
+A share that is not mounted looks like an empty folder. It is told by its mount, or by a marker file in it.
+Events of the file system only wake the service: they overflow, and shares send none. The scan is the truth.
 """
 
 import logging
@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.queries import Reader
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
 
+_SOURCE_NOTE: Final = "source"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 # What others write there the kernel does not tell us.
 _WITHOUT_EVENTS: Final = frozenset(
@@ -77,8 +80,8 @@ def _unescaped(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One look at the camera's folder.
+class Probe:
+    """What a look at the camera's folder found.
 
     Attributes:
         missing: Why it is certainly not there, in words; empty when it may be.
@@ -91,12 +94,12 @@ class Sight:
     identity: tuple[int, int] = (0, 0)
 
 
-def look(folder: Path, *, marker: str | None = None) -> Sight:
-    """Looks whether the camera's folder is there.
+def probe(folder: Path, *, marker: str | None = None) -> Probe:
+    """Finds out whether the camera's folder is there.
 
     Args:
         folder: The folder.
-        marker: Name of a file that lies in it as long as it is the right one; None: none was agreed on.
+        marker: Name of a file that lies in it as long as it is the right one. None: there is no such file.
     """
     name = path_text(folder)
     try:
@@ -104,46 +107,46 @@ def look(folder: Path, *, marker: str | None = None) -> Sight:
             next(listing, None)  # a share that hangs on a broken wire answers stat from memory
         status = folder.stat()
         if marker is not None and not (folder / marker).exists():
-            return Sight(f"{name}: the marker {marker} is not there: is the share mounted?")
+            return Probe(f"{name}: the marker {marker} is not there: is the share mounted?")
     except OSError as error:
-        return Sight(f"{name}: {(error.strerror or 'cannot be read').lower()}")
-    return Sight("", mount_of(folder), (status.st_dev, status.st_ino))
+        return Probe(f"{name}: {(error.strerror or 'cannot be read').lower()}")
+    return Probe("", mount_of(folder), (status.st_dev, status.st_ino))
 
 
-class Doorbell:
+class WakeEvent:
     """What wakes the service: closed files, other changes, signals.
 
-    It may be rung from any thread and from a signal handler.
+    It may be set from any thread and from a signal handler.
     """
 
     def __init__(self) -> None:
         # Not an Event: a signal handler that sets one may find its lock held by the code it interrupted.
-        self._rings: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._wakes: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
 
-    def ring(self, closed: Path | None = None) -> None:
-        """Wakes the waiting one; `closed` is a file whose writer has closed it."""
-        self._rings.put(closed)
+    def wake(self, closed: Path | None = None) -> None:
+        """Wakes the waiting service. `closed` is a file that its writer has closed."""
+        self._wakes.put(closed)
 
     def wait(self, time_s: float) -> set[Path] | None:
-        """Waits until it rings; returns the files closed since the last call, or None: the time is over."""
+        """Waits until it wakes; returns the files closed since the last call, or None: the time is over."""
         try:
-            rings = [self._rings.get(timeout=max(time_s, 0.0))]
-            while not self._rings.empty():
-                rings.append(self._rings.get_nowait())
+            wakes = [self._wakes.get(timeout=max(time_s, 0.0))]
+            while not self._wakes.empty():
+                wakes.append(self._wakes.get_nowait())
         except queue.Empty:
             return None
-        return {ring for ring in rings if ring is not None}
+        return {wake for wake in wakes if wake is not None}
 
 
 class Events:
-    """Rings the doorbell when something happens in the camera's folder (inotify, by watchdog).
+    """Wakes the service when something happens in the camera's folder (inotify, by watchdog).
 
     Args:
-        ring: Called from another thread, with a file that was closed or moved in, or None.
+        wake: Called from another thread, with a file that was closed or moved in, or None.
     """
 
-    def __init__(self, ring: Callable[[Path | None], None]) -> None:
-        self._ring = ring
+    def __init__(self, wake: Callable[[Path | None], None]) -> None:
+        self._wake = wake
         self._observer: Any = None
 
     def start(self, folder: Path) -> str:
@@ -153,16 +156,16 @@ class Events:
         from watchdog import events  # noqa: PLC0415
         from watchdog.observers import Observer  # noqa: PLC0415
 
-        ring = self._ring
+        wake = self._wake
 
         class Handler(events.FileSystemEventHandler):  # type: ignore[misc]
             def on_any_event(self, event: Any) -> None:
                 if event.is_directory:
-                    ring(None)
+                    wake(None)
                 elif isinstance(event, events.FileMovedEvent):
-                    ring(Path(os.fsdecode(event.dest_path)))
+                    wake(Path(os.fsdecode(event.dest_path)))
                 else:
-                    ring(Path(os.fsdecode(event.src_path)) if event.event_type == "closed" else None)
+                    wake(Path(os.fsdecode(event.src_path)) if event.event_type == "closed" else None)
 
         kinds = [
             *(events.FileCreatedEvent, events.FileClosedEvent, events.FileMovedEvent),
@@ -179,7 +182,7 @@ class Events:
 
     @property
     def are_on(self) -> bool:
-        """Tells whether anybody is listening."""
+        """Whether events arrive."""
         observer = self._observer
         return (
             observer is not None
@@ -193,3 +196,64 @@ class Events:
         if observer is not None:
             observer.stop()
             observer.join(timeout=5)
+
+
+class SourceWatcher:
+    """Follows the camera's folder: its events, and where its images came from.
+
+    Args:
+        folder: The folder.
+        wake: See `Events`.
+        polling: Whether to do without events. None: as the file system needs it.
+        scan_every_s: How often the folder is scanned when nothing happens, for the log.
+    """
+
+    def __init__(
+        self, folder: Path, wake: Callable[[Path | None], None], *, polling: bool | None, scan_every_s: float
+    ) -> None:
+        self._folder = folder
+        self._events = Events(wake)
+        self._asked = polling
+        self._scan_every_s = scan_every_s
+        self._identity: tuple[int, int] | None = None
+        self._kept: Mount | None = None
+        self.polling = False
+        self.polling_reason = ""
+
+    def listen(self, found: Probe) -> None:
+        """Has the file system wake the service, where it can; again when the folder is another one."""
+        if self._identity == found.identity and (self.polling or self._events.are_on):
+            return
+        polling, reason = bool(self._asked), "as the settings say"
+        if self._asked is None and found.mount is not None and not found.mount.gives_events:
+            polling, reason = True, f"{found.mount.kind} gives no events of what others write"
+        if not polling:
+            reason = self._events.start(self._folder)
+            polling = bool(reason)
+        else:
+            self._events.stop()
+        self._identity, self.polling, self.polling_reason = found.identity, polling, reason if polling else ""
+        log.info(
+            "%s lies on %s; %s",
+            path_text(self._folder),
+            found.mount or "an unknown file system",
+            f"polling every {self._scan_every_s:g} s: {reason}" if polling else "woken by its events",
+        )
+
+    def stop(self) -> None:
+        """Ends the events and their threads."""
+        self._events.stop()
+        self._identity = None
+
+    def keep_mount(self, ledger: Ledger, found: Probe) -> None:
+        """Has the ledger remember where images came from."""
+        if found.mount is not None and found.mount != self._kept:
+            ledger.keep_note(_SOURCE_NOTE, f"{path_text(self._folder)}\n{found.mount}")
+            self._kept = found.mount
+
+    def missing_mount(self, reader: Reader, found: Probe) -> str:
+        """Returns, in words, that an empty folder is empty because a share is not mounted there."""
+        source, _, before = reader.note(_SOURCE_NOTE).partition("\n")
+        if source != path_text(self._folder) or not before or before == str(found.mount):
+            return ""
+        return f"{source}: it is empty and lies on {found.mount}, and images came from {before}"

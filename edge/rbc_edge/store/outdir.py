@@ -1,26 +1,25 @@
-"""The output folder as a place: who may write into it, what is put there whole, how much room is left."""
+"""The output folder: locks, files that are replaced as a whole, free space."""
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
 
 LOCK_NAME: Final = ".rbc-edge.lock"
 
-_LOOK_AGAIN_S: Final = 0.02  # a service lets go for a tenth of a second between two portions of its work
-
-
-_LEFT_OVER_S: Final = 3600.0  # a temporary file that old belongs to nobody
+_RETRY_S: Final = 0.02  # a service releases the lock for a tenth of a second between two portions of work
+_LEFT_OVER_S: Final = 3600.0  # a temporary file that is older was left by a killed process
 
 
 class BusyError(UnavailableError):
@@ -31,82 +30,139 @@ class BusyError(UnavailableError):
 def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
     """Holds an output folder for one writer of counts.
 
-    Every writer takes it: a single run for its whole length, a service only while it settles images, so
-    that a run gets its turn beside it. The lock is the system's and dies with the process.
+    A single run holds it from start to end. A service holds it only while it records images, so that a run
+    can work at the same time. The system releases the lock when the process ends or dies.
 
     Args:
-        out: The output folder; must exist.
+        out: The output folder. It must exist.
         wait_s: How long to wait for another writer, seconds.
-        sleep: Tests give their own.
+        sleep: Replaced by tests.
 
     Raises:
-        BusyError: Another writer holds the folder, and went on holding it.
+        BusyError: Another writer held the folder during the whole time.
         UnavailableError: The folder cannot be written.
     """
-    descriptor = _open(out)
+    descriptor = open_lock_file(out / LOCK_NAME)
     try:
         left_s = wait_s
-        while not _taken(descriptor, out):
+        while not lock(descriptor, out):
             if left_s <= 0:
                 raise BusyError(
                     f"another rbc-edge is writing to {path_text(out)}",
                     "wait until it has finished, or choose another output folder",
                 )
-            sleep(_LOOK_AGAIN_S)
-            left_s -= _LOOK_AGAIN_S
+            sleep(_RETRY_S)
+            left_s -= _RETRY_S
         yield
     finally:
         os.close(descriptor)
 
 
-def _open(out: Path) -> int:
+def open_lock_file(path: Path) -> int:
+    """Opens a file to lock, and makes it where it is missing. Returns its descriptor.
+
+    Raises:
+        UnavailableError: The folder cannot be written.
+    """
     try:
-        return os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise UnavailableError(
-            f"{path_text(out)}: cannot write: {error.strerror}", "check permissions and free space"
+            f"{path_text(path.parent)}: cannot write: {error.strerror}", "check permissions and free space"
         ) from error
 
 
-def _taken(descriptor: int, out: Path) -> bool:
+def lock(descriptor: int, out: Path) -> bool:
+    """Locks an open file of an output folder for this process, without waiting.
+
+    Args:
+        descriptor: The file. Closing it releases the lock.
+        out: The output folder, for the warning.
+
+    Returns:
+        False when another process holds the lock. True also on a file system that has no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # some network file systems have no locks; one writer is then the user's care
+    except OSError as error:  # some network file systems: there the user has to start one writer only
         log.warning("%s: cannot lock the output folder: %s", path_text(out), error.strerror)
     return True
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write that takes the place of another when all of it is written, or not at all.
+def is_locked(descriptor: int) -> bool | None:
+    """Tells whether another process holds the lock of an open file. None: the file system has no locks."""
+    try:
+        # Shared, so that two readers do not block each other. A service that starts now tries again.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
-    Not forced to the disk: it is for views that can be made again. Needs no `writing`: two processes that
-    write the same file end with one of the two.
+
+def check_apart(paths: Sequence[Path], out: Path) -> None:
+    """Refuses an output folder that lies in the camera's folder: results would be read as its slides."""
+    real_out = Path(os.path.realpath(out))
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
+        if inside or real == real_out / "cells":
+            raise UsageError(
+                f"the output folder {path_text(out)} lies inside the source {path_text(path)}",
+                "give an --out outside the images' folder; that folder is never written to",
+            )
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Gives a file to write. It takes the place of `path` when it is complete, or not at all.
 
     Args:
-        path: The file; its folder is made.
+        path: The file. Its folder is made.
+        durable: Force the file and its name to the disk, so that they survive a power cut. Only for the
+            process that holds `writing`. Without it, two processes may write the same file at once, and
+            the file of one of them stays.
 
     Raises:
         OSError: It cannot be written; the file of before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the name with a suffix: that may be as long as the file system takes already.
+    # The name of a view may be as long as the file system allows, so a suffix would not fit.
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = path.parent / f".{short}.{os.getpid()}.tmp"
+    temporary = path.parent / (f".{path.name}.tmp" if durable else f".{short}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what `replacing` left in a folder when its process was killed, an hour ago or longer."""
+    """Removes files that a killed process left in a folder (`replacing`), an hour old or older."""
     for left_over in folder.glob(f".{'?' * 16}.*.tmp"):
         with suppress(OSError):
             if left_over.stat().st_mtime < time.time() - _LEFT_OVER_S:
@@ -114,10 +170,10 @@ def remove_left_over(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns the room left for us on a folder's disk, bytes.
+    """Returns the free space on the disk of a folder, bytes.
 
     Raises:
-        UnavailableError: The folder cannot be looked at.
+        UnavailableError: The disk cannot be examined.
     """
     try:
         disk = os.statvfs(folder)

@@ -1,1 +1,1 @@
-"""The ledger shown: tables, overlays, reports. Each can always be written again."""
+"""What shows the ledger: tables, overlays and reports. All of it can always be written again."""

@@ -1,7 +1,7 @@
-"""When the views that people look at, overlays and reports, are brought up to date beside the tables.
+"""All views of a ledger as one thing: tables, overlays and reports, and when each is brought up to date.
 
-They are dear: a picture costs as much as counting it. So they follow the counts, never the other way
-round, and what of them cannot be made is a warning.
+Tables follow every change at once. Overlays and reports are expensive: drawing a field takes as long as
+counting it. So they follow when there is time, and one that cannot be made is a warning, not a failed count.
 """
 
 import logging
@@ -10,69 +10,68 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rbc_edge.errors import RbcEdgeError, UnavailableError
 from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.queries import Reader
+from rbc_edge.views.overlay import Overlays
+from rbc_edge.views.report import Reports
+from rbc_edge.views.tables import SlideSummary, Tables
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 
-if TYPE_CHECKING:
-    from rbc_edge.views.overlay import Overlays
-    from rbc_edge.views.report import Reports
-
 log = logging.getLogger(__name__)
 
-_QUIET_S: Final = 20.0  # a slide without news for so long is done, as far as anybody can tell
-_PATIENCE_S: Final = 300.0  # one that never rests gets its page now and then
+_QUIET_S: Final = 20.0  # a slide without news for so long is probably complete
+_PATIENCE_S: Final = 300.0  # a slide with news all the time gets its page now and then
 
 
 @dataclass(frozen=True, slots=True)
-class PictureOptions:
-    """Which views are wanted.
+class ViewOptions:
+    """Which views are wanted, and how they look.
 
     Attributes:
+        edges: Edge rule of the counts. Another rule needs no new count.
+        cells: Write ``cells/<slide>.csv``.
         overlays: Draw ``overlays/<slide>/<fov>_overlay.jpg``.
-        longest_px: Longest side of an overlay, pixels; 0: as large as the image.
+        longest_px: Longest side of an overlay, pixels. 0: as large as the image.
         reports: Write ``reports/<slide>.html``.
-        manifest: The bundle at work, for its thresholds; None: they are not shown.
+        manifest: The bundle at work, for its thresholds. None: they are not shown.
     """
 
+    edges: EdgeRule = EdgeRule.ALL
+    cells: bool = False
     overlays: bool = False
     longest_px: int = 2048
     reports: bool = False
     manifest: Manifest | None = None
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether overlays or reports are wanted."""
+        return self.overlays or self.reports
 
 
 class Pictures:
     """Brings overlays and reports up to date, slide by slide, when there is time for it.
 
     Args:
-        ledger: The ledger to show.
-        options: Which views are wanted; without any, nothing is done.
-        edges: Edge rule of the counts.
+        reader: The ledger to show.
+        options: Which of them are wanted. Without any, nothing is done.
         monotonic_s: Seconds that never go back.
     """
 
-    def __init__(
-        self, ledger: Ledger, options: PictureOptions, *, edges: EdgeRule, monotonic_s: Callable[[], float]
-    ) -> None:
-        out = ledger.path.parent
-        self._ledger = ledger
+    def __init__(self, reader: Reader, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
+        out, edges, manifest = reader.path.parent, options.edges, options.manifest
+        self._reader = reader
         self._monotonic_s = monotonic_s
-        self._overlays: Overlays | None = None
-        self._reports: Reports | None = None
-        # Imported when wanted: who wants none does not wait for them at the start.
-        if options.overlays:
-            from rbc_edge.views import overlay  # noqa: PLC0415
-
-            self._overlays = overlay.Overlays(
-                out, ledger, edges=edges, longest_px=options.longest_px, manifest=options.manifest
-            )
-        if options.reports:
-            from rbc_edge.views import report  # noqa: PLC0415
-
-            self._reports = report.Reports(out, ledger, edges=edges, manifest=options.manifest)
+        self._overlays = (
+            Overlays(out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest)
+            if options.overlays
+            else None
+        )
+        self._reports = Reports(out, reader, edges=edges, manifest=manifest) if options.reports else None
         self._to_draw: dict[str, None] = {}
         self._to_report: dict[str, tuple[float, float]] = {}  # when it changed first and last
         self._warned = ""
@@ -80,7 +79,7 @@ class Pictures:
     def changed(self, slide_ids: Collection[str] | None = None) -> None:
         """Notes that slides may have changed; None: any may have."""
         now_s = self._monotonic_s()
-        for slide_id in self._ledger.slide_ids() if slide_ids is None else slide_ids:
+        for slide_id in self._reader.slide_ids() if slide_ids is None else slide_ids:
             if self._overlays is not None:
                 self._to_draw[slide_id] = None
             if self._reports is not None:
@@ -91,16 +90,15 @@ class Pictures:
         """Draws the overlays of changed slides.
 
         Args:
-            keep_going: Asked between two pictures; may end the work early.
+            keep_going: Asked between two pictures. False ends the work early.
             time_s: Ends it early, between two pictures, after this time.
 
         Returns:
-            Whether all are drawn; else the next call goes on.
+            Whether all are drawn. Otherwise the next call goes on.
         """
         end_s = self._monotonic_s() + time_s
         for slide_id in list(self._to_draw):
-            assert self._overlays is not None
-            if not self._overlays.write_slide(
+            if self._overlays is not None and not self._overlays.write_slide(
                 slide_id, keep_going=lambda: keep_going() and self._monotonic_s() < end_s
             ):
                 return False
@@ -111,8 +109,8 @@ class Pictures:
         """Writes the pages of changed slides, and the index.
 
         Args:
-            keep_going: Asked between two pictures; may end the work early.
-            wait: Only of those whose turn has come: nothing was new for 20 s, or something for 5 minutes.
+            keep_going: Asked between two pictures. False ends the work early.
+            wait: Only of slides that had no news for 20 s, or news for 5 minutes.
         """
         now_s = self._monotonic_s()
         due = [
@@ -122,7 +120,7 @@ class Pictures:
         ]
         if not due or self._reports is None:
             return
-        known = set(self._ledger.slide_ids())
+        known = set(self._reader.slide_ids())
         try:
             self._reports.write([slide_id for slide_id in due if slide_id in known], keep_going=keep_going)
         except UnavailableError as error:
@@ -142,22 +140,83 @@ class Pictures:
         self._warned = message
 
 
-def make_all(out: Path, options: PictureOptions, *, edges: EdgeRule, keep_going: Callable[[], bool]) -> None:
-    """Brings every view that is wanted up to date, reading the ledger beside whoever writes it.
+class Views:
+    """The views of a ledger that is being written.
+
+    Args:
+        ledger: The ledger.
+        options: Which views are wanted.
+        monotonic_s: Seconds that never go back.
+    """
+
+    def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
+        self._tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
+        self._pictures = Pictures(ledger.reader, options, monotonic_s=monotonic_s)
+
+    def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
+        """Writes the tables of slides that have changed, and ``slides.csv``. Overlays and reports are due.
+
+        Args:
+            slide_ids: The slides. None: any may have changed.
+
+        Returns:
+            The rows of ``slides.csv``.
+
+        Raises:
+            UnavailableError: The output folder cannot be written. The tables of before are intact.
+        """
+        summaries = self._tables.write(slide_ids)
+        self._pictures.changed(slide_ids)
+        return summaries
+
+    def refresh_slide(self, slide_id: str) -> None:
+        """Writes the tables of one slide, so that they can be read while others are being counted.
+
+        Raises:
+            UnavailableError: The output folder cannot be written. The table of before is intact.
+        """
+        self._tables.write_slide(slide_id)
+
+    def look_again(self) -> None:
+        """Forgets what was read: another process changed the ledger."""
+        self._tables.look_again()
+
+    def catch_up(
+        self, *, keep_going: Callable[[], bool], time_s: float, wait: bool, reports: bool = True
+    ) -> bool:
+        """Makes overlays, then reports, that are due.
+
+        Args:
+            keep_going: Asked between two pictures. False ends the work early.
+            time_s: Ends the drawing early after this time.
+            wait: Reports only of slides that had no news for a while.
+            reports: Reports too.
+
+        Returns:
+            Whether all overlays are drawn.
+        """
+        if not self._pictures.draw(keep_going=keep_going, time_s=time_s):
+            return False
+        if reports:
+            self._pictures.report(keep_going=keep_going, wait=wait)
+        return True
+
+
+def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], bool]) -> None:
+    """Brings overlays and reports up to date, reading the ledger while another process may write it.
 
     Args:
         out: The output folder, with its ledger.
         options: Which views are wanted.
-        edges: Edge rule of the counts.
-        keep_going: Asked between two pictures; may end the work early.
+        keep_going: Asked between two pictures. False ends the work early.
 
     Raises:
         UnavailableError: The ledger cannot be read.
     """
-    if not (options.overlays or options.reports) or not keep_going():
+    if not options.has_pictures or not keep_going():
         return
-    with Ledger.reading(out) as ledger:
-        pictures = Pictures(ledger, options, edges=edges, monotonic_s=time.monotonic)
+    with Reader.open(out) as reader:
+        pictures = Pictures(reader, options, monotonic_s=time.monotonic)
         pictures.changed()
         if pictures.draw(keep_going=keep_going):
             pictures.report(keep_going=keep_going)

@@ -1,8 +1,6 @@
 import json
 import os
-import stat
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,8 @@ from stand_in import write_disks
 from rbc_edge import cli, config
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
 from rbc_edge.ops import autotune
-from rbc_edge.ops.autotune import Speed, Way, best, measure, settings_of, ways, write_settings
-from rbc_edge.station.runner import Clock, RunOptions, RunSummary
+from rbc_edge.ops.autotune import Setup, Speed, best, measure, settings_of, setups
+from rbc_edge.station.session import Clock, CountOptions, Summary
 from rbc_edge.views.tables import summarize
 from rbc_edge.vision.bundle import CLASSIFIER, CLASSIFIER_FP32, DETECTOR, DETECTOR_FP32, Bundle, write
 from rbc_edge.vision.counting import EdgeRule
@@ -49,24 +47,31 @@ def rbc(capsys: pytest.CaptureFixture[str]) -> Rbc:
 
 
 def speed(threads: int, fields_per_s: float, precision: str = "int8") -> Speed:
-    return Speed(Way(threads, precision), fields_per_s, 20 * fields_per_s, fields_per_s, fields_per_s, 3)
+    return Speed(
+        Setup(threads, precision),
+        fields_per_s,
+        fields_per_s,
+        fields_per_s,
+        cells_per_s=20 * fields_per_s,
+        n_rounds=3,
+    )
 
 
 def test_all_threads_of_a_small_machine_are_tried(toy_bundle_path: Path) -> None:
     bundle = Bundle.open(toy_bundle_path)
-    assert [w.threads for w in ways(bundle, 3)] == [1, 2, 3]
-    assert [w.threads for w in ways(bundle, 6)] == [1, 2, 3, 4, 6]
-    assert max(w.threads for w in ways(bundle, 500)) == 64  # what the settings take
-    assert {w.precision for w in ways(bundle, 1)} == {"int8"}  # the toy bundle has no other
+    assert [w.threads for w in setups(bundle, 3)] == [1, 2, 3]
+    assert [w.threads for w in setups(bundle, 6)] == [1, 2, 3, 4, 6]
+    assert max(w.threads for w in setups(bundle, 500)) == 64  # what the settings take
+    assert {w.precision for w in setups(bundle, 1)} == {"int8"}  # the toy bundle has no other
 
 
 def test_the_best_is_the_fastest_and_a_thread_has_to_gain() -> None:
-    assert best([speed(1, 10), speed(2, 19), speed(3, 19.2), speed(4, 19.5)]).way.threads == 2
-    assert best([speed(1, 10), speed(2, 9)]).way.threads == 1
-    assert best([speed(1, 10), speed(2, 20), speed(1, 10, "fp32"), speed(2, 20.5, "fp32")]).way == Way(
+    assert best([speed(1, 10), speed(2, 19), speed(3, 19.2), speed(4, 19.5)]).setup.threads == 2
+    assert best([speed(1, 10), speed(2, 9)]).setup.threads == 1
+    assert best([speed(1, 10), speed(2, 20), speed(1, 10, "fp32"), speed(2, 20.5, "fp32")]).setup == Setup(
         2, "int8"
     )
-    assert best([speed(1, 10), speed(2, 20), speed(1, 15, "fp32"), speed(2, 25, "fp32")]).way == Way(
+    assert best([speed(1, 10), speed(2, 20), speed(1, 15, "fp32"), speed(2, 25, "fp32")]).setup == Setup(
         2, "fp32"
     )
 
@@ -84,7 +89,7 @@ def test_the_other_detector_is_tried_and_its_counts_are_other_counts(
     files = {name: toy_bundle_path / name for name in toy.manifest.files}
     files |= {DETECTOR_FP32: files[DETECTOR], CLASSIFIER_FP32: files[CLASSIFIER]}
     both = write(tmp_path / "both", files, toy.manifest)
-    assert [w.precision for w in ways(both, 2)] == ["int8", "int8", "fp32", "fp32"]
+    assert [w.precision for w in setups(both, 2)] == ["int8", "int8", "fp32", "fp32"]
     out = tmp_path / "out"
     for precision, stands in (("int8", both.bundle_id), ("fp32", f"{both.bundle_id}+fp32")):
         arguments = ("run", camera, "--out", out, "--bundle", both.path, "--precision", precision, "--json")
@@ -99,38 +104,38 @@ def test_the_other_detector_is_tried_and_its_counts_are_other_counts(
     assert rbc("run", camera, "--out", out, "--precision", "fp16")[0] == ExitCode.USAGE
 
 
-def test_every_way_has_its_turn_in_every_round(
+def test_every_setup_has_its_turn_in_every_round(
     toy_bundle_path: Path, camera: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[tuple[int, int]] = []
     now_s = 0.0
 
-    def run_once(options: RunOptions, _: str, make_analyzer: Callable[[], object]) -> RunSummary:
+    def count_once(paths: Sequence[Path], options: CountOptions) -> Summary:
         nonlocal now_s
-        make_analyzer()
-        turns.append((options.workers, len(options.paths)))
+        options.recipe.make()
+        turns.append((options.workers, len(paths)))
         now_s += 0.5 if len(turns) % 2 else 1.0
-        return RunSummary(len(options.paths), slides=[summarize("s", [], EdgeRule.ALL)])
+        return Summary(len(paths), slides=[summarize("s", [], EdgeRule.ALL)])
 
-    monkeypatch.setattr(autotune, "run_once", run_once)
+    monkeypatch.setattr(autotune, "count_once", count_once)
     said: list[str] = []
     clock = Clock(monotonic_s=lambda: now_s)
     speeds = measure(
         Bundle.open(toy_bundle_path), camera, budget_s=6.0, n_cores=2, say=said.append, clock=clock
     )
-    # To warm up, and three rounds: a fourth would end after six seconds.
+    # One to warm up, and three rounds: a fourth would end after six seconds.
     assert turns == [(1, 6), *[(1, 6), (2, 6)] * 3]
-    assert [s.way.threads for s in speeds] == [1, 2]
+    assert [s.setup.threads for s in speeds] == [1, 2]
     assert [s.n_rounds for s in speeds] == [len(said)] * 2 == [3, 3]
     assert [s.fields_per_s for s in speeds] == [6.0, 12.0]
 
 
-def test_a_folder_that_is_not_there_is_told(toy_bundle_path: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(toy_bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="nowhere"):
         measure(Bundle.open(toy_bundle_path), tmp_path / "nowhere", budget_s=0.0, n_cores=1)
 
 
-def test_images_that_cannot_be_counted_are_no_measure(toy_bundle_path: Path, camera: Path) -> None:
+def test_images_that_cannot_be_counted_are_refused(toy_bundle_path: Path, camera: Path) -> None:
     (camera / "s0" / "0.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match="1 of 6 images cannot be counted"):
         measure(Bundle.open(toy_bundle_path), camera, budget_s=0.0, n_cores=1)
@@ -139,91 +144,11 @@ def test_images_that_cannot_be_counted_are_no_measure(toy_bundle_path: Path, cam
         measure(Bundle.open(toy_bundle_path), camera / "empty", budget_s=0.0, n_cores=1)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("", "threads = 3\n"),
-        ("cells = true", "cells = true\nthreads = 3\n"),
-        ("threads=1", "threads = 3"),
-        (
-            "# ours\nthreads = 1  # the camera has the other\ncells = true\n",
-            "# ours\nthreads = 3  # the camera has the other\ncells = true\n",
-        ),
-        (
-            "# Threads; 0: as it has.\n#threads = 0\n\nquiet = true\n",
-            "# Threads; 0: as it has.\n#threads = 0\nthreads = 3\n\nquiet = true\n",
-        ),
-        (
-            "cells = true\r\nthreads = 1\r\nquiet = true\r\n",
-            "cells = true\r\nthreads = 3\r\nquiet = true\r\n",
-        ),
-        ("#threads = 0\r\n", "#threads = 0\r\nthreads = 3\r\n"),
-        ("marker = '''threads'''\n", "marker = '''threads'''\nthreads = 3\n"),
-        ("# threads = 0\n", "# threads = 0\nthreads = 3\n"),
-        ("threads = 1 # three = 3\n[later]\nthreads = 9\n", None),  # no settings file of ours
-        ('"threads" = 2\n', None),  # a way to write it that we do not change
-        ('slide_pattern = """\nthreads = 1\n"""\n', None),
-    ],
-)
-def test_one_key_changes_and_nothing_else(tmp_path: Path, before: str, after: str | None) -> None:
-    file = tmp_path / "c.toml"
-    file.write_bytes(before.encode())
-    if after is None:
-        with pytest.raises(UsageError):
-            write_settings(file, {"threads": 3})
-        assert file.read_bytes() == before.encode()
-    else:
-        write_settings(file, {"threads": 3})
-        assert file.read_bytes() == after.encode()
-        assert config.load({}, file=file, env={}).settings.threads == 3
-    assert [p.name for p in tmp_path.iterdir()] == ["c.toml"]
-
-
-def test_the_shipped_example_takes_it(tmp_path: Path) -> None:
-    example = Path(__file__).parents[3] / "deploy" / "systemd" / "config.toml"
-    file = tmp_path / "c.toml"
-    file.write_bytes(example.read_bytes())
-    values: dict[str, int | str] = {"threads": 2, "precision": "fp32"}
-    for _ in range(2):  # the second time in the same lines
-        write_settings(file, values)
-        assert tomllib.loads(file.read_text()) == tomllib.loads(example.read_text()) | values
-        assert len(file.read_text().splitlines()) == len(example.read_text().splitlines()) + 2
-
-
-def test_a_wrong_file_stays_as_it_is(tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    for wrong in ("thraeds = 1\n", "threads = \n", "threads = 1000\n"):
-        file.write_text(wrong)
-        with pytest.raises(UsageError, match=r"c\.toml"):
-            write_settings(file, {"threads": 2})
-        assert file.read_text() == wrong
-
-
-def test_mode_and_link_stay_and_folders_are_made(tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    file.write_text("threads = 1\n")
-    file.chmod(0o640)
-    (tmp_path / "link.toml").symlink_to(file)
-    write_settings(tmp_path / "link.toml", {"threads": 2})
-    assert (tmp_path / "link.toml").is_symlink()
-    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("threads = 2\n", 0o640)
-    write_settings(tmp_path / "new" / "config.toml", {"threads": 2})
-    assert (tmp_path / "new" / "config.toml").read_text() == "threads = 2\n"
-
-
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UnavailableError, match="cannot write it"):
-        write_settings(tmp_path / "file" / "c.toml", {"threads": 2})
-    with pytest.raises(UnavailableError, match="cannot write it"):
-        autotune.check_writable(tmp_path)
-
-
 def test_the_command(
     toy_bundle_path: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rbc: Rbc
 ) -> None:
-    monkeypatch.setattr(autotune, "_ROUNDS", 1)
-    monkeypatch.setattr(autotune, "_TRIAL_S", 0.0)
+    monkeypatch.setattr(autotune, "_MAX_ROUNDS", 1)
+    monkeypatch.setattr(autotune, "_TURN_S", 0.0)
 
     before = sorted(p.stat().st_mtime_ns for p in camera.rglob("*"))
     code, out, err = rbc("bench", camera, "--bundle", toy_bundle_path, "--json", "--apply")
@@ -231,7 +156,7 @@ def test_the_command(
     threads = told["best"]["threads"]
     assert code == ExitCode.OK
     assert [t["threads"] for t in told["tried"]] == [
-        w.threads for w in ways(Bundle.open(toy_bundle_path), len(os.sched_getaffinity(0)))
+        w.threads for w in setups(Bundle.open(toy_bundle_path), len(os.sched_getaffinity(0)))
     ]
     assert (tmp_path / "xdg" / "rbc-edge" / "config.toml").read_text() == f"threads = {threads}\n"
     assert f"threads = {threads} written to" in err
@@ -249,5 +174,5 @@ def test_the_command(
     assert rbc("bench", camera, "--bundle", tmp_path)[0] == ExitCode.BUNDLE
     file.write_text("bad = 1\n")
     code, out, err = rbc("bench", "--write-config", file)
-    assert (code, out) == (ExitCode.USAGE, "")  # told before the minute
+    assert (code, out) == (ExitCode.USAGE, "")  # reported before the measurement
     assert "bad" in err

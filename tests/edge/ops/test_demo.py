@@ -1,4 +1,4 @@
-"""The demo: known slides through the main job, counts beside the truth."""
+"""The demo: drawn slides with known counts, counted like any slide."""
 
 import contextlib
 import csv
@@ -13,7 +13,7 @@ import pytest
 
 from rbc_edge.errors import BundleError, UnavailableError
 from rbc_edge.ops import demo
-from rbc_edge.station.runner import RunSummary, run_once
+from rbc_edge.station.session import Summary, count_once
 from rbc_edge.values import Counts
 
 
@@ -141,11 +141,11 @@ def test_a_stopped_demo_compares_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def stopped_at_once(*args: Any, stop: Any, **kwargs: Any) -> RunSummary:
+    def stopped_at_once(*args: Any, stop: Any, **kwargs: Any) -> Summary:
         stop.signal = 15
-        return run_once(*args, stop=stop, **kwargs)
+        return count_once(*args, stop=stop, **kwargs)
 
-    monkeypatch.setattr(demo, "run_once", stopped_at_once)
+    monkeypatch.setattr(demo, "count_once", stopped_at_once)
     assert run(tmp_path, toy_bundle_path) == 143
     said = capsys.readouterr()
     assert said.out == ""

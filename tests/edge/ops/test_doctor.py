@@ -1,6 +1,7 @@
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +13,17 @@ import pytest
 from stand_in import TOY_BUNDLE, write_disks
 
 from rbc_edge import config
-from rbc_edge.ops import doctor
-from rbc_edge.ops.doctor import Computer, Diagnosis, Finding, Level, examine
+from rbc_edge.ops import station_checks
+from rbc_edge.ops.computer import Computer
+from rbc_edge.ops.doctor import examine
+from rbc_edge.ops.finding import Diagnosis, Finding, Level
 from rbc_edge.station import source
-from rbc_edge.station.runner import RunOptions, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.source import Mount
-from rbc_edge.station.status import Activity, Page, ServiceState
-from rbc_edge.store.ledger import FILE_NAME, Ledger
+from rbc_edge.station.state_file import Activity, ServiceState, StateFile
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.schema import FILE_NAME
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PC = Computer(
@@ -60,7 +65,7 @@ def out(tmp_path: Path, camera: Path) -> Path:
     from stand_in import BUNDLE_ID, StandIn
 
     folder = tmp_path / "out"
-    run_once(RunOptions(paths=(camera,), out=folder), BUNDLE_ID, StandIn)
+    count_once([camera], CountOptions(folder, AnalyzerRecipe(BUNDLE_ID, StandIn)))
     return folder
 
 
@@ -82,7 +87,7 @@ def test_all_is_well(camera: Path, out: Path) -> None:
         *("results", "disk", "ledger", "service", "clock"),
     ]
     assert found.as_lines()[-1] == "0 failed, 0 warnings, 13 ok"
-    assert "2 images of 1 slides counted" in look(out=out)["ledger"].text
+    assert "2 images of 1 slide counted" in look(out=out)["ledger"].text
 
 
 def test_nothing_is_written(camera: Path, out: Path) -> None:
@@ -128,7 +133,7 @@ def test_memory() -> None:
     assert look(replace(PC, available_bytes=None))["memory"].level is Level.OK
 
 
-def test_wrong_settings_are_exit_2_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:
+def test_wrong_settings_are_exit_2_and_the_rest_is_still_checked(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("thread = 2\n")
     found = examine({"bundle": TOY_BUNDLE}, file=file, env={}, computer=PC)
@@ -175,7 +180,7 @@ def test_how_new_images_are_noticed(camera: Path, monkeypatch: pytest.MonkeyPatc
     assert (many.level, many.advice[:38]) == (Level.WARNING, "sysctl fs.inotify.max_user_watches=8, "[:38])
     share = Mount("/camera", "/", "cifs", "//camera/Anna")
     monkeypatch.setattr(source, "mount_of", lambda *_, **__: share)
-    assert look(source=camera)["events"].text == "cifs gives none: looked through every 10 s"
+    assert look(source=camera)["events"].text == "cifs gives none: scanned every 10 s"
     assert look(source=camera, polling=False)["events"].level is Level.WARNING
 
 
@@ -186,11 +191,11 @@ def test_results_that_cannot_be_written(tmp_path: Path, out: Path, monkeypatch: 
     assert asked(out=tmp_path / "file" / "below").exit_code == 5
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert asked(out=out).exit_code == 5
-    page = Page(out)
+    page = StateFile(out)
     page.write(ServiceState(pid=1, activity=Activity.WATCHING, updated_at="2026-11-23T12:00:00Z"))
-    seen_beside_the_service = look(out=out)["results"]
+    during_the_service = look(out=out)["results"]
     page.close()
-    assert seen_beside_the_service.level is Level.WARNING
+    assert during_the_service.level is Level.WARNING
 
 
 def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +205,7 @@ def test_results_of_another_user(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_somebody_counted_there_as_root(out: Path) -> None:
+def test_results_that_root_made(out: Path) -> None:
     os.chown(out / FILE_NAME, 65534, -1)
     finding = look(out=out)["results"]
     assert (finding.level, "chown -R" in finding.advice) == (Level.WARNING, True)
@@ -240,7 +245,7 @@ def test_images_that_failed_are_a_warning(camera: Path, tmp_path: Path) -> None:
     from stand_in import BUNDLE_ID, StandIn
 
     (camera / "Anna" / "bad.png").write_bytes(b"")
-    run_once(RunOptions(paths=(camera,), out=tmp_path / "out"), BUNDLE_ID, StandIn)
+    count_once([camera], CountOptions(tmp_path / "out", AnalyzerRecipe(BUNDLE_ID, StandIn)))
     found = look(out=tmp_path / "out")["ledger"]
     assert (found.level, found.text.endswith("1 failed: 1 empty")) == (Level.WARNING, True)
 
@@ -255,7 +260,7 @@ def test_images_that_failed_are_a_warning(camera: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_running_service(out: Path, activity: Activity, level: Level) -> None:
-    page = Page(out)
+    page = StateFile(out)
     page.write(ServiceState(pid=1, activity=activity, source="/camera", updated_at=_stamp(datetime.now(UTC))))
     found = look(out=out)["service"]
     page.close()
@@ -264,7 +269,7 @@ def test_the_running_service(out: Path, activity: Activity, level: Level) -> Non
 
 def test_a_service_that_died_hangs_or_has_problems(out: Path) -> None:
     now = datetime.now(UTC)
-    page = Page(out)
+    page = StateFile(out)
     page.write(ServiceState(pid=1, activity=Activity.WATCHING, updated_at=_stamp(now - timedelta(hours=1))))
     assert look(out=out)["service"].level is Level.FAILED
     assert look(out=out)["service"].text.startswith("SILENT")
@@ -273,7 +278,7 @@ def test_a_service_that_died_hangs_or_has_problems(out: Path) -> None:
     assert look(out=out)["service"].level is Level.WARNING
     page.close()
     assert "systemctl start rbc-edge" in look(out=out)["service"].advice
-    page = Page(out)
+    page = StateFile(out)
     page.write(replace(state, activity=Activity.STOPPING, updated_monotonic_s=200.0))
     page.close()
     assert look(out=out)["service"].level is Level.OK
@@ -304,6 +309,18 @@ def test_a_broken_installation_is_told_and_not_a_traceback(monkeypatch: pytest.M
     assert [f.what for f in found.findings if f.level is Level.FAILED] == ["installation"]
     assert found.exit_code == 4
     assert "bundle" not in [f.what for f in found.findings]
+
+
+@pytest.mark.parametrize("library", ["numpy", "cv2", "onnxruntime"])
+def test_it_loads_where_a_library_is_missing(library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from rbc_edge.ops.doctor import examine\n"
+        "found = examine({}, env={})\n"
+        "print([f.what for f in found.findings if f.level == 'failed'], int(found.exit_code))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.endswith("['installation'] 4\n")  # cv2 itself complains without numpy
 
 
 def write_tree(root: Path, **files: str) -> Path:
@@ -354,11 +371,11 @@ def test_json_holds_what_the_lines_hold(out: Path) -> None:
 
 
 def test_a_ledger_too_large_to_read_through(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_READ_THROUGH_BYTES", 1.0)
-    monkeypatch.setattr(Ledger, "damage", None)
-    assert "too much to read through" in look(out=out)["ledger"].text
+    monkeypatch.setattr(station_checks, "_MAX_CHECKED_BYTES", 1.0)
+    monkeypatch.setattr(Reader, "damage", None)
+    assert "too large to check here" in look(out=out)["ledger"].text
 
 
 def test_a_source_too_large_to_walk_through(camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_MOST_ENTRIES", 2)
+    monkeypatch.setattr(station_checks, "_MAX_ENTRIES", 2)
     assert "or more images" in look(source=camera)["source"].text

@@ -11,26 +11,27 @@ from rbc_edge import cli, config
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.ops import support_archive
 from rbc_edge.ops.doctor import examine
-from rbc_edge.station.runner import RunOptions, run_once
-from rbc_edge.station.status import Activity, Page, ServiceState
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.station.state_file import Activity, ServiceState, StateFile
 
 PATIENT = "Müller Anna 1961"
 
 
 @pytest.fixture
 def station(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings, a camera's folder with a patient's name, results with a failure, a service's last words."""
+    """Settings, a camera's folder with a patient's name, results with a failure, a service's last state."""
     monkeypatch.setattr(config, "_SYSTEM_FILE", tmp_path / "none.toml")
     root = tmp_path / "Station of Dr. Huber"
     for i in range(3):
         write_disks(root / "camera" / PATIENT / f"{PATIENT} {i}.png", 3 + i, seed=i)
     (root / "camera" / PATIENT / "broken.png").write_bytes(b"")
-    run_once(RunOptions(paths=(root / "camera",), out=root / "results"), BUNDLE_ID, StandIn)
+    count_once([root / "camera"], CountOptions(root / "results", AnalyzerRecipe(BUNDLE_ID, StandIn)))
     (root / "c.toml").write_text(
         f"source = 'camera'\nout = 'results'\nbundle = '{TOY_BUNDLE}'\nmarker = '{PATIENT}.mark'\n"
         f"slide_pattern = '(?P<slide>{PATIENT})'\nthreads = 2\n"
     )
-    page = Page(root / "results")
+    page = StateFile(root / "results")
     source = str(root / "camera")
     page.write(
         ServiceState(
@@ -64,7 +65,7 @@ def test_the_archive_says_what_is_in_it(station: Path) -> None:
         assert f"{name}: " in files["README.txt"]
 
 
-def test_nobodys_name_and_no_path_is_in_it(station: Path) -> None:
+def test_no_name_and_no_path_is_in_it(station: Path) -> None:
     files, _ = archive(station)
     everything = "\n".join(files.values())
     words = [*PATIENT.split(), "Huber", "camera/", "results/", "broken", str(station), str(station.parent)]
@@ -75,7 +76,7 @@ def test_nobodys_name_and_no_path_is_in_it(station: Path) -> None:
     assert text[:8] not in (station / "report.zip").read_bytes()
 
 
-def test_what_a_reader_needs_is_in_it(station: Path) -> None:
+def test_what_a_developer_needs_is_in_it(station: Path) -> None:
     files, _ = archive(station)
     rows = list(csv.DictReader(files["ledger.csv"].splitlines()))
     assert len(rows) == 4
@@ -99,7 +100,7 @@ def test_names_in_a_wrong_setting_stay_out(station: Path) -> None:
     assert "Huber" not in "".join(files.values())
 
 
-def test_two_archives_do_not_tell_the_same_slide(station: Path) -> None:
+def test_two_archives_do_not_show_the_same_slide_id(station: Path) -> None:
     first, _ = archive(station)
     (station / "report.zip").unlink()
     second, _ = archive(station)
@@ -107,10 +108,10 @@ def test_two_archives_do_not_tell_the_same_slide(station: Path) -> None:
     assert slides[0] != slides[1]
 
 
-def test_never_over_a_file_and_clear_where_it_cannot_be(station: Path) -> None:
+def test_a_file_is_never_overwritten_and_errors_are_clear(station: Path) -> None:
     diagnosis = examine({}, env={"HOME": str(station)})
     (station / "there.zip").write_text("mine")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         support_archive.write(station / "there.zip", diagnosis)
     assert (station / "there.zip").read_text() == "mine"
     with pytest.raises(UnavailableError, match="cannot write"):
@@ -124,7 +125,7 @@ def test_the_command(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
         return int(left.value.code or 0), capsys.readouterr().out
 
     config_file = ("--config", station / "c.toml")
-    code, said = run(*config_file, "--bundle-support", station / "a.zip")
+    code, said = run(*config_file, "--support-archive", station / "a.zip")
     assert code == 5
     assert "failed   source" in said
     assert "settings.json  which settings are given" in said

@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2, 3)
 
 
 def plain(seed: int, **kwargs: object) -> DrawnField:
-    """A field without noise, blur or uneven light: pixels tell geometry."""
+    """A field without noise, blur or uneven light: its pixels show the geometry."""
     settings: dict[str, object] = {
         "illumination": 0.0,
         "noise": 0.0,
@@ -48,7 +48,7 @@ def dark(field: DrawnField, stain: Stain, share: float) -> Bool:
 
 
 def filled(field: DrawnField) -> Bool:
-    """Pixels whose centre lies in some outline."""
+    """Pixels with their centre in an outline."""
     h, w = field.image.shape[:2]
     canvas = np.zeros((h * 16, w * 16), np.uint8)
     for outline in field.outlines:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.station.inbox import Settling, check_pattern, scan
+from rbc_edge.station.inbox import Debounce, check_pattern, scan
 from rbc_edge.text import path_text
 from rbc_edge.values import InboxFile
 
@@ -176,7 +176,7 @@ def test_a_service_goes_on_where_a_run_gives_up(tmp_path: Path, caplog: pytest.L
     assert [(f.slide_id, f.fov) for f in inbox.files] == [("a--b", "x"), ("s", "a.jpg"), ("s", "a.png")]
     assert len(inbox.clashes) == 2
     assert "two folders would be the slide a--b" in inbox.clashes[0]
-    assert "two images of slide s would go by the name a.jpg" in inbox.clashes[1]
+    assert "two images of slide s would have the name a.jpg" in inbox.clashes[1]
     assert not caplog.records
     with pytest.raises(UnavailableError, match="no such file"):
         scan([tmp_path / "gone"], go_on=True)
@@ -193,12 +193,12 @@ def seen(name: str, size: int = 10, mtime_ns: int = 1) -> InboxFile:
     return InboxFile(Path("/camera") / name, "s", name, size, mtime_ns)
 
 
-def taken(settling: Settling, now_s: float, *files: InboxFile, closed: tuple[str, ...] = ()) -> list[str]:
+def taken(settling: Debounce, now_s: float, *files: InboxFile, closed: tuple[str, ...] = ()) -> list[str]:
     return [f.fov for f in settling.see(files, {Path("/camera") / name for name in closed}, now_s)]
 
 
 def test_a_file_is_taken_when_it_has_not_changed_for_a_while() -> None:
-    settling = Settling(settle_s=2, grace_s=60)
+    settling = Debounce(settle_s=2, grace_s=60)
     assert settling.next_s() == inf
     assert taken(settling, 100, seen("a"), seen("b")) == []
     assert settling.next_s() == 102
@@ -213,7 +213,7 @@ def test_a_file_is_taken_when_it_has_not_changed_for_a_while() -> None:
 
 
 def test_a_closed_file_is_taken_at_once_unless_it_goes_on_changing() -> None:
-    settling = Settling(settle_s=2, grace_s=60)
+    settling = Debounce(settle_s=2, grace_s=60)
     assert taken(settling, 100, seen("a"), closed=("a",)) == []
     assert taken(settling, 100.1, seen("a")) == ["a"]
     assert taken(settling, 100.2, seen("a", size=20)) == []  # opened again
@@ -222,7 +222,7 @@ def test_a_closed_file_is_taken_at_once_unless_it_goes_on_changing() -> None:
 
 
 def test_an_unfinished_file_is_tried_ever_more_seldom_and_once_more_at_the_end_of_its_grace() -> None:
-    settling = Settling(settle_s=2, grace_s=10)
+    settling = Debounce(settle_s=2, grace_s=10)
     file = seen("a")
     taken(settling, 0, file)
     tries = []
@@ -242,9 +242,9 @@ def test_an_unfinished_file_is_tried_ever_more_seldom_and_once_more_at_the_end_o
 def test_files_are_as_old_as_they_say_only_where_the_clock_is_believed() -> None:
     old = seen("old", mtime_ns=int(900e9))
     future = seen("future", mtime_ns=int(2000e9))
-    trusting = Settling(settle_s=2, grace_s=60, clock_s=lambda: 1000.0)
+    trusting = Debounce(settle_s=2, grace_s=60, clock_s=lambda: 1000.0)
     assert taken(trusting, 5, old, future) == ["old"]
     assert not trusting.is_young(old, 5)
     assert trusting.is_young(future, 5)
     assert taken(trusting, 7, old, future) == ["old", "future"]
-    assert taken(Settling(settle_s=2, grace_s=60), 5, old, future) == []
+    assert taken(Debounce(settle_s=2, grace_s=60), 5, old, future) == []

@@ -62,8 +62,8 @@ def test_the_child_has_no_settings_but_those_given(tmp_path: Path, monkeypatch: 
 
 def test_what_a_killed_trial_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    of_the_dead = tmp_path / "tmp" / "rbc-edge-trial-999999999-x"
-    of_the_living = tmp_path / "tmp" / f"rbc-edge-trial-{os.getppid()}-x"
+    of_the_dead = tmp_path / "tmp" / "rbc-edge-sandbox-999999999-x"
+    of_the_living = tmp_path / "tmp" / f"rbc-edge-sandbox-{os.getppid()}-x"
     for folder in (of_the_dead / "cells", of_the_living):
         folder.mkdir(parents=True)
     assert survives([tmp_path / "a.png"], options=[], command=child(tmp_path, "sys.exit(0)"))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rbc_edge.station.source import Doorbell, Events, Mount, look, mount_of
+from rbc_edge.station.source import Events, Mount, WakeEvent, mount_of, probe
 
 MOUNTINFO = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 22 0:30 / /mnt/share rw,relatime - cifs //camera/images rw,vers=3
@@ -51,55 +51,55 @@ def test_a_mount_is_said_in_words() -> None:
 
 def test_a_folder_that_is_there_and_one_that_is_not(tmp_path: Path) -> None:
     (tmp_path / "camera").mkdir()
-    sight = look(tmp_path / "camera")
+    sight = probe(tmp_path / "camera")
     assert (sight.missing, sight.mount) == ("", mount_of(tmp_path))
     status = (tmp_path / "camera").stat()
     assert sight.identity == (status.st_dev, status.st_ino)
-    assert "no such file" in look(tmp_path / "gone").missing
+    assert "no such file" in probe(tmp_path / "gone").missing
     (tmp_path / "file").touch()
-    assert "not a directory" in look(tmp_path / "file").missing
+    assert "not a directory" in probe(tmp_path / "file").missing
 
 
 def test_without_its_marker_the_share_is_away(tmp_path: Path) -> None:
-    assert "marker .station is not there" in look(tmp_path, marker=".station").missing
+    assert "marker .station is not there" in probe(tmp_path, marker=".station").missing
     (tmp_path / ".station").touch()
-    assert look(tmp_path, marker=".station").missing == ""
+    assert probe(tmp_path, marker=".station").missing == ""
 
 
-def test_doorbell_tells_ringing_from_time_and_gathers_closed_files() -> None:
-    doorbell = Doorbell()
-    assert doorbell.wait(0) is None
-    doorbell.ring()
-    doorbell.ring(Path("/a"))
-    doorbell.ring(Path("/b"))
-    assert doorbell.wait(10) == {Path("/a"), Path("/b")}
-    doorbell.ring()
-    assert doorbell.wait(10) == set()
-    assert doorbell.wait(0) is None
+def test_wake_tells_ringing_from_time_and_gathers_closed_files() -> None:
+    wake = WakeEvent()
+    assert wake.wait(0) is None
+    wake.wake()
+    wake.wake(Path("/a"))
+    wake.wake(Path("/b"))
+    assert wake.wait(10) == {Path("/a"), Path("/b")}
+    wake.wake()
+    assert wake.wait(10) == set()
+    assert wake.wait(0) is None
 
 
 def test_events_tell_of_closed_and_moved_files_also_in_new_folders(tmp_path: Path) -> None:
     folder = tmp_path / "camera"
     (folder / "s").mkdir(parents=True)
-    doorbell = Doorbell()
-    events = Events(doorbell.ring)
+    wake = WakeEvent()
+    events = Events(wake.wake)
     assert events.start(folder) == ""
     assert events.are_on
     try:
         path = folder / "s" / os.fsdecode(b"\xff.png")
         path.write_bytes(b"x")
-        wait_for(doorbell, path)
+        wait_for(wake, path)
         (folder / "s" / ".a.tmp").write_bytes(b"x")
         (folder / "s" / ".a.tmp").rename(folder / "s" / "a.png")
-        wait_for(doorbell, folder / "s" / "a.png")
+        wait_for(wake, folder / "s" / "a.png")
     finally:
         events.stop()
     assert not events.are_on
 
 
-def wait_for(doorbell: Doorbell, path: Path) -> None:
+def wait_for(wake: WakeEvent, path: Path) -> None:
     for _ in range(100):
-        if path in (doorbell.wait(10) or ()):
+        if path in (wake.wait(10) or ()):
             return
     pytest.fail(f"nobody told of {path!r}")
 

@@ -15,7 +15,7 @@ from rbc_edge.station.systemd import Systemd, journal_prefix, under_journal
 
 
 class Listener:
-    """The other end of the line: a real socket, as systemd's."""
+    """The other end of the connection: a real socket, as that of systemd."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -44,7 +44,7 @@ def env(listener: Listener) -> dict[str, str]:
     return {"NOTIFY_SOCKET": listener.socket.getsockname()}
 
 
-def test_what_is_said_arrives_as_the_protocol_has_it(listener: Listener, env: dict[str, str]) -> None:
+def test_messages_follow_the_protocol(listener: Listener, env: dict[str, str]) -> None:
     systemd = Systemd(env | {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())})
     assert systemd.watchdog_s == 3.0
     systemd.ready("started")
@@ -123,7 +123,7 @@ def everything(systemd: Systemd) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1234", "/nowhere/notify", "@rbc-edge-nobody-listens"])
-def test_nobody_listening_harms_nothing(address: str) -> None:
+def test_a_missing_listener_does_no_harm(address: str) -> None:
     systemd = Systemd({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
     everything(systemd)
     systemd.close()

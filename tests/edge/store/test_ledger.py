@@ -9,17 +9,12 @@ import pytest
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.store import ledger as ledger_module
-from rbc_edge.store.ledger import (
-    FILE_NAME,
-    Attempt,
-    DamagedError,
-    Entry,
-    Ledger,
-    SlideScale,
-    Status,
-    Version,
-    keep_aside,
-)
+from rbc_edge.store import schema
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.recovery import damage, keep_aside
+from rbc_edge.store.rows import Attempt, FieldRow, Look, Recorded, SlideScale, Status, Tally, Version
+from rbc_edge.store.schema import FILE_NAME, DamagedError
 from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.vision.counting import EdgeRule, count
 
@@ -55,19 +50,46 @@ class Desk:
         path.touch()
         return InboxFile(path, slide_id, fov, 10, mtime_ns)
 
-    def entry(self, fov: str, sha256: str, **changes: object) -> Entry:
-        return replace(Entry(self.file(fov), VERSION, sha256, WHEN, elapsed_ms=1.5), **changes)  # type: ignore[arg-type]
+    def record(
+        self,
+        fov: str,
+        sha256: str,
+        *,
+        version: Version = VERSION,
+        analyzed_at: str = WHEN,
+        force: bool = False,
+        **changes: object,
+    ) -> Recorded | None:
+        look = replace(Look(self.file(fov), sha256, elapsed_ms=1.5), **changes)  # type: ignore[arg-type]
+        return self.ledger.record(look, version, analyzed_at, force=force)
 
-    def look(self, fov: str, sha256: str, *, force: bool = False, **changes: object) -> str:
-        """What the runner does with a file that was read; returns what became of it."""
-        entry = self.entry(fov, sha256, **changes)
-        if self.ledger.settle(entry, force=force) is not None:
-            return "settled"
-        self.ledger.record_ok(entry, a_result())
+    def fail(self, fov: str, sha256: str, failure: str, message: str, **changes: object) -> FieldRow:
+        recorded = self.record(fov, sha256, failure=failure, message=message, **changes)  # type: ignore[arg-type]
+        assert recorded is not None
+        return recorded.row
+
+    def look(self, fov: str, sha256: str, **changes: object) -> str:
+        """What a session does with a file that was read; returns what became of it."""
+        recorded = self.record(fov, sha256, **changes)  # type: ignore[arg-type]
+        if recorded is not None:
+            assert not recorded.is_new
+            return "recorded"
+        recorded = self.record(fov, sha256, result=a_result(), **changes)  # type: ignore[arg-type]
+        assert recorded is not None
+        assert recorded.is_new
+        assert recorded.row == self.ledger.reader.field(recorded.row.slide_id, recorded.row.fov)
         return "analyzed"
 
+    def is_done(self, file: InboxFile, version: Version = VERSION) -> bool:
+        plan = self.ledger.plan([file], version)
+        assert (file in plan.done) == (file not in plan.to_do)
+        return file in plan.done
+
+    def interrupted(self, files: list[InboxFile]) -> dict[InboxFile, Attempt]:
+        return dict(self.ledger.plan(files, VERSION).interrupted)
+
     def shown(self, slide_id: str = "s") -> dict[str, str]:
-        return {row.fov: row.status.value for row in self.ledger.fields(slide_id)}
+        return {row.fov: row.status.value for row in self.ledger.reader.fields(slide_id)}
 
 
 @pytest.fixture
@@ -81,15 +103,18 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.mark.parametrize("n", [0, 1, 700])
 def test_cells_and_counts_come_back_exactly(desk: Desk, n: int) -> None:
-    entry = desk.entry("a", "x", captured_at="2024-05-06T07:08:09")
     result = a_result(n, seed=n)
-    row = desk.ledger.record_ok(entry, result)
+    recorded = desk.record("a", "x", captured_at="2024-05-06T07:08:09", result=result)
+    assert recorded is not None
+    row = desk.ledger.reader.field("s", "a")
+    assert row == recorded.row
+    assert row is not None
     assert (row.width_px, row.height_px, row.scale) == (640, 480, result.scale)
     assert (row.quality_flags, row.captured_at) == (("blurred", "dark"), "2024-05-06T07:08:09")
-    assert (row.path, row.sha256, row.version) == (entry.file.path, "x", VERSION)
+    assert (row.path, row.sha256, row.version) == (desk.file("a").path, "x", VERSION)
     assert (row.analyzed_at, row.elapsed_ms) == (WHEN, 1.5)
     assert row.counts == {rule: count(result.cells, rule) for rule in EdgeRule}
-    ((fov, cells),) = desk.ledger.cells("s")
+    ((fov, cells),) = desk.ledger.reader.cells("s")
     assert fov == "a"
     for name in ("overlap_score", "overlapping", "group", "touches_edge"):
         np.testing.assert_array_equal(getattr(cells, name), getattr(result.cells, name))
@@ -109,69 +134,69 @@ def test_only_what_was_committed_lasts(desk: Desk, tmp_path: Path) -> None:
 def test_done_is_done_until_file_bundle_or_settings_change(desk: Desk) -> None:
     desk.look("a", "x")
     file = desk.file("a")
-    assert desk.ledger.is_done(file, VERSION)
-    assert not desk.ledger.is_done(replace(file, mtime_ns=2), VERSION)
-    assert not desk.ledger.is_done(replace(file, size_bytes=11), VERSION)
-    assert not desk.ledger.is_done(file, Version("bundle-2", "estimated"))
-    assert not desk.ledger.is_done(file, Version("bundle-1", "cell-diameter=40.0"))
-    assert not desk.ledger.is_done(desk.file("b"), VERSION)
+    assert desk.is_done(file)
+    assert not desk.is_done(replace(file, mtime_ns=2))
+    assert not desk.is_done(replace(file, size_bytes=11))
+    assert not desk.is_done(file, Version("bundle-2", "estimated"))
+    assert not desk.is_done(file, Version("bundle-1", "cell-diameter=40.0"))
+    assert not desk.is_done(desk.file("b"))
     elsewhere = file.path.parent / "moved" / file.path.name
-    assert not desk.ledger.is_done(replace(file, path=elsewhere), VERSION)
+    assert not desk.is_done(replace(file, path=elsewhere))
 
 
 @pytest.mark.parametrize(
     ("failure", "is_done"), [("truncated", True), ("error", True), ("unreadable", False), ("vanished", False)]
 )
 def test_failed_is_tried_again_only_where_access_failed(desk: Desk, failure: str, is_done: bool) -> None:
-    row = desk.ledger.record_failed(desk.entry("a", ""), failure, "in words")
+    row = desk.fail("a", "", failure, "in words")
     assert (row.status, row.failure, row.message) == (Status.FAILED, failure, "in words")
     assert (row.counts, row.width_px, row.scale) == ({}, None, None)
-    assert desk.ledger.is_done(desk.file("a"), VERSION) == is_done
-    assert not desk.ledger.is_done(desk.file("a", mtime_ns=2), VERSION)
+    assert desk.is_done(desk.file("a")) == is_done
+    assert not desk.is_done(desk.file("a", mtime_ns=2))
 
 
 def test_touched_file_is_not_analyzed_again(desk: Desk) -> None:
     desk.look("a", "x")
-    assert desk.look("a", "x", file=desk.file("a", mtime_ns=7)) == "settled"
-    assert desk.ledger.is_done(desk.file("a", mtime_ns=7), VERSION)
-    assert len(list(desk.ledger.cells("s"))) == 1
+    assert desk.look("a", "x", file=desk.file("a", mtime_ns=7)) == "recorded"
+    assert desk.is_done(desk.file("a", mtime_ns=7))
+    assert len(list(desk.ledger.reader.cells("s"))) == 1
 
 
 def test_new_content_replaces_the_old(desk: Desk) -> None:
     desk.look("a", "x")
     assert desk.look("a", "y") == "analyzed"
-    assert [row.sha256 for row in desk.ledger.fields("s")] == ["y"]
-    assert len(list(desk.ledger.cells("s"))) == 1
+    assert [row.sha256 for row in desk.ledger.reader.fields("s")] == ["y"]
+    assert len(list(desk.ledger.reader.cells("s"))) == 1
 
 
 def test_renamed_file_keeps_its_count(desk: Desk) -> None:
     desk.look("a", "x")
     (desk.folder / "a.png").unlink()
-    assert desk.look("b", "x") == "settled"
+    assert desk.look("b", "x") == "recorded"
     assert desk.shown() == {"b": "ok"}
-    assert desk.ledger.is_done(desk.file("b"), VERSION)
-    assert [fov for fov, _ in desk.ledger.cells("s")] == ["b"]
+    assert desk.is_done(desk.file("b"))
+    assert [fov for fov, _ in desk.ledger.reader.cells("s")] == ["b"]
 
 
 def test_copy_is_a_duplicate_and_the_first_name_counts_whichever_came_first(desk: Desk) -> None:
     desk.look("b", "x")
-    assert desk.look("c", "x") == "settled"
+    assert desk.look("c", "x") == "recorded"
     assert desk.shown() == {"b": "ok", "c": "duplicate"}
-    assert desk.look("a", "x") == "settled"
+    assert desk.look("a", "x") == "recorded"
     assert desk.shown() == {"a": "ok", "b": "duplicate", "c": "duplicate"}
-    assert [fov for fov, _ in desk.ledger.cells("s")] == ["a"]
-    assert not desk.ledger.is_done(desk.file("b"), VERSION)  # it is looked at once more: it may have changed
-    assert desk.look("b", "x") == "settled"
-    assert desk.ledger.is_done(desk.file("b"), VERSION)
-    assert desk.ledger.field("s", "b").message == "same content as a"  # type: ignore[union-attr]
+    assert [fov for fov, _ in desk.ledger.reader.cells("s")] == ["a"]
+    assert not desk.is_done(desk.file("b"))  # it is looked at once more: it may have changed
+    assert desk.look("b", "x") == "recorded"
+    assert desk.is_done(desk.file("b"))
+    assert desk.ledger.reader.field("s", "b").message == "same content as a"  # type: ignore[union-attr]
 
 
 def test_duplicate_counts_itself_when_its_original_changes(desk: Desk) -> None:
     desk.look("a", "x")
     desk.look("b", "x")
-    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    assert desk.is_done(desk.file("b"))
     desk.look("a", "y")
-    assert not desk.ledger.is_done(desk.file("b"), VERSION)
+    assert not desk.is_done(desk.file("b"))
     assert desk.look("b", "x") == "analyzed"
     assert desk.shown() == {"a": "ok", "b": "ok"}
 
@@ -181,7 +206,7 @@ def test_two_files_that_swap_names_both_count(desk: Desk) -> None:
     desk.look("b", "y")
     desk.look("a", "y", file=desk.file("a", mtime_ns=5))
     desk.look("b", "x", file=desk.file("b", mtime_ns=5))
-    assert {row.fov: (row.sha256, row.status) for row in desk.ledger.fields("s")} == {
+    assert {row.fov: (row.sha256, row.status) for row in desk.ledger.reader.fields("s")} == {
         "a": ("y", Status.OK),
         "b": ("x", Status.OK),
     }
@@ -203,7 +228,7 @@ def test_new_bundle_counts_again_and_still_once(desk: Desk, gone: bool) -> None:
     assert desk.look("a", "x", version=new) == "analyzed"
     assert desk.shown() == ({"a": "ok"} if gone else {"a": "ok", "b": "duplicate"})
     assert desk.look("a", "x", version=new, force=True) == "analyzed"
-    assert len(list(desk.ledger.cells("s"))) == 1
+    assert len(list(desk.ledger.reader.cells("s"))) == 1
 
 
 def test_the_database_itself_refuses_to_count_a_content_twice(desk: Desk) -> None:
@@ -211,7 +236,7 @@ def test_the_database_itself_refuses_to_count_a_content_twice(desk: Desk) -> Non
     desk.look("b", "y")
     desk.ledger.commit()
     with (
-        sqlite3.connect(desk.ledger.path) as other,
+        sqlite3.connect(desk.ledger.database.path) as other,
         pytest.raises(sqlite3.IntegrityError, match="UNIQUE"),
     ):
         other.execute("UPDATE field SET sha256 = 'x'")
@@ -220,11 +245,11 @@ def test_the_database_itself_refuses_to_count_a_content_twice(desk: Desk) -> Non
 
 def test_vanished_file_leaves_its_count_and_a_renamed_failure_is_one(desk: Desk) -> None:
     desk.look("a", "x")
-    assert desk.ledger.record_failed(desk.entry("a", ""), "vanished", "gone").status is Status.OK
-    desk.ledger.record_failed(desk.entry("b", "bad"), "truncated", "cut")
+    assert desk.fail("a", "", "vanished", "gone").status is Status.OK
+    desk.fail("b", "bad", "truncated", "cut")
     (desk.folder / "b.png").unlink()
-    desk.ledger.record_failed(desk.entry("c", "bad"), "truncated", "cut")
-    desk.ledger.record_failed(desk.entry("d", "bad"), "truncated", "cut")
+    desk.fail("c", "bad", "truncated", "cut")
+    desk.fail("d", "bad", "truncated", "cut")
     assert desk.shown() == {"a": "ok", "c": "failed", "d": "failed"}
 
 
@@ -232,47 +257,60 @@ def test_a_file_that_moves_to_another_slide_leaves_the_first(desk: Desk) -> None
     desk.look("a", "x")
     desk.look("b", "y")
     moved = replace(desk.file("a"), slide_id="t")
-    assert desk.ledger.claim_paths((moved, desk.file("b"))) == {"s"}
-    assert desk.shown() == {"b": "ok"}
-    assert desk.ledger.claim_paths((moved, desk.file("b"))) == set()
+    plan = desk.ledger.plan([moved, desk.file("b")], VERSION)
+    assert (list(plan.done), plan.to_do) == ([desk.file("b")], (moved,))
+    recorded = desk.record("a", "x", file=moved, result=a_result())
+    assert recorded is not None
+    assert recorded.left == {"s"}
+    assert (desk.shown(), desk.shown("t")) == ({"b": "ok"}, {"a": "ok"})
+    assert desk.ledger.plan([moved, desk.file("b")], VERSION).to_do == ()
+
+
+def test_a_file_that_gets_another_name_in_its_slide_keeps_its_count(desk: Desk) -> None:
+    """Its path is the same: another slide pattern names it otherwise."""
+    desk.look("b", "x")
+    renamed = replace(desk.file("b"), fov="c")
+    assert desk.look("b", "x", file=renamed) == "recorded"
+    assert desk.shown() == {"c": "ok"}
+    desk.fail("b", "x", "truncated", "cut")
+    assert desk.shown() == {"b": "failed"}
 
 
 def test_slide_scale_is_kept_with_its_bundle(desk: Desk) -> None:
-    assert desk.ledger.slide_scale("s") is None
+    assert desk.ledger.reader.slide_scale("s") is None
     desk.look("a", "x")
-    assert desk.ledger.slide_scale("s") is None
-    desk.ledger.keep_slide_scale("s", SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3))
-    kept = desk.ledger.slide_scale("s")
+    assert desk.ledger.reader.slide_scale("s") is None
+    desk.ledger.keep_scale("s", SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3))
+    kept = desk.ledger.reader.slide_scale("s")
     assert kept is not None
     assert kept == SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3)
-    desk.ledger.keep_slide_scale("s", SlideScale(Scale(nan, ScaleSource.NONE), "bundle-2", 8))
-    kept = desk.ledger.slide_scale("s")
+    desk.ledger.keep_scale("s", SlideScale(Scale(nan, ScaleSource.NONE), "bundle-2", 8))
+    kept = desk.ledger.reader.slide_scale("s")
     assert kept is not None
     assert isnan(kept.scale.cell_diameter_px)
-    assert desk.ledger.slide_ids() == ["s"]
+    assert desk.ledger.reader.slide_ids() == ["s"]
 
 
 def test_tables_are_stale_after_a_change_until_written(desk: Desk) -> None:
-    assert not desk.ledger.tables_are_stale()
+    assert not desk.ledger.reader.tables_are_stale()
     desk.look("a", "x")
-    assert desk.ledger.tables_are_stale()
+    assert desk.ledger.reader.tables_are_stale()
     desk.ledger.tables_written()
-    assert not desk.ledger.tables_are_stale()
+    assert not desk.ledger.reader.tables_are_stale()
 
 
 def test_path_that_is_not_utf8_survives(desk: Desk) -> None:
     path = desk.folder / "\udcff.png"
-    desk.ledger.record_ok(desk.entry("a", "x", file=InboxFile(path, "s", "a", 1, 1)), a_result())
-    desk.ledger.record_failed(
-        desk.entry("b", "", file=InboxFile(path, "s", "b", 1, 1)), "empty", f"{path}: empty"
-    )
-    first, second = desk.ledger.fields("s")
+    desk.record("a", "x", file=InboxFile(path, "s", "a", 1, 1), result=a_result())
+    other = path.with_name("\udcfe.png")
+    desk.fail("b", "", "empty", f"{path}: empty", file=InboxFile(other, "s", "b", 1, 1))
+    first, second = desk.ledger.reader.fields("s")
     assert first.path == path
     assert second.message.endswith(r"\xff.png: empty")
 
 
 def test_durability_policy(desk: Desk) -> None:
-    pragma = desk.ledger._db.execute
+    pragma = desk.ledger.database.connection.execute
     assert pragma("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert pragma("PRAGMA synchronous").fetchone()[0] == 2
     assert pragma("PRAGMA foreign_keys").fetchone()[0] == 1
@@ -308,15 +346,15 @@ def test_file_that_is_no_database_and_a_damaged_one(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     path = tmp_path / "x.png"
     for i in range(200):
-        entry = Entry(InboxFile(path, "s", f"{i}", 1, 1), VERSION, f"{i}", WHEN)
-        ledger.record_ok(entry, a_result(50))
+        file = InboxFile(path.with_name(f"{i}.png"), "s", f"{i}", 1, 1)
+        ledger.record(Look(file, f"{i}", result=a_result(50)), VERSION, WHEN)
     ledger.commit()
     ledger.close()
     data = bytearray((tmp_path / FILE_NAME).read_bytes())
     data[4096:] = b"\x55" * (len(data) - 4096)
     (tmp_path / FILE_NAME).write_bytes(data)
     with Ledger(tmp_path) as damaged, pytest.raises(UnavailableError, match="damaged"):
-        list(damaged.fields("s"))
+        list(damaged.reader.fields("s"))
 
 
 # -- beside a service ------------------------------------------------------------------------------------
@@ -326,33 +364,33 @@ def test_an_attempt_outlives_its_process_and_not_its_image(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [desk.file(name) for name in "abc"]
-    desk.ledger.begin_attempts(files)
-    assert desk.ledger.attempts(files) == {}  # our own are no suspects
+    desk.ledger.begin(files)
+    assert desk.interrupted(files) == {}  # our own are no suspects
     desk.ledger.close()  # as death does: nothing is committed on the way out
     desk.ledger = Ledger(tmp_path / "out")
     monkeypatch.setattr(ledger_module, "_PROCESS", "the next process")
-    assert desk.ledger.attempts(files) == dict.fromkeys(files, Attempt(1))
-    assert desk.ledger.attempts([replace(files[0], mtime_ns=5)]) == {}  # another content
+    assert desk.interrupted(files) == dict.fromkeys(files, Attempt(1))
+    assert desk.interrupted([replace(files[0], mtime_ns=5)]) == {}  # another content
     desk.look("a", "x")
-    desk.ledger.record_failed(desk.entry("b", "y"), "crash", "brings the program down")
-    assert desk.ledger.attempts(files) == {files[2]: Attempt(1)}
-    desk.ledger.begin_trial(files)
-    desk.ledger.begin_trial(files)
-    assert desk.ledger.attempts(files) == {files[2]: Attempt(1, 2)}
-    desk.ledger.end_trial(files)
-    assert desk.ledger.attempts(files) == {files[2]: Attempt(1)}
-    desk.ledger.begin_attempts(files[2:])
-    desk.ledger.begin_attempts(files[2:])  # the same process again is no second death
+    desk.fail("b", "y", "crash", "brings the program down")
+    assert desk.interrupted(files) == {files[2]: Attempt(1)}
+    desk.ledger.begin(files, sandbox=True)
+    desk.ledger.begin(files, sandbox=True)
+    assert desk.interrupted(files) == {files[2]: Attempt(1, 2)}
+    desk.ledger.end(files, sandbox=True)
+    assert desk.interrupted(files) == {files[2]: Attempt(1)}
+    desk.ledger.begin(files[2:])
+    desk.ledger.begin(files[2:])  # the same process again is no second death
     monkeypatch.setattr(ledger_module, "_PROCESS", "the third process")
-    assert desk.ledger.attempts(files) == {files[2]: Attempt(2)}
-    desk.ledger.end_attempts(files)
-    assert desk.ledger.attempts(files) == {}
+    assert desk.interrupted(files) == {files[2]: Attempt(2)}
+    desk.ledger.end(files)
+    assert desk.interrupted(files) == {}
 
 
 def test_a_commit_is_forced_to_the_disk_and_an_attempt_is_not(desk: Desk) -> None:
     said: list[str] = []
-    desk.ledger._db.set_trace_callback(said.append)
-    desk.ledger.begin_attempts([desk.file("a")])
+    desk.ledger.database.connection.set_trace_callback(said.append)
+    desk.ledger.begin([desk.file("a")])
     assert "PRAGMA synchronous = NORMAL" in said
     assert "PRAGMA synchronous = FULL" not in said
     desk.ledger.commit()
@@ -365,94 +403,95 @@ def test_a_commit_is_forced_to_the_disk_and_an_attempt_is_not(desk: Desk) -> Non
 def test_failed_images_are_tried_again_when_asked(desk: Desk) -> None:
     for fov, slide in (("a", "s"), ("b", "s"), ("c", "t")):
         file = replace(desk.file(fov), slide_id=slide)
-        desk.ledger.record_failed(desk.entry(fov, fov, file=file), "truncated", "cut")
+        desk.fail(fov, fov, "truncated", "cut", file=file)
     desk.look("ok", "x")
-    assert desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.is_done(desk.file("a"))
     assert desk.ledger.retry("s", "a") == 1
-    assert not desk.ledger.is_done(desk.file("a"), VERSION)
-    assert desk.ledger.is_done(desk.file("b"), VERSION)
+    assert not desk.is_done(desk.file("a"))
+    assert desk.is_done(desk.file("b"))
     assert desk.ledger.retry("nobody") == 0
     assert desk.ledger.retry("s") == 2
     assert desk.ledger.retry() == 3
-    assert desk.ledger.is_done(desk.file("ok"), VERSION)
+    assert desk.is_done(desk.file("ok"))
 
 
 def test_the_ledger_in_a_few_numbers(desk: Desk) -> None:
-    assert desk.ledger.tally() == ledger_module.Tally(0, 0, 0, 0, "")
+    assert desk.ledger.reader.tally() == Tally(0, 0, 0, 0, "")
     desk.look("a", "x")
     desk.look("b", "x")
-    desk.ledger.record_failed(desk.entry("c", ""), "empty", "empty")
-    late = desk.entry("d", "", analyzed_at="2020-01-01T00:00:00Z")  # the clock was set back
-    desk.ledger.record_failed(late, "truncated", "cut")
-    assert desk.ledger.tally() == ledger_module.Tally(1, 2, 1, 1, "2020-01-01T00:00:00Z")
-    assert [row.fov for row in desk.ledger.failures(10)] == ["d", "c"]
-    assert [row.fov for row in desk.ledger.failures(1)] == ["d"]
-    assert desk.ledger.failure_counts() == {"empty": 1, "truncated": 1}
+    desk.fail("c", "", "empty", "empty")
+    desk.fail("d", "", "truncated", "cut", analyzed_at="2020-01-01T00:00:00Z")  # the clock was set back
+    assert desk.ledger.reader.tally() == Tally(1, 2, 1, 1, "2020-01-01T00:00:00Z")
+    assert [row.fov for row in desk.ledger.reader.failures(10)] == ["d", "c"]
+    assert [row.fov for row in desk.ledger.reader.failures(1)] == ["d"]
+    assert desk.ledger.reader.failure_counts() == {"empty": 1, "truncated": 1}
 
 
 def test_readers_work_beside_the_writer_and_change_nothing(desk: Desk, tmp_path: Path) -> None:
     desk.look("a", "x")
-    with Ledger.reading(tmp_path / "out") as reader:
+    with Reader.open(tmp_path / "out") as reader:
         assert reader.tally().n_ok == 0
         desk.ledger.commit()
         assert reader.tally().n_ok == 1
-        with pytest.raises(UnavailableError, match="cannot write"):
-            reader.retry()
+        read_only = reader._db
+        with pytest.raises(UnavailableError, match="cannot write"), read_only.change() as db:
+            db.execute("DELETE FROM field")
     with pytest.raises(UnavailableError, match=r"no ledger\.sqlite3 there"):
-        Ledger.reading(tmp_path)
+        Reader.open(tmp_path)
 
 
 def test_foreign_changes_are_noticed_and_ones_own_are_not(desk: Desk, tmp_path: Path) -> None:
-    before = desk.ledger.foreign_changes()
+    before = desk.ledger.reader.changes()
     desk.look("a", "x")
     desk.ledger.commit()
-    assert desk.ledger.foreign_changes() == before
+    assert desk.ledger.reader.changes() == before
     with Ledger(tmp_path / "out") as other:
         other.retry()
         other.commit()
-    assert desk.ledger.foreign_changes() != before
+    assert desk.ledger.reader.changes() != before
 
 
 def test_a_scale_that_got_better_has_the_slide_counted_again(desk: Desk) -> None:
     desk.look("a", "x")
     scale = SlideScale(Scale(40.0, ScaleSource.SLIDE), "bundle-1", 4)
-    desk.ledger.keep_slide_scale("s", scale)
-    assert desk.ledger.is_done(desk.file("a"), VERSION)
-    desk.ledger.keep_slide_scale("s", scale, recount=True)
-    assert not desk.ledger.is_done(desk.file("a"), VERSION)
+    desk.ledger.keep_scale("s", scale)
+    assert desk.is_done(desk.file("a"))
+    desk.ledger.keep_scale("s", scale, recount=True)
+    assert not desk.is_done(desk.file("a"))
     assert desk.shown() == {"a": "ok"}  # its count stands until then
     assert desk.look("a", "x") == "analyzed"
-    assert desk.ledger.is_done(desk.file("a"), VERSION)
+    assert desk.is_done(desk.file("a"))
 
 
 def test_notes_are_kept(desk: Desk) -> None:
-    assert desk.ledger.note("source") == ""
+    assert desk.ledger.reader.note("source") == ""
     desk.ledger.keep_note("source", "/camera")
     desk.ledger.keep_note("source", "/other")
-    assert desk.ledger.note("source") == "/other"
+    assert desk.ledger.reader.note("source") == "/other"
 
 
 def test_ledger_of_the_first_version_is_brought_up_to_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as first:
-        first.setattr(ledger_module, "_MIGRATIONS", ledger_module._MIGRATIONS[:1])
+        first.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
         Ledger(tmp_path).close()
     with pytest.raises(UnavailableError, match="older rbc-edge"):
-        Ledger.reading(tmp_path)
+        Reader.open(tmp_path)
     with Ledger(tmp_path) as ledger:
-        assert ledger.tally().n_ok == 0
-        assert ledger.note("x") == ""
-    Ledger.reading(tmp_path).close()
+        assert ledger.reader.tally().n_ok == 0
+        assert ledger.reader.note("x") == ""
+    with Reader.open(tmp_path):
+        pass
 
 
 def test_damage_is_found_by_reading_everything(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         for i in range(50):
             file = InboxFile(tmp_path / f"{i}", "s", f"{i}", 1, 1)
-            ledger.record_ok(Entry(file, VERSION, f"{i}", WHEN), a_result(100, seed=i))
+            ledger.record(Look(file, f"{i}", result=a_result(100, seed=i)), VERSION, WHEN)
         ledger.commit()
-        assert ledger.damage() == ""
+        assert damage(ledger.database) == ""
     whole = (tmp_path / FILE_NAME).read_bytes()
     n_pages = len(whole) // 4096
     missed = []
@@ -462,7 +501,7 @@ def test_damage_is_found_by_reading_everything(tmp_path: Path) -> None:
         (tmp_path / FILE_NAME).write_bytes(data)
         try:
             with Ledger(tmp_path) as ledger:
-                if not ledger.damage():
+                if not damage(ledger.database):
                     missed.append(page)
         except DamagedError:
             pass

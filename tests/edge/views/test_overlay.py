@@ -1,6 +1,6 @@
-"""The picture: every kind of cell is outlined in its colour, and the photograph stays as it was.
+"""Overlays. The picture: each kind of cell has its outline and its colour, and the image is not changed.
 
-The files: whole or not there, up to date with the ledger, never beside the camera's images.
+The files: complete or absent, up to date with the ledger, never in the folder of the camera.
 """
 
 import logging

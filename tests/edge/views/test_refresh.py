@@ -122,7 +122,7 @@ def test_what_nobody_thought_of_is_a_warning_too(
         raise ArithmeticError("of tomorrow")
 
     monkeypatch.setattr("rbc_edge.views.overlay.draw", broken)
-    monkeypatch.setattr("rbc_edge.views.report.draw", broken)
+    monkeypatch.setattr("rbc_edge.views.gallery.draw", broken)
     assert run(counted.parent, EVERYTHING) == 0
     assert "cannot be drawn: ArithmeticError" in caplog.text
     assert "the reports cannot be made: ArithmeticError" in caplog.text

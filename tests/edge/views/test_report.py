@@ -14,10 +14,11 @@ from stand_in import disks, encoded, write_disks
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store.ledger import Entry, Ledger, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views import report
+from rbc_edge.views import figures, gallery, report
 from rbc_edge.views.report import Reports
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import load_field
+from rbc_edge.vision.quality import FLAGS
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -25,7 +26,7 @@ _SVG = {"rect", "line", "ellipse", "circle", "text", "g", "title", "svg"}
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every tag is closed in its order; notes what a browser would do with it."""
+    """Reads a page strictly: every tag is closed in its order. Keeps what a browser would use."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -84,7 +85,7 @@ class Page(HTMLParser):
 
 
 class Desk:
-    """A ledger, its output folder and a camera's folder; counts are made up, images are real."""
+    """A ledger, its output folder and a camera's folder. Counts are invented, images are real."""
 
     def __init__(self, folder: Path) -> None:
         self.camera, self.out = folder / "camera", folder / "out"
@@ -179,7 +180,7 @@ def test_a_page_says_the_counts_shows_the_fields_and_where_they_come_from(desk: 
     page = desk.page()
     assert "14" in page.text and "35.7\xa0%" in page.text
     assert "2 fields of view counted" in page.text
-    assert [p["alt"].split(",")[0] for p in page.pictures()] == ["b", "a"]  # the most crowded first
+    assert [p["alt"].split(" with")[0] for p in page.pictures()] == ["b", "a"]  # the most crowded first
     assert "10 red cells: 7 single, 3 overlapping; 0 white, 0 platelets" in page.text
     for fact in ("b1", "red cell 40.0 px, estimated from the slide", "360 x 240 px", "2026-11-23T12:00:00Z"):
         assert fact in page.text
@@ -201,11 +202,36 @@ def test_what_failed_is_flagged_or_unlike_the_others_comes_first(desk: Desk) -> 
     assert "failed: truncated" in first and "the image is cut short (copy it again)" in first
     assert "No red cell was found" in first
     assert "one-of-tomorrow" in first  # a flag without words is still shown
-    assert "far fewer red cells than the slide's other fields: 1, not about 20" in first
-    assert "far less overlap than the slide's other fields: 5.0\xa0%, not about 50.0\xa0%" in first
+    assert "far fewer red cells than the other fields of this slide: 1 (usual: about 20)" in first
+    assert "far less overlap than the other fields of this slide: 5.0\xa0% (usual: about 50.0\xa0%)" in first
     assert "f3" not in first
-    shown = [p["alt"].split(",")[0] for p in desk.page(images=3).pictures()]
+    shown = [p["alt"].split(" with")[0] for p in desk.page(images=3).pictures()]
     assert sorted(shown) == ["few", "flagged", "lonely"]
+
+
+def test_fields_to_check_that_lie_close_together_are_said(desk: Desk) -> None:
+    for i in range(12):
+        desk.ok("s", f"f{i}", flags=("blurred",) if 4 <= i < 7 else ())
+    assert (
+        "3 of these 3 fields lie close together, between f4 and f6. Check this part of the slide."
+        in desk.page().text
+    )
+
+
+def test_what_does_not_fit_is_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_MAX_FIRST", 2)
+    monkeypatch.setattr(report, "_MAX_TABLE_ROWS", 3)
+    for i in range(4):
+        desk.ok("s", f"f{i}", 20, 15, flags=("blurred",))
+    desk.failed("s", "broken")
+    page = desk.page(images=1)
+    assert "And 3 more. They are in the table of all fields" in page.text
+    assert "Table of 5 fields. Only the first 3 are here" in page.text
+    assert "1 of 4 fields are shown" in page.text and "The other 3 are in the table below." in page.text
+    assert f"blurred, 4 fields: {FLAGS['blurred']}" in page.text
+    assert "4 groups of 12+ cells" in page.source and "in 4 groups of 2 or more" in page.text
+    index = Page(desk.out / "reports" / "index.html")
+    assert "1 failed" in index.text and "4 flagged" in index.text
 
 
 def test_names_are_text_whatever_they_hold(desk: Desk) -> None:
@@ -221,7 +247,7 @@ def test_names_are_text_whatever_they_hold(desk: Desk) -> None:
     assert [a for a in Page(index).all("a") if a["href"].endswith(".html")]
 
 
-def test_a_field_whose_image_is_gone_or_another_one_is_shown_without_picture(desk: Desk) -> None:
+def test_without_its_image_a_field_is_shown_without_picture(desk: Desk) -> None:
     gone, other, empty = (desk.ok("s", fov) for fov in ("gone", "other", "empty"))
     gone.unlink()
     other.write_bytes(encoded(disks(6, seed=77)))
@@ -229,7 +255,7 @@ def test_a_field_whose_image_is_gone_or_another_one_is_shown_without_picture(des
     page = desk.page()
     assert page.pictures() == []
     assert f"no picture: the image is no longer at {gone}" in page.text
-    assert "the file holds another image by now" in page.text
+    assert "the file now holds another image" in page.text
     assert "the file is empty" in page.text
     assert page.text.count("4 red cells: 2 single, 2 overlapping") == 3
 
@@ -251,14 +277,14 @@ def test_an_empty_ledger_has_an_index_that_says_so(desk: Desk) -> None:
 
 
 def test_a_thousand_fields_stay_within_their_size(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (240, 360, 3), np.uint8)  # the dearest there is
+    noise = np.random.default_rng(0).integers(0, 255, (240, 360, 3), np.uint8)  # the largest file
     path = desk.ok("s", "0000", 30, 9, image=encoded(noise))
     sha256 = load_field(path, "s", "0").sha256
     for i in range(1, 1000):
         desk.count("s", f"{i:04}", path, f"{i}", 30 + i % 7, 9)
-    monkeypatch.setattr(report, "_PICTURES_BYTES", 400_000)
-    monkeypatch.setattr(report, "load_field", lambda *_: load_field(path, "s", "0"))
-    monkeypatch.setattr(report, "_matches", lambda field, row: field.sha256 == sha256)
+    monkeypatch.setattr(gallery, "MAX_BYTES", 400_000)
+    monkeypatch.setattr(gallery, "load_field", lambda *_: load_field(path, "s", "0"))
+    monkeypatch.setattr(gallery, "_matches", lambda field, row: field.sha256 == sha256)
     page = desk.page(images=40)
     assert len(page.source) < 400_000 + 600 * 1000
     shown = len(page.pictures())
@@ -282,7 +308,7 @@ def test_a_page_that_shows_the_ledger_is_left_alone_and_gives_its_pictures_to_th
         looked.append(fov)
         return load_field(path, slide_id, fov)
 
-    monkeypatch.setattr(report, "load_field", looking)
+    monkeypatch.setattr(gallery, "load_field", looking)
     assert len(desk.page().pictures()) == 2
     assert looked == ["b"]
     assert page.stat().st_ino != before
@@ -352,7 +378,7 @@ def test_an_end_asked_for_leaves_the_page_of_before(desk: Desk) -> None:
     assert list(page.parent.glob(".*")) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said(desk: Desk) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(desk: Desk) -> None:
     desk.ok("s", "a")
     (desk.out / "reports").write_bytes(b"")
     with pytest.raises(UnavailableError, match="cannot write the reports"):
@@ -370,12 +396,12 @@ def test_a_folder_that_cannot_be_written_is_said(desk: Desk) -> None:
     ],
 )
 def test_histograms_have_round_bins(values: list[int], labels: list[str]) -> None:
-    bars = report._histogram(values)
-    assert [bar.label for bar in bars] == labels
-    assert sum(bar.value for bar in bars) == len(values)
+    bars = figures.histogram(values)
+    assert list(bars) == labels
+    assert sum(bars.values()) == len(values)
 
 
 def test_more_pictures_are_smaller_ones() -> None:
-    sides = [report._side_px(n) for n in (0, 1, 50, 364, 5000)]
+    sides = [gallery.side_px(n) for n in (0, 1, 50, 364, 5000)]
     assert sides == sorted(sides, reverse=True)
     assert sides[1] == 1600 and sides[3] >= 640

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import runpy
 from collections.abc import Iterator
 from math import nan
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from rbc_edge.errors import UnavailableError
 from rbc_edge.store.ledger import Entry, Ledger, Version
 from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables, file_names
+from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables
 from rbc_edge.vision.counting import EdgeRule
 
 WHEN = "2025-01-02T03:04:05Z"
@@ -158,34 +159,6 @@ def test_names_are_safe_in_cells_and_a_row_is_a_line(desk: Desk, name: str, show
     assert desk.read("slides.csv")[0]["slide_id"] == shown
 
 
-def test_file_names_are_safe_and_no_two_alike() -> None:
-    slides = [
-        "A",
-        "a",
-        "slides",
-        "x/y",
-        "x:y",
-        ".hidden",
-        "-rf",
-        "é",
-        "e\u0301",
-        "n" * 300,
-        "n" * 301,
-        "",
-        "a b",
-    ]
-    names = file_names(slides)
-    assert names["A"] == "A"
-    assert names["a"].startswith("a-")
-    assert names["slides"].startswith("slides-")
-    assert (names["x/y"], names[".hidden"], names["-rf"], names["a b"]) == ("x_y", "_hidden", "_rf", "a b")
-    assert names["é"] == "é"
-    folded = [name.casefold() for name in names.values()]
-    assert len(set(folded)) == len(slides)
-    assert all(0 < len(os.fsencode(name)) < 140 and "/" not in name for name in names.values())
-    assert file_names([*slides, "new"]) == {**names, "new": "new"}  # nobody is renamed by a newcomer
-
-
 def test_unchanged_table_is_not_touched(desk: Desk) -> None:
     desk.ok("s", "a", a_result(1, 0))
     desk.ok("t", "a", a_result(1, 0))
@@ -255,3 +228,12 @@ def test_columns_are_those_of_the_contract() -> None:
     assert len(FIELD_COLUMNS) == 22
     assert len(SLIDE_COLUMNS) == 17
     assert len(CELL_COLUMNS) == 13
+
+
+def test_the_page_of_the_tables_has_the_columns_of_the_program() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    filled = runpy.run_path(str(docs / "make_tables.py"))["filled"]
+    page = (docs / "tables.md").read_text(encoding="utf-8")
+    assert filled(page) == page, "run: python docs/make_tables.py"
+    with pytest.raises(ValueError, match="columns of cells"):
+        filled(page.replace("<!-- columns of cells -->", ""))

@@ -1,20 +1,21 @@
-"""The fault plugin: makes one named function of the program the place where something goes wrong.
+"""The fault plugin: makes something go wrong in a named function of the program.
 
-A folder on PYTHONPATH, so that Python imports this file before the program; the product has no test hooks.
-The environment variable ``FAULT_PLAN`` is JSON, a list of faults, each with
+Its folder is on PYTHONPATH, so that Python imports this file before the program. The program itself has no
+test hooks. The environment variable ``FAULT_PLAN`` is JSON, a list of faults (the names of functions come
+from ``tests/faults/checkpoints.py``), each with
 
 * ``at``: ``module:name`` or ``module:Class.name``, wrapped as soon as the module is imported;
 * ``when``: ``before`` or ``after`` the call;
 * ``do``: ``kill`` (SIGKILL to itself), ``abort``, ``slow`` (sleep ``seconds``), or ``hold`` (write the file
-  ``reached`` and wait until it is taken away);
-* ``nth``: which matching call of the process, from 1; 0: every one;
-* ``match``: optional regular expression, searched for in the arguments (a descriptor by the path it is open
-  on, bytes as Latin-1);
-* ``command``: optional; only in a process of this command (``watch``), not in one that it starts;
-* ``fuse``: optional file; the fault happens only as long as it is there, and takes it away.
+  ``reached`` and wait until it is removed);
+* ``nth``: which matching call of the process, from 1 on. 0: every call;
+* ``match``: optional regular expression, searched for in the arguments (a descriptor counts as the path of
+  its file, bytes as Latin-1);
+* ``command``: optional. The fault happens only in a process of this command (``watch``);
+* ``fuse``: optional file. The fault happens only while it exists, and removes it.
 
-A name that is not there any more ends the process with 97: a renamed function must not pass as a fault that
-was survived.
+A name that does not exist ends the process with 97. Otherwise a renamed function would look like a fault that
+the program has survived.
 """
 
 import functools
@@ -22,10 +23,12 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import io
 import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -35,6 +38,8 @@ from types import ModuleType
 from typing import Any
 
 NO_SUCH_NAME = 97
+
+_ADVICE = "change its line in tests/faults/checkpoints.py"
 
 
 def _give_up(message: str) -> None:
@@ -47,14 +52,16 @@ def _text(argument: object) -> str:
         return argument.decode("latin-1")
     if isinstance(argument, int) and not isinstance(argument, bool):
         try:
-            return os.readlink(f"/proc/self/fd/{argument}")  # noqa: PTH115 -- Path.readlink may be wrapped
+            return os.readlink(f"/proc/self/fd/{argument}")  # noqa: PTH115 -- pathlib itself may be wrapped
         except OSError:
             return str(argument)
+    if isinstance(argument, io.BytesIO):
+        return argument.getvalue().decode("latin-1")
     return str(argument)
 
 
 class Fault:
-    """One fault and how often its place was passed."""
+    """One fault, with the number of calls so far."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.module, _, self.name = plan["at"].partition(":")
@@ -79,7 +86,7 @@ class Fault:
                 self._strike()
             try:
                 return function(*args, **kwargs)
-            finally:  # a call that fails is over as well
+            finally:  # also after a call that fails
                 if strikes and self._when == "after":
                     self._strike()
 
@@ -97,7 +104,7 @@ class Fault:
     def _strike(self) -> None:
         if self._fuse:
             try:
-                os.unlink(self._fuse)  # noqa: PTH108 -- not through pathlib, which may be what is wrapped
+                os.unlink(self._fuse)  # noqa: PTH108 -- pathlib itself may be wrapped
             except FileNotFoundError:
                 return
         match self._do:
@@ -116,9 +123,11 @@ class Fault:
                 _give_up(f"no such fault: {other}")
 
     def install(self, module: ModuleType) -> None:
-        """Puts the fault in its place."""
+        """Wraps the function."""
         owner: Any = module
         *path, name = self.name.split(".")
+        if self.module == "sqlite3" and path == ["Connection"]:
+            owner, path = _own_connection(), []
         for part in path:
             owner = getattr(owner, part, None)
         found = inspect.getattr_static(owner, name, None) if owner is not None else None
@@ -127,11 +136,21 @@ class Fault:
         elif callable(found) and not inspect.isgeneratorfunction(found):
             setattr(owner, name, self.wrap(found))
         else:
-            _give_up(f"{self.module} has no function {self.name} any more; name another step in the suite")
+            _give_up(f"{self.module} has no function {self.name} any more: {_ADVICE}")
+
+
+def _own_connection() -> type[sqlite3.Connection]:
+    """A subclass of SQLite's connection that can be changed, and that `sqlite3.connect` makes from now on."""
+
+    class Connection(sqlite3.Connection):
+        pass
+
+    sqlite3.connect = functools.partial(sqlite3.connect, factory=Connection)  # type: ignore[assignment]
+    return Connection
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads a module as its own loader would, then puts the faults in."""
+    """Loads a module with its own loader, then installs the faults."""
 
     def __init__(self, loader: importlib.abc.Loader, faults: list[Fault]) -> None:
         self._loader = loader
@@ -161,7 +180,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
-            _give_up(f"there is no module {fullname} any more; name another step in the suite")
+            _give_up(f"there is no module {fullname} any more: {_ADVICE}")
             return None
         spec.loader = _Loader(spec.loader, faults)
         return spec
@@ -174,10 +193,10 @@ def _install(plan: str) -> None:
         faults.setdefault(fault.module, []).append(fault)
     ours = {name: found for name, found in faults.items() if name.split(".")[0] == "rbc_edge"}
     for name in ours:
-        # Said now: a module that the process happens not to import would go by unnoticed.
+        # Checked now, because the process may never import the module.
         top = Path(importlib.util.find_spec("rbc_edge").submodule_search_locations[0])  # type: ignore[union-attr,index]
-        if not (top / f"{name.split('.', 1)[1]}.py").exists():
-            _give_up(f"there is no module {name} any more; name another step in the suite")
+        if not top.joinpath(*name.split(".")[1:]).with_suffix(".py").exists():
+            _give_up(f"there is no module {name} any more: {_ADVICE}")
     for name, found in faults.items():
         if name not in ours:
             for fault in found:

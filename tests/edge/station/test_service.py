@@ -11,23 +11,28 @@ import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
-from rbc_edge.station.runner import Clock, Run, RunOptions, Stop, run_once
-from rbc_edge.station.source import Doorbell, Mount
-from rbc_edge.station.status import Activity, ServiceState, read_page
+from rbc_edge.station import job
+from rbc_edge.station.job import AnalyzerRecipe, Task
+from rbc_edge.station.service import WatchOptions, run_forever
+from rbc_edge.station.session import Clock, CountOptions, count_once
+from rbc_edge.station.source import Mount, WakeEvent
+from rbc_edge.station.state_file import Activity, ServiceState, read_state
+from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
-from rbc_edge.station.watch import WatchOptions, run_forever
-from rbc_edge.store.ledger import FILE_NAME, Ledger
+from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
+from rbc_edge.store.rows import Look
+from rbc_edge.store.schema import FILE_NAME
 from rbc_edge.values import InboxFile, Scale, ScaleSource
-from rbc_edge.views.refresh import PictureOptions
+from rbc_edge.views.refresh import ViewOptions
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
 Action = Callable[[], object]
 
 
 @dataclass
-class Script(Doorbell):
-    """A doorbell, a clock and a play in one: time passes only while the service waits.
+class Script(WakeEvent):
+    """A wake event, a clock and a play in one: time passes only while the service waits.
 
     Attributes:
         now_s: Monotonic time, seconds.
@@ -111,9 +116,7 @@ class Post:
     def options(self) -> WatchOptions:
         options = WatchOptions(
             source=self.source,
-            counting=RunOptions((self.source,), self.out, scale=GIVEN),
-            bundle_id=BUNDLE_ID,
-            make_analyzer=lambda: self.analyzer,
+            counting=CountOptions(self.out, AnalyzerRecipe(BUNDLE_ID, lambda: self.analyzer), scale=GIVEN),
             min_free_bytes=0,
             polling=True,
         )
@@ -135,7 +138,7 @@ class Post:
             reload=reload,
             stop=self.stop,
             clock=self.script.clock(),
-            doorbell=self.script,
+            wake=self.script,
             systemd=self.systemd,
         )
 
@@ -154,7 +157,7 @@ class Post:
             return {}
 
     def state(self) -> ServiceState:
-        running, state = read_page(self.out)
+        running, state = read_state(self.out)
         assert running
         assert state is not None
         return state
@@ -226,17 +229,17 @@ def test_an_unfinished_image_fails_after_its_grace_and_counts_when_it_is_whole(p
 def test_a_file_that_changes_while_it_is_read_waits(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     path = post.write("s1/a.png", 3)
 
-    look, n = Run._look, 0
+    look_at, n = job.look_at, 0
 
-    def interfering(run: Run, file: InboxFile, scale: Scale) -> object:
+    def interfering(task: Task) -> Look:
         nonlocal n
         n += 1
-        found = look(run, file, scale)
+        found = look_at(task)
         if n == 1:
             write_disks(path, 6)
         return found
 
-    monkeypatch.setattr(Run, "_look", interfering)
+    monkeypatch.setattr(job, "look_at", interfering)
     post.until(60)
     assert post.table("s1") == {"a": "6"}
     assert len(post.analyzer.analyzed) == 2  # what it was at first was not written down
@@ -245,18 +248,18 @@ def test_a_file_that_changes_while_it_is_read_waits(post: Post, monkeypatch: pyt
 def test_files_that_vanish_before_they_are_read_are_no_failures(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = Run._look
+    look_at = job.look_at
 
-    def too_late(run: Run, file: InboxFile, scale: Scale) -> object:
+    def too_late(task: Task) -> Look:
         (post.source / "s1" / "a.png").unlink(missing_ok=True)
-        return look(run, file, scale)
+        return look_at(task)
 
     post.write("s1/a.png", 3)
-    monkeypatch.setattr(Run, "_look", too_late)
+    monkeypatch.setattr(job, "look_at", too_late)
     post.until(300)
     assert post.table("s1") == {}
     with Ledger(post.out) as ledger:
-        assert ledger.tally().n_failed == 0
+        assert ledger.reader.tally().n_failed == 0
 
 
 def test_renamed_copied_and_replaced_files(post: Post) -> None:
@@ -387,7 +390,7 @@ def test_a_full_disk_pauses_and_goes_on_by_itself(
 ) -> None:
     free = [10_000_000]
     post.changes["min_free_bytes"] = 5_000_000
-    monkeypatch.setattr("rbc_edge.station.watch.free_bytes", lambda _: free[0])
+    monkeypatch.setattr("rbc_edge.station.service.free_bytes", lambda _: free[0])
     seen: list[object] = []
 
     def set_free(n: int) -> Callable[[], None]:
@@ -452,7 +455,8 @@ def test_run_and_retry_beside_the_service_are_noticed(post: Post) -> None:
 
     def beside() -> None:
         paths = (post.source / "s2",)
-        summary = run_once(RunOptions(paths, post.out, scale=GIVEN), BUNDLE_ID, StandIn)
+        options = CountOptions(post.out, AnalyzerRecipe(BUNDLE_ID, StandIn), scale=GIVEN)
+        summary = count_once(paths, options)
         assert (summary.n_counted, summary.n_unchanged) == (0, 1)
         whole, status = encoded(disks(4)), path.stat()
         path.write_bytes(whole)
@@ -508,20 +512,20 @@ def test_damage_that_shows_while_it_works_is_mended_too(post: Post, monkeypatch:
     import sqlite3
 
     post.write("s1/a.png", 3)
-    tally = Ledger.begin_attempts
+    begin = Ledger.begin
     n = 0
 
-    def failing(ledger: Ledger, files: Sequence[object]) -> None:
+    def failing(ledger: Ledger, files: Sequence[InboxFile]) -> None:
         nonlocal n
         n += 1
         if n == 2:
             error = sqlite3.DatabaseError("database disk image is malformed")
             error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            with ledger._guard():
+            with ledger.database.guard():
                 raise error
-        tally(ledger, files)  # type: ignore[arg-type]
+        begin(ledger, files)
 
-    monkeypatch.setattr(Ledger, "begin_attempts", failing)
+    monkeypatch.setattr(Ledger, "begin", failing)
     post.script.at(20, lambda: post.write("s1/b.png", 5))
     post.until(60)
     assert post.table("s1") == {"a": "3", "b": "5"}
@@ -550,7 +554,12 @@ def test_hangup_takes_new_settings_or_keeps_the_old(post: Post, caplog: pytest.L
     results: list[Exception | WatchOptions] = [
         BundleError("the bundle is broken"),
         replace(post.options(), counting=replace(post.options().counting, out=post.folder / "other")),
-        replace(post.options(), bundle_id="fedcba9876543210"),
+        replace(
+            post.options(),
+            counting=replace(
+                post.options().counting, recipe=AnalyzerRecipe("fedcba9876543210", lambda: post.analyzer)
+            ),
+        ),
     ]
 
     def reload() -> WatchOptions:
@@ -575,10 +584,11 @@ def test_hangup_takes_new_settings_or_keeps_the_old(post: Post, caplog: pytest.L
 
 
 def test_options_that_can_never_work_are_refused_at_the_start(post: Post) -> None:
-    post.changes["counting"] = RunOptions((post.source,), post.source / "out")
+    counting = post.options().counting
+    post.changes["counting"] = replace(counting, out=post.source / "out")
     with pytest.raises(UsageError, match="lies inside the source"):
         post.run()
-    post.changes["counting"] = RunOptions((post.source,), post.out, slide_pattern="(")
+    post.changes["counting"] = replace(counting, slide_pattern="(")
     with pytest.raises(UsageError, match="no regular expression"):
         post.run()
     post.changes = {"metrics": post.source / "x.prom"}
@@ -597,13 +607,13 @@ def test_names_that_clash_are_problems_and_the_rest_is_counted(
     post.script.at(30, lambda: problems.append(post.state().problems))
     post.until(60)
     assert post.table("s") == {"a.jpg": "3", "a.png": "2"}
-    assert "two images of slide s would go by the name a.jpg" in problems[0][0]
-    assert sum("would go by the name" in r.getMessage() for r in caplog.records) == 1
+    assert "two images of slide s would have the name a.jpg" in problems[0][0]
+    assert sum("would have the name" in r.getMessage() for r in caplog.records) == 1
 
 
 def with_pictures(post: Post) -> Post:
     counting = post.options().counting
-    post.changes["counting"] = replace(counting, pictures=PictureOptions(overlays=True, reports=True))
+    post.changes["counting"] = replace(counting, views=ViewOptions(overlays=True, reports=True))
     return post
 
 
@@ -639,7 +649,7 @@ def test_no_picture_takes_the_room_of_counts(post: Post, monkeypatch: pytest.Mon
     post.write("s1/a.png")
     assert post.run(once=True) == 0
     with_pictures(post).changes["min_free_bytes"] = 1000
-    monkeypatch.setattr("rbc_edge.station.watch.free_bytes", lambda _: 999)
+    monkeypatch.setattr("rbc_edge.station.service.free_bytes", lambda _: 999)
     assert post.run(once=True) == 0
     assert not (post.out / "overlays").exists() and not (post.out / "reports").exists()
 

@@ -13,9 +13,12 @@ import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, UnavailableError, UsageError
-from rbc_edge.station.runner import Clock, RunOptions, RunSummary, Step, Stop, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import Clock, CountOptions, Session, Step, Summary, count_once
+from rbc_edge.station.stop import Stop
 from rbc_edge.store.outdir import writing
 from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.vision.counting import EdgeRule
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -42,17 +45,22 @@ class Station:
         on_step: Callable[[Step], None] | None = None,
         survives: Callable[[Sequence[Path]], bool] | None = None,
         **options: object,
-    ) -> RunSummary:
+    ) -> Summary:
         self.analyzer, self.steps = analyzer or StandIn(), []
-        asked = RunOptions(paths or (self.source,), self.out, **options)  # type: ignore[arg-type]
-        return run_once(
+        looks = {name: options.pop(name) for name in ("edges", "cells") if name in options}
+        asked = CountOptions(
+            self.out,
+            AnalyzerRecipe(bundle_id, lambda: self.analyzer),
+            views=ViewOptions(**looks),  # type: ignore[arg-type]
+            sandbox=None if survives is None else lambda paths, _: survives(paths),
+            **options,  # type: ignore[arg-type]
+        )
+        return count_once(
+            paths or (self.source,),
             asked,
-            bundle_id,
-            lambda: self.analyzer,
             on_step=on_step or self.steps.append,
             stop=stop,
             clock=ticking(),
-            survives=survives,
         )
 
     def table(self, name: str) -> list[dict[str, str]]:
@@ -107,7 +115,8 @@ def test_again_does_nothing_and_changes_no_byte(station: Station) -> None:
     def never() -> StandIn:
         raise AssertionError("nothing to do, yet the models were loaded")
 
-    summary = run_once(RunOptions((station.source,), station.out), BUNDLE_ID, never)
+    options = CountOptions(station.out, AnalyzerRecipe(BUNDLE_ID, never))
+    summary = count_once((station.source,), options)
     assert (summary.n_counted, summary.n_unchanged, summary.exit_code) == (0, 3, 0)
     assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in station.out.rglob("*.csv")} == before
 
@@ -310,7 +319,7 @@ def test_killed_before_the_tables_were_written_they_are_written_first(
     station.write("s1/d.png", 1, seed=1)
     with pytest.raises(Killed):  # the first step ends it, with rows in the ledger and no table
         station.run(on_step=kill, force=True)
-    monkeypatch.setattr("rbc_edge.station.runner.Run.settle", lambda *_, **__: RunSummary(0))
+    monkeypatch.setattr(Session, "count", lambda *_, **__: Summary(0))
     station.run()
     assert station.everything().keys() == whole.keys()
 
@@ -509,7 +518,7 @@ def test_a_run_waits_for_another_writer_and_gives_up(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     station.run()
-    monkeypatch.setattr("rbc_edge.station.runner._WAIT_FOR_WRITER_S", 0)
+    monkeypatch.setattr("rbc_edge.station.session._WAIT_FOR_WRITER_S", 0)
     with writing(station.out), pytest.raises(UnavailableError, match="another rbc-edge is writing"):
         station.run()
 

@@ -1,0 +1,79 @@
+"""``rbc-edge bundle show`` and ``verify``, and ``rbc-edge --version``, which names the bundle."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from rbc_edge import __version__
+from rbc_edge.cli.console import print_json, print_mapping
+from rbc_edge.cli.options import Given
+from rbc_edge.errors import ExitCode, UsageError
+from rbc_edge.text import path_text
+from rbc_edge.vision import selftest
+from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle, Manifest, claimed_id
+
+
+def print_version() -> None:
+    """Prints the version of the program and the bundle that would count."""
+    try:
+        folder = Given().load().settings.bundle
+    except UsageError:  # the version may be asked for to find out what is wrong with the settings
+        folder = None
+    bundle_id = claimed_id(folder)
+    print(f"rbc-edge {__version__}, {f'bundle {bundle_id}' if bundle_id else 'no bundle'}")
+
+
+def show(given: Given, *, everything: bool, json_output: bool) -> int:
+    """Prints the main facts about the bundle, or everything in its manifest."""
+    bundle = Bundle.open(given.load().settings.bundle)
+    if json_output:
+        print_json(bundle.describe())
+    else:
+        print_mapping(bundle.describe() if everything else _main_facts(bundle))
+    return ExitCode.OK
+
+
+def _main_facts(bundle: Bundle) -> dict[str, object]:
+    manifest = bundle.manifest
+    has_fp32 = {DETECTOR_FP32, CLASSIFIER_FP32} <= manifest.files.keys()
+    named = zip(manifest.class_names, manifest.score_threshold, strict=True)
+    return {
+        "bundle_id": bundle.bundle_id,
+        "folder": path_text(bundle.path),
+        "precision": "int8, fp32" if has_fp32 else "int8",
+        "cell diameter": f"{manifest.cell_diameter_px:g} px, to which every image is scaled",
+        "a detection counts": ", ".join(f"{name} from score {score:g}" for name, score in named),
+        "a cell is overlapping": f"from score {manifest.overlap_threshold:g}",
+        "training data": manifest.training.get("data", "not named"),
+        "training commit": manifest.training.get("commit", "not named"),
+        "accuracy": _accuracy(manifest),
+        "licence": manifest.licence,
+    }
+
+
+def _accuracy(manifest: Manifest) -> str:
+    """Says what the manifest's metrics say of red cells: the share found, and the share that is right."""
+    measured: object = manifest.metrics
+    for key in ("int8", "all"):
+        measured = measured.get(key) if isinstance(measured, Mapping) else None
+    if not isinstance(measured, Mapping) or not {"rbc_recall", "rbc_precision"} <= measured.keys():
+        return "not measured"
+    return (
+        f"{measured['rbc_recall']:.1%} of the red cells found, {measured['rbc_precision']:.1%} of those found"
+        " are right (validation photographs)"
+    )
+
+
+def verify(given: Given, *, json_output: bool) -> int:
+    """Counts the bundle's test image and prints how near the cells are to those of the export."""
+    settings = given.load().settings
+    bundle = Bundle.open(settings.bundle)
+    test = selftest.verify(bundle, threads=settings.threads)
+    if json_output:
+        print_json({"bundle_id": bundle.bundle_id, "verified": True, **asdict(test)})
+    else:
+        print(
+            f"bundle {bundle.bundle_id} is intact and finds the same cells here as at the export:"
+            f" {test.n_found} cells of {test.n_expected}, boxes within {test.box_error_px:.1f} px,"
+            f" scores within {test.score_error:.3f}"
+        )
+    return ExitCode.OK

@@ -1,0 +1,129 @@
+"""Options and commands for typer: those of the settings are made from `rbc_edge.config`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rbc_edge.config import SETTINGS, Loaded, Setting, load
+from rbc_edge.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line said about the settings.
+
+    Attributes:
+        flags: By name of the setting. None: not given.
+        file: The settings file that ``--config`` named. None: not given.
+    """
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+
+    def load(self) -> Loaded:
+        """Puts flags, environment, file and defaults together. Raises what `config.load` raises."""
+        return load(self.flags, file=self.file)
+
+
+def out_folder(loaded: Loaded) -> Path:
+    """Returns the folder for the results.
+
+    Raises:
+        UsageError: No source of settings names it.
+    """
+    if loaded.settings.out is None:
+        raise UsageError("no output folder", "give --out DIR, or set out in the settings file")
+    return loaded.settings.out
+
+
+def argument(word: str, help: str, default: Any = None) -> Any:
+    """Makes an argument. A default of ``...`` makes it required."""
+    # A path may be unreadable here: the code that uses it says so, with its own exit code.
+    return typer.Argument(default, metavar=word, help=help, show_default=False, readable=False)
+
+
+def option(spelling: str, help: str, default: Any = None, **more: Any) -> Any:
+    """Makes an option.
+
+    Args:
+        spelling: Its names, and the word for its value: ``--out -o DIR``. Without a word it is a switch.
+        help: What it means.
+        default: Its value when it is not given.
+        more: Other options of `typer.Option`.
+    """
+    names = [word for word in spelling.split() if word.startswith("-")]
+    word = " ".join(word for word in spelling.split() if word not in names)
+    return typer.Option(default, *names, metavar=word or None, help=help, readable=False, **more)
+
+
+def command(app: typer.Typer, name: str, *examples: str, config: bool = True) -> Callable[..., Any]:
+    """Declares a command. A call of it loads the module ``rbc_edge.cli.NAME`` and calls its function NAME.
+
+    The declaration is a function without a body. A first parameter `given` stands for the settings that
+    the command takes, each with an option, and for ``--config``. Typer reads the other parameters.
+
+    Args:
+        app: The program, or a group of its commands.
+        name: Name of the command. ``bundle-show`` is `show` of the group and the module `bundle`.
+        examples: Command lines for the help.
+        config: The command takes ``--config``.
+
+    Returns:
+        The decorator. It returns the declaration as it is.
+    """
+    module, _, function = name.rpartition("-")
+
+    def declare(declaration: Callable[..., Any]) -> Callable[..., Any]:
+        own = list(inspect.signature(declaration).parameters.values())
+        takes_settings = bool(own) and own[0].name == "given"
+        settings = [s for s in SETTINGS.values() if takes_settings and name in s.on.split()]
+
+        def call(**values: Any) -> None:
+            if takes_settings:
+                flags = {setting.name: values.pop(setting.name) for setting in settings}
+                values["given"] = Given(flags, values.pop("config", None))
+            act = getattr(import_module(f"rbc_edge.cli.{module or function}"), function)
+            raise typer.Exit(act(**values))
+
+        parameters = [
+            *map(_parameter, settings),
+            *(p.replace(kind=p.KEYWORD_ONLY) for p in own[takes_settings:]),
+            *([_CONFIG] if takes_settings and config else []),
+        ]
+        vars(call)["__signature__"] = inspect.Signature(parameters)
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        heading = "Example" if len(examples) == 1 else "Examples"
+        epilog = "\n\n".join((f"{heading}:", *examples))
+        app.command(function, help=inspect.getdoc(declaration), epilog=epilog)(call)
+        return declaration
+
+    return declare
+
+
+def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """Makes typer's parameter of a setting. Its default is None: then the environment or a file counts."""
+    default = setting.default_words
+    help_text = f"{setting.help}  [default: {default}]" if default else setting.help
+    if not setting.option.startswith("-"):
+        info = argument(setting.option, help_text)
+    elif setting.choices:
+        info = option(f"{setting.option.split()[0]} [{'|'.join(setting.choices)}]", help_text)
+    else:
+        info = option(setting.option, help_text)
+    return _keyword(setting.name, setting.kind | None, info)
+
+
+_CONFIG = _keyword(
+    "config",
+    Path | None,
+    option("--config FILE", "Settings file (TOML).  [default: the user's, or else the one in /etc/rbc-edge]"),
+)

@@ -1,0 +1,147 @@
+"""``rbc-edge run``: counts once and prints what was counted."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_table
+from rbc_edge.cli.options import Given, out_folder
+from rbc_edge.cli.wiring import count
+from rbc_edge.station.session import Step, Summary
+from rbc_edge.text import count_text, one_line, path_text
+from rbc_edge.views.tables import SlideSummary
+
+_MAX_NAMED_SLIDES = 8  # a line each; for a hundred slides the table is better
+_HEADER = (
+    *("slide", "fields", "failed", "red cells", "single", "overlapping", "overlap", "95 %"),
+    *("white", "plt"),
+)
+
+
+def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) -> int:
+    """Counts the images, prints a table or JSON, and returns the exit code."""
+    loaded = given.load()
+    settings, out = loaded.settings, out_folder(loaded)
+    bar = Bar(shown=not settings.quiet and not settings.verbose and sys.stderr.isatty())
+    log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, bar=bar)
+    with bar:
+        summary = count(settings, paths, out, force=force, on_step=lambda step: _show_step(step, bar))
+    if json_output:
+        print_json(_as_json(summary, out))
+    elif not settings.quiet:
+        _print(summary, out)
+        index = out / "reports" / "index.html"
+        if settings.report and index.exists():  # else a signal, or a warning, said why not
+            print(f"Open {path_text(index)} to look at them")
+    return summary.exit_code
+
+
+def _show_step(step: Step, bar: Bar) -> None:
+    row = step.row
+    if row is not None and row.status == "failed":
+        log.warning("failed (%s): %s", row.failure, one_line(row.message))
+    elif row is not None:
+        message = f" ({one_line(row.message)})" if row.message else ""
+        log.info("%s %s/%s%s", row.status, one_line(row.slide_id), one_line(row.fov), message)
+    bar.step(step.n_done, step.n_total, one_line(f"{step.file.slide_id}/{step.file.fov}"))
+
+
+def _print(summary: Summary, out: Path) -> None:
+    print_table([_HEADER, *map(_row, summary.slides)])
+    for line in (*_flagged_fields(summary.slides), *_too_few_fields(summary.slides)):
+        print(line)
+    print(
+        f"{count_text(summary.n_images, 'image')}: {summary.n_counted} counted now,"
+        f" {summary.n_unchanged} counted before, {count_text(summary.n_duplicates, 'duplicate')},"
+        f" {summary.n_failed} failed. Tables in {path_text(out)}"
+    )
+    if summary.stopped_by is not None:
+        log.warning("stopped by a signal; run the same command again to continue")
+    elif summary.gave_up:
+        log.warning("stopped after too many failed images (--max-failures)")
+
+
+def _row(slide: SlideSummary) -> tuple[str, ...]:
+    counts, interval = slide.counts, slide.overlap_interval
+    share = counts.overlap_fraction if counts else None
+    return (
+        one_line(slide.slide_id),
+        str(slide.n_fov_ok),
+        str(slide.n_fov_failed),
+        *(map(str, (counts.n_rbc, counts.n_rbc_single, counts.n_rbc_overlapping)) if counts else ("-",) * 3),
+        "-" if share is None else f"{share:.1%}",
+        "-" if interval is None else f"{interval[0]:.1%}-{interval[1]:.1%}",
+        *(map(str, (counts.n_wbc, counts.n_platelets)) if counts else ("-",) * 2),
+    )
+
+
+def _flagged_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
+    """Names the slides with flagged fields, those with the largest share first."""
+    flagged = sorted((s for s in slides if s.n_fov_flagged), key=lambda s: -s.n_fov_flagged / s.n_fov_ok)
+    for slide in flagged[:_MAX_NAMED_SLIDES]:
+        flags = ", ".join(f"{n} {flag}" for flag, n in slide.flags.items())
+        yield (
+            f"have a look: {one_line(slide.slide_id)}: {slide.n_fov_flagged} of"
+            f" {count_text(slide.n_fov_ok, 'field')} flagged: {flags}"
+        )
+    if any(slide.contradicts_scale for slide in flagged):
+        yield (
+            "the cells do not have the size that the given scale says; run without --cell-diameter and"
+            " --um-per-px to have it estimated"
+        )
+    if len(flagged) > _MAX_NAMED_SLIDES:
+        yield f"have a look: {len(flagged) - _MAX_NAMED_SLIDES} more slides (--json lists all)"
+
+
+def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
+    """Names the slides with too few fields for a useful share of overlapping cells."""
+    few = [slide for slide in slides if slide.too_few_fields and slide.n_fov_more is not None]
+    for slide in few[:_MAX_NAMED_SLIDES]:
+        n_rbc, (low, high) = slide.counts.n_rbc if slide.counts else 0, slide.overlap_interval or (0.0, 1.0)
+        yield (
+            f"too few fields: {one_line(slide.slide_id)}: {count_text(slide.n_fov_ok, 'field')} with"
+            f" {count_text(n_rbc, 'red cell')}. The overlap can be anything from {low:.0%} to {high:.0%}."
+            f" Count about {slide.n_fov_more} more fields to know it within 2 percentage points."
+        )
+    if len(few) > _MAX_NAMED_SLIDES:
+        yield f"too few fields: {len(few) - _MAX_NAMED_SLIDES} more slides (--json lists all)"
+
+
+def _as_json(summary: Summary, out: Path) -> dict[str, object]:
+    return {
+        "out": path_text(out),
+        "exit_code": summary.exit_code,
+        "n_images": summary.n_images,
+        "n_counted": summary.n_counted,
+        "n_unchanged": summary.n_unchanged,
+        "n_duplicates": summary.n_duplicates,
+        "n_failed": summary.n_failed,
+        "slides": [_slide_as_json(slide) for slide in summary.slides],
+    }
+
+
+def _slide_as_json(slide: SlideSummary) -> dict[str, object]:
+    counts = slide.counts
+    low, high = slide.overlap_interval or (None, None)
+    return {
+        "slide_id": slide.slide_id,
+        "n_fov_ok": slide.n_fov_ok,
+        "n_fov_failed": slide.n_fov_failed,
+        "n_fov_flagged": slide.n_fov_flagged,
+        "quality_flags": dict(slide.flags),
+        "n_rbc": counts.n_rbc if counts else None,
+        "n_rbc_single": counts.n_rbc_single if counts else None,
+        "n_rbc_overlapping": counts.n_rbc_overlapping if counts else None,
+        "overlap_fraction": counts.overlap_fraction if counts else None,
+        "overlap_low": low,
+        "overlap_high": high,
+        "too_few_fields": slide.too_few_fields,
+        "n_fov_more_for_2_points": slide.n_fov_more,
+        "n_wbc": counts.n_wbc if counts else None,
+        "n_platelets": counts.n_platelets if counts else None,
+        "n_rbc_per_fov_mean": slide.n_rbc_per_fov_mean,
+        "n_rbc_per_fov_sd": slide.n_rbc_per_fov_sd,
+        "first_captured_at": slide.first_captured_at or None,
+        "last_captured_at": slide.last_captured_at or None,
+        "bundle_ids": list(slide.bundle_ids),
+    }

@@ -1,0 +1,119 @@
+"""Changes keys of a settings file and nothing else of it: comments, order and permissions stay."""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from rbc_edge import config
+from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.store.outdir import replacing
+from rbc_edge.text import path_text
+
+_TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
+
+
+def in_force(loaded: config.Loaded) -> Path:
+    """Returns the settings file in force. Where there is none, the user's own, which is still to be made."""
+    return loaded.file or config.user_file(os.environ)
+
+
+def check_writable(file: Path) -> None:
+    """Checks that `write_settings` can work, before the values for it are measured.
+
+    Raises:
+        UsageError: The file has an error.
+        UnavailableError: It cannot be written.
+    """
+    target = Path(os.path.realpath(file))
+    if target.is_file():
+        config.load({}, file=target, env={})
+    folder = next(p for p in target.parents if p.exists())
+    if not os.access(folder, os.W_OK) or target.is_dir():
+        raise UnavailableError(f"{path_text(file)}: cannot write it", "check the permissions of its folder")
+
+
+def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
+    """Sets keys in a settings file.
+
+    The new text is checked before it replaces the file. A missing file is made.
+
+    Args:
+        file: The settings file.
+        values: Keys and their new values.
+
+    Raises:
+        UsageError: The file has an error, or the keys cannot be changed safely.
+        UnavailableError: It cannot be written.
+    """
+    target = Path(os.path.realpath(file))  # a link stays a link
+    try:
+        old = target.read_bytes() if target.exists() else b""
+    except OSError as error:
+        raise UsageError(
+            f"{path_text(file)}: cannot read it: {error.strerror}", "check its permissions"
+        ) from error
+    if old:
+        config.load({}, file=target, env={})  # a file with an error is not changed
+    text = changed = old.decode("utf-8")
+    for key, value in values.items():
+        changed = _with(changed, key, json.dumps(value))
+    try:
+        is_right = tomllib.loads(changed) == tomllib.loads(text) | dict(values)
+    except tomllib.TOMLDecodeError:  # the key is there twice: the old one has a form that we do not see
+        is_right = False
+    if not is_right:
+        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        raise UsageError(
+            f"{path_text(file)}: {', '.join(values)} cannot be changed in it without changing something else",
+            f"write it yourself: {lines}",
+        )
+    _replace(target, changed.encode("utf-8"), file)
+
+
+def _with(text: str, key: str, value: str) -> str:
+    """Returns TOML text with a top-level key set: in its own line, below its comment, or at the end."""
+    line = f"{key} = {value}"
+    newline = "\r\n" if "\r\n" in text else "\n"
+    end = _TABLE.search(text)
+    top, rest = (text[: end.start()], text[end.start() :]) if end else (text, "")
+    for written in (
+        rf"^[ \t]*{key}[ \t]*=[ \t]*[^#\r\n]*?(?=[ \t]*(#[^\r\n]*)?\r?$)",
+        rf"^#[ \t]?{key}[ \t]*=[^\r\n]*",
+    ):
+        found = re.search(written, top, re.MULTILINE)
+        if found:
+            comment = found[0] + newline if found[0].startswith("#") else ""
+            return top[: found.start()] + comment + line + top[found.end() :] + rest
+    if top and not top.endswith("\n"):
+        top += newline
+    return top + line + newline + rest
+
+
+def _replace(target: Path, content: bytes, shown: Path) -> None:
+    """Replaces a file, and keeps its permissions and owner.
+
+    Args:
+        target: The file.
+        content: Its new bytes.
+        shown: The name to use in a message.
+    """
+    try:
+        with replacing(target) as stream:
+            if target.exists():
+                status = target.stat()
+                os.fchmod(stream.fileno(), status.st_mode & 0o7777)
+                with suppress(PermissionError):  # only root may change the owner
+                    os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            config.load({}, file=Path(stream.name), env={})
+    except OSError as error:
+        raise UnavailableError(
+            f"{path_text(shown)}: cannot write it: {error.strerror}", "check the permissions of its folder"
+        ) from error

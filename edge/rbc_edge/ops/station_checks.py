@@ -1,0 +1,316 @@
+"""The doctor's checks of the station: settings that contradict, bundle, camera's folder, results, service."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from rbc_edge.config import Settings
+from rbc_edge.errors import BundleError, UnavailableError, UsageError
+from rbc_edge.ops import status_text
+from rbc_edge.ops.computer import Computer, user_name
+from rbc_edge.ops.finding import Finding, Level, failed, failed_by, ok, warning
+from rbc_edge.station import source as camera
+from rbc_edge.station.inbox import check_pattern
+from rbc_edge.station.prometheus import check_metrics
+from rbc_edge.station.state_file import STATE_FILE_NAME, Activity, read_state
+from rbc_edge.station.status import StationStatus, status_of
+from rbc_edge.store.outdir import LOCK_NAME, check_apart
+from rbc_edge.store.queries import Reader
+from rbc_edge.store.schema import FILE_NAME, DamagedError
+from rbc_edge.text import IMAGE_SUFFIXES, bytes_text, count_text, path_text
+from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.selftest import verify
+
+_LITTLE_DISK_BYTES: Final = 1e9
+_MAX_ENTRIES: Final = 200_000  # of the source: the doctor takes a quick look, not a full scan
+_MAX_CHECKED_BYTES: Final = 100e6  # a larger ledger is checked by the service only, at its start
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+
+
+# -- what counts ------------------------------------------------------------------------------------------
+
+
+def contradictions(settings: Settings) -> Iterator[Finding]:
+    """Yields settings that are each valid but cannot work together."""
+    try:
+        check_pattern(settings.slide_pattern)
+        if settings.source is not None and settings.out is not None:
+            check_apart((settings.source,), settings.out)
+        if settings.prometheus is not None:
+            check_metrics(settings.prometheus)
+    except UsageError as error:
+        yield failed_by("settings", error)
+
+
+def bundle(settings: Settings) -> Finding:
+    """Opens the bundle and counts its test image."""
+    try:
+        opened = Bundle.open(settings.bundle)
+        opened.networks(settings.precision)
+        test = verify(opened, threads=settings.threads)
+    except BundleError as error:
+        return failed_by("bundle", error)
+    found = f"{test.n_found} cells of {test.n_expected}"
+    return ok("bundle", f"{opened.bundle_id} is intact and finds in its test image what it should: {found}")
+
+
+# -- the camera's folder ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Tree:
+    """The folders and images of the source, without opening an image.
+
+    Attributes:
+        n_folders: Folders, the source among them.
+        n_images: Images by their names.
+        n_unreadable: Folders and images that the user may not read.
+        newest_s: Time of last change of the newest image, seconds since 1970. 0: no image.
+        is_complete: Whether the walk saw everything.
+    """
+
+    n_folders: int = 0
+    n_images: int = 0
+    n_unreadable: int = 0
+    newest_s: float = 0.0
+    is_complete: bool = True
+
+    @property
+    def newest(self) -> datetime | None:
+        """Time of last change of the newest image."""
+        try:
+            return datetime.fromtimestamp(self.newest_s, UTC) if self.newest_s else None
+        except (OverflowError, ValueError, OSError):
+            return datetime.max.replace(tzinfo=UTC)
+
+    @classmethod
+    def of(cls, source: Path) -> Self:
+        """Walks through the source. Finds nothing where it is away."""
+        tree = cls()
+
+        def unreadable(_: OSError) -> None:
+            tree.n_folders += 1
+            tree.n_unreadable += 1
+
+        n_entries = 0
+        for folder, folders, names in os.walk(source, onerror=unreadable):
+            tree.n_folders += 1
+            n_entries += len(folders) + len(names)
+            if n_entries > _MAX_ENTRIES:
+                tree.is_complete = False
+                break
+            for name in names:
+                if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                    tree._add(Path(folder, name))
+        return tree
+
+    def _add(self, image: Path) -> None:
+        with suppress(OSError):  # gone since the listing
+            self.newest_s = max(self.newest_s, image.stat().st_mtime)
+            self.n_images += 1
+            self.n_unreadable += not os.access(image, os.R_OK)
+
+
+def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterator[Finding]:
+    """Yields findings about the camera's folder, and about how new images in it are noticed."""
+    if settings.source is None or tree is None:
+        yield ok("source", "none is given; `rbc-edge watch` needs one")
+        return
+    name = path_text(settings.source)
+    probe = camera.probe(settings.source, marker=settings.marker)
+    if probe.missing:
+        advice = "mount it, correct its permissions, or give another folder; the service waits for it"
+        yield failed("source", probe.missing, advice).hiding(name)
+        return
+    text = (
+        f"{name}: {tree.n_images}{'' if tree.is_complete else ' or more'} images in {tree.n_folders} folders"
+    )
+    if tree.n_unreadable:
+        user = user_name()
+        yield warning(
+            "source",
+            f"{text}, and {tree.n_unreadable} files or folders that {user} may not read",
+            f"the camera's umask, or: setfacl -R -m u:{user}:rX -d -m u:{user}:rX {name}",
+        ).hiding(name, user)
+    else:
+        yield ok("source", text).hiding(name)
+    yield _events(settings, probe.mount, tree, computer)
+
+
+def _events(settings: Settings, mount: camera.Mount | None, tree: Tree, computer: Computer) -> Finding:
+    scans = f"scanned every {settings.scan_every_s:g} s"
+    if mount is None:
+        return ok("events", "the file system of the source is unknown")
+    private = (str(mount), mount.device, mount.root, mount.point)
+    if settings.polling:
+        return ok("events", f"{mount.kind}: {scans}, as the settings say").hiding(*private)
+    if not mount.gives_events:
+        if settings.polling is None:
+            return ok("events", f"{mount.kind} gives none: {scans}").hiding(*private)
+        text = f"{mount.kind} does not report what other computers write, but the settings ask for events"
+        return warning("events", text, "remove polling = false").hiding(*private)
+    if computer.max_watches is None:
+        return ok("events", f"{mount.kind} gives them; {tree.n_folders} folders")
+    if tree.n_folders < computer.max_watches:
+        limit = f"of {computer.max_watches} that may be watched"
+        return ok("events", f"{mount.kind} gives them; {tree.n_folders} folders {limit}")
+    return warning(
+        "events",
+        f"{tree.n_folders} folders, but the system watches only {computer.max_watches}: {scans}",
+        f"sysctl fs.inotify.max_user_watches={4 * tree.n_folders}, and in a file of /etc/sysctl.d",
+    )
+
+
+# -- the results ------------------------------------------------------------------------------------------
+
+
+def results(settings: Settings, now: datetime) -> tuple[list[Finding], StationStatus | None]:
+    """Returns findings about the output folder, the ledger and the service, and the station's status."""
+    out = settings.out
+    if out is None:
+        return [ok("results", "no output folder is given (--out)")], None
+    name = path_text(out)
+    running = False
+    with suppress(UnavailableError):
+        running, _ = read_state(out)
+    findings = [_writable(out, name, running=running)]
+    if findings[0].level is not Level.FAILED:
+        findings.append(_disk(settings, out, name))
+    if not os.path.exists(out / FILE_NAME) and not running:  # noqa: PTH110 -- False, not an error
+        return [*findings, ok("ledger", "nothing is counted there yet")], None
+    try:
+        status = status_of(out, now=now)
+        return [*findings, _ledger(out, status), _service(status)], status
+    except DamagedError as error:
+        advice = "the next run, or the service at its start, keeps it aside and counts again"
+        return [*findings, failed("ledger", error.message, advice)], None
+    except UnavailableError as error:
+        return [*findings, failed_by("ledger", error)], None
+
+
+def _writable(out: Path, name: str, *, running: bool) -> Finding:
+    there = _existing(out)
+    try:
+        status = there.stat()
+    except OSError as error:
+        advice = "check the permissions of the folders above it"
+        return failed("results", f"{name}: {error.strerror}", advice).hiding(name)
+    if not stat.S_ISDIR(status.st_mode):
+        return failed("results", f"{name}: not a folder", "give another").hiding(name)
+    user, owner = user_name(), user_name(status.st_uid)
+    return _permission(out, there, name, user, owner, running=running).hiding(name, str(there), owner, user)
+
+
+def _permission(out: Path, there: Path, name: str, user: str, owner: str, *, running: bool) -> Finding:
+    """Checks that the user may write, and that all files have one owner."""
+    if not os.access(there, os.W_OK | os.X_OK):
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            advice = "mount it for writing; check the disk (dmesg)"
+            return failed("results", f"{name}: its disk is read-only", advice)
+        text = f"{name}: {user} may not write there"
+        if running:
+            advice = f"a program that writes there has to run as {owner}: runuser -u {owner} -- rbc-edge ..."
+            return warning("results", f"{text}, but the running service may", advice)
+        return failed("results", text, f"run it as {owner}, or chown the folder")
+    if not os.path.lexists(out):
+        return ok("results", f"{name}: will be made")
+    uid = there.stat().st_uid
+    others = sorted({other for other in _owners(out) if other != uid})
+    if others:
+        other = user_name(others[0])
+        text = f"{name}: belongs to {owner}, but files in it to {other}: a run by {other} made them"
+        advice = f"chown -R --reference={name} {name}, while nothing is counting"
+        return warning("results", text, advice).hiding(other)
+    if uid != os.geteuid():
+        text = f"{name}: belongs to {owner}, but {user} runs the doctor: their permissions differ"
+        return warning("results", text, f"run it as {owner}: runuser -u {owner} -- rbc-edge doctor")
+    return ok("results", f"{name}: may be written")
+
+
+def _owners(out: Path) -> Iterator[int]:
+    """Yields the owners of the ledger, its log and the locks. A writer has to write all of them."""
+    for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", LOCK_NAME, STATE_FILE_NAME):
+        with suppress(OSError):
+            yield (out / name).stat().st_uid
+
+
+def _existing(out: Path) -> Path:
+    """Returns the folder, or the nearest folder above it that exists, as far as we may look."""
+    there = Path(os.path.abspath(out))  # noqa: PTH100 -- resolve() needs permissions that may be missing
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    return there
+
+
+def _disk(settings: Settings, out: Path, name: str) -> Finding:
+    there = _existing(out)
+    disk = os.statvfs(there)
+    free = disk.f_bavail * disk.f_frsize
+    text = f"{bytes_text(free)} free"
+    pauses = f"the service pauses below {settings.min_free_mb:g} MB"
+    no_files = bool(disk.f_files) and not disk.f_favail
+    if free < settings.min_free_mb * 1e6 or no_files:
+        why = ", and no room for another file" if no_files else ""
+        return failed("disk", f"{text}{why}; {pauses}", "free space; the service then goes on by itself")
+    mount = camera.mount_of(there)
+    if mount is not None and mount.kind in _IN_MEMORY:
+        text += f"; {name} lies in memory ({mount.kind}) and is lost at a restart"
+        return warning("disk", text, "give an output folder on a disk").hiding(name)
+    if mount is not None and not mount.gives_events:
+        text += f"; {name} lies on a share ({mount.kind}), where the ledger's locks are not reliable"
+        advice = "give an output folder on a disk of this computer, and copy the tables"
+        return warning("disk", text, advice).hiding(name)
+    if free < _LITTLE_DISK_BYTES:
+        return warning("disk", f"{text}; {pauses}", "free space before that")
+    return ok("disk", f"{text}{f' on {mount.kind}' if mount else ''}")
+
+
+def _ledger(out: Path, status: StationStatus) -> Finding:
+    tally = status.tally
+    if tally is None:
+        return warning("ledger", status.ledger_problem).hiding(str(out))
+    text = f"{count_text(tally.n_ok, 'image')} of {count_text(tally.n_slides, 'slide')} counted"
+    size = 0
+    with suppress(OSError):
+        size = (out / FILE_NAME).stat().st_size
+    if size <= _MAX_CHECKED_BYTES:
+        with Reader.open(out) as reader:
+            damage = reader.damage()
+        if damage:
+            advice = "restart the service, or run again: it is kept aside, and the images are counted again"
+            return failed("ledger", f"{text}; it is damaged: {damage}", advice)
+        text += ", checked and intact"
+    else:
+        text += f"; {bytes_text(size)}, too large to check here: the service checks it at its start"
+    if tally.n_failed:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in status.failure_counts.items())
+        advice = "rbc-edge status lists them; rbc-edge retry counts them again"
+        return warning("ledger", f"{text}; {tally.n_failed} failed: {reasons}", advice)
+    return ok("ledger", text)
+
+
+def _service(status: StationStatus) -> Finding:
+    state = status.state
+    headline = status_text.headline(status)
+    if not status.running:
+        if state is None:
+            return ok("service", "none has worked on these results")
+        text = f"not running; last report at {state.updated_at}: {state.activity}"
+        if state.activity is Activity.STOPPING:
+            return ok("service", text)
+        advice = "if it should run: systemctl status rbc-edge, systemctl start rbc-edge"
+        return warning("service", text, advice)
+    problems = () if state is None else state.problems
+    private = () if state is None else (state.source, state.detail, *problems)
+    if status.is_silent or (state is not None and state.activity.is_paused):
+        advice = "rbc-edge status and journalctl -u rbc-edge say more"
+        return failed("service", headline, advice).hiding(*private)
+    if problems:
+        text = f"{headline}; {count_text(len(problems), 'problem')}, the first: {problems[0]}"
+        return warning("service", text, "rbc-edge status lists all").hiding(*private)
+    return ok("service", headline).hiding(*private)

@@ -1,0 +1,520 @@
+"""The service: what comes into the camera's folder is counted, for years.
+
+A loop of rounds, in one thread. Each round finds out whether the folder is there, scans it, takes the images
+that are complete, and counts a portion of them with the session that a single run uses too. Trouble outside,
+such as a share that is away or a full disk, is a state: it is told, and it ends by itself. It never ends the
+service.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from itertools import chain, groupby
+from math import inf
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rbc_edge.errors import ExitCode, RbcEdgeError, UnavailableError, UsageError
+from rbc_edge.station.announcer import Announcer
+from rbc_edge.station.inbox import UNFINISHED, Debounce, Inbox, check_pattern, scan
+from rbc_edge.station.job import drop_analyzer
+from rbc_edge.station.session import Clock, CountOptions, Session
+from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
+from rbc_edge.station.state_file import Activity
+from rbc_edge.station.stop import Stop
+from rbc_edge.station.systemd import Systemd
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.outdir import BusyError, check_apart, free_bytes, writing
+from rbc_edge.store.recovery import keep_aside
+from rbc_edge.store.rows import Status
+from rbc_edge.store.schema import DamagedError
+from rbc_edge.text import path_text
+from rbc_edge.values import InboxFile
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 8.0
+"""How long the image in hand may take after SIGTERM, seconds. The service ends within ten."""
+
+_PORTION_S: Final = 10.0  # then it looks around: new images, the disk, signals, another writer's turn
+_OVERHEAD: Final = 10.0  # scans and tables may take a tenth of the time
+_BREAK_S: Final = 0.1  # between portions, for another writer
+_SOON_S: Final = 0.05  # between two scans, when events come in a row
+_TROUBLE_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # between tries, while something is wrong
+_ROOM_AGAIN: Final = 1.1  # a paused service goes on when there is a tenth more room than it paused at
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """What a service is asked to do.
+
+    Attributes:
+        source: The camera's folder.
+        counting: How to count.
+        marker: Name of a file that lies in the source while it is the right one. None: there is none.
+        settle_s: See `Debounce`.
+        grace_s: See `Debounce`.
+        scan_every_s: How often the folder is scanned when nothing happens, seconds.
+        min_free_bytes: Nothing is counted while the results' disk has less room.
+        polling: Whether to do without events. None: as the file system needs it.
+        metrics: Prometheus text file to write. None: none.
+    """
+
+    source: Path
+    counting: CountOptions
+    marker: str | None = None
+    settle_s: float = 2.0
+    grace_s: float = 120.0
+    scan_every_s: float = 10.0
+    min_free_bytes: int = 200_000_000
+    polling: bool | None = None
+    metrics: Path | None = None
+
+
+def run_forever(
+    options: WatchOptions,
+    *,
+    once: bool = False,
+    reload: Callable[[], WatchOptions] | None = None,
+    stop: Stop | None = None,
+    clock: Clock | None = None,
+    wake: WakeEvent | None = None,
+    systemd: Systemd | None = None,
+) -> ExitCode | int:
+    """Counts what comes into the camera's folder, until it is asked to stop.
+
+    Args:
+        options: What to do.
+        once: End when nothing is left to do, instead of waiting for more. Trouble is then an error.
+        reload: Gives the new options when SIGHUP asks for them. It raises `RbcEdgeError` when they are wrong.
+        stop: Ends the service after the image in hand.
+        clock: Where time comes from.
+        wake: What wakes the service.
+        systemd: The service manager.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: The options contradict each other.
+        UnavailableError: Another service works on the results, or they cannot be written at the start.
+        BundleError: The bundle is not what the recipe says.
+    """
+    check_options(options)
+    out = options.counting.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{path_text(out)}: cannot make the output folder: {error.strerror}",
+            "choose another --out, or check the permissions of its parent",
+        ) from error
+    clock = clock or Clock()
+    announcer = Announcer(out, clock, systemd or Systemd())
+    service = _Service(
+        options,
+        announcer,
+        once=once,
+        reload=reload,
+        stop=stop or Stop(),
+        clock=clock,
+        wake=wake or WakeEvent(),
+    )
+    try:
+        return service.run()
+    finally:
+        service.close()
+        announcer.close()
+
+
+def check_options(options: WatchOptions) -> None:
+    """Raises `UsageError` for options that can never work, wherever the folders are now."""
+    check_apart((options.source,), options.counting.out)
+    check_pattern(options.counting.slide_pattern)
+    if options.metrics is not None and options.metrics.is_relative_to(options.source):
+        raise UsageError(
+            f"the metrics file {path_text(options.metrics)} lies inside the source", "the source is read only"
+        )
+
+
+class _FullError(UnavailableError):
+    """The disk of the results is nearly full."""
+
+
+class _Service:
+    """The loop of rounds. One thread does all the work. Threads of `SourceWatcher` only wake it."""
+
+    def __init__(
+        self,
+        options: WatchOptions,
+        announcer: Announcer,
+        *,
+        once: bool,
+        reload: Callable[[], WatchOptions] | None,
+        stop: Stop,
+        clock: Clock,
+        wake: WakeEvent,
+    ) -> None:
+        self._say = announcer
+        self._once = once
+        self._reload = reload
+        self._stop = stop
+        self._clock = clock
+        self._wake = wake
+        self._session: Session | None = None
+        self._damage = ""
+        self._is_full = False
+        self._is_reload_asked = False
+        self._n_troubles = 0
+        self._take(options)
+
+    def _take(self, options: WatchOptions) -> None:
+        """Begins to work with options."""
+        self._options = options
+        self._watcher = SourceWatcher(
+            options.source, self._wake.wake, polling=options.polling, scan_every_s=options.scan_every_s
+        )
+        # A service trusts no clock but its own. `once` has to end, so it believes that old files are old.
+        clock_s = (lambda: self._clock.now().timestamp()) if self._once else None
+        self._debounce = Debounce(options.settle_s, options.grace_s, clock_s=clock_s)
+        self._must_refresh = True  # tables may have to look different now, or somebody has removed them
+        self._done: set[int] = set()  # hashes of files that need no look: 500,000 of them take 30 MB
+        self._closed: set[Path] = set()
+        self._changes = 0
+        self._next_scan_s = self._soonest_scan_s = -inf
+        self._say.serve(options.source, options.counting.recipe.bundle_id, options.metrics)
+
+    # -- the loop ---------------------------------------------------------------------------------------
+
+    def run(self) -> ExitCode | int:
+        """Goes round until it is asked to stop."""
+        options, systemd = self._options, self._say.systemd
+        self._say.tell(Activity.STARTING)
+        with self._on_reload():
+            self._session = self._opened_at_start()
+            systemd.ready("started")
+            log.info(
+                "watching %s, counting into %s with bundle %s",
+                path_text(options.source),
+                path_text(options.counting.out),
+                options.counting.recipe.bundle_id,
+            )
+            while self._stop.signal is None:
+                if self._is_reload_asked:
+                    self._take_new_options()
+                wait_s = self._round()
+                systemd.beat()
+                if wait_s is None:
+                    return ExitCode.SOME_FAILED if self._has_failures() else ExitCode.OK
+                if self._stop.signal is None:
+                    self._wait(wait_s)
+        systemd.stopping()
+        self._say.tell(Activity.STOPPING, f"asked by {signal.Signals(self._stop.signal).name}")
+        log.info("stopping; what was counted is kept")
+        return 128 + self._stop.signal
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self._watcher.stop()
+        self._close_session()
+        drop_analyzer(self._options.counting.recipe)
+
+    def _wait(self, time_s: float) -> None:
+        """Waits for the time or the wake event; short enough for systemd's patience."""
+        end_s = self._clock.monotonic_s() + time_s
+        while (left_s := end_s - self._clock.monotonic_s()) > 0 and self._stop.signal is None:
+            closed = self._wake.wait(min(left_s, self._say.longest_wait_s))
+            self._say.alive()
+            if closed is not None:
+                self._closed |= closed
+                # The scan is soon, and not once for every event of a thousand.
+                self._next_scan_s = min(self._next_scan_s, self._soonest_scan_s)
+                return
+
+    def _round(self) -> float | None:
+        """Does what there is to do; returns for how long there is nothing, seconds. None: once is done."""
+        try:
+            now_s = self._clock.monotonic_s()
+            due_s = max(min(self._next_scan_s, self._debounce.next_s()), self._soonest_scan_s)
+            if now_s < due_s:
+                return due_s - now_s
+            if self._session is None:
+                self._session = self._opened(check=bool(self._damage))
+            session = self._session
+            self._refresh_if_needed(session)
+            found = probe(self._options.source, marker=self._options.marker)
+            if found.missing:
+                self._watcher.stop()
+                return self._source_away(found.missing)
+            self._listen(found)
+            try:
+                inbox = self._scan()
+            except (UnavailableError, OSError) as error:  # gone, or closed to us, since the probe
+                return self._source_away(str(error))
+            if not (inbox.files or inbox.unreadable or self._options.marker is not None):
+                missing = self._watcher.missing_mount(session.ledger.reader, found)
+                if missing:
+                    return self._source_away(missing)
+            return self._work(session, inbox, found)
+        except BusyError as error:
+            return self._trouble(Activity.ANOTHER_WRITER, error)
+        except DamagedError as error:
+            self._damage = str(error)
+            self._close_session()
+            return self._trouble(Activity.RESULTS_AWAY, error)
+        except _FullError as error:
+            self._close_session()
+            return self._trouble(Activity.DISK_FULL, error)
+        except UnavailableError as error:
+            self._close_session()
+            return self._trouble(Activity.RESULTS_AWAY, error)
+
+    def _work(self, session: Session, inbox: Inbox, found: Probe) -> float | None:
+        """Counts a portion of the images that are complete."""
+        now_s = self._clock.monotonic_s()
+        ready = self._debounce.see(self._to_do(session, inbox), self._closed, now_s)
+        self._closed.clear()
+        n_waiting = self._debounce.n_waiting(now_s)
+        self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
+        if not ready:
+            self._n_troubles = 0
+            self._say.tell(
+                Activity.WATCHING, f"waiting for {n_waiting} unfinished images" if n_waiting else ""
+            )
+            if not self._make_pictures(session):
+                return _BREAK_S
+            if self._once and not n_waiting:
+                return None
+            return max(min(self._next_scan_s, self._debounce.next_s()) - self._clock.monotonic_s(), _SOON_S)
+        self._check_room()
+        of_slide = {slide: list(files) for slide, files in groupby(inbox.files, key=lambda f: f.slide_id)}
+        # The slide under the microscope does not wait for an archive that was copied in.
+        portions = [list(files) for _, files in groupby(ready, key=lambda f: f.slide_id)]
+        portions.sort(key=lambda files: max(file.mtime_ns for file in files), reverse=True)
+        with writing(self._options.counting.out):
+            self._watcher.keep_mount(session.ledger, found)
+            self._say.tell(Activity.COUNTING)
+            summary = session.count(
+                list(chain.from_iterable(portions)),
+                of_slide=of_slide,
+                time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
+            )
+        session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
+        if summary.n_recounts:
+            self._done.clear()
+        self._n_troubles = 0
+        self._next_scan_s = self._clock.monotonic_s()
+        self._soonest_scan_s = self._next_scan_s + _BREAK_S
+        return _BREAK_S
+
+    def _make_pictures(self, session: Session) -> bool:
+        """Goes on with what is to be drawn, while nothing is to be counted; tells whether all is."""
+        counting = self._options.counting
+        if not counting.views.has_pictures or free_bytes(counting.out) < self._options.min_free_bytes:
+            return True  # the room that is left is for counts
+        return session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=not self._once)
+
+    def _has_time(self) -> bool:
+        self._say.alive()
+        return self._stop.signal is None
+
+    def _to_do(self, session: Session, inbox: Inbox) -> list[InboxFile]:
+        """Returns the files that need a look. What is done stays in memory as a number for each file."""
+        changes = session.ledger.reader.changes()
+        if changes != self._changes:  # `rbc-edge run` or `retry` has changed the ledger
+            self._changes = changes
+            self._done.clear()
+            session.views.look_again()
+        before = self._done
+        plan = session.plan([file for file in inbox.files if hash(file) not in before])
+        self._done = {hash(file) for file in inbox.files if hash(file) in before}
+        # A duplicate may need a look later, when its original changes.
+        self._done |= {hash(file) for file, status in plan.done.items() if status is not Status.DUPLICATE}
+        return list(plan.to_do)
+
+    def _has_failures(self) -> bool:
+        failed = self._session is not None and self._session.ledger.reader.tally().n_failed > 0
+        return failed or bool(self._say.state.problems)
+
+    # -- the source -------------------------------------------------------------------------------------
+
+    def _scan(self) -> Inbox:
+        started_s = self._clock.monotonic_s()
+        inbox = scan([self._options.source], slide_pattern=self._options.counting.slide_pattern, go_on=True)
+        ended_s = self._clock.monotonic_s()
+        scan_s = ended_s - started_s
+        self._next_scan_s = ended_s + max(self._options.scan_every_s, scan_s * _OVERHEAD)
+        self._soonest_scan_s = ended_s + max(_SOON_S, scan_s * _OVERHEAD / 2)
+        unreadable = [f"{path_text(folder)}: cannot be read" for folder in inbox.unreadable]
+        self._say.note_scan([*unreadable, *inbox.clashes], scan_s)
+        return inbox
+
+    def _listen(self, found: Probe) -> None:
+        self._watcher.listen(found)
+        self._say.note(
+            file_system=found.mount.kind if found.mount else "unknown",
+            polling=self._watcher.polling,
+            polling_reason=self._watcher.polling_reason,
+        )
+
+    def _source_away(self, reason: str) -> float:
+        self._say.note(source_online=False, n_waiting=0, n_to_do=0)
+        return self._trouble(
+            Activity.SOURCE_AWAY, UnavailableError(reason, "nothing is forgotten; it goes on when it is back")
+        )
+
+    def _may_wait(self, file: InboxFile, failure: str) -> bool:
+        """Leaves for later what may be incomplete, and what may not be read, without a message each time."""
+        if failure not in UNFINISHED:
+            return False
+        now_s = self._clock.monotonic_s()
+        row = self._session.ledger.reader.field(file.slide_id, file.fov) if self._session else None
+        is_known = row is not None and row.failure == failure and row.mtime_ns >= 0
+        if (
+            self._debounce.is_young(file, now_s)
+            or failure == "changed"
+            or not os.path.lexists(file.path)
+            or (is_known and row is not None and row.status is Status.FAILED)
+        ):
+            self._debounce.put_back(file, now_s)
+            return True
+        return False
+
+    # -- the results ------------------------------------------------------------------------------------
+
+    def _opened_at_start(self) -> Session | None:
+        """Opens the session; waits for another writer."""
+        while True:
+            try:
+                return self._opened(check=True)
+            except BusyError as error:
+                if self._stop.signal is not None:
+                    raise
+                self._wait(self._trouble(Activity.ANOTHER_WRITER, error))
+
+    def _opened(self, *, check: bool) -> Session:
+        """Opens the ledger; a damaged one is kept aside first.
+
+        Raises:
+            UnavailableError: It cannot be opened now.
+        """
+        counting = self._options.counting
+        with writing(counting.out):
+            ledger = self._undamaged(counting.out, check=check)
+        self._done.clear()
+        # The process before may have been killed.
+        self._must_refresh = self._must_refresh or ledger.reader.tables_are_stale()
+        return Session(
+            counting,
+            ledger,
+            on_step=lambda step: self._say.step(step, counting.views.edges),
+            stop=self._stop,
+            clock=self._clock,
+            may_wait=self._may_wait,
+            keep_going=self._has_time,
+        )
+
+    def _undamaged(self, out: Path, *, check: bool) -> Ledger:
+        found, self._damage = self._damage, ""
+        if not found:
+            try:
+                ledger = Ledger(out)
+                found = ledger.reader.damage() if check else ""
+                if not found:
+                    return ledger
+                ledger.close()
+            except DamagedError as error:
+                found = str(error)
+        aside = keep_aside(out, self._clock.now().astimezone(UTC).strftime("%Y%m%dT%H%M%SZ"))
+        log.error(
+            "the ledger was damaged (%s). It is kept in %s, with the tables made from it; images that are in"
+            " the camera's folder are counted again, counts of others stand in those tables only",
+            found,
+            path_text(aside),
+        )
+        return Ledger(out)
+
+    def _close_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+
+    def _refresh_if_needed(self, session: Session) -> None:
+        if self._must_refresh:
+            with writing(self._options.counting.out):
+                session.views.refresh()
+            self._must_refresh = False
+
+    def _check_room(self) -> None:
+        """Raises `_FullError` while the results' disk is nearly full: before harm, not after."""
+        out, least = self._options.counting.out, self._options.min_free_bytes
+        free = free_bytes(out)
+        self._is_full = free < least * (_ROOM_AGAIN if self._is_full else 1.0)
+        if self._is_full:
+            raise _FullError(
+                f"{path_text(out)}: {free / 1e6:.0f} MB are free, less than {least / 1e6:.0f} MB",
+                "free space; it goes on by itself",
+            )
+
+    def _trouble(self, activity: Activity, error: UnavailableError) -> float:
+        """Tells what is wrong, once; returns when to try again, seconds.
+
+        Raises:
+            UnavailableError: Of a service that was to end when all is done.
+        """
+        if self._once and activity is not Activity.ANOTHER_WRITER:
+            raise error
+        wait_s = _TROUBLE_S[min(self._n_troubles, len(_TROUBLE_S) - 1)]
+        self._n_troubles += 1
+        wait_s = min(wait_s, max(self._options.scan_every_s, 1.0))
+        # Not before, however many events come meanwhile. Files that were closed then wait for their time.
+        self._next_scan_s = self._soonest_scan_s = self._clock.monotonic_s() + wait_s
+        self._closed.clear()
+        self._say.trouble(activity, error)
+        return wait_s
+
+    # -- new options ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _on_reload(self) -> Iterator[None]:
+        """Takes SIGHUP as the wish for new options."""
+
+        def ask(_number: int, _frame: FrameType | None) -> None:
+            self._is_reload_asked = True
+            self._wake.wake()
+
+        if self._reload is None:
+            yield
+            return
+        before = signal.signal(signal.SIGHUP, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def _take_new_options(self) -> None:
+        systemd, old = self._say.systemd, self._options
+        self._is_reload_asked = False
+        systemd.reloading()
+        try:
+            new = self._reload() if self._reload is not None else old
+            check_options(new)
+            if new.counting.out != old.counting.out:
+                raise UsageError(
+                    f"out cannot change from {path_text(old.counting.out)} to"
+                    f" {path_text(new.counting.out)} while the service runs",
+                    "restart it",
+                )
+        except RbcEdgeError as error:
+            log.error("the new settings are not taken, the old ones hold: %s", error)
+            systemd.ready("the new settings are wrong, the old ones hold; see the log")
+            return
+        self.close()
+        self._take(new)
+        log.info("new settings taken; bundle %s", new.counting.recipe.bundle_id)
+        systemd.ready("new settings taken")

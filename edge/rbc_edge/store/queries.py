@@ -1,0 +1,165 @@
+"""Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rbc_edge.store.recovery import damage
+from rbc_edge.store.rows import (
+    FIELD_COLUMNS,
+    FieldRow,
+    SlideScale,
+    Status,
+    Tally,
+    Version,
+    field_row,
+    scale_of,
+    unpack_cells,
+)
+from rbc_edge.store.schema import Database
+from rbc_edge.values import Cells
+
+_FIELDS = f"SELECT {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+
+
+@dataclass(frozen=True, slots=True)
+class SlideContents:
+    """What of a slide is known before it is counted.
+
+    Attributes:
+        counted: Digests of the contents that the version asked for has counted, by the size of their file.
+        failed: Names of the fields that failed.
+    """
+
+    counted: dict[int, frozenset[str]]
+    failed: frozenset[str]
+
+
+class Reader:
+    """The queries of a ledger.
+
+    Args:
+        database: The ledger's file, open for reading or writing.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self.path = database.path
+
+    @classmethod
+    def open(cls, out: Path) -> Self:
+        """Opens the ledger of an output folder for reading only, while another process may write it.
+
+        Raises:
+            DamagedError: The file is damaged.
+            UnavailableError: There is none, it cannot be read, or this version does not read it.
+        """
+        return cls(Database.for_reading(out))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def changes(self) -> int:
+        """Returns a number that changes when another connection has changed the ledger."""
+        version = self._db.first("PRAGMA data_version")
+        return int(version[0]) if version else 0
+
+    def note(self, name: str) -> str:
+        """Returns a note kept with the counts. Empty when there is none."""
+        row = self._db.first("SELECT content FROM note WHERE name = ?", name)
+        return "" if row is None else str(row[0])
+
+    def damage(self) -> str:
+        """Reads the whole ledger and returns what is wrong with it (`recovery.damage`)."""
+        return damage(self._db)
+
+    def tables_are_stale(self) -> bool:
+        """Tells whether something changed since `Ledger.tables_written`, also after a kill."""
+        return self._db.first("SELECT 1 FROM flag WHERE name = 'tables-stale'") is not None
+
+    # -- slides and fields ------------------------------------------------------------------------------
+
+    def slide_ids(self) -> list[str]:
+        """Returns every slide ever seen, in order of first sight, also those that have no fields now."""
+        return [row[0] for row in self._db.rows("SELECT slide_id FROM slide ORDER BY slide_key")]
+
+    def slide_scale(self, slide_id: str) -> SlideScale | None:
+        """Returns the scale estimated for a slide. None when it never was."""
+        row = self._db.first(
+            "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
+            " WHERE slide_id = ? AND scale_source IS NOT NULL",
+            slide_id,
+        )
+        if row is None:
+            return None
+        diameter, source, bundle_id, n_fields = row
+        return SlideScale(scale_of(diameter, source), bundle_id, n_fields)
+
+    def contents(self, slide_id: str, version: Version) -> SlideContents:
+        """Returns what a slide holds: contents that this version has counted, and failures."""
+        counted: dict[int, set[str]] = {}
+        failed = set()
+        for fov, size_bytes, sha256, status, bundle_id, settings in self._db.rows(
+            "SELECT fov, size_bytes, sha256, status, bundle_id, settings FROM field"
+            " JOIN slide USING (slide_key) WHERE slide_id = ?",
+            slide_id,
+        ):
+            if status == Status.FAILED:
+                failed.add(fov)
+            elif status == Status.OK and (bundle_id, settings) == (version.bundle_id, version.settings):
+                counted.setdefault(size_bytes, set()).add(sha256)
+        return SlideContents({n: frozenset(found) for n, found in counted.items()}, frozenset(failed))
+
+    def fields(self, slide_id: str) -> Iterator[FieldRow]:
+        """Yields a slide's fields of view in order of their names."""
+        return map(field_row, self._db.rows(f"{_FIELDS} WHERE slide_id = ? ORDER BY fov", slide_id))
+
+    def field(self, slide_id: str, fov: str) -> FieldRow | None:
+        """Returns one field of view. None when the ledger does not know it."""
+        row = self._db.first(f"{_FIELDS} WHERE slide_id = ? AND fov = ?", slide_id, fov)
+        return None if row is None else field_row(row)
+
+    def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
+        """Yields (fov, cells) of a slide's counted fields in order of their names."""
+        for fov, packed in self._db.rows(
+            "SELECT fov, packed FROM cells JOIN field USING (field_key) JOIN slide USING (slide_key)"
+            " WHERE slide_id = ? ORDER BY fov",
+            slide_id,
+        ):
+            yield fov, unpack_cells(packed)
+
+    # -- sums -------------------------------------------------------------------------------------------
+
+    def tally(self) -> Tally:
+        """Sums up the ledger."""
+        n = dict(self._db.rows("SELECT status, count(*) FROM field GROUP BY status"))
+        newest = self._db.first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
+        slides = self._db.first("SELECT count(*) FROM slide")
+        return Tally(
+            n_ok=n.get(Status.OK, 0),
+            n_failed=n.get(Status.FAILED, 0),
+            n_duplicates=n.get(Status.DUPLICATE, 0),
+            n_slides=int(slides[0]) if slides else 0,
+            newest_analyzed_at=newest[0] if newest else "",
+        )
+
+    def failures(self, limit: int) -> list[FieldRow]:
+        """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
+        query = f"{_FIELDS} WHERE status = 'failed' ORDER BY field_key DESC LIMIT ?"
+        return [field_row(row) for row in self._db.rows(query, limit)]
+
+    def failure_counts(self) -> dict[str, int]:
+        """Returns how many fields of view failed for each reason, the most frequent first."""
+        return dict(
+            self._db.rows(
+                "SELECT failure, count(*) FROM field WHERE status = 'failed' GROUP BY failure"
+                " ORDER BY count(*) DESC, failure"
+            )
+        )

@@ -1,0 +1,316 @@
+"""The ledger's file: its tables, its migrations, and the whole policy of SQLite in one class.
+
+The policy: write-ahead log, so that readers never wait for the writer. Changes gather in one transaction. A
+commit is forced to the disk and survives a power cut. A light commit survives only the death of the process.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import ENOENT, ENOTDIR
+from pathlib import Path
+from typing import Any, Final, Self
+
+from rbc_edge.errors import UnavailableError
+from rbc_edge.text import path_text
+
+FILE_NAME: Final = "ledger.sqlite3"
+
+_APPLICATION_ID: Final = 0x52424345  # "RBCE": tells our file from any other SQLite file
+_BUSY_TIMEOUT_S: Final = 10.0
+
+# One tuple of statements for each schema version, each in one transaction. Never change one that shipped.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE slide (
+            slide_key INTEGER PRIMARY KEY,         -- in order of first sight: names of tables depend on it
+            slide_id TEXT NOT NULL UNIQUE,
+            cell_diameter_px REAL,                 -- the estimate kept for the slide; NULL: no cell seen
+            scale_source TEXT,                     -- NULL: never estimated
+            scale_bundle_id TEXT
+        )
+        """,
+        """
+        CREATE TABLE field (
+            field_key INTEGER PRIMARY KEY,
+            slide_key INTEGER NOT NULL REFERENCES slide,
+            fov TEXT NOT NULL,
+            path BLOB NOT NULL,                    -- bytes: a file name need not be text
+            size_bytes INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,             -- -1: look at the file again
+            sha256 TEXT NOT NULL,                  -- '' where the file could not be read
+            status TEXT NOT NULL CHECK (status IN ('ok', 'failed', 'duplicate')),
+            failure TEXT NOT NULL,
+            message TEXT NOT NULL,
+            width_px INTEGER,
+            height_px INTEGER,
+            cell_diameter_px REAL,
+            scale_source TEXT,
+            quality_flags TEXT NOT NULL,
+            captured_at TEXT NOT NULL,
+            analyzed_at TEXT NOT NULL,
+            bundle_id TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            elapsed_ms REAL NOT NULL,
+            counts BLOB,                           -- int32 (rules, 4), see rows.pack_counts
+            UNIQUE (slide_key, fov),
+            CHECK ((status = 'ok') = (counts IS NOT NULL))
+        )
+        """,
+        "CREATE INDEX field_content ON field (slide_key, sha256)",
+        # The promise of the ledger, held by the database: a content is counted once in a slide.
+        "CREATE UNIQUE INDEX counted_once ON field (slide_key, sha256) WHERE status = 'ok'",
+        # Apart from the row, so that reading a hundred thousand rows does not read their cells.
+        """
+        CREATE TABLE cells (
+            field_key INTEGER PRIMARY KEY REFERENCES field ON DELETE CASCADE,
+            packed BLOB NOT NULL                   -- see rows.pack_cells
+        )
+        """,
+        "CREATE TABLE flag (name TEXT PRIMARY KEY)",
+    ),
+    (
+        # How many fields the slide's scale was estimated from. NULL: by a version that did not say.
+        "ALTER TABLE slide ADD COLUMN scale_fields INTEGER",
+        "CREATE INDEX field_path ON field (path)",
+        "CREATE INDEX field_status ON field (status, field_key)",
+        # Images that a process has opened and not recorded. One that a dead process left here may have
+        # killed it.
+        """
+        CREATE TABLE attempt (
+            path BLOB PRIMARY KEY,
+            size_bytes INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            n INTEGER NOT NULL,                    -- processes that began it
+            trials INTEGER NOT NULL,               -- sandbox runs begun since one ended alive
+            process TEXT NOT NULL                  -- the last of them
+        ) WITHOUT ROWID
+        """,
+        "CREATE TABLE note (name TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID",
+    ),
+)
+
+
+class DamagedError(UnavailableError):
+    """The ledger's file is damaged. `recovery.keep_aside` makes room for a new one."""
+
+
+class Database:
+    """One connection to a ledger's file.
+
+    Attributes:
+        path: The file.
+        connection: The SQLite connection.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self.connection = connection
+        self._is_forced = True  # nothing was committed since the last forced write
+        self._is_full_sync: bool | None = None
+
+    @classmethod
+    def for_writing(cls, out: Path) -> Self:
+        """Opens the ledger of an output folder, and creates or migrates it where needed.
+
+        Args:
+            out: The output folder. It must exist.
+
+        Raises:
+            DamagedError: The file is damaged.
+            UnavailableError: The folder cannot be written, or the file is no ledger, or a newer version's.
+        """
+        path = out / FILE_NAME
+        with _guard(path):
+            database = cls(path, sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None))
+            try:
+                database._prepare()
+            except BaseException:
+                database.close()
+                raise
+        return database
+
+    @classmethod
+    def for_reading(cls, out: Path) -> Self:
+        """Opens the ledger of an output folder for reading only, while another process may write it.
+
+        Raises:
+            DamagedError: The file is damaged.
+            UnavailableError: There is none, it cannot be read, or this version does not read it.
+        """
+        path = out / FILE_NAME
+        if is_gone(path):
+            raise UnavailableError(
+                f"{path_text(out)}: no {FILE_NAME} there", "give the --out of a run or of the service"
+            )
+        with _guard(path):
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            if not Path(f"{path}-wal").exists() and not os.access(out, os.W_OK):
+                # No process has it open, and SQLite cannot make its log in a folder that is read-only.
+                uri += "&immutable=1"
+            connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            database = cls(path, connection)
+            try:
+                database._check_version(oldest=len(MIGRATIONS))
+            except BaseException:
+                database.close()
+                raise
+        return database
+
+    def close(self) -> None:
+        """Drops what was not committed."""
+        self.connection.close()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns what SQLite reports into an error that says what to do."""
+        with _guard(self.path):
+            yield
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One change. It joins the open transaction, and takes back all of it when it fails."""
+        with self.guard():
+            db = self.connection
+            if not db.in_transaction:
+                # Forced to the disk later, by `commit`. SQLite takes this only between transactions.
+                self._sync(full=False)
+                db.execute("BEGIN IMMEDIATE")
+                # First, so that a change may take it away.
+                db.execute("INSERT OR IGNORE INTO flag VALUES ('tables-stale')")
+            try:
+                yield db
+            except BaseException:
+                self.rollback()
+                raise
+
+    def commit(self) -> None:
+        """Makes everything written so far last, through a power cut."""
+        with self.guard():
+            if self.connection.in_transaction:
+                self.connection.execute("COMMIT")
+                self._is_forced = False
+            if not self._is_forced:
+                # One change that is forced to the disk takes everything before it along.
+                self._sync(full=True)
+                self.connection.execute("INSERT OR REPLACE INTO flag VALUES ('forced')")
+                self._is_forced = True
+
+    def commit_lightly(self) -> None:
+        """Makes everything written so far outlive this process, not yet a power cut."""
+        with self.guard():
+            if self.connection.in_transaction:
+                self.connection.execute("COMMIT")
+                self._is_forced = False
+
+    def rollback(self) -> None:
+        """Takes back what was not committed."""
+        with suppress(sqlite3.Error):  # a full disk has rolled it back already
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+
+    def rows(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        """Yields the rows of a query."""
+        with self.guard():
+            # Not `yield from`: that closes the cursor of a generator left early, maybe after the database.
+            for row in self.connection.execute(sql, values):  # noqa: UP028
+                yield row
+
+    def first(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        """Returns the first row. Unlike a generator, nothing of it is left to be closed later."""
+        with self.guard():
+            cursor = self.connection.execute(sql, values)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            cursor.close()
+            return row
+
+    def _sync(self, *, full: bool) -> None:
+        if full is not self._is_full_sync:
+            self.connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            self._is_full_sync = full
+
+    def _prepare(self) -> None:
+        db = self.connection
+        self._check_version(oldest=0)
+        # Where the file system has no shared memory SQLite keeps its rollback journal, as safe but slower.
+        db.execute("PRAGMA journal_mode = WAL").fetchone()
+        self._sync(full=True)
+        db.execute("PRAGMA foreign_keys = ON")
+        for number, statements in enumerate(MIGRATIONS, 1):
+            if int(db.execute("PRAGMA user_version").fetchone()[0]) >= number:
+                continue
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                # Asked again inside: another process may have migrated while this one waited.
+                if int(db.execute("PRAGMA user_version").fetchone()[0]) < number:
+                    for statement in statements:
+                        db.execute(statement)
+                    db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                    db.execute(f"PRAGMA user_version = {number}")
+                db.execute("COMMIT")
+            except BaseException:
+                self.rollback()
+                raise
+
+    def _check_version(self, *, oldest: int) -> None:
+        db, name = self.connection, path_text(self.path)
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        application = int(db.execute("PRAGMA application_id").fetchone()[0])
+        is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if application != _APPLICATION_ID and not is_empty:
+            raise UnavailableError(f"{name} is a database of another program", "choose another output folder")
+        if version > len(MIGRATIONS):
+            raise UnavailableError(
+                f"{name} was written by a newer rbc-edge (ledger version {version}; this one knows"
+                f" {len(MIGRATIONS)})",
+                "update rbc-edge, or choose another output folder",
+            )
+        if version < oldest:
+            raise UnavailableError(
+                f"{name} was written by an older rbc-edge (ledger version {version})",
+                "run `rbc-edge run` or the service on it once; that brings it up to date",
+            )
+
+
+def is_gone(path: Path) -> bool:
+    """Tells that no file is there. A folder that we may not read hides its files, it does not lose them."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno in (ENOENT, ENOTDIR)
+    return False
+
+
+def error_kind(error: sqlite3.Error) -> int:
+    """Returns SQLite's primary result code of an error; 0 where it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+@contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        where = path_text(path)
+        match error_kind(error):
+            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_FORMAT:
+                raise DamagedError(
+                    f"{where}: the ledger is damaged: {error}",
+                    "move it aside and run again: the images are counted again",
+                ) from error
+            case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
+                raise UnavailableError(
+                    f"{where}: cannot write: {error}",
+                    "free space on the disk and run again: what was counted is kept",
+                ) from error
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+                raise UnavailableError(
+                    f"{where}: cannot write: {error}", "check the permissions of the output folder"
+                ) from error
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                raise UnavailableError(
+                    f"{where}: another program holds the ledger", "close it and run again"
+                ) from error
+        raise

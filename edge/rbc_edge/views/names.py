@@ -1,0 +1,80 @@
+"""Names of the files that show a slide: valid on every disk, and no two the same."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+OVERLAYS: Final = "overlays"
+OVERLAY_SUFFIX: Final = "_overlay.jpg"
+REPORTS: Final = "reports"
+
+_RESERVED: Final = frozenset({"slides"})  # slides.csv is the table of all slides
+_MAX_NAME_BYTES: Final = 120  # with prefix, hash and suffix it stays below 255, the limit of file systems
+
+
+def file_names(slide_ids: Sequence[str]) -> dict[str, str]:
+    """Gives each slide a file name without suffix that every file system accepts.
+
+    Args:
+        slide_ids: Slides, the one that was seen first in front. A slide keeps its name when others are added.
+
+    Returns:
+        File name by slide. A name ends in a hash of the slide_id if it is too long, or reserved, or if an
+        earlier name differs from it only by case or by characters that a file name cannot have.
+    """
+    names: dict[str, str] = {}
+    taken = set(_RESERVED)
+    for slide_id in slide_ids:
+        name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", slide_id)
+        name = re.sub(r"^[.\-~]+|[. ]+$", "_", name) or "_"
+        digest = hashlib.sha256(slide_id.encode()).hexdigest()
+        length = 8
+        short = name
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            short = name.encode()[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
+            name = f"{short}-{digest[:length]}"
+        while _folded(name) in taken:
+            name = f"{short}-{digest[:length]}"
+            length += 8
+        taken.add(_folded(name))
+        names[slide_id] = name
+    return names
+
+
+def _folded(name: str) -> str:
+    """Returns the same text for names that are one file where the file system ignores case or accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def on_disk(name: str) -> str:
+    """Returns a file name in the form that the system wants: UTF-8 on disk in every locale."""
+    return os.fsdecode(name.encode())
+
+
+def overlay_folder(out: Path, slide_name: str) -> Path:
+    """Returns the folder of a slide's overlays, from its file name (`file_names`)."""
+    return out / OVERLAYS / on_disk(slide_name)
+
+
+def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, Path]:
+    """Returns the path of the overlay of each field of view, also where none is drawn.
+
+    `slide_name` comes from `file_names`. `fovs` are all counted fields of the slide, in order.
+    """
+    folder = overlay_folder(out, slide_name)
+    return {fov: folder / on_disk(f"{name}{OVERLAY_SUFFIX}") for fov, name in file_names(fovs).items()}
+
+
+def page_name(slide_name: str) -> str:
+    """Returns the file name of a slide's page. ``index.html`` is the list of all slides."""
+    return f"{slide_name}_.html" if slide_name.casefold() == "index" else f"{slide_name}.html"
+
+
+def visible(text: str) -> str:
+    """Makes a name visible: control characters, and those that change the writing direction, as escapes."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,207 @@
+"""Looks: pure work that any executor does, in the order asked for."""
+
+import csv
+import multiprocessing
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from math import isnan
+from pathlib import Path
+from threading import Event
+
+import cv2
+import pytest
+from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, write_disks
+
+from rbc_edge.errors import BundleError
+from rbc_edge.ops.synthetic import DrawnField
+from rbc_edge.station.inbox import scan
+from rbc_edge.station.job import (
+    AnalyzerRecipe,
+    Task,
+    drop_analyzer,
+    estimate_scale,
+    look_at,
+    looks,
+    spread,
+)
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.store.rows import Look
+from rbc_edge.values import InboxFile, Scale, ScaleSource
+from rbc_edge.views.refresh import ViewOptions
+from rbc_edge.vision.bundle import Bundle
+
+GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
+TIMES = ("analyzed_at", "elapsed_ms")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[InboxFile, ...]:
+    for i in range(6):
+        write_disks(tmp_path / "camera" / f"{i}.png", i + 1, seed=i)
+    return scan([tmp_path / "camera"]).files
+
+
+@pytest.fixture
+def recipe() -> Iterator[AnalyzerRecipe]:
+    made = AnalyzerRecipe(BUNDLE_ID, StandIn)
+    yield made
+    drop_analyzer(made)
+
+
+def test_a_look_gives_cells_digest_and_time(files: tuple[InboxFile, ...], recipe: AnalyzerRecipe) -> None:
+    look = look_at(Task(files[2], GIVEN, recipe))
+    assert look.result is not None
+    assert (look.file, look.failure, len(look.result.cells)) == (files[2], "", 3)
+    assert len(look.sha256) == 64
+    assert look.elapsed_ms > 0
+    known = look_at(Task(files[2], GIVEN, recipe, frozenset({look.sha256})))
+    assert (known.result, known.failure, known.sha256) == (None, "", look.sha256)
+
+
+def test_a_failure_is_data(files: tuple[InboxFile, ...], recipe: AnalyzerRecipe) -> None:
+    files[0].path.write_bytes(b"no image")
+    look = look_at(Task(files[0], GIVEN, recipe))
+    assert (look.result, look.failure) == (None, "not-an-image")
+    assert len(look.sha256) == 64  # so that the broken file is known under another name
+    files[1].path.unlink()
+    assert look_at(Task(files[1], GIVEN, recipe)).failure == "vanished"
+
+
+def test_looks_come_in_order_and_only_a_few_are_begun_ahead(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe
+) -> None:
+    begun: list[str] = []
+
+    def tasks() -> Iterator[Task]:
+        for file in files:
+            begun.append(file.fov)
+            yield Task(file, GIVEN, recipe)
+
+    with ThreadPoolExecutor(2) as executor:
+        seen = []
+        for look in looks(tasks(), executor, n_ahead=2):
+            seen.append(look.file.fov)
+            assert len(begun) <= len(seen) + 2
+    assert seen == [file.fov for file in files]
+
+
+def test_nothing_behind_a_barrier_is_begun_before_what_is_in_front_of_it(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe
+) -> None:
+    order: list[str] = []
+
+    def tasks() -> Iterator[Task | None]:
+        for i, file in enumerate(files):
+            if i == 3:
+                yield None
+            order.append(f"begin {file.fov}")
+            yield Task(file, GIVEN, recipe)
+            if i == 3:
+                yield None
+
+    with ThreadPoolExecutor(2) as executor:
+        coming = looks(tasks(), executor, n_ahead=4)
+        order.extend(f"end {look.file.fov}" for look in coming)
+    assert order.index("begin 3") > order.index("end 2")
+    assert order.index("begin 4") > order.index("end 3")
+
+
+def test_work_that_is_no_longer_wanted_is_cancelled(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe
+) -> None:
+    submitted: list[Future[Look]] = []
+    may_end = Event()
+
+    class Watched(ThreadPoolExecutor):
+        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            future = super().submit(fn, *args, **kwargs)
+            submitted.append(future)
+            return future
+
+    with Watched(1) as executor:
+        coming = looks([Task(f, GIVEN, recipe) for f in files], executor, n_ahead=3)
+        next(coming)
+        blocker = executor.submit(may_end.wait, 30)
+        coming.close()
+        may_end.set()
+        blocker.result()
+    assert sum(future.cancelled() for future in submitted) >= 1
+    assert len(submitted) == 5
+
+
+def test_tasks_and_recipes_travel_between_processes(files: tuple[InboxFile, ...]) -> None:
+    recipe = AnalyzerRecipe.of(Bundle.open(TOY_BUNDLE), threads=1)
+    task = Task(files[0], GIVEN, recipe)
+    assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_a_bundle_that_changed_on_disk_is_refused(tmp_path: Path) -> None:
+    bundle = Bundle.open(TOY_BUNDLE)
+    recipe = AnalyzerRecipe.of(bundle, threads=1)
+    make = recipe.make
+    object.__setattr__(make, "bundle_id", "0" * 16)
+    with pytest.raises(BundleError, match="it is bundle"):
+        make()
+    with pytest.raises(BundleError, match="fp32"):
+        AnalyzerRecipe.of(bundle, precision="fp32")
+
+
+def test_an_estimate_passes_over_what_cannot_be_read(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe
+) -> None:
+    files[1].path.write_bytes(b"broken")
+    found = estimate_scale(files[:3], recipe)
+    assert (found.scale.cell_diameter_px, found.n_passed_over) == (40.0, 1)
+    assert found.read == (files[0], files[2])
+    nothing = estimate_scale(files[1:2], recipe)
+    assert nothing.scale.source is ScaleSource.NONE
+    assert isnan(nothing.scale.cell_diameter_px)
+
+
+def test_the_first_of_spread_files_lie_over_all_of_them(tmp_path: Path) -> None:
+    files = [InboxFile(tmp_path / f"{i}", "s", f"{i:03}", 1, 1) for i in range(100)]
+    ordered = spread(files)
+    assert [int(f.fov) for f in ordered[:8]] == [0, 14, 28, 42, 57, 71, 85, 99]
+    assert sorted(ordered, key=lambda f: f.fov) == files
+
+
+def tables(out: Path) -> dict[str, list[dict[str, str]]]:
+    found = {}
+    for path in sorted(out.rglob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+        found[path.relative_to(out).as_posix()] = rows
+    return found
+
+
+@pytest.mark.slow
+def test_threads_and_processes_give_the_same_tables(
+    tmp_path: Path, drawn_fields: tuple[DrawnField, ...]
+) -> None:
+    """The toy bundle, scale estimated, a broken image and a copy: by one thread, by threads, by processes."""
+    camera = tmp_path / "camera"
+    for slide in ("a", "b"):
+        (camera / slide).mkdir(parents=True)
+        for i, field in enumerate(drawn_fields):
+            done, data = cv2.imencode(".png", field.image[:, :, ::-1])
+            assert done
+            (camera / slide / f"{i}.png").write_bytes(data.tobytes())
+    (camera / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (camera / "b" / "copy.png").write_bytes((camera / "b" / "2.png").read_bytes())
+    recipe = AnalyzerRecipe.of(Bundle.open(TOY_BUNDLE), threads=1)
+
+    def count(name: str, executor: Executor | None, workers: int) -> dict[str, list[dict[str, str]]]:
+        options = CountOptions(
+            tmp_path / name, recipe, workers=workers, views=ViewOptions(cells=True, overlays=False)
+        )
+        summary = count_once([camera], options, executor=executor)
+        assert (summary.n_counted, summary.n_failed, summary.n_duplicates) == (12, 1, 1)
+        return tables(tmp_path / name)
+
+    alone = count("alone", None, 1)
+    with ThreadPoolExecutor(3) as threads:
+        assert count("threads", threads, 3) == alone
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        assert count("processes", processes, 2) == alone
+    assert sum(len(rows) for name, rows in alone.items() if name.startswith("cells/")) > 50
