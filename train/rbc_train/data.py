@@ -307,7 +307,15 @@ def read_txl_pbc(folder: Path, splits: Sequence[tuple[Split, str, str]]) -> Coll
             continue
         raw = _yolo_boxes(annotation, looked[0], result.findings)
         source = _TXL_SOURCES.get(looked[0], "pbc")
-        _add(result, folder / "images" / name, source, split, looked, annotation, raw)
+        _add(
+            result=result,
+            image=folder / "images" / name,
+            source=source,
+            split=split,
+            looked=looked,
+            annotation=annotation,
+            raw=raw,
+        )
     return result
 
 
@@ -337,7 +345,15 @@ def read_bccd(folder: Path, splits: Sequence[tuple[Split, str, str]]) -> Collect
         if looked is None:
             continue
         raw = _voc_boxes(annotation, looked[0], result.findings)
-        _add(result, image, "bccd", split, looked, annotation, raw)
+        _add(
+            result=result,
+            image=image,
+            source="bccd",
+            split=split,
+            looked=looked,
+            annotation=annotation,
+            raw=raw,
+        )
     for name in sorted(have - names.keys()):
         file = folder / "JPEGImages" / f"{name}.jpg"
         result.findings.append(
@@ -496,14 +512,15 @@ def _add(
         return
     result.photographs.append(
         Photograph(
-            image,
-            image.stem,
-            source,
-            split,
-            *size,
-            np.array(xyxy, np.float32).reshape(-1, 4),
-            np.array(class_id, np.int64),
-            thumbnail,
+            image_path=image,
+            name=image.stem,
+            source=source,
+            split=split,
+            width_px=size[0],
+            height_px=size[1],
+            xyxy=np.array(xyxy, np.float32).reshape(-1, 4),
+            class_id=np.array(class_id, np.int64),
+            thumbnail=thumbnail,
         )
     )
 
@@ -604,8 +621,25 @@ def write_dataset(
         yield done, len(photographs)
     threshold = labels.area_threshold(np.array([r["otsu_area"] for r in rows["train"]], np.int64))
     for split in ("train", "val"):
-        _write_crops(out / "crops", split, cut[split], rows[split], threshold, files, out)
-    _write_manifest(collection, out, files, counts, cell_diameter_px, crop_margin, threshold, of_source)
+        _write_crops(
+            folder=out / "crops",
+            split=split,
+            cut=cut[split],
+            rows=rows[split],
+            threshold=threshold,
+            files=files,
+            out=out,
+        )
+    _write_manifest(
+        collection=collection,
+        out=out,
+        files=files,
+        counts=counts,
+        cell_diameter_px=cell_diameter_px,
+        crop_margin=crop_margin,
+        threshold=threshold,
+        of_source=of_source,
+    )
     unfinished.unlink()
 
 

@@ -156,13 +156,13 @@ def with_labels(
     found_score = np.full(len(labels), np.nan, np.float32)
     found_score[pairs[pairs >= 0]] = result.cells.overlap_score[rbc][pairs >= 0]
     return Examined(
-        photograph,
-        result,
-        ranked,
-        np.full(len(labels), np.nan, np.float32) if label_score is None else label_score,
-        found_score,
-        np.array([v.label == "overlapping" for v in labels], np.bool_),
-        tuple(v.letter for v in labels),
+        photograph=photograph,
+        result=result,
+        ranked=ranked,
+        label_score=np.full(len(labels), np.nan, np.float32) if label_score is None else label_score,
+        found_score=found_score,
+        overlapping=np.array([v.label == "overlapping" for v in labels], np.bool_),
+        letter=tuple(v.letter for v in labels),
     )
 
 

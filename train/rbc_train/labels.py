@@ -147,5 +147,14 @@ def read_verified(folder: Path | None = None) -> VerifiedLabels:
                     "single" if label == "single" else "overlapping" if label == "overlapping" else ""
                 )
                 image = row["image"].rpartition("/")[2]
-                rows.append(VerifiedLabel(image, row["source"], xyxy, letter, verified, passes))
+                rows.append(
+                    VerifiedLabel(
+                        image=image,
+                        source=row["source"],
+                        xyxy=xyxy,
+                        letter=letter,
+                        label=verified,
+                        passes=passes,
+                    )
+                )
     return VerifiedLabels(rows)

@@ -114,10 +114,19 @@ def targets(
         shown = _figure(value) + (f" ({said})" if said and not math.isnan(value) else "")
         if key in between:
             shown += f" ({_range(between[key])})"
-        return _target(name, known, f"at least {goal:g}", value, shown, value >= goal)
+        return _target(
+            name=name, known=known, goal=f"at least {goal:g}", value=value, shown=shown, reached=value >= goal
+        )
 
     def within(name: str, known: str, goal: float, value: float, shown: str) -> Target:
-        return _target(name, known, f"within {100 * goal:g} %", value, shown, abs(value) <= goal)
+        return _target(
+            name=name,
+            known=known,
+            goal=f"within {100 * goal:g} %",
+            value=value,
+            shown=shown,
+            reached=abs(value) <= goal,
+        )
 
     ratio, low_high = a["rbc_count_ratio"], between["rbc_count_ratio"]
     median = a["rbc_field_error_median"]
@@ -149,8 +158,8 @@ def targets(
         lost = last.int8["rbc_ap50_95"] - last.fp32["rbc_ap50_95"]
         lines.append(
             _target(
-                "int8 less fp32, RBC AP50-95", "-0.0014", "at least -0.003", lost,
-                f"{lost:+.4f} ({last.where})", lost >= -0.003,
+                name="int8 less fp32, RBC AP50-95", known="-0.0014", goal="at least -0.003", value=lost,
+                shown=f"{lost:+.4f} ({last.where})", reached=lost >= -0.003,
             )
         )  # fmt: skip
         moved = last.int8["rbc_counted"] / max(last.fp32["rbc_counted"], 1) - 1
@@ -159,8 +168,22 @@ def targets(
         )
     else:
         lines += [
-            _target("int8 less fp32, RBC AP50-95", "-0.0014", "at least -0.003", math.nan, "", False),
-            _target("int8 against fp32, count", "", "within 0.3 %", math.nan, "", False),
+            _target(
+                name="int8 less fp32, RBC AP50-95",
+                known="-0.0014",
+                goal="at least -0.003",
+                value=math.nan,
+                shown="",
+                reached=False,
+            ),
+            _target(
+                name="int8 against fp32, count",
+                known="",
+                goal="within 0.3 %",
+                value=math.nan,
+                shown="",
+                reached=False,
+            ),
         ]
     changes = _of_bundle("scale", bundle_id, folder).get("changes", {})
     lines.append(_greatest("count change, scale 0.3 to 2.5 unknown", changes))
@@ -176,7 +199,9 @@ def _bccd_test(bundle_id: str, folder: Path) -> Target:
     value = data.get("map50")
     value = math.nan if value is None else float(value)
     name, known = "mAP50, BCCD's test split and own labels", "0.927"
-    return _target(name, known, "at least 0.92", value, _figure(value), value >= 0.92)
+    return _target(
+        name=name, known=known, goal="at least 0.92", value=value, shown=_figure(value), reached=value >= 0.92
+    )
 
 
 def _greatest(name: str, changes: Mapping[str, float | None]) -> Target:
@@ -185,7 +210,9 @@ def _greatest(name: str, changes: Mapping[str, float | None]) -> Target:
     worst = max(known, key=lambda k: abs(known[k]), default="")
     value = known.get(worst, math.nan)
     shown = f"{100 * value:+.2f} % ({worst})"
-    return _target(name, "", "within 2 %", value, shown, abs(value) < 0.02)
+    return _target(
+        name=name, known="", goal="within 2 %", value=value, shown=shown, reached=abs(value) < 0.02
+    )
 
 
 def _of_bundle(name: str, bundle_id: str, folder: Path) -> dict[str, Any]:
@@ -199,8 +226,8 @@ def _of_bundle(name: str, bundle_id: str, folder: Path) -> dict[str, Any]:
 
 def _target(name: str, known: str, goal: str, value: float, shown: str, reached: bool) -> Target:
     if math.isnan(value):
-        return Target(name, known, goal, value, "not run", None)
-    return Target(name, known, goal, value, shown, reached)
+        return Target(name=name, known=known, goal=goal, ours=value, shown="not run", reached=None)
+    return Target(name=name, known=known, goal=goal, ours=value, shown=shown, reached=reached)
 
 
 def targets_text(lines: Sequence[Target]) -> str:

@@ -314,12 +314,12 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     soft = read_taught(options.taught, options.dataset) if options.taught else None
     dealt = deal(read_rows(options.dataset, "train"), options.folds) if options.folds else {}
     training = read_samples(
-        options.dataset,
-        photographs,
-        "train",
-        options.labels,
-        soft,
-        lambda name: dealt.get(name) != options.fold,
+        dataset=options.dataset,
+        photographs=photographs,
+        split="train",
+        kind=options.labels,
+        soft=soft,
+        use=lambda name: dealt.get(name) != options.fold,
     )
     # Whatever teaches, the verified labels judge.
     validation = read_samples(options.dataset, photographs, "val", "verified")
@@ -359,7 +359,14 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
         # Teachers give probabilities; a label gives certainty, which no inspection has.
         smoothing = 0.015 if ours and options.labels != "taught" else 0.0
         loss = _run_epoch(
-            network, averaged, optimizer, crops, targets, weights, smoothing=smoothing, calm=ours
+            network=network,
+            averaged=averaged,
+            optimizer=optimizer,
+            crops=crops,
+            targets=targets,
+            weights=weights,
+            smoothing=smoothing,
+            calm=ours,
         )
         line = {"epoch": epoch + 1, "loss": loss, **_judge(judged, val_crops, validation.overlapping)}
         _log(options.out / "log.csv", line, first_row=epoch == 0)

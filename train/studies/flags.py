@@ -418,7 +418,16 @@ def try_defects(
 def _unseen(source: str, n: int) -> Looked:
     """A field before it is counted. Its `n` labelled red cells are the truth."""
     nothing = Features(*[math.nan] * len(fields_of(Features)))
-    return Looked(source, n, n, 0, math.nan, math.nan, nothing, ())
+    return Looked(
+        source=source,
+        n_true=n,
+        n_labelled=n,
+        n_rbc=0,
+        true_overlap=math.nan,
+        overlap=math.nan,
+        features=nothing,
+        flags=(),
+    )
 
 
 class _Shelf:
@@ -558,13 +567,13 @@ def weigh(rule: Rule, trials: Sequence[DefectTrial]) -> Weighed:
             np.array([_worth(rule, f) for f in plain if f.source == s]) for s in sources
         ])  # fmt: skip
     return Weighed(
-        rule,
-        len(harmed),
-        area,
-        best if rule.above else -best,
-        _share(harmed, rule),
-        1 - _share(spared, rule),
-        alarms,
+        rule=rule,
+        n_harmed=len(harmed),
+        auc=area,
+        best=best if rule.above else -best,
+        hit=_share(harmed, rule),
+        spared=1 - _share(spared, rule),
+        false_alarms=alarms,
     )
 
 

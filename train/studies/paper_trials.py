@@ -226,13 +226,13 @@ def _read_split(dataset: Path, photographs: dict[str, Photograph], split: Split)
     if not len(samples) == len(verified) == len(wide):
         raise UnavailableError(f"{file}: not the crops of its index", "make the dataset again")
     return Crops(
-        tight,
-        wide,
-        samples.overlapping,
-        labels.otsu_area(tight),
-        verified == "overlapping",
-        verified != "",
-        np.array(samples.source, np.str_),
+        tight=tight,
+        wide=wide,
+        weak=samples.overlapping,
+        area=labels.otsu_area(tight),
+        verified=verified == "overlapping",
+        known=verified != "",
+        source=np.array(samples.source, np.str_),
     )
 
 
@@ -467,7 +467,15 @@ class Plan:
         curves = [task for n in self.sizes for seed in seeds for task in self._curve(n, seed, self.steps)]
         # All weak labels there are, and the same time for the crops that have both.
         longer = [
-            Task("curve", "improved", REFERENCE, kind, n, seed, self.long_steps)
+            Task(
+                study="curve",
+                name="improved",
+                recipe=REFERENCE,
+                labels=kind,
+                n=n,
+                seed=seed,
+                steps=self.long_steps,
+            )
             for seed in range(self.long_seeds)
             for kind, n in LONGER
         ]
@@ -475,24 +483,61 @@ class Plan:
 
     def _curve(self, n: int, seed: int, steps: int) -> list[Task]:
         return [
-            Task("curve", "improved", REFERENCE, "weak", n, seed, steps),
-            Task("curve", "improved", REFERENCE, "verified", n, seed, steps),
-            Task("curve", "station", STATION, "verified", n, seed, steps),
+            Task(
+                study="curve", name="improved", recipe=REFERENCE, labels="weak", n=n, seed=seed, steps=steps
+            ),
+            Task(
+                study="curve",
+                name="improved",
+                recipe=REFERENCE,
+                labels="verified",
+                n=n,
+                seed=seed,
+                steps=steps,
+            ),
+            Task(
+                study="curve", name="station", recipe=STATION, labels="verified", n=n, seed=seed, steps=steps
+            ),
         ]
 
     def _ablations(self) -> list[Task]:
         ablations = [
-            Task("ablation", name, recipe, "verified", 0, seed, self.steps)
+            Task(
+                study="ablation",
+                name=name,
+                recipe=recipe,
+                labels="verified",
+                n=0,
+                seed=seed,
+                steps=self.steps,
+            )
             for seed in range(self.ablation_seeds)
             for name, recipe in ABLATIONS.items()
         ]
         # The reference is the end of a learning curve.
         reference = [
-            Task("curve", "improved", REFERENCE, "verified", 0, seed, self.steps)
+            Task(
+                study="curve",
+                name="improved",
+                recipe=REFERENCE,
+                labels="verified",
+                n=0,
+                seed=seed,
+                steps=self.steps,
+            )
             for seed in range(self.ablation_seeds)
         ]
         mixes = [
-            Task("mix", name, recipe, "verified", self.mix_size, seed, self.steps, share=share)
+            Task(
+                study="mix",
+                name=name,
+                recipe=recipe,
+                labels="verified",
+                n=self.mix_size,
+                seed=seed,
+                steps=self.steps,
+                share=share,
+            )
             for share in self.mixes
             for seed in range(self.mix_seeds)
             for name, recipe in MIXED.items()
@@ -508,8 +553,26 @@ def _experiments(seed: int, epochs: int) -> Iterator[Task]:
             for name, recipe in PRINTED.items():
                 # Each network with each size, once: what did the network do, and what the crops?
                 if name == own or batch == BATCHES[0]:
-                    yield Task("experiment", name, recipe, "weak", size.n, seed, steps, batch)
-            yield Task("shuffled", own, PRINTED[own], "weak", size.n, seed, steps, batch)
+                    yield Task(
+                        study="experiment",
+                        name=name,
+                        recipe=recipe,
+                        labels="weak",
+                        n=size.n,
+                        seed=seed,
+                        steps=steps,
+                        batch=batch,
+                    )
+            yield Task(
+                study="shuffled",
+                name=own,
+                recipe=PRINTED[own],
+                labels="weak",
+                n=size.n,
+                seed=seed,
+                steps=steps,
+                batch=batch,
+            )
 
 
 def perform(task: Task, train: Crops, val: Crops, begin: nn.Module | None = None) -> Trial:
@@ -723,14 +786,14 @@ def judge_rule(train: Crops, val: Crops) -> RuleFigures:
     weak, verified = int(train.weak[own].sum()), int(train.verified[own].sum())
     share = float(val.verified.mean()) if len(val) else float("nan")
     return RuleFigures(
-        len(train),
-        int(train.known.sum()),
-        _agreement(train.take(np.flatnonzero(train.known))),
-        ((n - weak, weak), (n - verified, verified)),
-        len(val),
-        _agreement(val),
-        metrics.auc(val.area.astype(np.float32), val.verified),
-        max(share, 1 - share),
+        n_train=len(train),
+        n_train_known=int(train.known.sum()),
+        train_agreement=_agreement(train.take(np.flatnonzero(train.known))),
+        bccd=((n - weak, weak), (n - verified, verified)),
+        n_val=len(val),
+        val_agreement=_agreement(val),
+        val_auc=metrics.auc(val.area.astype(np.float32), val.verified),
+        val_majority=max(share, 1 - share),
     )
 
 

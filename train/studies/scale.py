@@ -126,7 +126,16 @@ def try_scales(
         off = [not 3 / 4 <= r <= 4 / 3 for r in ratios]
         low, middle, high = np.nanpercentile(ratios, (5, 50, 95)).tolist()
         n_rbc = sum(of_camera.values())
-        yield ScaleTrial(factor, len(photographs), n_rbc, low, middle, high, sum(off), of_camera)
+        yield ScaleTrial(
+            factor=factor,
+            n_fields=len(photographs),
+            n_rbc=n_rbc,
+            ratio_low=low,
+            ratio_median=middle,
+            ratio_high=high,
+            n_off=sum(off),
+            n_rbc_of_source=of_camera,
+        )
 
 
 @dataclass(frozen=True, slots=True)
