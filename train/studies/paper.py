@@ -63,7 +63,7 @@ def paper(
     detector: console.DetectorOption = console.DETECTOR,
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
     seeds: Annotated[int, typer.Option(min=2, help="Draws of each experiment.")] = 30,
-    part: Annotated[Part | None, typer.Option(help="Only this.  [default: all three]")] = None,
+    part: Annotated[Part | None, typer.Option(help="Only this part. By default: all three.")] = None,
     work: Annotated[
         Path, typer.Option(help="Folder of finished trials. A command that was stopped continues there.")
     ] = Path("runs/paper"),
