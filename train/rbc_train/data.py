@@ -181,9 +181,7 @@ def read_public(data: Path) -> tuple[Collection, Collection]:
     splits = read_splits(data / "splits.csv")
     for part in ("txl_pbc", "bccd"):
         if not (data / part).is_dir():
-            raise UnavailableError(
-                f"{data / part}: no such folder", "docs/training.md says where to get the data"
-            )
+            raise UnavailableError(f"{data / part}: no such folder", "docs/training.md says where to get it")
     txl, bccd = read_txl_pbc(data / "txl_pbc", splits), read_bccd(data / "bccd", splits)
     names = {t.rpartition(".")[0]: b for _, b, t in splits if t and b}
     keep_apart((txl, bccd), same_as=names)

@@ -58,9 +58,7 @@ def teach(options: TeachingOptions, progress: Callable[[int, int, str], None] | 
         UsageError: If there are fewer than two folds, or the folder holds a run with other options.
     """
     if options.folds < 2:
-        raise UsageError(
-            "a verified crop needs a teacher that did not learn from it", "give two folds or more"
-        )
+        raise UsageError("a verified crop needs a teacher that has not seen it", "give two folds or more")
     rows = train_classifier.read_rows(options.dataset, "train")
     photographs = {p.name: p for p in read_public(options.data)[0].photographs}
     # Every crop has a weak label: this is all of them.
