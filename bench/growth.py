@@ -19,8 +19,10 @@ import numpy as np
 
 from bench.tiny import FIELDS_A_SLIDE, Instant, twenty_cells, write_tiny
 from rbc_edge.ops import synthetic
-from rbc_edge.station.runner import RunOptions, run_once
-from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import FieldOfView, InboxFile, Scale, ScaleSource
 from rbc_edge.views.tables import Tables
 from rbc_edge.vision.analyzer import Analyzer
@@ -37,7 +39,8 @@ def cost_of_run(n: int, base: Path) -> tuple[float, float]:
     took = []
     for _ in range(2):
         started_s = time.perf_counter()
-        summary = run_once(RunOptions((base / "camera",), base / "out"), _BUNDLE_ID, Instant)
+        options = CountOptions(base / "out", AnalyzerRecipe(_BUNDLE_ID, Instant))
+        summary = count_once((base / "camera",), options)
         took.append((time.perf_counter() - started_s) * 1e3 / n)
         if summary.n_failed or summary.n_images != n:
             raise SystemExit(f"bench/growth.py: of {n} tiny images {summary.n_failed} failed")
@@ -59,11 +62,10 @@ def cost_of_adding(out: Path, n: int) -> tuple[float, float]:
             slide = f"added-{i // FIELDS_A_SLIDE}"
             file = InboxFile(out / "none" / f"{i}.jpg", slide, f"fov-{i:06}", 1000, 1)
             version = Version(_BUNDLE_ID, "estimated")
-            entry = Entry(file, version, f"{n}-{i}", datetime.now(UTC).isoformat())
+            look = Look(file, f"{n}-{i}", result=result)
             started_s = time.perf_counter()
-            ledger.begin_attempts([file])
-            if ledger.settle(entry) is None:
-                ledger.record_ok(entry, result)
+            ledger.begin([file])
+            ledger.record(look, version, datetime.now(UTC).isoformat())
             ledger.commit()
             between_s = time.perf_counter()
             tables.write({slide})

@@ -1,6 +1,6 @@
 """Measures the time of each stage inside the program, and the floor below which it cannot get.
 
-``python -m bench.inside stages FOLDER`` runs the real `run_once` and prints the time of each of its parts.
+``python -m bench.inside stages FOLDER`` runs the real `count_once` and prints the time of each of its parts.
 ``python -m bench.inside prepare FOLDER FILE`` and then ``floor FILE`` measure the floor: the same images
 through the decoder and both networks only, with inputs that are prepared before.
 """
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
-from rbc_edge.station import runner
+from rbc_edge.station import job, session
 from rbc_edge.store import ledger
 from rbc_edge.values import CellClass
 from rbc_edge.views import tables
@@ -105,9 +105,9 @@ class Probe:
 
 def attach_all(probe: Probe) -> None:
     """Attaches all stages of the program, in the order of the flow of data."""
-    probe.attach("scan", runner, "scan", whole=True)
+    probe.attach("scan", session, "scan", whole=True)
     probe.attach("read, hash", image_file, "load_field")
-    probe.attach("decode", image_file, "_decode", whole=True)
+    probe.attach("decode", image_file, "decode", whole=True)
     probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
     probe.attach("field's own scale", scales, "look_elsewhere", whole=True)
@@ -122,7 +122,7 @@ def attach_all(probe: Probe) -> None:
     probe.attach("groups, edges", counting, "groups")
     probe.attach("groups, edges", boxes, "touches_edge")
     probe.attach("analyzer, rest", analyzer.Analyzer, "analyze")
-    for name in ("begin_attempts", "settle", "record_ok", "commit", "claim_paths", "done_as"):
+    for name in ("plan", "begin", "record", "commit", "keep_scale", "tables_written"):
         probe.attach("ledger", ledger.Ledger, name)
     probe.attach("CSV", tables.Tables, "write")
     probe.attach("CSV", tables.Tables, "write_slide")
@@ -137,7 +137,7 @@ def attach_all(probe: Probe) -> None:
 
 
 def stages(folder: Path, *, threads: int) -> dict[str, object]:
-    """Counts a folder with the real `run_once`, and returns milliseconds a field by stage.
+    """Counts a folder with the real `count_once`, and returns milliseconds a field by stage.
 
     The bundle and the sessions are opened before the clock starts. Threads that work at the same time are
     added up, so the sum of the stages is larger than the elapsed time.
@@ -148,8 +148,10 @@ def stages(folder: Path, *, threads: int) -> dict[str, object]:
     attach_all(probe)
     with tempfile.TemporaryDirectory() as out:
         started_s = time.perf_counter()
-        options = runner.RunOptions((folder,), Path(out) / "results", workers=threads)
-        summary = runner.run_once(options, bundle.bundle_id, lambda: ready)
+        recipe = job.AnalyzerRecipe(bundle.bundle_id, lambda: ready)
+        summary = session.count_once(
+            (folder,), session.CountOptions(Path(out) / "results", recipe, workers=threads)
+        )
         elapsed_s = time.perf_counter() - started_s
     n = summary.n_images
     by_stage = {stage: seconds * 1e3 / n for stage, seconds in probe.seconds.items()}

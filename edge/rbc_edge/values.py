@@ -113,16 +113,10 @@ class Decoded:
         _check("pixels", self.pixels, np.uint8, shape)
 
     @classmethod
-    def of(cls, pixels: UInt8, size: tuple[int, int] | None = None) -> "Decoded":
-        """Returns pixels as decoded.
-
-        Args:
-            pixels: uint8 (h, w, 3), RGB.
-            size: Width and height of the image where `pixels` are a half, a quarter or an eighth of it.
-        """
+    def of(cls, pixels: UInt8) -> "Decoded":
+        """Returns uint8 (H, W, 3) RGB as all of an image's pixels."""
         _check("pixels", pixels, np.uint8, (None, None, 3))
-        width, height = size or (pixels.shape[1], pixels.shape[0])
-        return cls(pixels, width, height, 2 ** round(math.log2(width / pixels.shape[1])))
+        return cls(pixels, pixels.shape[1], pixels.shape[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rbc_edge.ops.synthetic import CREAM, draw_slide
-from rbc_edge.station.runner import RunOptions, run_once
-from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.vision.bundle import Bundle
 from tests.arm64.comparison import COLUMNS, compare, read
 
@@ -30,8 +31,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, field in enumerate(fields):
         cv2.imwrite(str(folder / "slide" / f"{i}.png"), field.image[..., ::-1])
     bundle = Bundle.open(TOY)
-    options = RunOptions(paths=(folder / "slide",), out=folder / "out", cells=True)
-    run_once(options, bundle.bundle_id, lambda: Analyzer(bundle, threads=1))
+    recipe = AnalyzerRecipe.of(bundle, threads=1)
+    count_once((folder / "slide",), CountOptions(folder / "out", recipe, views=ViewOptions(cells=True)))
     return folder / "out"
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bench import growth, tiny
-from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.queries import Reader
 from rbc_edge.vision.image_file import load_field
 
 
@@ -19,7 +19,7 @@ def test_every_image_gets_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first, again = growth.cost_of_run(5, tmp_path)
     ledger_ms, tables_ms = growth.cost_of_adding(tmp_path / "out", 5)
     assert min(first, again, ledger_ms, tables_ms) > 0
-    with Ledger.reading(tmp_path / "out") as ledger:
+    with Reader.open(tmp_path / "out") as ledger:
         assert ledger.tally().n_ok == 5 + 3
     lines = (tmp_path / "out" / "added-0.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 3

@@ -17,7 +17,7 @@ from rbc_edge import cli
 from rbc_edge.config import Settings, load
 from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import Activity
-from rbc_edge.store.ledger import Status
+from rbc_edge.store.rows import Status
 from rbc_edge.values import ScaleSource
 from rbc_edge.views import tables
 from rbc_edge.vision.counting import EdgeRule

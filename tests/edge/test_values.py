@@ -87,10 +87,14 @@ def test_single_and_overlapping_are_all_red_cells(kinds: list[tuple[CellClass, b
 
 
 @given(st.integers(16, 200), st.integers(16, 200), st.sampled_from([1, 2, 4, 8]))
-def test_a_reduced_image_knows_its_reduction(width: int, height: int, reduction: int) -> None:
+def test_a_reduced_image_has_the_frame_of_the_whole(width: int, height: int, reduction: int) -> None:
     pixels = np.zeros((-(-height // reduction), -(-width // reduction), 3), np.uint8)
-    decoded = Decoded.of(pixels, (width, height))
-    assert (decoded.width_px, decoded.height_px, decoded.reduction) == (width, height, reduction)
+    decoded = Decoded(pixels, width, height, reduction)
+    field = FieldOfView("s", "f", "", decoded)
+    assert (field.width_px, field.height_px) == (width, height)
+    for wrong in {1, 2, 4, 8} - {reduction}:
+        with pytest.raises(ValueError, match="pixels: shape"):
+            Decoded(pixels, width, height, wrong)
     whole = FieldOfView.of(pixels, slide_id="s", fov="f")
     assert (whole.width_px, whole.height_px) == (pixels.shape[1], pixels.shape[0])
     assert whole.image is pixels

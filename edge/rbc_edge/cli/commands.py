@@ -2,7 +2,6 @@
 
 So ``rbc-edge run --help`` needs no numpy. Functions here are declarations: see `options.command`.
 """
-# ruff: noqa: B008  typer makes options of defaults
 
 from importlib import import_module
 from pathlib import Path

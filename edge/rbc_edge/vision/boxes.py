@@ -19,13 +19,7 @@ _PAIRS_AT_ONCE = 2_000_000
 
 
 def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px: float) -> Bool:
-    """Tells which boxes reach the image border.
-
-    Args:
-        xyxy: float32 (N, 4), pixels of the field of view.
-        width_px: Width of the field of view.
-        height_px: Height of the field of view.
-        cell_diameter_px: Diameter of a red cell in it, pixels.
+    """Tells which boxes, float32 (N, 4), reach the border of their field. All numbers are its pixels.
 
     Returns:
         bool (N, 4): left, top, right, bottom. A side counts as reached from `EDGE_MARGIN` on.

@@ -129,7 +129,7 @@ class View:
         return length_px / float(np.sqrt(self.px[0] * self.px[1]))
 
 
-def view(image: UInt8 | Decoded, cell_diameter_px: float, *, size: tuple[int, int] | None = None) -> View:
+def view(image: UInt8 | Decoded, cell_diameter_px: float) -> View:
     """Balances a field (`balance`), and shrinks it by a whole number if its cells are larger than needed.
 
     The mean of 2x2 pixels is a cheap first step. All that follows (light, resizing, crops) then has a quarter
@@ -139,12 +139,11 @@ def view(image: UInt8 | Decoded, cell_diameter_px: float, *, size: tuple[int, in
     Args:
         image: The field of view: uint8 (H, W, 3) RGB, or as it was decoded.
         cell_diameter_px: Diameter of a red cell in it, pixels of the field. NaN: unknown, nothing is shrunk.
-        size: Width and height of the field, pixels, where an array holds a part of its pixels only.
 
     Returns:
         The view, about H / k by W / k pixels.
     """
-    field = image if isinstance(image, Decoded) else Decoded.of(image, size)
+    field = image if isinstance(image, Decoded) else Decoded.of(image)
     left = max_reduction(cell_diameter_px) / field.reduction
     small = rescale(field.pixels, 1 / left) if left > 1 else field.pixels
     height, width = field.pixels.shape[:2]
@@ -204,13 +203,9 @@ class Tile:
 def tiles(
     width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
 ) -> Iterator[Tile]:
-    """Cuts a field into windows that overlap. A field that fits into one window is not cut.
+    """Cuts a field at model scale into windows of at most `tile_px` that overlap by at least `overlap_px`.
 
-    Args:
-        width: Width of the scaled field, pixels.
-        height: Height of the scaled field, pixels.
-        tile_px: Largest side of a window.
-        overlap_px: Smallest overlap of neighbouring windows.
+    A field that fits into one window is not cut.
 
     Yields:
         Tiles in reading order, of nearly equal size.
@@ -241,11 +236,6 @@ def snug(width: int, height: int, factor: float) -> float:
 
     A field 253 pixels wide needs an input of 288, one of 248 an input of 256. A fifth of the pixels, and of
     the detector's time, would be padding. A few per cent of scale do not change what the detector finds.
-
-    Args:
-        width: Width of the field, pixels.
-        height: Height of the field, pixels.
-        factor: New size over old size that is wanted, > 0.
 
     Returns:
         The factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those the

@@ -56,11 +56,7 @@ def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tu
 
 
 def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
-    """Estimates the red-cell diameter of one field.
-
-    Args:
-        image: uint8 (H, W, 3) RGB.
-        detector: The detector to measure with.
+    """Estimates the red-cell diameter of one field, uint8 (H, W, 3) RGB, balanced.
 
     Returns:
         Diameter, pixels of the field (NaN when no guess finds red cells), and the number of cells measured.
@@ -74,13 +70,7 @@ def look_elsewhere(
     """Tries whether a field with few cells shows more of them at a very different scale.
 
     The guesses are coarser than those of `estimate_field` and take half the time. A guess must explain more
-    than what was found at the field's scale.
-
-    Args:
-        image: uint8 (H, W, 3) RGB.
-        detector: The detector to measure with.
-        found: What it found at `cell_diameter_px`.
-        cell_diameter_px: The scale, pixels of the field.
+    than what was `found` at the field's scale, `cell_diameter_px` (pixels of the field).
 
     Returns:
         As `estimate_field`. NaN and 0 when no other scale explains more.

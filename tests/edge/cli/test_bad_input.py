@@ -22,9 +22,11 @@ from PIL import Image
 from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, disks, encoded, write_disks
 
 import rbc_edge
-from rbc_edge.station.runner import RunOptions, RunSummary, Step, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, Step, Summary, count_once
 
 N_GOOD = 7
+STAND_IN = AnalyzerRecipe(BUNDLE_ID, StandIn)
 SOURCE_ROOT = str(Path(rbc_edge.__file__).parents[1])
 
 
@@ -129,9 +131,9 @@ def camera(tmp_path: Path) -> Path:
     return tmp_path / "camera"
 
 
-def count(camera: Path, out: Path) -> tuple[RunSummary, dict[str, dict[str, str]], list[Step]]:
+def count(camera: Path, out: Path) -> tuple[Summary, dict[str, dict[str, str]], list[Step]]:
     steps: list[Step] = []
-    summary = run_once(RunOptions((camera,), out), BUNDLE_ID, StandIn, on_step=steps.append)
+    summary = count_once((camera,), CountOptions(out, STAND_IN), on_step=steps.append)
     with (out / f"{camera.name}.csv").open(encoding="utf-8", newline="") as file:
         return summary, {row["fov"]: row for row in csv.DictReader(file)}, steps
 
@@ -218,9 +220,9 @@ def test_file_and_folder_without_permission() -> None:
             assert (rows["locked"]["status"], rows["locked"]["failure"]) == ("failed", "unreadable")
             assert rows["locked"]["n_rbc"] == ""
             with pytest.raises(rbc_edge.errors.UnavailableError, match="cannot list the folder"):
-                run_once(RunOptions((top / "closed",), top / "out"), BUNDLE_ID, StandIn)
+                count_once((top / "closed",), CountOptions(top / "out", STAND_IN))
             with pytest.raises(rbc_edge.errors.UnavailableError, match=r"cannot write|Permission denied"):
-                run_once(RunOptions((top / "camera",), top / "closed" / "out"), BUNDLE_ID, StandIn)
+                count_once((top / "camera",), CountOptions(top / "closed" / "out", STAND_IN))
         (top / "camera" / "locked.png").chmod(0o644)
         (top / "camera" / "sub").chmod(0o755)
         with without_privileges():

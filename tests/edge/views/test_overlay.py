@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from stand_in import StandIn, write_disks
 
-from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, InboxFile, Scale, ScaleSource, UInt8
 from rbc_edge.views import overlay
 from rbc_edge.views.overlay import Overlays
@@ -124,17 +125,18 @@ class Desk:
         path = self.camera / slide_id / f"{fov}.png"
         write_disks(path, n, seed=seed)
         field = load_field(path, slide_id, fov)
-        entry = Entry(
-            InboxFile(path, slide_id, fov, 1, 1),
-            Version(bundle_id, "x"),
-            field.sha256,
-            "2026-01-01T00:00:00Z",
-        )
-        self.ledger.record_ok(entry, StandIn().analyze(field, Scale(40.0, ScaleSource.SLIDE)))
+        result = StandIn().analyze(field, Scale(40.0, ScaleSource.SLIDE))
+        look = Look(InboxFile(path, slide_id, fov, 1, 1), field.sha256, result=result)
+        self.ledger.record(look, Version(bundle_id, "x"), "2026-01-01T00:00:00Z")
         return path
 
+    def move(self, path: Path, slide_id: str) -> None:
+        """Has another slide claim the file."""
+        look = Look(InboxFile(path, slide_id, path.stem, 1, 1), failure="truncated")
+        self.ledger.record(look, Version("b1", "x"), "2026-01-01T00:00:00Z")
+
     def draw(self, slide_id: str = "s", **options: object) -> bool:
-        return Overlays(self.out, self.ledger, **options).write_slide(slide_id)  # type: ignore[arg-type]
+        return Overlays(self.out, self.ledger.reader, **options).write_slide(slide_id)  # type: ignore[arg-type]
 
     def files(self) -> dict[str, int]:
         """Paths below the folder of overlays, and which file each is."""
@@ -171,7 +173,7 @@ def test_each_field_has_its_picture_with_a_strip_below(desk: Desk) -> None:
 def test_the_strip_says_the_counts_scale_thresholds_and_bundle(toy_bundle_path: Path, desk: Desk) -> None:
     manifest = Bundle.open(toy_bundle_path).manifest
     desk.count("s", "a", 5, bundle_id=manifest.bundle_id)
-    row = desk.ledger.field("s", "a")
+    row = desk.ledger.reader.field("s", "a")
     assert row is not None
     narrow = np.full((40, 20, 3), 9, np.uint8)
     plain = overlay.with_footer(narrow, row, edges=EdgeRule.ALL, manifest=None)
@@ -221,11 +223,11 @@ def test_a_picture_goes_with_its_field(desk: Desk) -> None:
     desk.draw()
     keep = desk.out / "overlays" / "s" / "note.txt"
     keep.write_text("mine")
-    desk.ledger.claim_paths([InboxFile(paths[0], "t", "a", 1, 1)])
+    desk.move(paths[0], "t")
     desk.draw()
     assert list(desk.files()) == ["s/b_overlay.jpg", "s/note.txt"]
     keep.unlink()
-    desk.ledger.claim_paths([InboxFile(paths[1], "t", "b", 1, 1)])
+    desk.move(paths[1], "t")
     desk.draw()
     assert not (desk.out / "overlays" / "s").exists()
 
@@ -250,10 +252,10 @@ def test_another_image_in_its_place_is_not_taken_for_it(desk: Desk) -> None:
 
 def test_names_that_no_file_system_takes(desk: Desk) -> None:
     desk.count("s", "a", 4)
-    desk.ledger.record_ok(
-        Entry(InboxFile(desk.count("s", "b", 5), "x/..", "p:q" * 90, 1, 1), Version("b1", "x"), "?", "now"),
-        StandIn().analyze(load_field(desk.camera / "s" / "b.png", "x", "y"), Scale(40.0, ScaleSource.SLIDE)),
-    )
+    path = desk.count("s", "b", 5)
+    result = StandIn().analyze(load_field(path, "x", "y"), Scale(40.0, ScaleSource.SLIDE))
+    look = Look(InboxFile(path, "x/..", "p:q" * 90, 1, 1), "?", result=result)
+    desk.ledger.record(look, Version("b1", "x"), "now")
     desk.draw("x/..")
     assert all(part not in ("..", "") for name in desk.files() for part in name.split("/"))
 
@@ -263,7 +265,7 @@ def test_what_was_removed_is_drawn_again_and_what_cannot_be_drawn_is_not_tried_a
 ) -> None:
     desk.count("s", "a", 4)
     desk.count("s", "b", 5, seed=1).write_bytes(b"")
-    overlays = Overlays(desk.out, desk.ledger)
+    overlays = Overlays(desk.out, desk.ledger.reader)
     overlays.write_slide("s")
     overlays.write_slide("s")
     looked: list[str] = []
@@ -283,7 +285,7 @@ def test_drawing_can_be_ended_and_goes_on(desk: Desk) -> None:
     for i in range(3):
         desk.count("s", f"{i}", 4, seed=i)
     left = [True, False]
-    overlays = Overlays(desk.out, desk.ledger)
+    overlays = Overlays(desk.out, desk.ledger.reader)
     assert not overlays.write_slide("s", keep_going=lambda: left.pop(0))
     assert len(desk.files()) == 1
     assert overlays.write_slide("s")
@@ -293,7 +295,7 @@ def test_drawing_can_be_ended_and_goes_on(desk: Desk) -> None:
 def test_what_cannot_be_written_is_a_warning_said_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.count("s", "a", 4)
     (desk.out / "overlays").write_bytes(b"")
-    overlays = Overlays(desk.out, desk.ledger)
+    overlays = Overlays(desk.out, desk.ledger.reader)
     with caplog.at_level(logging.WARNING):
         assert overlays.write_slide("s")
         assert overlays.write_slide("s")

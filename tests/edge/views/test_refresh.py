@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from stand_in import BUNDLE_ID, StandIn, write_disks
 
-from rbc_edge.station.runner import RunOptions, Stop, run_once
+from rbc_edge.station.job import AnalyzerRecipe
+from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.station.stop import Stop
 from rbc_edge.store.ledger import Ledger
-from rbc_edge.views.refresh import PictureOptions, Pictures
-from rbc_edge.vision.counting import EdgeRule
+from rbc_edge.views.refresh import Pictures, ViewOptions
 
-EVERYTHING = PictureOptions(overlays=True, reports=True)
+EVERYTHING = ViewOptions(overlays=True, reports=True)
 
 
 @pytest.fixture
@@ -20,15 +21,15 @@ def counted(tmp_path: Path) -> Path:
     for slide in ("s1", "s2"):
         for i in range(2):
             write_disks(tmp_path / "camera" / slide / f"{i}.png", 4 + i, seed=i)
-    run(tmp_path, PictureOptions())
+    run(tmp_path, ViewOptions())
     assert not (tmp_path / "out" / "overlays").exists()
     assert not (tmp_path / "out" / "reports").exists()
     return tmp_path / "out"
 
 
-def run(folder: Path, wanted: PictureOptions, stop: Stop | None = None) -> int:
-    options = RunOptions((folder / "camera",), folder / "out", pictures=wanted)
-    return run_once(options, BUNDLE_ID, StandIn, stop=stop).exit_code
+def run(folder: Path, wanted: ViewOptions, stop: Stop | None = None) -> int:
+    options = CountOptions(folder / "out", AnalyzerRecipe(BUNDLE_ID, StandIn), views=wanted)
+    return count_once((folder / "camera",), options, stop=stop).exit_code
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_run_that_was_stopped_makes_none(counted: Path) -> None:
 
 
 def test_overlays_are_drawn_bit_by_bit(counted: Path, ledger: Ledger) -> None:
-    pictures = Pictures(ledger, EVERYTHING, edges=EdgeRule.ALL, monotonic_s=lambda: 0.0)
+    pictures = Pictures(ledger.reader, EVERYTHING, monotonic_s=lambda: 0.0)
     pictures.changed()
     assert not pictures.draw(keep_going=for_n(3))
     assert len(made(counted)) == 3
@@ -72,7 +73,7 @@ def test_overlays_are_drawn_bit_by_bit(counted: Path, ledger: Ledger) -> None:
 
 def test_drawing_takes_no_longer_than_it_may(counted: Path, ledger: Ledger) -> None:
     ticks = iter(range(100))
-    pictures = Pictures(ledger, EVERYTHING, edges=EdgeRule.ALL, monotonic_s=lambda: float(next(ticks)))
+    pictures = Pictures(ledger.reader, EVERYTHING, monotonic_s=lambda: float(next(ticks)))
     pictures.changed()
     assert not pictures.draw(keep_going=lambda: True, time_s=2.5)
     assert 0 < len(made(counted)) < 4
@@ -80,7 +81,7 @@ def test_drawing_takes_no_longer_than_it_may(counted: Path, ledger: Ledger) -> N
 
 def test_a_page_is_written_when_its_slide_rests_or_never_does(counted: Path, ledger: Ledger) -> None:
     now_s = 0.0
-    pictures = Pictures(ledger, PictureOptions(reports=True), edges=EdgeRule.ALL, monotonic_s=lambda: now_s)
+    pictures = Pictures(ledger.reader, ViewOptions(reports=True), monotonic_s=lambda: now_s)
     pictures.changed(["s1", "s2"])
     pictures.report(keep_going=lambda: True, wait=True)
     assert made(counted) == []
@@ -99,7 +100,7 @@ def test_a_page_is_written_when_its_slide_rests_or_never_does(counted: Path, led
 
 
 def test_a_page_that_was_left_is_written_next_time(counted: Path, ledger: Ledger) -> None:
-    pictures = Pictures(ledger, EVERYTHING, edges=EdgeRule.ALL, monotonic_s=lambda: 0.0)
+    pictures = Pictures(ledger.reader, EVERYTHING, monotonic_s=lambda: 0.0)
     pictures.changed()
     pictures.report(keep_going=lambda: False)
     assert made(counted) == []

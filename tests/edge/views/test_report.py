@@ -12,7 +12,8 @@ import pytest
 from stand_in import disks, encoded, write_disks
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.views import figures, gallery, report
 from rbc_edge.views.report import Reports
@@ -140,24 +141,24 @@ class Desk:
             np.zeros((n, 4), np.bool_),
         )
         scale = Scale(40.0, ScaleSource.SLIDE) if n else Scale(nan, ScaleSource.NONE)
-        self.ledger.record_ok(
-            self.entry(slide_id, fov, path, sha256, captured_at), FovResult(360, 240, scale, cells, flags)
-        )
+        result = FovResult(360, 240, scale, cells, flags)
+        self.record(slide_id, fov, path, sha256=sha256, captured_at=captured_at, result=result)
 
     def failed(self, slide_id: str, fov: str, path: Path = Path("/camera/x.png")) -> None:
-        self.ledger.record_failed(
-            self.entry(slide_id, fov, path, f"sha of {fov}", ""),
-            "truncated",
-            f"{path}: the image is cut short (copy it again)",
-        )
+        message = f"{path}: the image is cut short (copy it again)"
+        self.record(slide_id, fov, path, sha256=f"sha of {fov}", failure="truncated", message=message)
 
-    def entry(self, slide_id: str, fov: str, path: Path, sha256: str, captured_at: str) -> Entry:
+    def record(self, slide_id: str, fov: str, path: Path, **look: object) -> None:
         file = InboxFile(path, slide_id, fov, 1, 1)
-        return Entry(file, Version("b1", "x"), sha256, "2026-11-23T11:00:00Z", captured_at, 12.0)
+        self.ledger.record(
+            Look(file, elapsed_ms=12.0, **look),  # type: ignore[arg-type]
+            Version("b1", "x"),
+            "2026-11-23T11:00:00Z",
+        )
 
     def reports(self, **options: object) -> Reports:
         self.ledger.commit()
-        return Reports(self.out, self.ledger, now=lambda: NOW, **options)  # type: ignore[arg-type]
+        return Reports(self.out, self.ledger.reader, now=lambda: NOW, **options)  # type: ignore[arg-type]
 
     def page(self, slide: str = "s", **options: object) -> Page:
         self.reports(**options).write()
@@ -281,7 +282,7 @@ def test_a_thousand_fields_stay_within_their_size(desk: Desk, monkeypatch: pytes
     path = desk.ok("s", "0000", 30, 9, image=encoded(noise))
     sha256 = load_field(path, "s", "0").sha256
     for i in range(1, 1000):
-        desk.count("s", f"{i:04}", path, f"{i}", 30 + i % 7, 9)
+        desk.count("s", f"{i:04}", path.with_name(f"{i}.png"), f"{i}", 30 + i % 7, 9)
     monkeypatch.setattr(gallery, "MAX_BYTES", 400_000)
     monkeypatch.setattr(gallery, "load_field", lambda *_: load_field(path, "s", "0"))
     monkeypatch.setattr(gallery, "_matches", lambda field, row: field.sha256 == sha256)
@@ -318,9 +319,13 @@ def test_a_page_goes_with_its_slide(desk: Desk) -> None:
     path = desk.ok("s", "a")
     reports = desk.reports()
     [page] = reports.write()
-    desk.ledger.claim_paths([InboxFile(path, "t", "a", 1, 1)])
-    assert reports.write() == []
+    desk.failed("t", "a", path)  # another slide claims the file
+    [other] = reports.write()
+    assert other.name == "t.html"
     assert not page.exists()
+    desk.ledger.database.connection.execute("DELETE FROM field")
+    assert reports.write() == []
+    assert not other.exists()
     assert "No image has been counted yet." in Page(reports.index).text
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rbc_edge.errors import UnavailableError
-from rbc_edge.store.ledger import Entry, Ledger, Version
+from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables
 from rbc_edge.vision.counting import EdgeRule
@@ -44,20 +45,22 @@ class Desk:
     def __init__(self, out: Path, ledger: Ledger) -> None:
         self.out, self.ledger = out, ledger
 
-    def entry(self, slide_id: str, fov: str, captured_at: str, bundle_id: str) -> Entry:
+    def record(self, slide_id: str, fov: str, bundle_id: str = "b1", **look: object) -> None:
         file = InboxFile(Path("/in") / slide_id / f"{fov}.png", slide_id, fov, 1, 1)
-        version = Version(bundle_id, "estimated")
-        return Entry(
-            file, version, f"sha of {fov}" if fov.isalpha() else "sha", WHEN, captured_at, elapsed_ms=12.34
+        sha256 = f"sha of {fov}" if fov.isalpha() else "sha"
+        self.ledger.record(
+            Look(file, sha256, elapsed_ms=12.34, **look),  # type: ignore[arg-type]
+            Version(bundle_id, "estimated"),
+            WHEN,
         )
 
     def ok(
         self, slide_id: str, fov: str, result: FovResult, captured_at: str = "", bundle_id: str = "b1"
     ) -> None:
-        self.ledger.record_ok(self.entry(slide_id, fov, captured_at, bundle_id), result)
+        self.record(slide_id, fov, bundle_id, captured_at=captured_at, result=result)
 
     def failed(self, slide_id: str, fov: str) -> None:
-        self.ledger.record_failed(self.entry(slide_id, fov, "", "b1"), "truncated", "in words")
+        self.record(slide_id, fov, failure="truncated", message="in words")
 
     def write(self, edges: EdgeRule = EdgeRule.ALL, *, cells: bool = False) -> None:
         Tables(self.out, self.ledger, edges=edges, cells=cells).write()
@@ -190,7 +193,11 @@ def test_table_of_a_slide_without_fields_goes_away(desk: Desk) -> None:
     desk.ok("s", "a", a_result(1, 0))
     desk.write(cells=True)
     moved = InboxFile(Path("/in/s/a.png"), "t", "a", 1, 1)
-    desk.ledger.claim_paths((moved,))
+    desk.ledger.record(Look(moved, failure="truncated"), Version("b1", "estimated"), WHEN)
+    desk.write()
+    assert sorted(p.name for p in desk.out.rglob("*.csv")) == ["slides.csv", "t.csv"]
+    assert [row["slide_id"] for row in desk.read("slides.csv")] == ["t"]
+    desk.ledger.database.connection.execute("DELETE FROM field")
     desk.write()
     assert sorted(p.name for p in desk.out.rglob("*.csv")) == ["slides.csv"]
     assert desk.read("slides.csv") == []
@@ -210,7 +217,7 @@ def test_full_disk_leaves_the_old_table_and_says_so(desk: Desk, monkeypatch: pyt
         desk.write()
     assert (desk.out / "s.csv").read_bytes() == before
     assert not list(desk.out.glob(".*.tmp"))
-    assert desk.ledger.tables_are_stale()
+    assert desk.ledger.reader.tables_are_stale()
     monkeypatch.undo()
     desk.write()
     assert len(desk.read("s.csv")) == 2

@@ -49,7 +49,7 @@ def test_groups_lone_overlapping_cell_has_a_number_and_single_cells_never() -> N
     assert grouped(xyxy, [RBC] * 3, [False] * 3) == [0, 0, 0]
 
 
-def test_groups_white_cell_only_beside_an_overlapping_red_cell_and_platelets_never() -> None:
+def test_groups_white_cell_only_next_to_an_overlapping_red_cell_and_platelets_never() -> None:
     xyxy = boxes((100, 100, 80), (150, 100, 40), (600, 100, 80), (640, 100, 80), (150, 110, 10))
     class_id = [WBC, RBC, WBC, WBC, PLATELET]
     assert grouped(xyxy, class_id, [False, True, False, False, False]) == [1, 1, 0, 0, 0]

@@ -312,10 +312,7 @@ def test_a_jpeg_of_large_cells_is_decoded_at_a_part_of_its_size(
     np.testing.assert_array_equal(image_file.full_size(field), whole.image)
     # The same is shown of it, at the same place.
     size = (width, height)
-    view, of_whole = (
-        preprocess.view(field.decoded.pixels, diameter, size=size),
-        preprocess.view(whole.image, diameter),
-    )
+    view, of_whole = preprocess.view(field.decoded, diameter), preprocess.view(whole.image, diameter)
     assert view.size == of_whole.size == size
     np.testing.assert_allclose(view.px, of_whole.px, rtol=0.02)
     expected = cv2.resize(of_whole.plain, view.plain.shape[1::-1], interpolation=cv2.INTER_AREA)
@@ -381,7 +378,7 @@ def test_a_narrow_jpeg_of_whatever_scale_is_read(
     assert (field.width_px, field.height_px) == (width, height)
     pixels = field.decoded.pixels
     assert image_file.n_pixels(file, diameter) == pixels.shape[0] * pixels.shape[1]
-    view = preprocess.view(pixels, diameter, size=(width, height))
+    view = preprocess.view(field.decoded, diameter)
     for n, size, px in zip(view.image.shape[1::-1], view.size, view.px.tolist(), strict=False):
         # To the last pixel, which may lie outside by a part of itself.
         assert size <= n * px + 1e-3 < size + 2 * px

@@ -22,7 +22,7 @@ def test_a_bundle_passes_its_own_test(toy_bundle_path: Path) -> None:
     assert seen.n_expected == seen.n_found == N_TEST_CELLS
     assert seen.n_unmatched == 0
     assert seen.box_error_px < 0.01
-    # 0.0125 on Arm, whose kernels round otherwise: a box moves by a thousandth of a pixel, and a crop by one.
+    # 0.0125 on Arm: its kernels round differently. A box moves by a thousandth of a pixel, and a crop by one.
     assert seen.score_error < 0.02
 
 

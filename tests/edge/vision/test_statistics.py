@@ -69,7 +69,7 @@ def test_with_the_fields_that_were_needed_the_interval_is_as_narrow_as_asked(n_f
     assert fewer is not None and fewer < more / 2
 
 
-def test_no_more_fields_are_needed_when_there_are_enough_and_nobody_knows_without_cells() -> None:
+def test_no_more_fields_are_needed_when_there_are_enough_and_none_are_known_without_cells() -> None:
     assert needed([20, 21, 19, 20] * 100, [40] * 400) == 0
     assert needed([], []) is None
     assert needed([0], [0]) is None
