@@ -31,10 +31,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TinyData":
 @pytest.fixture
 def dataset(data: "TinyData", tmp_path: Path) -> Path:
     """The dataset made from `data`, at 24 px a cell."""
-    from rbc_train import datasets
+    from rbc_train.data import read_public, write_dataset
 
     out = tmp_path / "dataset"
-    txl, _ = datasets.read_public(data.folder)
-    for _step in datasets.write_dataset(txl, out, cell_diameter_px=24.0, crop_margin=0.25):
+    txl, _ = read_public(data.folder)
+    for _step in write_dataset(txl, out, cell_diameter_px=24.0, crop_margin=0.25):
         pass
     return out

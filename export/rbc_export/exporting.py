@@ -1,7 +1,8 @@
-"""From two checkpoints to a bundle that has been proven: write, quantize, compare, choose, seal.
+"""From two checkpoints to a tested bundle: write graphs, quantize, choose thresholds, compare, seal.
 
-Parity is shown twice over the whole validation split: as tensor error (torch against fp32 ONNX, on the
-station's own input) and as task error (fp32 against int8, through `rbc_edge`): AP, counts, label flips.
+Parity means that the exported networks give the same results as the trained ones. It is measured twice on
+the whole validation split: as tensor error (torch against fp32 ONNX, on the station's own input) and as task
+error (fp32 against int8, through `rbc_edge`): AP, counts, changed labels.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from rbc_edge.errors import BundleError, UnavailableError
 from rbc_edge.ops import synthetic
@@ -32,15 +34,15 @@ from rbc_edge.vision.bundle import (
     Manifest,
 )
 from rbc_export import graphs
-from rbc_train import classifier, datasets, detector, evaluation, labels, metrics, results
-from rbc_train.datasets import Photograph
+from rbc_train import evaluate, labels, metrics, networks, results
+from rbc_train.data import CLASS_NAMES, Photograph, labelled_diameter_px, read_public, source_diameters_px
 
 TEST_DIAMETER_PX: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a bundle may lose on the validation split; more fails the export.
+    """What a bundle may lose on the validation split. More fails the export.
 
     Attributes:
         box_px: torch against fp32 ONNX, largest box difference, pixels at model scale.
@@ -48,7 +50,7 @@ class Tolerance:
         ap50: int8 under fp32, RBC AP50.
         ap50_95: int8 under fp32, RBC AP50-95.
         count: int8 against fp32, share of the total red-cell count.
-        flips: int8 against fp32, share of red cells whose single/overlapping verdict changes.
+        flips: int8 against fp32, share of red cells with a changed verdict (single or overlapping).
     """
 
     box_px: float = 0.05
@@ -64,8 +66,8 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        detector: ultralytics checkpoint of `rbc_train.detector`.
-        classifier: Checkpoint of `rbc_train.classifier`.
+        detector: ultralytics checkpoint of `rbc_train.train_detector`.
+        classifier: Checkpoint of `rbc_train.train_classifier`.
         dataset: Folder of the dataset they were trained on (its scale and crop margin).
         data: Folder of the public data.
         out: Folder of the bundle.
@@ -96,39 +98,147 @@ def export(options: ExportOptions, say: Say) -> Bundle:
 
     Args:
         options: What to export.
-        say: Told of each step and its figures.
+        say: Called with a line for each step and its figures.
 
     Returns:
         The finished bundle.
 
     Raises:
         UnavailableError: If a checkpoint or the data are not there.
-        BundleError: If parity is beyond its tolerance; nothing is written to `options.out` then.
+        BundleError: If parity is beyond its tolerance. Then nothing is written to `options.out`.
     """
-    txl, _ = datasets.read_public(options.data)
+    material = _collect(options)
+    graph = _write_graphs(material)
+    say("fp32 graphs written")
+    manifest = _draft_manifest(material, _quantize(material, say))
+    _write_test_input(material.work)
+
+    manifest = _with_thresholds(material, manifest)
+    say(
+        f"thresholds from validation: scores {manifest.score_threshold}, overlap {manifest.overlap_threshold}"
+    )
+    draft = material.bundle(material.work / "draft", manifest)
+    manifest = replace(manifest, metrics=_prove(material, graph, draft, say))
+    _write_expectation(material.work, draft)
+    finished = material.bundle(options.out, manifest, with_fp32=options.with_fp32)
+    say(f"self-test: {selftest.verify(finished)}")
+    return finished
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Material:
+    """What an export works with.
+
+    Attributes:
+        options: What to export.
+        work: Folder of the files on the way.
+        dataset: Manifest of the dataset.
+        network: The classifier.
+        config: Configuration of the classifier's training.
+        calibration: Training photographs that the int8 ranges are measured on.
+        validation: Validation photographs.
+        of_source: Median cell diameter of each camera's training photographs, pixels.
+        verified: Overlap labels.
+    """
+
+    options: ExportOptions
+    work: Path
+    dataset: dict[str, Any]
+    network: nn.Module
+    config: dict[str, Any]
+    calibration: list[Photograph]
+    validation: list[Photograph]
+    of_source: dict[str, float]
+    verified: labels.VerifiedLabels
+
+    @property
+    def model_diameter_px(self) -> float:
+        """Diameter of a red cell that the detector was trained on, pixels."""
+        return float(self.dataset["cell_diameter_px"])
+
+    @property
+    def margin(self) -> float:
+        """Margin of the classifier's crops, share of the box on each side."""
+        return float(self.config["crop_margin"])
+
+    def bundle(self, folder: Path, manifest: Manifest, *, with_fp32: bool = True) -> Bundle:
+        """Writes the files on the way as a bundle."""
+        fp32 = (DETECTOR_FP32, CLASSIFIER_FP32) if with_fp32 else ()
+        names = (DETECTOR, CLASSIFIER, *fp32, TEST_INPUT, TEST_EXPECTED)
+        return bundle.write(folder, {name: self.work / name for name in names}, manifest)
+
+
+def _collect(options: ExportOptions) -> _Material:
+    txl, _ = read_public(options.data)
     dataset = _manifest_of(options.dataset)
-    diameter = float(dataset["cell_diameter_px"])
+    network, config = networks.load_classifier(options.classifier)
     work = options.out.parent / (options.out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
+    return _Material(
+        options=options,
+        work=work,
+        dataset=dataset,
+        network=network,
+        config=config,
+        calibration=_calibration(txl.of("train"), options.calibration_images),
+        validation=txl.of("val"),
+        of_source=source_diameters_px(txl.of("train")),
+        verified=labels.read_verified(),
+    )
 
-    detector_graph = graphs.DetectorGraph(graphs.fuse(detector.load(options.detector)))
-    network, classifier_config = classifier.load(options.classifier)
-    graphs.write_detector(detector_graph, work / DETECTOR_FP32)
-    graphs.write_classifier(graphs.ClassifierGraph(network), work / CLASSIFIER_FP32)
-    say("fp32 graphs written")
 
-    chosen = _calibration(txl.of("train"), options.calibration_images)
-    of_source = datasets.source_diameters_px(txl.of("train"))
-    inputs = list(_station_inputs(chosen, of_source, diameter))
+def _write_graphs(material: _Material) -> graphs.DetectorGraph:
+    """Writes both networks as fp32 ONNX. Returns the detector that torch runs."""
+    detector = networks.load_detector(material.options.detector)
+    graph = graphs.DetectorGraph(graphs.fuse(detector))
+    graphs.write_detector(graph, material.work / DETECTOR_FP32)
+    graphs.write_classifier(graphs.ClassifierGraph(material.network), material.work / CLASSIFIER_FP32)
+    return graph
+
+
+def _quantize(material: _Material, say: Say) -> dict[str, float]:
+    """Writes both networks as int8 ONNX. Returns what was added to the detector's logits, by class number."""
+    work, chosen = material.work, material.calibration
+    inputs = list(_detector_inputs(chosen, material.of_source, material.model_diameter_px))
     graphs.quantize_detector(work / DETECTOR_FP32, work / DETECTOR, inputs)
     shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
     say(f"int8 detector calibrated on {len(chosen)} training photographs; logits corrected by {_show(shift)}")
-    margin = float(classifier_config["crop_margin"])
-    graphs.quantize_classifier(
-        work / CLASSIFIER_FP32, work / CLASSIFIER, _station_crops(chosen, of_source, margin)
-    )
+    crops = _classifier_inputs(chosen, material.of_source, material.margin)
+    graphs.quantize_classifier(work / CLASSIFIER_FP32, work / CLASSIFIER, crops)
     say("int8 classifier calibrated on the red cells of the same photographs")
+    return shift
 
+
+def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
+    """The manifest before thresholds and metrics are known."""
+    return Manifest(
+        format=bundle.FORMAT,
+        class_names=CLASS_NAMES,
+        cell_diameter_px=material.model_diameter_px,
+        tile_px=preprocess.TILE_PX,
+        tile_overlap_px=preprocess.TILE_OVERLAP_PX,
+        score_threshold=(0.25, 0.25, 0.25),
+        iou_threshold=material.options.iou_threshold,
+        iou_threshold_across=material.options.iou_threshold_across,
+        crop_margin=material.margin,
+        overlap_threshold=0.5,
+        normalisation="in the graph: uint8 RGB / 255",
+        calibration={
+            "images": [p.name for p in material.calibration],
+            "split": "train",
+            "method": "MinMax, moving average; weights int8 per channel in 7 bits, activations uint8; "
+            "bias correction of the logits",
+            "logit_shift": shift,
+        },
+        training=_training(material.options, material.config, material.dataset),
+        metrics={},
+        licence="AGPL-3.0-or-later",
+        files={},
+    )
+
+
+def _write_test_input(work: Path) -> None:
+    """Draws the field of the self-test. What is expected of it is written at the end."""
     field = synthetic.draw_field(
         np.random.default_rng(1), width_px=480, height_px=360, cell_diameter_px=TEST_DIAMETER_PX
     )
@@ -138,75 +248,49 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     (work / TEST_INPUT).write_bytes(png.tobytes())
     (work / TEST_EXPECTED).write_text("{}\n", encoding="utf-8")
 
-    manifest = Manifest(
-        format=bundle.FORMAT,
-        class_names=datasets.CLASS_NAMES,
-        cell_diameter_px=diameter,
-        tile_px=preprocess.TILE_PX,
-        tile_overlap_px=preprocess.TILE_OVERLAP_PX,
-        score_threshold=(0.25, 0.25, 0.25),
-        iou_threshold=options.iou_threshold,
-        iou_threshold_across=options.iou_threshold_across,
-        crop_margin=margin,
-        overlap_threshold=0.5,
-        normalisation="in the graph: uint8 RGB / 255",
-        calibration={
-            "images": [p.name for p in chosen],
-            "split": "train",
-            "method": "MinMax, moving average; weights int8 per channel in 7 bits, activations uint8; "
-            "bias correction of the logits",
-            "logit_shift": shift,
-        },
-        training=_training(options, classifier_config, dataset),
-        metrics={},
-        licence="AGPL-3.0-or-later",
-        files={},
-    )
-    names = (DETECTOR, DETECTOR_FP32, CLASSIFIER, CLASSIFIER_FP32, TEST_INPUT, TEST_EXPECTED)
-    source = {name: work / name for name in names}
-    validation, verified = txl.of("val"), labels.read_verified()
 
-    draft = bundle.write(work / "draft", source, manifest)
-    at_work = station.Analyzer(draft, threads=2)
-    examined = evaluation.examine(at_work, validation, verified, scale="labelled")
-    manifest = replace(
-        manifest,
-        score_threshold=evaluation.score_thresholds(examined),
-        overlap_threshold=evaluation.best_overlap_threshold(examined),
-    )
-    say(
-        f"thresholds from validation: scores {manifest.score_threshold}, overlap {manifest.overlap_threshold}"
-    )
-
-    draft = bundle.write(work / "draft", source, manifest)
-    torch_error = _torch_parity(detector_graph, draft, validation, of_source)
-    say(f"torch to fp32 ONNX: {_show(torch_error)}")
-    task_error, figures = _task_parity(draft, validation, verified)
-    say(f"fp32 to int8: {_show(task_error)}")
-    say(evaluation.table(figures["int8"]))
-    _check(torch_error | task_error, options.tolerance)
-
-    expected = selftest.expectation(
-        station.Analyzer(draft, threads=1),
-        image_file.load_field(work / TEST_INPUT, "bundle", "test"),
-        TEST_DIAMETER_PX,
-    )
+def _write_expectation(work: Path, draft: Bundle) -> None:
+    """Writes what the finished networks find in the field of the self-test."""
+    field = image_file.load_field(work / TEST_INPUT, "bundle", "test")
+    expected = selftest.expectation(station.Analyzer(draft, threads=1), field, TEST_DIAMETER_PX)
     (work / TEST_EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
-    if not options.with_fp32:
-        del source[DETECTOR_FP32], source[CLASSIFIER_FP32]
-    manifest = replace(
-        manifest,
-        metrics={
-            "split": "val",
-            "scale": "labelled",
-            "tolerance": asdict(options.tolerance),
-            "parity": torch_error | task_error,
-            **{k: results.plain(v) for k, v in figures.items()},
-        },
+
+
+def _with_thresholds(material: _Material, manifest: Manifest) -> Manifest:
+    """Chooses the thresholds on the validation photographs, with the int8 networks."""
+    draft = material.bundle(material.work / "draft", manifest)
+    examined = evaluate.examine(
+        station.Analyzer(draft, threads=2), material.validation, material.verified, scale="labelled"
     )
-    finished = bundle.write(options.out, source, manifest)
-    say(f"self-test: {selftest.verify(finished)}")
-    return finished
+    return replace(
+        manifest,
+        score_threshold=evaluate.score_thresholds(examined),
+        overlap_threshold=evaluate.best_overlap_threshold(examined),
+    )
+
+
+def _prove(material: _Material, graph: graphs.DetectorGraph, draft: Bundle, say: Say) -> dict[str, Any]:
+    """Compares torch with fp32 and fp32 with int8.
+
+    Returns:
+        The metrics of the manifest.
+
+    Raises:
+        BundleError: If parity is beyond its tolerance.
+    """
+    torch_error = _torch_parity(graph, draft, material.validation, material.of_source)
+    say(f"torch to fp32 ONNX: {_show(torch_error)}")
+    task_error, figures = _task_parity(draft, material.validation, material.verified)
+    say(f"fp32 to int8: {_show(task_error)}")
+    say(evaluate.table(figures["int8"]))
+    _check(torch_error | task_error, material.options.tolerance)
+    return {
+        "split": "val",
+        "scale": "labelled",
+        "tolerance": asdict(material.options.tolerance),
+        "parity": torch_error | task_error,
+        **{k: results.plain(v) for k, v in figures.items()},
+    }
 
 
 def _manifest_of(dataset: Path) -> dict[str, Any]:
@@ -228,32 +312,26 @@ def _calibration(training: Sequence[Photograph], n: int) -> list[Photograph]:
     return chosen
 
 
-def _station_inputs(
-    photographs: Sequence[Photograph], of_source: dict[str, float], cell_diameter_px: float
+def _detector_inputs(
+    photographs: Sequence[Photograph], of_source: dict[str, float], model_diameter_px: float
 ) -> Iterator[UInt8]:
     """Yields what the detector network gets at the station: uint8 (H, W, 3), sides multiples of 32."""
     for photograph in photographs:
-        view, diameter = _station_view(photograph, of_source)
-        small = preprocess.detector_input(view, diameter, cell_diameter_px)
+        diameter = labelled_diameter_px(photograph, of_source)
+        view = photograph.view(diameter)
+        small = preprocess.detector_input(view, diameter, model_diameter_px)
         yield preprocess.pad_to_stride(small)[0]
 
 
-def _station_crops(
+def _classifier_inputs(
     photographs: Sequence[Photograph], of_source: dict[str, float], margin: float
 ) -> Iterator[UInt8]:
     """Yields what the classifier gets at the station, photograph by photograph: uint8 (N, 64, 64, 3)."""
     for photograph in photographs:
         xyxy = photograph.xyxy[photograph.class_id == CellClass.RBC]
         if len(xyxy):
-            view, _ = _station_view(photograph, of_source)
+            view = photograph.view(labelled_diameter_px(photograph, of_source))
             yield preprocess.cell_crops(view, xyxy, margin=margin)
-
-
-def _station_view(photograph: Photograph, of_source: dict[str, float]) -> tuple[preprocess.View, float]:
-    """Returns a photograph as the station shows it to its networks, and its labelled cell diameter, px."""
-    diameter = datasets.diameter_px(photograph, of_source)
-    field = photograph.field(diameter)
-    return preprocess.view(field.decoded, diameter), diameter
 
 
 @torch.no_grad()
@@ -262,7 +340,7 @@ def _torch_parity(
 ) -> dict[str, float]:
     session = draft.session(DETECTOR_FP32, threads=2)
     box_px = score = 0.0
-    for image in _station_inputs(photographs, of_source, draft.manifest.cell_diameter_px):
+    for image in _detector_inputs(photographs, of_source, draft.manifest.cell_diameter_px):
         inputs = {"image": image[None], "least_score": graphs.EVERYTHING}
         boxes, scores = graph.eval()(*(torch.from_numpy(i) for i in inputs.values()))
         onnx_boxes, onnx_scores = session.run(["boxes", "scores"], inputs)
@@ -276,12 +354,12 @@ def _task_parity(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Runs fp32 and int8 through the station's pipeline and compares what users see."""
     runs = {
-        name: evaluation.examine(
+        name: evaluate.examine(
             station.Analyzer(draft, threads=2, precision=name), photographs, verified, scale="labelled"
         )
         for name in ("fp32", "int8")
     }
-    figures = {name: evaluation.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
+    figures = {name: evaluate.score(run, draft.manifest.overlap_threshold) for name, run in runs.items()}
     whole, small = figures["fp32"]["all"], figures["int8"]["all"]
     flips = pairs = 0
     moved: list[Float32] = []
@@ -293,7 +371,7 @@ def _task_parity(
             two.detections.xyxy[rbc_two],
             two.detections.score[rbc_two],
             one.detections.xyxy[rbc_one],
-            least_iou=0.5,
+            min_iou=0.5,
         )
         mine, theirs = rbc_two[partner >= 0], rbc_one[partner[partner >= 0]]
         pairs += len(mine)

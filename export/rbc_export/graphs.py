@@ -1,7 +1,7 @@
 """Torch networks as ONNX graphs, in the contract of `rbc_edge.vision.bundle`, and their int8 form.
 
-The graphs take uint8 pixels as `vision.preprocess` makes them; normalisation is inside, so there is no
-second place where it could differ.
+The graphs take uint8 pixels as `vision.preprocess` makes them. Normalisation is inside the graph, so it
+cannot differ between programs.
 """
 
 import tempfile
@@ -54,15 +54,15 @@ class DetectorGraph(nn.Module):
     def forward(self, image: Tensor, least_score: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes one field.
 
-        Boxes are decoded only where a score is high enough: a thousand places look at a field, and a hundred
-        of them see a cell.
+        Boxes are decoded only where a score is high enough: of a thousand places in a field, about a hundred
+        see a cell.
 
         Args:
             image: uint8 (1, H, W, 3) RGB, sides multiples of 32.
-            least_score: float32 (3,), least score by class; zeros give every place.
+            least_score: float32 (3,), least score by class. Zeros give every place.
 
         Returns:
-            boxes float32 (N, 4), xyxy in pixels of the input; scores float32 (N, 3): the places where the
+            boxes float32 (N, 4), xyxy in pixels of the input. Scores float32 (N, 3): the places where the
             score of some class is at least its `least_score`, in reading order by stride.
         """
         x = image.permute(0, 3, 1, 2).float() / 255.0
@@ -143,7 +143,7 @@ def write_classifier(graph: ClassifierGraph, file: Path) -> None:
 def _write(
     graph: nn.Module, example: tuple[Tensor, ...], file: Path, axes: dict[str, dict[int, str]]
 ) -> None:
-    """Traces a graph; `axes` names its inputs, then its outputs, and the sides of each that are free."""
+    """Traces a graph. `axes` names its inputs, then its outputs, and the sides of each that are free."""
     with warnings.catch_warnings():
         # The tracing exporter is marked old, but it is the one that needs no onnxscript.
         warnings.simplefilter("ignore")
@@ -189,7 +189,7 @@ def quantize_detector(fp32: Path, int8: Path, images: Iterable[UInt8], *, reduce
 
 
 def quantize_classifier(fp32: Path, int8: Path, crops: Iterable[UInt8], *, reduce_range: bool = True) -> None:
-    """Quantizes the classifier as the detector; only its first and last convolution stay in float.
+    """Quantizes the classifier as the detector. Only its first and last convolution stay in float.
 
     Args:
         fp32: What `write_classifier` wrote.
@@ -278,7 +278,7 @@ def correct_scores(fp32: Path, int8: Path, images: Iterable[UInt8]) -> dict[str,
 
     Args:
         fp32: What `write_detector` wrote.
-        int8: What `quantize_detector` wrote; corrected in place.
+        int8: What `quantize_detector` wrote. Corrected in place.
         images: Calibration, as for `quantize_detector`.
 
     Returns:
@@ -327,8 +327,8 @@ Node = tuple[str, str, list[str], list[str]]
 def stays_float(nodes: Iterable[Node], *, first: int = N_FLOAT_CONVOLUTIONS) -> list[str]:
     """Names the nodes that are not quantized: the decoding, and the convolutions at either end.
 
-    The first convolutions read raw pixels and the last ones write distances and logits: what they round
-    away nobody can put back. Measured on validation, the change of the count, int8 against fp32: 1.5 %
+    The first convolutions read raw pixels and the last ones write distances and logits. What they round away
+    is lost. Measured on validation, the change of the count, int8 against fp32: 1.5 %
     with the first and the last convolutions in float, 0.5 % with the first seven (the stem and the first
     C3 stage) and the last, at no cost in time.
 

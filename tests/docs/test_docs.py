@@ -23,6 +23,8 @@ from rbc_edge.views import tables
 from rbc_edge.vision.counting import EdgeRule
 from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
+from studies import ablations, baselines, bccd, corruptions, coverage, paper, scale
+from studies import flags as flag_study
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +38,14 @@ PROGRAM: Command = get_command(cli.app)
 PYTHON_M: dict[str, Command] = {
     "rbc_edge": PROGRAM,
     "rbc_train": get_command(train_cli.app),
+    "studies.ablations": get_command(ablations.app),
+    "studies.baselines": get_command(baselines.app),
+    "studies.bccd": get_command(bccd.app),
+    "studies.corruptions": get_command(corruptions.app),
+    "studies.coverage": get_command(coverage.app),
+    "studies.flags": get_command(flag_study.app),
+    "studies.paper": get_command(paper.app),
+    "studies.scale": get_command(scale.app),
     "rbc_export": get_command(export_cli.app),
 }
 
@@ -432,7 +442,7 @@ def test_files_named_in_the_text_exist() -> None:
         "rbc-edge run --out results",
         "sudo runuser -u rbc-edge -- rbc-edge retry --fov x",
         "python -m rbc_train evaluate --bundel x",
-        "python -m rbc_train bccd --split all",
+        "python -m studies.bccd --split all",
     ],
 )
 def test_a_wrong_line_is_found(line: str) -> None:
@@ -447,7 +457,7 @@ def test_a_right_line_is_not() -> None:
         "$ .venv/bin/rbc-edge run a b --out c --cells"[2:],
         "RBC_EDGE_THREADS=1 rbc-edge config show --json",
         "runuser -u rbc-edge -- rbc-edge retry s f --out x",
-        ".venv/bin/python -m rbc_train bccd --split test   # once",
+        ".venv/bin/python -m studies.bccd --split test   # once",
     ):
         call = called(line)
         assert call is not None

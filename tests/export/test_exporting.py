@@ -23,7 +23,8 @@ from rbc_edge.vision import selftest
 from rbc_edge.vision.bundle import DETECTOR, DETECTOR_FP32, TEST_EXPECTED, Bundle
 from rbc_export import cli, exporting, graphs
 from rbc_export.exporting import ExportOptions, Tolerance
-from rbc_train import classifier, datasets, runs
+from rbc_train import networks, runs, train_classifier
+from rbc_train.data import Photograph, read_public, write_dataset
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
@@ -67,14 +68,14 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
     """All that an export needs: drawn data at the toy's scale, checkpoints that nobody trained."""
     made: TinyData = usual(tmp_path / "public")
     monkeypatch.setattr("rbc_train.labels.read_verified", made.verified)
-    txl, _ = datasets.read_public(made.folder)
-    for _step in datasets.write_dataset(txl, tmp_path / "dataset", cell_diameter_px=40.0, crop_margin=0.25):
+    txl, _ = read_public(made.folder)
+    for _step in write_dataset(txl, tmp_path / "dataset", cell_diameter_px=40.0, crop_margin=0.25):
         pass
     torch.manual_seed(0)
     run = tmp_path / "run"
-    options = classifier.ClassifierOptions(tmp_path / "dataset", made.folder, run, epochs=1).complete()
+    options = train_classifier.ClassifierOptions(tmp_path / "dataset", made.folder, run, epochs=1).complete()
     config = runs.claim(run, {k: getattr(options, k) for k in options.__dataclass_fields__})
-    runs.save(run / "classifier.pt", {"network": classifier.build("station").state_dict(), "config": config})
+    runs.save(run / "classifier.pt", {"network": networks.build("station").state_dict(), "config": config})
     (tmp_path / "detector.pt").write_bytes(b"the toy takes its place")
 
     # The toy sees drawn cells in this stain, in light that is even.
@@ -85,7 +86,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
         )  # fmt: skip
 
     monkeypatch.setattr("rbc_edge.ops.synthetic.draw_field", field)
-    monkeypatch.setattr("rbc_train.detector.load", lambda _file: None)
+    monkeypatch.setattr("rbc_train.networks.load_detector", lambda _file: None)
     monkeypatch.setattr(graphs, "fuse", lambda detector: detector)
     monkeypatch.setattr(graphs, "DetectorGraph", ToyGraph)
     monkeypatch.setattr(graphs, "write_detector", lambda _graph, file: shutil.copyfile(TOY / DETECTOR, file))
@@ -208,11 +209,9 @@ def test_what_is_missing_is_named(options: ExportOptions, tmp_path: Path, what: 
 
 
 def test_calibration_is_spread_over_the_sources() -> None:
-    def photographs(source: str, n: int) -> list[datasets.Photograph]:
+    def photographs(source: str, n: int) -> list[Photograph]:
         none = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros((32, 32), np.float32))
-        return [
-            datasets.Photograph(Path("x"), f"{source}{i}", source, "train", 1, 1, *none) for i in range(n)
-        ]
+        return [Photograph(Path("x"), f"{source}{i}", source, "train", 1, 1, *none) for i in range(n)]
 
     chosen = exporting._calibration([*photographs("a", 100), *photographs("b", 5), *photographs("c", 3)], 12)
     names = [p.name for p in chosen]

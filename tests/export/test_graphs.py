@@ -17,8 +17,8 @@ from rbc_edge.errors import BundleError
 from rbc_edge.ops.synthetic import CREAM, draw_field
 from rbc_edge.values import UInt8
 from rbc_export import graphs
-from rbc_train import classifier
-from rbc_train.classifier import ModelName
+from rbc_train import networks
+from rbc_train.networks import ModelName
 
 
 @pytest.fixture(scope="module")
@@ -270,14 +270,14 @@ def test_what_stays_float_is_told_by_the_graph_alone() -> None:
 @pytest.mark.parametrize("n", [1, 5])
 def test_the_classifier_s_graph_scores_as_torch_does(tmp_path: Path, model: ModelName, n: int) -> None:
     torch.manual_seed(1)
-    network = classifier.build(model)
+    network = networks.build(model)
     file = tmp_path / "classifier.onnx"
     graphs.write_classifier(graphs.ClassifierGraph(network), file)
     crops = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3)).astype(np.uint8)
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (scores,) = session.run(["overlap_score"], {"crops": crops})
     assert scores.shape == (n,)
-    np.testing.assert_allclose(scores, classifier.predict(network, crops), atol=1e-5)
+    np.testing.assert_allclose(scores, networks.predict(network, crops), atol=1e-5)
 
 
 def test_tensor_error_is_the_largest_difference() -> None:
@@ -313,7 +313,7 @@ def test_silu_is_one_node(fp32: Path) -> None:
 
 def test_the_int8_classifier_stays_near_and_is_small(tmp_path: Path) -> None:
     torch.manual_seed(2)
-    network = classifier.build("station").eval()
+    network = networks.build("station").eval()
     whole, small = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     graphs.write_classifier(graphs.ClassifierGraph(network), whole)
     crops = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3)).astype(np.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rbc_edge.values import Bool, Float32
-from rbc_edge.vision import counting
+from rbc_edge.vision import boxes
 from rbc_edge.vision.boxes import iou
 from rbc_train import metrics
 
@@ -21,7 +21,7 @@ def bools(text: str) -> Bool:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    results = [doctest.testmod(module) for module in (metrics, counting)]  # `iou` is the station's
+    results = [doctest.testmod(module) for module in (metrics, boxes)]  # `iou` is the station's
     assert all(r.attempted > 0 and r.failed == 0 for r in results)
 
 
@@ -37,17 +37,17 @@ def test_iou_by_hand_and_symmetric() -> None:
 def test_a_match_takes_the_best_score_first_and_each_box_once() -> None:
     truth = np.array([[0, 0, 10, 10], [8, 0, 18, 10]], np.float32)
     found = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [8, 0, 18, 10], [50, 0, 60, 10]], np.float32)
-    assert metrics.match(found, f32(0.5, 0.9, 0.4, 1.0), truth, least_iou=0.5).tolist() == [-1, 0, 1, -1]
-    assert metrics.match(found, f32(0.9, 0.5, 0.4, 1.0), truth, least_iou=0.5).tolist() == [0, -1, 1, -1]
-    assert metrics.match(found[:0], f32(), truth, least_iou=0.5).tolist() == []
-    assert metrics.match(found, f32(1, 1, 1, 1), truth[:0], least_iou=0.5).tolist() == [-1] * 4
+    assert metrics.match(found, f32(0.5, 0.9, 0.4, 1.0), truth, min_iou=0.5).tolist() == [-1, 0, 1, -1]
+    assert metrics.match(found, f32(0.9, 0.5, 0.4, 1.0), truth, min_iou=0.5).tolist() == [0, -1, 1, -1]
+    assert metrics.match(found[:0], f32(), truth, min_iou=0.5).tolist() == []
+    assert metrics.match(found, f32(1, 1, 1, 1), truth[:0], min_iou=0.5).tolist() == [-1] * 4
 
 
-def test_a_match_needs_the_least_iou() -> None:
+def test_a_match_needs_the_min_iou() -> None:
     half = np.array([[0, 0, 10, 5]], np.float32)
     whole = np.array([[0, 0, 10, 10]], np.float32)
-    assert metrics.match(half, f32(1), whole, least_iou=0.5).tolist() == [0]
-    assert metrics.match(half, f32(1), whole, least_iou=0.51).tolist() == [-1]
+    assert metrics.match(half, f32(1), whole, min_iou=0.5).tolist() == [0]
+    assert metrics.match(half, f32(1), whole, min_iou=0.51).tolist() == [-1]
 
 
 def test_average_precision_by_hand() -> None:

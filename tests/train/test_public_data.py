@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rbc_edge.values import CellClass
-from rbc_train import datasets, labels
-from rbc_train.datasets import Collection
+from rbc_train import labels
+from rbc_train.data import SPLITS, TWIN_CORRELATION, Collection, read_public, read_splits, source_diameters_px
 
 DATA = Path(os.environ.get("RBC_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def public() -> tuple[Collection, Collection]:
-    return datasets.read_public(DATA)
+    return read_public(DATA)
 
 
 def test_photographs_per_split_and_camera(public: tuple[Collection, Collection]) -> None:
@@ -65,15 +65,15 @@ def test_every_box_of_the_originals_is_there_or_in_a_finding(public: tuple[Colle
 def test_no_photograph_is_in_two_splits(public: tuple[Collection, Collection]) -> None:
     """By name, and by looks in any of eight orientations."""
     everyone = [p for c in public for p in c.photographs]
-    split = np.array([datasets.SPLITS.index(p.split) for p in everyone])
+    split = np.array([SPLITS.index(p.split) for p in everyone])
     looks = np.stack([p.thumbnail for p in everyone])
     flat = looks.reshape(len(looks), -1)
     for mirrored in (looks, looks[:, :, ::-1]):
         for turns in range(4):
             turned = np.rot90(mirrored, turns, axes=(1, 2)).reshape(len(looks), -1)
-            alike = flat @ turned.T > datasets.TWIN_CORRELATION
+            alike = flat @ turned.T > TWIN_CORRELATION
             assert not (alike & (split[:, None] != split[None])).any()
-    names = {t.rpartition(".")[0]: b for _, b, t in datasets.read_splits(DATA / "splits.csv") if b and t}
+    names = {t.rpartition(".")[0]: b for _, b, t in read_splits(DATA / "splits.csv") if b and t}
     splits_of: dict[str, set[str]] = {}
     for p in everyone:
         splits_of.setdefault(names.get(p.name, p.name), set()).add(p.split)
@@ -108,7 +108,7 @@ def test_verified_labels_find_their_boxes(public: tuple[Collection, Collection])
 
 
 def test_cells_measure_what_is_known_of_the_cameras(public: tuple[Collection, Collection]) -> None:
-    sizes = datasets.source_diameters_px(public[0].of("train"))
+    sizes = source_diameters_px(public[0].of("train"))
     assert sizes == {
         "bccd": pytest.approx(105, rel=0.1),
         "raabin": pytest.approx(130, rel=0.1),

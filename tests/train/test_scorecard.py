@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluation import examined, lattice
+from test_evaluate import examined, lattice
 
-from rbc_train import evaluation, results, scorecard
+from rbc_train import evaluate, results, scorecard
 from rbc_train.results import Section
 from rbc_train.scorecard import Runs, Target
 
@@ -31,7 +31,7 @@ def scored(*, found: int = 20, right: bool = True) -> tuple[dict[str, Any], dict
         truth, truth, [0.9] * 20, source="bcd", overlapping=[True, False], found_score=[0.9, 0.1], letter="MS"
     )
     entries = [one, two] * 2
-    return evaluation.score(entries, 0.5), evaluation.intervals(entries, 0.5, draws=40)
+    return evaluate.score(entries, 0.5), evaluate.intervals(entries, 0.5, draws=40)
 
 
 def by_name(lines: list[Target]) -> dict[str, Target]:
@@ -39,7 +39,7 @@ def by_name(lines: list[Target]) -> dict[str, Target]:
 
 
 def publish(folder: Path, name: str, **data: Any) -> None:
-    results.publish(Section(name, "results", name, "do", data={"bundle_id": BUNDLE, **data}), folder)
+    results.store(Section(name, "do", data={"bundle_id": BUNDLE, **data}), folder)
 
 
 def test_a_perfect_bundle_reaches_what_was_measured(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_what_other_commands_measured_counts_for_their_bundle_only(tmp_path: Pat
         changes={"0.3": -0.01, "2.5": 0.005},
         mosaic_changes={"bccd": math.nan, "pbc": -0.03},
     )
-    publish(tmp_path, "disturbances", changes={"red cast": 0.019, "slight blur": -0.0199})
+    publish(tmp_path, "corruptions", changes={"red cast": 0.019, "slight blur": -0.0199})
     found = by_name(scorecard.targets(figures, between, [], BUNDLE, tmp_path))
     assert [found[n].reached for n in names] == [True, False, True]
     assert found[names[0]].shown == "-1.00 % (0.3)"
@@ -123,9 +123,9 @@ def test_the_section_holds_every_table_and_can_be_published(tmp_path: Path, scal
     assert "nan" not in page
     assert len(section.tables) == 8
     rows = {t.caption[:10]: t.rows for t in section.tables}
-    assert [r[0] for r in rows["What count"]] == ["all", "bcd", "pbc"]
+    assert [r[0] for r in rows["Main figur"]] == ["all", "bcd", "pbc"]
     assert len(rows["Detections"]) == 9
-    assert rows["Share of r"][1][1] == "1.000 (2)"
+    assert rows["Share of c"][1][1] == "1.000 (2)"
     data = json.loads((tmp_path / "results" / "metrics.json").read_text())["data"]
     assert data["figures"]["all"]["rbc_labelled"] == 80
     assert data["targets"][0]["reached"] is True

@@ -6,13 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_evaluation import examined, lattice
+from test_evaluate import examined, lattice
 from tiny_data import write_image
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import Float32, UInt8
 from rbc_train import sheets
-from rbc_train.evaluation import Examined
+from rbc_train.evaluate import Examined
 from rbc_train.labels import VerifiedLabel, VerifiedLabels
 
 TILE = sheets._CROP_PX + sheets._TITLE_PX + 4

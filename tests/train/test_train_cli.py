@@ -3,15 +3,11 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 from command import rbc_train
-from tiny_data import TinyData, photograph, voc
-
-from rbc_edge.errors import UnavailableError
-from rbc_train import datasets, results, trials
+from tiny_data import TinyData
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
@@ -26,7 +22,7 @@ def test_help_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("dataset", "detector", "classifier", "evaluate", "scale", "disturb"):
+    for command in ("dataset", "detector", "teach", "classifier", "evaluate", "pages"):
         assert command in done.stdout
 
 
@@ -143,74 +139,6 @@ def test_evaluate_scores_a_bundle_and_publishes(
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "python -m rbc_train evaluate --scale labelled" in page
     assert "(results/metrics-roc.png)" in page
-
-
-def test_scale_and_disturb_publish_what_the_targets_read(
-    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(trials, "try_scales", partial(trials.try_scales, factors=(1.0, 1.5)))
-    monkeypatch.setattr(trials, "try_strays", partial(trials.try_strays, factors=(1.0,)))
-    monkeypatch.setattr(trials, "try_mosaics", partial(trials.try_mosaics, megapixels=0.1))
-    folder = tmp_path / "docs" / "results"
-    rest = ("--bundle", TOY, "--data", data.folder, "--out", folder, "--threads", 1)
-    code, out, _ = rbc_train(monkeypatch, capsys, "scale", *rest)
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [
-        "factor",
-        "1.00",
-        "1.50",
-        "slide",
-        "1.00",
-        "mosaic",
-        "pbc",
-    ]
-    code, out, _ = rbc_train(monkeypatch, capsys, "disturb", *rest, "--every", 2)
-    assert code == 0
-    assert out.startswith("1 photographs")
-    assert "disturb --every 2`" in (tmp_path / "docs" / "results.md").read_text()
-    code, out, _ = rbc_train(monkeypatch, capsys, "evaluate", *rest)
-    assert code == 0
-    measured = {line.split("  ")[0]: line for line in out.splitlines() if line.startswith("count change")}
-    assert len(measured) == 3
-    assert not any("not run" in line for line in measured.values())
-
-
-def test_bccd_s_own_boxes_judge_what_both_sets_annotate(
-    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # BCCD's annotation of the one photograph that both have lacks all red cells but one.
-    twice = photograph(41)
-    data.add_txl("val", "twin", twice, bccd_name="BloodImage_00009")
-    data.add_bccd("val", "BloodImage_00009", twice)
-    names = ["RBC" if c == 0 else "WBC" for c in twice.class_id.tolist()]
-    keep = [i for i, n in enumerate(names) if n != "RBC"] + [names.index("RBC")]
-    size = (twice.image.shape[1], twice.image.shape[0])
-    data.voc_file("BloodImage_00009").write_text(voc(twice.xyxy[keep], [names[i] for i in keep], size))
-    txl, bccd = datasets.read_public(data.folder)
-    ((own, theirs),) = datasets.annotated_twice(data.folder, txl, bccd)
-    assert (own.name, theirs.name) == ("BloodImage_00009", "twin")
-    code, out, _ = rbc_train(
-        monkeypatch, capsys, "bccd", "--bundle", TOY, "--data", data.folder, "--threads", 1,
-        "--out", tmp_path / "results",
-    )  # fmt: skip
-    assert code == 0
-    rows = {line.split("  ")[0]: line.split("  ") for line in out.splitlines()}
-    assert rows["val split, BCCD's boxes"][1] == "2"
-    assert rows["validation, BCCD's boxes"][6] == "1"
-    assert int(rows["validation, TXL-PBC's boxes"][6]) == twice.counts.n_rbc
-    found = results.read_section("bccd-test", tmp_path / "results")
-    assert found["map50"] is None  # of the test split only
-
-
-def test_bccd_s_official_test_split_is_what_its_list_names(data: TinyData, tmp_path: Path) -> None:
-    data.add_bccd("test", "BloodImage_00010", photograph(42))
-    data.add_bccd("test", "BloodImage_00011", photograph(43))  # a twin of TXL-PBC's test
-    bccd = datasets.read_public(data.folder)[1]
-    with pytest.raises(UnavailableError, match="ImageSets"):
-        datasets.official_test(data.folder, bccd)
-    (data.folder / "bccd" / "ImageSets" / "Main").mkdir(parents=True)
-    (data.folder / "bccd" / "ImageSets" / "Main" / "test.txt").write_text("BloodImage_00010\n")
-    assert [p.name for p in datasets.official_test(data.folder, bccd)] == ["BloodImage_00010"]
 
 
 def test_a_folder_that_cannot_be_is_said(

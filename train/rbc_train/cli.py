@@ -1,4 +1,7 @@
-"""The workshop's command line: dataset, detector, classifier, evaluate. Parsing only."""
+"""The command line of training: dataset, detector, teach, classifier, evaluate, pages. Parsing only.
+
+torch takes seconds to load, which ``--help`` must not pay. So a command imports what it needs.
+"""
 
 import json
 import sys
@@ -8,30 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rbc_edge.errors import ExitCode, RbcEdgeError
-from rbc_train import datasets, results
+from rbc_edge.errors import ExitCode
+from rbc_train import console, results
+from rbc_train.data import CLASS_NAMES, read_public, write_dataset
 
 if TYPE_CHECKING:
-    from rbc_edge.vision.analyzer import Analyzer
+    from rbc_train.evaluate import Examined
+    from rbc_train.train_classifier import LabelKind
 
-app = typer.Typer(
-    help="Builds datasets, trains the two models and scores a bundle.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-Data = Annotated[Path, typer.Option(help="Folder with splits.csv, txl_pbc/ and bccd/.", envvar="RBC_DATA")]
-BundleOption = Annotated[Path | None, typer.Option(help="Bundle to run.  [default: the shipped one]")]
-Every = Annotated[int, typer.Option(min=1, help="Every how many-th photograph.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of the networks; 0: as the processor has.")]
-Out = Annotated[Path, typer.Option(help="Folder of results; the page made of them lies one above.")]
-DatasetOption = Annotated[Path, typer.Option(help="What the dataset command wrote.")]
-DetectorOption = Annotated[Path, typer.Option(help="Detector checkpoint whose first stages it begins from.")]
-_DATA = Path("../shared/data")
-_DATASET = Path("data/dataset")
-_DETECTOR = Path("runs/detector/detector.pt")
-_WEIGHTS = Path("../shared/weights/yolov5n-coco.safetensors")
+app = console.program("Builds datasets, trains the two models and scores a bundle.")
 
 
 class Model(StrEnum):
@@ -51,23 +39,30 @@ class Labels(StrEnum):
     taught = "taught"
 
 
+class ScaleChoice(StrEnum):
+    """What the station is told about the scale."""
+
+    estimated = "estimated"
+    labelled = "labelled"
+
+
 @app.command()
 def dataset(
-    data: Data = _DATA,
+    data: console.Data = console.DATA,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/dataset"),
     cell_diameter: Annotated[
         float, typer.Option(min=8, help="Size of a red cell at model scale, px.")
     ] = 40.0,
     crop_margin: Annotated[
-        float, typer.Option(min=0, max=2, help="Margin of a crop, share of its box.")
+        float, typer.Option(min=0, max=2, help="Margin of a crop on each side, share of its box.")
     ] = 0.25,
-    strict: Annotated[bool, typer.Option(help="Exit 3 when an annotation has findings.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 when an annotation is wrong.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
-    txl, bccd = datasets.read_public(data)
+    txl, bccd = read_public(data)
     for finding in [*txl.findings, *bccd.findings]:
         typer.echo(str(finding), err=True)
-    steps = datasets.write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
+    steps = write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
     with typer.progressbar(
         steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr
     ) as bar:
@@ -87,8 +82,10 @@ def dataset(
 
 @app.command()
 def detector(
-    dataset: Annotated[Path, typer.Option(help="What the dataset command wrote.")] = Path("data/dataset"),
-    weights: Annotated[Path | None, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = _WEIGHTS,
+    dataset: console.DatasetOption = console.DATASET,
+    weights: Annotated[
+        Path | None, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")
+    ] = console.WEIGHTS,
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --weights.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/detector"),
     epochs: Annotated[int, typer.Option(min=1)] = 100,
@@ -99,44 +96,52 @@ def detector(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 0,
 ) -> None:
-    """Trains YOLOv5n. Run again after a kill, it goes on where it was."""
-    from rbc_train import detector as room  # noqa: PLC0415  torch takes seconds that --help must not pay
+    """Trains YOLOv5n. After an interruption, the same command continues."""
+    from rbc_train import train_detector  # noqa: PLC0415
 
-    options = room.DetectorOptions(
-        dataset,
-        None if from_scratch else weights,
-        out,
-        epochs,
-        batch,
-        image_px,
-        seed,
-        device,
-        threads,
-        workers,
+    options = train_detector.DetectorOptions(
+        dataset=dataset,
+        weights=None if from_scratch else weights,
+        out=out,
+        epochs=epochs,
+        batch=batch,
+        image_px=image_px,
+        seed=seed,
+        device=device,
+        threads=threads,
+        workers=workers,
     )
-    typer.echo(room.train(options))
+    typer.echo(train_detector.train(options))
 
 
 @app.command()
 def teach(
-    dataset: DatasetOption = _DATASET,
-    data: Data = _DATA,
-    detector: DetectorOption = _DETECTOR,
+    dataset: console.DatasetOption = console.DATASET,
+    data: console.Data = console.DATA,
+    detector: console.DetectorOption = console.DETECTOR,
     out: Annotated[Path, typer.Option(help="Folder of the teachers.")] = Path("runs/teachers"),
     folds: Annotated[int, typer.Option(min=2, help="How many teachers.")] = 4,
-    epochs: Annotated[int | None, typer.Option(min=1, help="The teacher's own when not given.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="By default: the teacher's own.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
-    """Trains teachers on the verified labels and lets them judge every training crop."""
-    from rbc_train import classifier, teaching  # noqa: PLC0415
+    """Trains teachers on the verified labels. They judge every training crop."""
+    from rbc_train import teachers, train_classifier  # noqa: PLC0415
 
-    options = teaching.TeachingOptions(dataset, data, detector, out, folds, epochs, threads)
-    taught = teaching.teach(options, _show)
-    rows = classifier.read_rows(dataset, "train")
-    known = teaching.agreement(rows, classifier.read_taught(out, dataset))
+    options = teachers.TeachingOptions(
+        dataset=dataset,
+        data=data,
+        detector=detector,
+        out=out,
+        folds=folds,
+        epochs=epochs,
+        threads=threads,
+    )
+    taught = teachers.teach(options, console.show_progress)
+    rows = train_classifier.read_rows(dataset, "train")
+    known = teachers.agreement(rows, train_classifier.read_taught(out, dataset))
     typer.echo(
-        f"{len(rows)} crops taught; {known.n} of them were inspected and not seen by the teacher that "
-        f"judged them: accuracy {known.accuracy:.4f}, AUC {known.auc:.4f}"
+        f"{len(rows)} crops judged. {known.n} of them have a verified label that their teacher did not see: "
+        f"accuracy {known.accuracy:.4f}, AUC {known.auc:.4f}"
     )
     typer.echo(taught)
 
@@ -144,37 +149,39 @@ def teach(
 @app.command()
 def classifier(
     model: Annotated[
-        Model, typer.Option(help="base and improved are the paper's; station ships.")
+        Model, typer.Option(help="base and improved are the paper's. station ships.")
     ] = Model.station,
     labels: Annotated[
         Labels | None,
-        typer.Option(help="What teaches; taught for station when not given. The verified labels judge."),
+        typer.Option(help="Labels to learn from. By default: taught for station, else verified."),
     ] = None,
-    dataset: DatasetOption = _DATASET,
-    data: Data = _DATA,
-    detector: DetectorOption = _DETECTOR,
+    dataset: console.DatasetOption = console.DATASET,
+    data: console.Data = console.DATA,
+    detector: console.DetectorOption = console.DETECTOR,
     from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
-    taught: Annotated[Path, typer.Option(help="What the teach command wrote.")] = Path("runs/teachers"),
-    out: Annotated[Path | None, typer.Option(help="Folder of this run; runs/classifier-MODEL.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="The model's own when not given.")] = None,
+    taught: Annotated[Path, typer.Option(help="Folder of the teach command.")] = Path("runs/teachers"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of this run. By default: runs/classifier-MODEL.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="By default: the model's own.")] = None,
     crop_margin: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     paste: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of singles with a pasted neighbour.")
+        float | None, typer.Option(min=0, max=1, help="Share of singles that get a pasted neighbour.")
     ] = None,
     seed: int = 0,
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
-    """Trains a single/overlapping CNN. Run again after a kill, it goes on where it was."""
-    from rbc_train import classifier as room  # noqa: PLC0415
+    """Trains a CNN for single or overlapping. After an interruption, the same command continues."""
+    from rbc_train import networks, train_classifier  # noqa: PLC0415
 
-    kind: room.LabelKind = (labels or (Labels.taught if model is Model.station else Labels.verified)).value
-    paper = model.value in room.PAPER
-    options = room.ClassifierOptions(
-        dataset,
-        data,
-        out or Path(f"runs/classifier-{model.value}"),
-        model.value,
-        kind,
+    kind: LabelKind = (labels or (Labels.taught if model is Model.station else Labels.verified)).value
+    paper = model.value in networks.PAPER
+    options = train_classifier.ClassifierOptions(
+        dataset=dataset,
+        data=data,
+        out=out or Path(f"runs/classifier-{model.value}"),
+        model=model.value,
+        labels=kind,
         detector=None if from_scratch or paper else detector,
         taught=taught if kind == "taught" else None,
         epochs=epochs,
@@ -183,74 +190,72 @@ def classifier(
         seed=seed,
         threads=threads,
     )
-    typer.echo(room.train(options, _show))
-
-
-def _show(done: int, total: int, line: str) -> None:
-    bar = "#" * round(30 * done / total)
-    typer.echo(f"[{bar:30}] {done}/{total}  {line}", err=True)
-
-
-class ScaleChoice(StrEnum):
-    """What the station is told of the scale."""
-
-    estimated = "estimated"
-    labelled = "labelled"
+    typer.echo(train_classifier.train(options, console.show_progress))
 
 
 @app.command()
 def evaluate(
-    bundle: BundleOption = None,
-    data: Data = _DATA,
+    bundle: console.BundleOption = None,
+    data: console.Data = console.DATA,
     scale: Annotated[
-        ScaleChoice, typer.Option(help="estimated: nobody says how large a cell is, as at the station.")
+        ScaleChoice,
+        typer.Option(help="estimated: the program finds the cell size, as at the station."),
     ] = ScaleChoice.estimated,
-    out: Out = results.FOLDER,
+    out: console.Out = results.FOLDER,
     sheets: Annotated[
         Path | None,
-        typer.Option(help="Also write pictures of the worst verdicts and counts here. They are not public."),
+        typer.Option(help="Also write images of the worst cells and fields here. They are not public."),
     ] = None,
-    threads: Threads = 0,
+    threads: console.Threads = 0,
 ) -> None:
     """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source.
 
-    Run it last: the targets that scale and disturb measure are read from what those published.
+    Run it last: it compares the targets with what the studies scale, corruptions and bccd measured.
     """
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
-    from rbc_edge.vision.bundle import DETECTOR_FP32  # noqa: PLC0415
-    from rbc_train import evaluation, figures, labels, scorecard  # noqa: PLC0415
+    from rbc_edge.vision.bundle import DETECTOR_FP32, Bundle  # noqa: PLC0415
+    from rbc_train import charts, scorecard  # noqa: PLC0415
     from rbc_train import sheets as worst  # noqa: PLC0415
+    from rbc_train.evaluate import examine, intervals, score, table  # noqa: PLC0415
+    from rbc_train.labels import read_verified  # noqa: PLC0415
 
-    analyzer, validation = _at_work(bundle, data, threads)
-    opened, verified = analyzer.bundle, labels.read_verified()
+    opened = Bundle.open(bundle)
+    validation, verified = read_public(data)[0].of("val"), read_verified()
     manifest = opened.manifest
 
-    def examine(at_work: Analyzer, name: str) -> list[evaluation.Examined]:
+    def look(analyzer: Analyzer, name: str) -> "list[Examined]":
         with typer.progressbar(length=len(validation), label=name, file=sys.stderr) as bar:
-            return evaluation.examine(
-                at_work, validation, verified, scale=scale.value, progress=lambda _done, _total: bar.update(1)
+            return examine(
+                analyzer,
+                validation,
+                verified,
+                scale=scale.value,
+                progress=lambda _done, _total: bar.update(1),
             )
 
-    examined = examine(analyzer, "photographs")
-    found = evaluation.score(examined, manifest.overlap_threshold)
+    examined = look(Analyzer(opened, threads=threads), "photographs")
+    found = score(examined, manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
-    typer.echo(evaluation.table(found))
+    typer.echo(table(found))
     runs = [run for run in (scorecard.at_export(manifest.metrics),) if run]
     if DETECTOR_FP32 in manifest.files:
-        whole = examine(Analyzer(opened, threads=threads, precision="fp32"), "fp32")
-        fp32 = evaluation.score(whole, manifest.overlap_threshold)["all"]
-        runs.append(scorecard.Runs(f"now, scale {scale.value}", found["all"], fp32))
-    between = evaluation.intervals(examined, manifest.overlap_threshold)
+        whole = look(Analyzer(opened, threads=threads, precision="fp32"), "fp32")
+        fp32 = score(whole, manifest.overlap_threshold)["all"]
+        runs.append(scorecard.Runs(f"now, scale {scale.value}", int8=found["all"], fp32=fp32))
+    between = intervals(examined, manifest.overlap_threshold)
     lines = scorecard.targets(found, between, runs, opened.bundle_id, out)
     typer.echo(scorecard.targets_text(lines))
-    pictures = figures.draw_all(examined, manifest.score_threshold, manifest.overlap_threshold, out)
-    names = (*datasets.CLASS_NAMES, "overlap")
+    names = (*CLASS_NAMES, "overlap")
     section = scorecard.section(
-        found, between, lines, runs, pictures,
+        found,
+        between,
+        lines,
+        runs,
+        charts.draw_all(examined, manifest.score_threshold, manifest.overlap_threshold, out),
         bundle_id=opened.bundle_id,
         scale=scale.value,
         thresholds=dict(zip(names, (*manifest.score_threshold, manifest.overlap_threshold), strict=True)),
-    )  # fmt: skip
+    )
     typer.echo(results.publish(section, out), err=True)
     if sheets:
         for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
@@ -258,339 +263,12 @@ def evaluate(
 
 
 @app.command()
-def scale(
-    bundle: BundleOption = None,
-    data: Data = _DATA,
-    every: Every = 3,  # trials.SCALE_EVERY
-    out: Out = results.FOLDER,
-    threads: Threads = 0,
-) -> None:
-    """Enlarges, shrinks and tiles validation photographs and lets the station find the scale of each."""
-    from rbc_train import trials  # noqa: PLC0415
-
-    analyzer, validation = _at_work(bundle, data, threads)
-    photographs = validation[::every]
-    typer.echo("factor  fields   rbc  change  estimated / labelled (5 %, median, 95 %)  off by a third")
-    tried: list[trials.ScaleTrial] = []
-    for trial in trials.try_scales(analyzer, photographs):
-        tried.append(trial)
-        change = trial.n_rbc / max(tried[0].n_rbc, 1) - 1
-        typer.echo(
-            f"{trial.factor:6.2f} {trial.n_fields:7} {trial.n_rbc:5} {change:+7.1%}"
-            f"  {trial.ratio_low:17.2f} {trial.ratio_median:7.2f} {trial.ratio_high:6.2f} {trial.n_off:17}"
-        )
-    typer.echo("slide / field  put right    rbc  change")
-    strays: list[trials.StrayTrial] = []
-    for stray in trials.try_strays(analyzer, photographs):
-        strays.append(stray)
-        change = stray.n_rbc / max(strays[0].n_rbc, 1) - 1
-        typer.echo(f"{stray.factor:13.2f} {stray.n_own:10} {stray.n_rbc:6} {change:+7.1%}")
-    typer.echo("mosaic      parts  megapixels  labelled px  estimated     rbc  part by part  change")
-    mosaics: list[trials.MosaicTrial] = []
-    for tiled in trials.try_mosaics(analyzer, validation):
-        mosaics.append(tiled)
-        typer.echo(
-            f"{tiled.source:10} {tiled.n_parts:6} {tiled.width_px * tiled.height_px / 1e6:11.1f}"
-            f" {tiled.labelled_px:12.1f} {tiled.estimated_px:10.1f} {tiled.mosaic:7} {tiled.parts:13}"
-            f" {tiled.mosaic / max(tiled.parts, 1) - 1:+7.1%}"
-        )
-    section = trials.scale_section(tried, strays, mosaics, analyzer.bundle.bundle_id, every=every)
-    typer.echo(results.publish(section, out), err=True)
-
-
-@app.command()
-def disturb(
-    bundle: BundleOption = None,
-    data: Data = _DATA,
-    every: Every = 1,
-    out: Out = results.FOLDER,
-    threads: Threads = 0,
-) -> None:
-    """Counts validation photographs under other light, colour, focus and compression."""
-    from rbc_train import trials  # noqa: PLC0415
-
-    analyzer, validation = _at_work(bundle, data, threads)
-    photographs = validation[::every]
-    typer.echo(f"{len(photographs)} photographs     rbc  change  overlapping  change  wbc")
-    tried: list[trials.DisturbanceTrial] = []
-    for trial in trials.try_disturbances(analyzer, photographs):
-        tried.append(trial)
-        rbc = trial.n_rbc / max(tried[0].n_rbc, 1) - 1
-        overlapping = trial.n_overlapping / max(tried[0].n_overlapping, 1) - 1
-        typer.echo(
-            f"{trial.name:20} {trial.n_rbc:4} {rbc:+7.1%} {trial.n_overlapping:12} {overlapping:+7.1%}"
-            f" {trial.n_wbc:4}"
-        )
-    section = trials.disturbance_section(tried, len(photographs), analyzer.bundle.bundle_id, every=every)
-    typer.echo(results.publish(section, out), err=True)
-
-
-@app.command()
-def quality(
-    bundle: BundleOption = None,
-    data: Data = _DATA,
-    every: Every = 10,  # defects.EVERY
-    work: Annotated[Path, typer.Option(help="Folder of the trials; a cut command goes on there.")] = Path(
-        "runs/quality"
-    ),
-    out: Out = results.FOLDER,
-    threads: Threads = 0,
-) -> None:
-    """Draws defects into validation photographs and weighs the quality flags: hits and false alarms."""
-    from rbc_train import defects, figures  # noqa: PLC0415
-
-    analyzer, validation = _at_work(bundle, data, threads)
-    steps = defects.try_defects(analyzer, validation, every=every, work=work)
-    with typer.progressbar(steps, length=defects.n_trials(), label="defects", file=sys.stderr) as bar:
-        trials = list(bar)
-    figure, picture = defects.draw_rocs(trials, "quality-roc.png")
-    figures.save(figure, out / picture.file)
-    results.publish(defects.flags_section(), out)
-    typer.echo(_published(defects.section(trials, picture, analyzer.bundle.bundle_id, every=every), out))
-
-
-@app.command()
-def coverage(
-    bundle: BundleOption = None,
-    data: Data = _DATA,
-    every: Every = 1,
-    out: Out = results.FOLDER,
-    threads: Threads = 0,
-) -> None:
-    """Draws slides from photographs: does the 95 % interval hold the truth, how many fields are needed?"""
-    from rbc_train import coverage as room  # noqa: PLC0415
-
-    analyzer, _ = _at_work(bundle, data, threads)
-    photographs = datasets.read_public(data)[0].of("train", "val")[::every]
-    with typer.progressbar(length=len(photographs), label="photographs", file=sys.stderr) as bar:
-        sources = room.count_fields(analyzer, photographs, bar.update)
-    covered = {f.source: list(room.cover(f, draws=room.DRAWS)) for f in sources}
-    asked = {f.source: list(room.forecast(f, draws=room.FORECAST_DRAWS)) for f in sources}
-    typer.echo(_published(room.section(sources, covered, asked, analyzer.bundle.bundle_id), out))
-
-
-class Comparator(StrEnum):
-    """Comparators that must be trained first."""
-
-    bccd640 = "bccd640"
-    two_class = "two-class"
-
-
-@app.command()
-def compare(
-    train: Annotated[
-        Comparator | None, typer.Option(help="Train this comparator into --out, and score nothing.")
-    ] = None,
-    bccd640: Annotated[Path | None, typer.Option(help="Its trained checkpoint.")] = None,
-    two_class: Annotated[Path | None, typer.Option(help="Its trained checkpoint.")] = None,
-    every: Every = 1,
-    data: Data = _DATA,
-    bundle: BundleOption = None,
-    dataset: Annotated[Path, typer.Option(help="What the dataset command wrote (two-class).")] = Path(
-        "data/dataset"
-    ),
-    weights: Annotated[Path, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = _WEIGHTS,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run (runs/compare-NAME) or of the results.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="The comparator's own when not given.")] = None,
-    batch: Annotated[int, typer.Option(min=2)] = 16,
-    image_px: Annotated[int | None, typer.Option(min=64, help="The comparator's own when not given.")] = None,
-    seed: int = 0,
-    device: Annotated[str, typer.Option(help="cpu, or 0 for the first CUDA device.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="For training.")] = 2,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 0,
-) -> None:
-    """Scores what else counts red cells: Hough circles, blobs, watershed, components, other YOLOv5n."""
-    from rbc_train import comparators, labels  # noqa: PLC0415
-
-    if train is not None:
-        plain = train is Comparator.bccd640
-        folder = out or Path(f"runs/compare-{train.value}")
-        options = comparators.TrainingOptions(
-            data, dataset, bundle, weights, folder, epochs, batch, image_px, seed, device, threads, workers
-        )
-        typer.echo((comparators.train_bccd640 if plain else comparators.train_two_class)(options))
-        return
-    from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
-    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
-
-    txl, bccd = datasets.read_public(data)
-    steps = comparators.compare(
-        Analyzer(Bundle.open(bundle), threads=1),  # all on one thread
-        txl.photographs,
-        bccd.photographs,
-        labels.read_verified(),
-        bccd640=bccd640,
-        two_class=two_class,
-        every=every,
-    )
-    with typer.progressbar(steps, length=comparators.N_OUTCOMES, label="methods", file=sys.stderr) as bar:
-        outcomes = list(bar)
-    given = (("--bccd640", bccd640), ("--two-class", two_class))
-    command = "python -m rbc_train compare" + "".join(
-        f" {k} {v.name if v.is_absolute() else v}"  # a machine's paths are nobody else's
-        for k, v in given
-        if v
-    )
-    command += f" --every {every}" if every > 1 else ""
-    folder = out or results.FOLDER
-    typer.echo(comparators.text_table(outcomes))
-    typer.echo(results.publish(comparators.section(outcomes, folder, command), folder), err=True)
-
-
-class Part(StrEnum):
-    """Parts of the work on the paper."""
-
-    experiments = "experiments"
-    learning = "learning"
-    ablations = "ablations"
-
-
-@app.command()
-def paper(
-    dataset: DatasetOption = _DATASET,
-    data: Data = _DATA,
-    detector: DetectorOption = _DETECTOR,
-    from_scratch: Annotated[bool, typer.Option(help="Start from noise, without --detector.")] = False,
-    seeds: Annotated[int, typer.Option(min=2, help="Draws of each experiment.")] = 30,
-    part: Annotated[Part | None, typer.Option(help="Only this.  [default: all three]")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of the trials; a cut command goes on there.")] = Path(
-        "runs/paper"
-    ),
-    out: Out = results.FOLDER,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-) -> None:
-    """Repeats the paper's experiments over many draws and asks what crops, labels and tricks are worth."""
-    from rbc_train import paper as room  # noqa: PLC0415
-    from rbc_train import paper_page  # noqa: PLC0415
-
-    trials, rule = room.repeat(
-        room.Plan(seeds=seeds),
-        (part.value,) if part else room.PARTS,
-        work,
-        dataset=dataset,
-        data=data,
-        begin=None if from_scratch else detector,
-        threads=threads,
-        progress=_show,
-    )
-    for section in paper_page.sections(trials, rule, out, begun=not from_scratch):
-        typer.echo(paper_page.as_text(section))
-        typer.echo(results.publish(section, out), err=True)
-
-
-class BccdSplit(StrEnum):
-    """Splits of BCCD."""
-
-    val = "val"
-    test = "test"
-
-
-@app.command()
-def bccd(
-    split: Annotated[BccdSplit, typer.Option(help="test is touched once, at the end.")] = BccdSplit.val,
-    bundle: BundleOption = None,
-    data: Data = _DATA,
-    out: Out = results.FOLDER,
-    threads: Threads = 0,
-) -> None:
-    """Scores a bundle against BCCD's own boxes, as the literature does."""
-    from rbc_train import evaluation, labels, scorecard  # noqa: PLC0415
-
-    analyzer, _ = _at_work(bundle, data, threads)
-    txl, own = datasets.read_public(data)
-
-    def score(chosen: list[datasets.Photograph]) -> dict[str, object]:
-        # Overlap is not judged here.
-        seen = evaluation.examine(analyzer, chosen, labels.VerifiedLabels([]), scale="estimated")
-        return evaluation.score_group(seen, analyzer.bundle.manifest.overlap_threshold)
-
-    pairs = datasets.annotated_twice(data, txl, own)
-    both = {
-        "BCCD's boxes": score([b for b, _ in pairs]),
-        "TXL-PBC's boxes": score([t for _, t in pairs]),
-    }
-    figures = score(own.of("val") if split is BccdSplit.val else datasets.official_test(data, own))
-    section = scorecard.bccd_section(split.value, figures, both, analyzer.bundle.bundle_id)
-    typer.echo(_published(section, out))
-
-
-@app.command()
-def overlap(
-    checkpoint: Annotated[list[Path], typer.Argument(help="classifier.pt of each run to compare.")],
-    dataset: DatasetOption = _DATASET,
-    data: Data = _DATA,
-    out: Out = results.FOLDER,
-) -> None:
-    """Judges overlap CNNs that were taught differently, on the verified validation labels."""
-    from rbc_train import choices  # noqa: PLC0415
-
-    typer.echo(_published(choices.overlap_section(choices.judge_overlap(checkpoint, dataset, data)), out))
-
-
-@app.command()
-def suppression(
-    bundle: BundleOption = None,
-    data: Data = _DATA,
-    out: Out = results.FOLDER,
-) -> None:
-    """Judges ways to suppress boxes on what the bundle's detector sees before suppression."""
-    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
-    from rbc_train import choices  # noqa: PLC0415
-
-    opened = Bundle.open(bundle)
-    validation = datasets.read_public(data)[0].of("val")
-    seen = choices.candidates(choices.bundle_look(opened), validation, opened.manifest.cell_diameter_px)
-    judged = dict(choices.try_suppressions(seen))
-    typer.echo(_published(choices.suppression_section(judged, opened.bundle_id), out))
-
-
-@app.command()
-def diameter(
-    data: Data = _DATA,
-    weights: Annotated[Path, typer.Option(help="COCO-pretrained YOLOv5n, safetensors.")] = _WEIGHTS,
-    runs: Annotated[Path, typer.Option(help="Folder of the datasets and runs.")] = Path("runs/diameter"),
-    epochs: Annotated[int, typer.Option(min=1, help="Of each training.")] = 12,
-    out: Out = results.FOLDER,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-) -> None:
-    """Trains a detector at each of several cell sizes and measures accuracy against cost."""
-    from rbc_train import choices  # noqa: PLC0415
-
-    options = choices.DiameterOptions(data, weights, runs, epochs, threads)
-    judged = {d: choices.try_diameter(options, d) for d in choices.DIAMETERS_PX}
-    typer.echo(_published(choices.diameter_section(judged, epochs), out))
-
-
-def _published(section: results.Section, folder: Path) -> str:
-    """Publishes a section; returns its tables as text."""
-    results.publish(section, folder)
-    lines = []
-    for table in section.tables:
-        lines += [table.caption, *("  ".join(row) for row in (table.columns, *table.rows))]
-    return "\n".join(lines)
-
-
-def _at_work(bundle: Path | None, data: Path, threads: int) -> "tuple[Analyzer, list[datasets.Photograph]]":
-    """Opens a bundle and the validation photographs of TXL-PBC."""
-    from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415  --help must not load ONNX Runtime
-    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
-
-    return Analyzer(Bundle.open(bundle), threads=threads), datasets.read_public(data)[0].of("val")
-
-
-def answer(program: typer.Typer) -> None:
-    """Runs a command line; an error of ours becomes a message, advice and an exit code."""
-    try:
-        program()
-    except RbcEdgeError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        if error.advice:
-            typer.echo(f"       {error.advice}", err=True)
-        sys.exit(error.exit_code)
+def pages(out: console.Out = results.FOLDER) -> None:
+    """Makes the pages of results again from what the commands wrote. Measures nothing."""
+    for page in results.write_pages(out):
+        typer.echo(page)
 
 
 def main() -> None:
-    """Runs the workshop's command line."""
-    answer(app)
+    """Runs the command line of training."""
+    console.answer(app)

@@ -1,8 +1,8 @@
 """Single or overlapping: weak labels (the paper's Otsu area rule) and verified labels (visual inspection).
 
 Neither is called ground truth. The weak rule is that of Gurav, Yadav, Taral (2025), method step 2: grey,
-Otsu threshold, binary mask B, area A = sum over i, j of B(i, j); overlapping if A > T. The paper does not
-give T; `area_threshold` chooses it from the areas alone, so that anybody gets the same.
+Otsu threshold, binary mask B, area A = sum over i, j of B(i, j). Overlapping if A > T. The paper does not
+give T. `area_threshold` chooses it from the areas alone, so the result can be repeated.
 """
 
 import csv
@@ -45,7 +45,7 @@ def area_threshold(areas: Int64) -> int:
     No label is looked at, so the weak labels stay weak and the choice is reproducible.
 
     Args:
-        areas: int64 (N,), what `otsu_area` measured on the training split; N may be 0.
+        areas: int64 (N,), what `otsu_area` measured on the training split. N may be 0.
 
     Returns:
         T: a crop is weakly overlapping when its area is greater.
@@ -72,7 +72,7 @@ class VerifiedLabel:
         image: File name of the photograph.
         source: The camera.
         xyxy: The box, pixels of the photograph.
-        letter: S, T, O, M or X; two letters where two passes differ (see overlap_labels/README.md).
+        letter: S, T, O, M or X. Two letters where two passes differ (see overlap_labels/README.md).
         label: single, overlapping, or "" where it cannot be used.
         passes: How often it was looked at.
     """
@@ -105,7 +105,7 @@ class VerifiedLabels:
             box: float32 (4,), pixels of the photograph.
 
         Returns:
-            The label whose box is the same to within rounding, or None.
+            The label with the same box (apart from rounding), or None.
         """
         if image not in self._of:
             return None
@@ -123,7 +123,7 @@ def read_verified(folder: Path | None = None) -> VerifiedLabels:
     """Reads the verified labels of both splits.
 
     Args:
-        folder: Folder with train.csv and val.csv; ours (in this package) when None.
+        folder: Folder with train.csv and val.csv. Ours (in this package) when None.
 
     Returns:
         All rows.
@@ -147,5 +147,14 @@ def read_verified(folder: Path | None = None) -> VerifiedLabels:
                     "single" if label == "single" else "overlapping" if label == "overlapping" else ""
                 )
                 image = row["image"].rpartition("/")[2]
-                rows.append(VerifiedLabel(image, row["source"], xyxy, letter, verified, passes))
+                rows.append(
+                    VerifiedLabel(
+                        image=image,
+                        source=row["source"],
+                        xyxy=xyxy,
+                        letter=letter,
+                        label=verified,
+                        passes=passes,
+                    )
+                )
     return VerifiedLabels(rows)

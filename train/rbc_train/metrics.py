@@ -12,20 +12,20 @@ from rbc_edge.vision.boxes import iou
 Float64 = npt.NDArray[np.float64]
 
 
-def match(found: Float32, score: Float32, truth: Float32, *, least_iou: float) -> Int64:
+def match(found: Float32, score: Float32, truth: Float32, *, min_iou: float) -> Int64:
     """Pairs detections with labelled boxes, best score first, each box once (as COCO does).
 
     Args:
         found: float32 (N, 4), xyxy.
         score: float32 (N,).
         truth: float32 (M, 4), xyxy, same frame.
-        least_iou: Least iou of a pair.
+        min_iou: Least iou of a pair.
 
     Returns:
         int64 (N,): index of the labelled box, -1 without.
 
     >>> box = np.array([[0, 0, 10, 10]], np.float32)
-    >>> match(np.repeat(box, 2, 0), np.array([0.5, 0.9], np.float32), box, least_iou=0.5).tolist()
+    >>> match(np.repeat(box, 2, 0), np.array([0.5, 0.9], np.float32), box, min_iou=0.5).tolist()
     [-1, 0]
     """
     pairs = np.full(len(found), -1, np.int64)
@@ -36,7 +36,7 @@ def match(found: Float32, score: Float32, truth: Float32, *, least_iou: float) -
     for i in np.argsort(-score, kind="stable"):
         candidates = np.where(free, overlap[i], -1.0)
         best = int(candidates.argmax())
-        if candidates[best] >= least_iou:
+        if candidates[best] >= min_iou:
             pairs[i] = best
             free[best] = False
     return pairs
@@ -72,7 +72,7 @@ def average_precision(score: Float32, hit: Bool, n_truth: float, weight: Float64
         weight: See `precision_recall`.
 
     Returns:
-        0..1; NaN without labelled boxes.
+        0..1. NaN without labelled boxes.
 
     >>> average_precision(np.array([0.9, 0.8], np.float32), np.array([True, True]), 2)
     1.0
@@ -92,8 +92,8 @@ class Roc:
 
     Attributes:
         threshold: float64 (T + 1,): infinity, then each distinct score, falling.
-        false_positive: float64 (..., T + 1): share of negatives at or over the threshold; NaN without any.
-        true_positive: float64 (..., T + 1): share of positives at or over it; NaN without any.
+        false_positive: float64 (..., T + 1): share of negatives at or over the threshold. NaN without any.
+        true_positive: float64 (..., T + 1): share of positives at or over it. NaN without any.
     """
 
     threshold: Float64
@@ -122,7 +122,7 @@ def roc(score: Float32, positive: Bool, weight: Float64 | None = None) -> Roc:
     Args:
         score: float32 (N,).
         positive: bool (N,).
-        weight: float64 (D, N) or (N,), how often each case counts; once each when None.
+        weight: float64 (D, N) or (N,), how often each case counts. Once each when None.
 
     Returns:
         Curves of shape (D, T + 1) or (T + 1,), T distinct scores.
@@ -151,7 +151,7 @@ def auc(score: Float32, positive: Bool) -> float:
         positive: bool (N,).
 
     Returns:
-        0..1; NaN when a class is missing.
+        0..1. NaN when a class is missing.
 
     >>> auc(np.array([0.1, 0.9], np.float32), np.array([False, True]))
     1.0
@@ -165,8 +165,8 @@ class Calibration:
 
     Attributes:
         n: int64 (B,): cases in each of B bins of equal width over 0..1.
-        mean_score: float64 (B,): their mean score; NaN in an empty bin.
-        share: float64 (B,): share of positives among them; NaN in an empty bin.
+        mean_score: float64 (B,): their mean score. NaN in an empty bin.
+        share: float64 (B,): share of positives among them. NaN in an empty bin.
         error: Expected calibration error: mean distance of the two over the cases (Guo et al. 2017, eq. 3).
         brier: Mean squared distance of score and label (Brier 1950).
     """
@@ -187,7 +187,7 @@ def calibration(score: Float32, positive: Bool, *, bins: int = 10) -> Calibratio
         bins: How many.
 
     Returns:
-        The comparison; error and brier NaN without cases.
+        The comparison. Error and brier NaN without cases.
 
     >>> calibration(np.array([0.0, 1.0], np.float32), np.array([False, True])).error
     0.0
@@ -226,7 +226,7 @@ def agreement(counted: Int64, labelled: Int64) -> Agreement:
         labelled: int64 (F,), the same by the labels.
 
     Returns:
-        Bias and limits; NaN with fewer than two fields.
+        Bias and limits. NaN with fewer than two fields.
     """
     difference = (counted - labelled).astype(np.float64)
     if len(difference) < 2:
@@ -236,7 +236,7 @@ def agreement(counted: Int64, labelled: Int64) -> Agreement:
 
 
 def relative_error(counted: Int64, labelled: Int64) -> Float64:
-    """Relative error of each field's count: float64 (F,), 0 is right; NaN where nothing is labelled."""
+    """Relative error of each field's count: float64 (F,), 0 is right. NaN where nothing is labelled."""
     return np.where(labelled > 0, (counted - labelled) / np.maximum(labelled, 1), np.nan)
 
 
@@ -255,7 +255,7 @@ def resample(n: int, draws: int, seed: int = 0) -> Int64:
 
 
 def interval(values: Float64) -> tuple[float, float]:
-    """The middle 95 % of what bootstrap samples gave; samples that gave nothing (NaN) are left out.
+    """The middle 95 % of what bootstrap samples gave. Samples that gave nothing (NaN) are left out.
 
     >>> interval(np.arange(101.0))
     (2.5, 97.5)
@@ -310,7 +310,7 @@ def verdicts(score: Float32, overlapping: Bool, threshold: float) -> Verdicts:
         threshold: Least score of a cell called overlapping.
 
     Returns:
-        The figures; NaN where a class is missing.
+        The figures. NaN where a class is missing.
     """
     called = score >= threshold
     curve = roc(score, overlapping)

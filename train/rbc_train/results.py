@@ -1,61 +1,33 @@
 """What the measuring commands found, kept as JSON, and the pages of `docs/` that are made of it.
 
-Each command publishes one `Section`: its figures, as numbers for machines and as tables and pictures for
-readers. The pages are made of the sections that lie in the folder, never typed; who runs one command again
-renews its section and leaves the others as they are.
+A command publishes one `Section`: its figures, as numbers for programs and as tables and charts for
+readers. The words stand in one template a page, ``templates/<page>.md``. A page shows the sections that
+are in the folder, so a command that runs again renews its own section and no other.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
+
+import jinja2
 
 from rbc_edge.errors import UnavailableError
+from rbc_edge.vision import quality
 
 Page = Literal["results", "paper", "quality"]
 
 FOLDER: Final = Path("docs/results")
-"""Where sections and their pictures lie, from the root of the repository; the pages lie one above."""
+"""Where sections and their charts are, from the root of the repository. The pages are one folder above."""
 
-_TITLES: Final[dict[Page, str]] = {
-    "results": "Results",
-    "paper": "The paper, repeated and answered",
-    "quality": "Quality flags and intervals",
-}
-_INTRODUCTIONS: Final[dict[Page, str]] = {
+_SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
     "results": (
-        "Every figure on this page was printed by the command named above it, with the bundle named there. "
-        "Data: the validation photographs of TXL-PBC (`datasets.keep_apart` has taken out those that leak), "
-        "which also chose the thresholds, unless a section says otherwise. Overlap is judged on the "
-        "verified labels."
+        "metrics", "bccd-test", "baselines", "corruptions", "scale", "suppression", "diameter", "overlap",
     ),
-    "paper": (
-        "Gurav, Yadav, Taral (2025) taught two small CNNs single and overlapping cells with 13 and 28 crops, "
-        "labelled by the area rule that also judged them. This page repeats both experiments over many "
-        "draws, then asks what the method is worth when inspected labels judge it."
-    ),
-    "quality": (
-        "The column `quality_flags` warns of fields whose counts may be wrong; a flag never changes a count. "
-        "This page tells what the flags mean, how often they are right, and how often a slide's interval "
-        "holds the truth. Every figure was printed by the command named above it."
-    ),
-}
-_ORDER: Final = (
-    "metrics",
-    "bccd-test",
-    "comparators",
-    "disturbances",
-    "scale",
-    "suppression",
-    "diameter",
-    "overlap",
-    "paper",
-    "learning",
-    "flags",
-    "quality",
-    "coverage",
-)
+    "paper": ("paper", "learning"),
+    "quality": ("quality", "coverage"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +51,12 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure for readers.
+class Chart:
+    """A drawn figure for readers.
 
     Attributes:
         file: Its name in the folder of the sections (PNG or SVG).
-        caption: What it shows; also its text for those who do not see it.
+        caption: What it shows. Also its text for readers who do not see it.
     """
 
     file: str
@@ -96,65 +68,106 @@ class Section:
     """What one command found.
 
     Attributes:
-        name: Of its file, ``<name>.json``; one of the names that the pages know.
-        page: The page it belongs to.
-        title: Its heading.
+        name: Of its file, ``<name>.json``. One of the names that the pages know.
         command: How to get the same again.
-        text: Paragraphs, Markdown.
         tables: For readers.
-        pictures: For readers.
-        data: The figures for machines, JSON-able (see `plain`).
+        charts: For readers.
+        data: The figures for programs and for the words of the page, JSON-able (see `plain`).
     """
 
     name: str
-    page: Page
-    title: str
     command: str
-    text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    charts: tuple[Chart, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in _ORDER:
+        if not any(self.name in names for names in _SECTIONS.values()):
             raise ValueError(f"{self.name}: no page has a place for it")
+
+    @property
+    def page(self) -> Page:
+        """The page that shows it."""
+        return next(page for page, names in _SECTIONS.items() if self.name in names)
 
 
 def publish(section: Section, folder: Path = FOLDER) -> Path:
-    """Writes a section and renews the page it belongs to.
+    """Writes a section and renews its page.
 
     Args:
-        section: What was found. Its pictures must lie in `folder` already.
-        folder: Where the sections lie; the pages are written one above.
+        section: What was found. Its charts must be in `folder` already.
+        folder: Where the sections are. The pages are written one folder above.
 
     Returns:
         The page.
 
     Raises:
-        UnavailableError: If a picture is missing, or the files cannot be written.
+        UnavailableError: If a chart is missing, or the files cannot be written.
     """
-    missing = [p.file for p in section.pictures if not (folder / p.file).is_file()]
+    store(section, folder)
+    return write_page(section.page, folder)
+
+
+def store(section: Section, folder: Path = FOLDER) -> None:
+    """Writes the JSON of a section. See `publish`."""
+    missing = [c.file for c in section.charts if not (folder / c.file).is_file()]
     if missing:
-        raise UnavailableError(f"{folder / missing[0]}: the picture was not drawn")
+        raise UnavailableError(f"{folder / missing[0]}: the chart was not drawn")
     content = {
-        "title": section.title,
-        "page": section.page,
         "command": section.command,
-        "text": section.text,
-        "tables": [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in section.tables],
-        "pictures": [{"file": p.file, "caption": p.caption} for p in section.pictures],
+        "tables": [asdict(t) for t in section.tables],
+        "charts": [asdict(c) for c in section.charts],
         "data": plain(dict(section.data)),
     }
-    page = folder.parent / f"{section.page}.md"
+    _write(folder / f"{section.name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_page(page: Page, folder: Path = FOLDER) -> Path:
+    """Makes a page again from its template and from the sections that are there.
+
+    Args:
+        page: Which page.
+        folder: Where the sections are. The page is written one folder above.
+
+    Returns:
+        The page.
+
+    Raises:
+        UnavailableError: If a section is not whole or older than the template, or the page cannot be written.
+    """
+    file = folder.parent / f"{page}.md"
+    _write(file, render(page, folder))
+    return file
+
+
+def write_pages(folder: Path = FOLDER) -> list[Path]:
+    """Makes all pages again. See `write_page`."""
+    return [write_page(page, folder) for page in get_args(Page)]
+
+
+def render(page: Page, folder: Path = FOLDER) -> str:
+    """Returns the Markdown of a page. See `write_page`."""
+    there = {name: folder / f"{name}.json" for name in _SECTIONS[page]}
+    sections = {
+        name.replace("-", "_"): _read(file) if file.is_file() else None for name, file in there.items()
+    }
+    environment = jinja2.Environment(
+        loader=_LOADER, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": _number,
+        "percent": _percent,
+        "points": _points,
+        "shown": _Shown(folder.name),
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{section.name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        _write(page, _render(folder, section.page))
-    except OSError as error:
+        text = environment.get_template(f"{page}.md").render(sections, FLAGS=quality.FLAGS)
+    except jinja2.UndefinedError as error:
         raise UnavailableError(
-            f"{error.filename}: {error.strerror}", "choose another folder with --out"
+            f"{folder}: a section of the page {page} is older than its words: {error}",
+            "run its command again",
         ) from error
-    return page
+    return "\n".join(line for line in _single_blank(text.splitlines())).strip() + "\n"
 
 
 def read_section(name: str, folder: Path = FOLDER) -> dict[str, Any]:
@@ -162,7 +175,7 @@ def read_section(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 
     Args:
         name: Of the section.
-        folder: Where the sections lie.
+        folder: Where the sections are.
 
     Returns:
         Its ``data``.
@@ -170,18 +183,11 @@ def read_section(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     Raises:
         UnavailableError: If the command was not run, or its file is not whole.
     """
-    file = folder / f"{name}.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return dict(content["data"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UnavailableError(
-            f"{file}: not a section of results: {error}", "run its command again"
-        ) from error
+    return dict(_read(folder / f"{name}.json")["data"])
 
 
 def plain(figures: Any) -> Any:
-    """Rounds figures for JSON, which has no NaN: those that do not exist become null."""
+    """Rounds figures for JSON. JSON has no NaN: figures that do not exist become null."""
     if isinstance(figures, Mapping):
         return {str(k): plain(v) for k, v in figures.items()}
     if isinstance(figures, (list, tuple)):
@@ -191,40 +197,72 @@ def plain(figures: Any) -> Any:
     return figures
 
 
-def _render(folder: Path, page: Page) -> str:
-    lines = [f"# {_TITLES[page]}", "", _INTRODUCTIONS[page], ""]
-    for name in _ORDER:
-        file = folder / f"{name}.json"
-        if not file.is_file():
-            continue
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["page"] != page:
-            continue
-        lines += [f"## {content['title']}", "", f"`{content['command']}`", ""]
-        for paragraph in content["text"]:
-            lines += [paragraph, ""]
-        for table in content["tables"]:
+_LOADER: jinja2.BaseLoader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+
+
+class _Shown:
+    """Shows the tables and charts of a section as Markdown."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __call__(self, section: Mapping[str, Any]) -> str:
+        lines: list[str] = []
+        for table in section["tables"]:
             lines += [f"**{table['caption']}**", "", _row(table["columns"]), _row(_rule(table))]
             lines += [_row(row) for row in table["rows"]]
             lines.append("")
-        for picture in content["pictures"]:
-            lines += [f"![{picture['caption']}]({folder.name}/{picture['file']})", ""]
-            lines += [f"*{picture['caption']}*", ""]
-    return "\n".join(lines).rstrip() + "\n"
+        for chart in section["charts"]:
+            lines += [f"![{chart['caption']}]({self._folder}/{chart['file']})", ""]
+            lines += [f"*{chart['caption']}*", ""]
+        return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _points(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{100 * value:+.{digits}f}"
+
+
+def _single_blank(lines: list[str]) -> list[str]:
+    return [line for i, line in enumerate(lines) if line.strip() or (i and lines[i - 1].strip())]
 
 
 def _rule(table: dict[str, Any]) -> list[str]:
-    """Markdown's line under the heading; columns of figures stand right."""
-    figures = "0123456789+-−.,%±–() []nao/"
+    """Markdown's line under the heading. Columns of numbers are set to the right."""
+    numbers = "0123456789+-−.,%±–() []nao/"
     columns = zip(*table["rows"], strict=True) if table["rows"] else [()] * len(table["columns"])
-    return ["--:" if column and all(set(c) <= set(figures) for c in column) else "---" for column in columns]
+    return ["--:" if column and all(set(c) <= set(numbers) for c in column) else "---" for column in columns]
 
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UnavailableError(
+            f"{file}: not a section of results: {error}", "run its command again"
+        ) from error
+    return content
+
+
 def _write(file: Path, text: str) -> None:
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise UnavailableError(
+            f"{error.filename}: {error.strerror}", "choose another folder with --out"
+        ) from error

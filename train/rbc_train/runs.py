@@ -1,4 +1,4 @@
-"""The folder of one training run: its configuration, and files that are whole or not there."""
+"""The folder of one training run: its configuration, and files that are complete or missing."""
 
 import json
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from rbc_edge.errors import UsageError
 
 
 def claim(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes a run's folder, or takes up the run that was cut there.
+    """Makes the folder of a run, or continues the run in it.
 
     Args:
         folder: The run's folder.
-        options: All that makes this run what it is; written to ``config.json``.
+        options: All that makes this run what it is. Written to ``config.json``.
 
     Returns:
         The options as JSON holds them.
 
     Raises:
-        UsageError: If the folder holds a run with other options: resuming it would mix two.
+        UsageError: If the folder holds a run with other options.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(options), indent=1, default=str) + "\n"
@@ -38,7 +38,7 @@ def claim(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save(file: Path, state: Mapping[str, Any]) -> None:
-    """Saves a checkpoint at once or not at all: a kill must leave the previous one whole."""
+    """Saves a checkpoint in one step, so that a kill leaves the previous one complete."""
     temporary = file.with_suffix(".tmp")
     torch.save(dict(state), temporary)
     temporary.replace(file)

@@ -1,21 +1,21 @@
-"""Lays an evaluation out for readers: tables, and the targets of the project beside what was reached."""
+"""The tables of an evaluation, and the targets of the project with what was reached."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError
 from rbc_train import results
-from rbc_train.datasets import CLASS_NAMES
-from rbc_train.results import Picture, Section, Table
+from rbc_train.data import CLASS_NAMES
+from rbc_train.results import Chart, Section, Table
 
 Figures = Mapping[str, Any]
-"""What `evaluation.score` returned."""
+"""What `evaluate.score` returned."""
 
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
-"""What `evaluation.intervals` returned."""
+"""What `evaluate.intervals` returned."""
 
 _NONE: Final = "–"
 _PARITY: Final = (
@@ -50,7 +50,7 @@ def at_export(metrics: Mapping[str, Any]) -> Runs | None:
         metrics: The manifest's.
 
     Returns:
-        Both runs; None where the manifest does not hold them.
+        Both runs. None where the manifest does not hold them.
     """
     try:
         int8, fp32 = metrics["int8"]["all"], metrics["fp32"]["all"]
@@ -63,7 +63,7 @@ def at_export(metrics: Mapping[str, Any]) -> Runs | None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target of the project beside what was measured.
+    """A target of the project with what was measured.
 
     Attributes:
         name: What is measured.
@@ -71,7 +71,7 @@ class Target:
         goal: The target, in words.
         ours: What was measured, NaN when it was not.
         shown: The same in words, with its 95 % interval where there is one.
-        reached: Whether the target is reached; None when nothing was measured.
+        reached: Whether the target is reached. None when nothing was measured.
     """
 
     name: str
@@ -87,14 +87,14 @@ def targets(
 ) -> list[Target]:
     """Compares what was measured with the targets.
 
-    Best known figures: CST-YOLO (RBC, WBC, platelet AP50 on cleaned labels of 60 images; mAP50 on BCCD's
+    Best known figures: CST-YOLO (RBC, WBC, platelet AP50 on cleaned labels of 60 images, mAP50 on BCCD's
     test split), Alam and Islam 2019 (red cells counted), Gurav, Yadav, Taral 2025 (verdicts, on 10 crops
     labelled by the rule that taught the network), an int8 YOLO11n by OpenVINO.
 
     Args:
         figures: Of the bundle on the validation photographs.
         intervals: Of the same.
-        runs: int8 against fp32; the last is judged.
+        runs: int8 against fp32. The last is judged.
         bundle_id: Of the bundle. Sections that another bundle was measured for do not count.
         folder: Where other commands published what they measured.
 
@@ -114,10 +114,19 @@ def targets(
         shown = _figure(value) + (f" ({said})" if said and not math.isnan(value) else "")
         if key in between:
             shown += f" ({_range(between[key])})"
-        return _target(name, known, f"at least {goal:g}", value, shown, value >= goal)
+        return _target(
+            name=name, known=known, goal=f"at least {goal:g}", value=value, shown=shown, reached=value >= goal
+        )
 
     def within(name: str, known: str, goal: float, value: float, shown: str) -> Target:
-        return _target(name, known, f"within {100 * goal:g} %", value, shown, abs(value) <= goal)
+        return _target(
+            name=name,
+            known=known,
+            goal=f"within {100 * goal:g} %",
+            value=value,
+            shown=shown,
+            reached=abs(value) <= goal,
+        )
 
     ratio, low_high = a["rbc_count_ratio"], between["rbc_count_ratio"]
     median = a["rbc_field_error_median"]
@@ -149,8 +158,8 @@ def targets(
         lost = last.int8["rbc_ap50_95"] - last.fp32["rbc_ap50_95"]
         lines.append(
             _target(
-                "int8 less fp32, RBC AP50-95", "-0.0014", "at least -0.003", lost,
-                f"{lost:+.4f} ({last.where})", lost >= -0.003,
+                name="int8 less fp32, RBC AP50-95", known="-0.0014", goal="at least -0.003", value=lost,
+                shown=f"{lost:+.4f} ({last.where})", reached=lost >= -0.003,
             )
         )  # fmt: skip
         moved = last.int8["rbc_counted"] / max(last.fp32["rbc_counted"], 1) - 1
@@ -159,15 +168,29 @@ def targets(
         )
     else:
         lines += [
-            _target("int8 less fp32, RBC AP50-95", "-0.0014", "at least -0.003", math.nan, "", False),
-            _target("int8 against fp32, count", "", "within 0.3 %", math.nan, "", False),
+            _target(
+                name="int8 less fp32, RBC AP50-95",
+                known="-0.0014",
+                goal="at least -0.003",
+                value=math.nan,
+                shown="",
+                reached=False,
+            ),
+            _target(
+                name="int8 against fp32, count",
+                known="",
+                goal="within 0.3 %",
+                value=math.nan,
+                shown="",
+                reached=False,
+            ),
         ]
     changes = _of_bundle("scale", bundle_id, folder).get("changes", {})
     lines.append(_greatest("count change, scale 0.3 to 2.5 unknown", changes))
     mosaics = _of_bundle("scale", bundle_id, folder).get("mosaic_changes", {})
     lines.append(_greatest("count change, mosaics of 20 megapixels, scale unknown", mosaics))
-    disturbed = _of_bundle("disturbances", bundle_id, folder).get("changes", {})
-    lines.append(_greatest("count change, other light, colour, JPEG quality 50, slight blur", disturbed))
+    corrupted = _of_bundle("corruptions", bundle_id, folder).get("changes", {})
+    lines.append(_greatest("count change, other light, colour, JPEG quality 50, slight blur", corrupted))
     return lines
 
 
@@ -176,7 +199,9 @@ def _bccd_test(bundle_id: str, folder: Path) -> Target:
     value = data.get("map50")
     value = math.nan if value is None else float(value)
     name, known = "mAP50, BCCD's test split and own labels", "0.927"
-    return _target(name, known, "at least 0.92", value, _figure(value), value >= 0.92)
+    return _target(
+        name=name, known=known, goal="at least 0.92", value=value, shown=_figure(value), reached=value >= 0.92
+    )
 
 
 def _greatest(name: str, changes: Mapping[str, float | None]) -> Target:
@@ -185,7 +210,9 @@ def _greatest(name: str, changes: Mapping[str, float | None]) -> Target:
     worst = max(known, key=lambda k: abs(known[k]), default="")
     value = known.get(worst, math.nan)
     shown = f"{100 * value:+.2f} % ({worst})"
-    return _target(name, "", "within 2 %", value, shown, abs(value) < 0.02)
+    return _target(
+        name=name, known="", goal="within 2 %", value=value, shown=shown, reached=abs(value) < 0.02
+    )
 
 
 def _of_bundle(name: str, bundle_id: str, folder: Path) -> dict[str, Any]:
@@ -199,8 +226,8 @@ def _of_bundle(name: str, bundle_id: str, folder: Path) -> dict[str, Any]:
 
 def _target(name: str, known: str, goal: str, value: float, shown: str, reached: bool) -> Target:
     if math.isnan(value):
-        return Target(name, known, goal, value, "not run", None)
-    return Target(name, known, goal, value, shown, reached)
+        return Target(name=name, known=known, goal=goal, ours=value, shown="not run", reached=None)
+    return Target(name=name, known=known, goal=goal, ours=value, shown=shown, reached=reached)
 
 
 def targets_text(lines: Sequence[Target]) -> str:
@@ -229,7 +256,7 @@ def section(
     intervals: Intervals,
     lines: Sequence[Target],
     runs: Sequence[Runs],
-    pictures: Sequence[Picture],
+    drawn: Sequence[Chart],
     *,
     bundle_id: str,
     scale: str,
@@ -242,40 +269,18 @@ def section(
         intervals: Of the same.
         lines: The targets.
         runs: int8 against fp32.
-        pictures: What `figures.draw_all` drew.
+        drawn: What `charts.draw_all` drew.
         bundle_id: Of the bundle.
-        scale: What the station was told of the scale: estimated or labelled.
+        scale: How the station got the scale: estimated or labelled.
         thresholds: The bundle's, by name.
 
     Returns:
         The section.
     """
-    missed = figures["all"]["overlap_labels_not_found"]
-    judged = figures["all"]["overlap_on_found_boxes"]
-    n, right = judged["n"] + missed, judged["accuracy"] * judged["n"]
-    told = {
-        "estimated": "nobody told it how large a cell is",
-        "labelled": "it was told the labelled cell diameter of each photograph",
-    }
-    text = [
-        f"Bundle `{bundle_id}`, run through `rbc_edge` as the station runs it, on "
-        f"{figures['all']['photographs']} photographs; {told[scale]}. Its thresholds "
-        f"({', '.join(f'{k} {v:g}' for k, v in thresholds.items())}) were chosen on the same photographs.",
-        "In brackets: 95 % intervals by bootstrap over photographs, all cells of one drawn together. "
-        "Detections are right at iou 0.5 with a labelled box of TXL-PBC, which has faults of its own.",
-    ]
-    if n and judged["n"]:
-        text.append(
-            f"Verdicts are judged on the box that found the cell, where one did: {missed} of {n} verified "
-            f"cells were not found. Called wrong, they would make the accuracy {right / n:.3f}."
-        )
     command = "python -m rbc_train evaluate" + ("" if scale == "estimated" else f" --scale {scale}")
     return Section(
         name="metrics",
-        page="results",
-        title="The shipped bundle, on validation photographs",
         command=command,
-        text=tuple(text),
         tables=(
             _targets_table(lines),
             _headline_table(figures, intervals),
@@ -286,7 +291,7 @@ def section(
             _letters_table(figures),
             *([_parity_table(runs)] if runs else []),
         ),
-        pictures=tuple(pictures),
+        charts=tuple(drawn),
         data={
             "bundle_id": bundle_id,
             "scale": scale,
@@ -324,7 +329,7 @@ def _headline_table(figures: Figures, intervals: Intervals) -> Table:
             row.append(f"{_figure(value, 3)} ({_range(intervals[source][name], 3)})")
         rows.append(tuple(row))
     return Table(
-        "What counts, with 95 % intervals (red cells; verdicts on found cells against verified labels)",
+        "Main figures with 95 % intervals (red cells; overlap on found cells by verified label)",
         ("source", "fields", *(c[0] for c in columns)),
         tuple(rows),
     )
@@ -333,7 +338,7 @@ def _headline_table(figures: Figures, intervals: Intervals) -> Table:
 def _detection_table(figures: Figures) -> Table:
     names = ("labelled", "ap50", "ap50_95", "precision", "recall")
     return Table(
-        "Detections; precision and recall at the shipped thresholds, iou 0.5",
+        "Detections. Precision and recall at the shipped thresholds, iou 0.5",
         ("class", "source", "labelled", "AP50", "AP50-95", "precision", "recall"),
         tuple(
             (c, source, *(_figure(f[f"{c}_{k}"]) for k in names))
@@ -374,7 +379,7 @@ _COUNT_COLUMNS: Final = (
 
 def _counts_table(figures: Figures) -> Table:
     return Table(
-        "Counts at the shipped thresholds (errors relative, without sign, of fields that show the class)",
+        "Counts at the shipped thresholds. Errors are relative and without sign, over fields with this class",
         ("class", "source", *_COUNT_COLUMNS),
         tuple(
             (shown, s, *_counts_row(f, f"{c}_")) for c, shown in _COUNTED.items() for s, f in figures.items()
@@ -384,8 +389,8 @@ def _counts_table(figures: Figures) -> Table:
 
 def _crowding_table(figures: Figures) -> Table:
     return Table(
-        "Red cells by how crowded the field is (share of its red cells whose boxes overlap another's by "
-        "an iou over 0.1), a quarter of the photographs each",
+        "Red cells by how crowded the field is (share of its red cells with a box that overlaps another "
+        "box by an iou over 0.1), a quarter of the photographs each",
         ("crowding", "fields", *_COUNT_COLUMNS),
         tuple(
             (f"{q['from']:.2f} to {q['to']:.2f}", str(q["photographs"]), *_counts_row(q))
@@ -415,7 +420,7 @@ def _verdicts_table(figures: Figures) -> Table:
             own = f[f"overlap_on_{box}_boxes"]
             rows.append((box, source, *(_figure(own[key], 3) for _, key in columns)))
     return Table(
-        "Single or overlapping, against the verified labels",
+        "Single or overlapping, by verified label",
         ("box", "source", *(c[0] for c in columns)),
         tuple(rows),
     )
@@ -432,7 +437,8 @@ def _letters_table(figures: Figures) -> Table:
     for title, name in letters:
         own = [f["overlap_on_found_boxes"] for f in figures.values()]
         rows.append((title, *(f"{_figure(v[f'recall_{name}'], 3)} ({v[f'n_{name}']})" for v in own)))
-    return Table("Share of right verdicts by letter (cells), found cells", ("letter", *figures), tuple(rows))
+    caption = "Share of correct verdicts by letter of the verified label (number of cells), found cells"
+    return Table(caption, ("letter", *figures), tuple(rows))
 
 
 def _parity_table(runs: Sequence[Runs]) -> Table:
@@ -445,7 +451,7 @@ def _parity_table(runs: Sequence[Runs]) -> Table:
             rows.append(
                 (run.where, title, _figure(whole), _figure(small), _NONE if math.isnan(change) else said)
             )
-    return Table("int8 beside fp32, through `rbc_edge`", ("run", "", "fp32", "int8", "change"), tuple(rows))
+    return Table("int8 and fp32, through `rbc_edge`", ("run", "", "fp32", "int8", "change"), tuple(rows))
 
 
 def _figure(value: float, digits: int = 4) -> str:
@@ -464,60 +470,3 @@ def _percent(value: float) -> str:
 
 def _range(ends: tuple[float, float], digits: int = 4) -> str:
     return f"{_figure(ends[0], digits)}, {_figure(ends[1], digits)}"
-
-
-def bccd_section(
-    split: Literal["val", "test"],
-    figures: Mapping[str, Any],
-    both: Mapping[str, Mapping[str, Any]],
-    bundle_id: str,
-) -> Section:
-    """Makes the section ``bccd-test``: BCCD's own labels, because the literature reports them.
-
-    Args:
-        split: Which of BCCD's splits was scored.
-        figures: Of that split, against BCCD's own boxes.
-        both: Figures of the validation photographs that both sets annotate, by whose boxes judged them.
-        bundle_id: Of the bundle.
-
-    Returns:
-        The section; its ``map50`` is what the target looks at, and is there for the test split only.
-    """
-
-    def row(name: str, f: Mapping[str, Any]) -> tuple[str, ...]:
-        precisions = (f[k] for k in ("rbc_ap50", "wbc_ap50", "platelet_ap50", "map50"))
-        return (
-            name, str(f["photographs"]), *(_figure(v) for v in precisions),
-            str(f["rbc_labelled"]), str(f["rbc_counted"]),
-            _figure(f["rbc_precision"], 3), _figure(f["rbc_recall"], 3),
-        )  # fmt: skip
-
-    rows = [row(f"{split} split, BCCD's boxes", figures)]
-    rows += [row(f"validation, {name}", f) for name, f in both.items()]
-    return Section(
-        name="bccd-test",
-        page="results",
-        title="BCCD's own labels",
-        command=f"python -m rbc_train bccd --split {split}",
-        text=(
-            f"Bundle `{bundle_id}`, scale unknown. The literature reports mAP50 on BCCD's test split with "
-            "BCCD's own boxes, which miss about half of the red cells: a right answer that nobody annotated "
-            "counts as a false one. How much that costs is seen where the same photographs are judged by "
-            "both sets of boxes.",
-        ),
-        tables=(
-            Table(
-                "AP50 and red cells",
-                ("judged by", "photographs", "RBC AP50", "WBC", "platelet", "mAP50", "labelled",
-                 "counted", "precision", "recall"),
-                tuple(rows),
-            ),
-        ),
-        data={
-            "bundle_id": bundle_id,
-            "split": split,
-            "map50": figures["map50"] if split == "test" else math.nan,
-            "figures": figures,
-            "both": both,
-        },
-    )  # fmt: skip

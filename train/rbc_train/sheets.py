@@ -1,6 +1,6 @@
-"""Sheets of the worst: the crops whose verdict is most wrong, the fields whose count is.
+"""Images of the worst errors: the crops with the worst scores, the fields with the worst counts.
 
-They show photographs of the public data, which are not ours to publish: for the workshop's eyes only.
+They show photographs of the public data, which we may not publish. Keep them out of the repository.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import numpy as np
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import CellClass, Float32, UInt8
-from rbc_train import evaluation, metrics
-from rbc_train.evaluation import Examined
+from rbc_train import evaluate, metrics
+from rbc_train.evaluate import Examined
 from rbc_train.labels import VerifiedLabels
 
 # Okabe and Ito's palette, RGB.
@@ -35,10 +35,10 @@ def write(
     """Writes both kinds of sheets.
 
     Args:
-        examined: What `evaluation.examine` returned.
+        examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
-        folder: Where to; not in the repository.
+        folder: Where to. Not in the repository.
 
     Returns:
         The files.
@@ -76,18 +76,18 @@ def worst_verdicts(
     most: int = 40,
     columns: int = 8,
 ) -> UInt8 | None:
-    """Shows verified cells of one kind whose verdict is wrong, the most wrong first.
+    """Shows verified cells of one kind that were judged wrong, the worst first.
 
     Args:
-        examined: What `evaluation.examine` returned.
+        examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
-        overlapping: Cells that are called single and are not; else the other way round.
+        overlapping: Cells that are called single and are not. Else the other way round.
         most: How many at most.
         columns: How many in a row.
 
     Returns:
-        uint8 (H, W, 3) RGB: each cell with its box, score, letter and source; None when no verdict is
+        uint8 (H, W, 3) RGB: each cell with its box, score, letter and source. None when no verdict is
         wrong.
     """
     wrong: list[tuple[float, Examined, int]] = []
@@ -98,25 +98,25 @@ def worst_verdicts(
     wrong.sort(key=lambda w: w[0], reverse=not overlapping)
     tiles = []
     for score, e, i in wrong[:most]:
-        box = np.array(evaluation.usable(verified, e.photograph)[i].xyxy, np.float32)
+        box = np.array(evaluate.usable(verified, e.photograph)[i].xyxy, np.float32)
         title = f"{score:.2f} {e.letter[i]} {e.photograph.source}"
         tiles.append(_titled(_crop(e.photograph.read(), box), title))
     return _grid(tiles, columns) if tiles else None
 
 
 def worst_fields(examined: Sequence[Examined], *, most: int = 12, columns: int = 3) -> UInt8 | None:
-    """Shows the photographs whose red cells were counted most wrongly.
+    """Shows the photographs with the largest errors of the red-cell count.
 
     Args:
-        examined: What `evaluation.examine` returned.
+        examined: What `evaluate.examine` returned.
         most: How many at most.
         columns: How many in a row.
 
     Returns:
         uint8 (H, W, 3) RGB: found boxes blue and solid, labelled but missed ones orange and dashed, false
-        ones pink with a cross; None when every count is right.
+        ones pink with a cross. None when every count is right.
     """
-    counted, labelled = evaluation.field_counts(examined, CellClass.RBC)
+    counted, labelled = evaluate.field_counts(examined, CellClass.RBC)
     error = np.abs(counted - labelled)
     order = np.argsort(-error, kind="stable")[:most]
     tiles = []
@@ -150,7 +150,7 @@ def _boxes(e: Examined) -> UInt8:
     truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
     found = e.result.cells.detections
     found = found.take(found.class_id == CellClass.RBC)
-    pairs = metrics.match(found.xyxy, found.score, truth, least_iou=evaluation.IOUS[0])
+    pairs = metrics.match(found.xyxy, found.score, truth, min_iou=evaluate.IOUS[0])
     for box, score, pair in zip(found.xyxy * factor, found.score, pairs.tolist(), strict=True):
         low, high = _point(box[:2]), _point(box[2:])
         if pair >= 0:
@@ -186,7 +186,7 @@ def _write(image: UInt8, text: str, place: tuple[int, int]) -> None:
 
 
 def _grid(tiles: Sequence[UInt8], columns: int) -> UInt8:
-    """Lays tiles out in rows, white between them; those of a row stand at its top."""
+    """Lays tiles out in rows, white between them. Those of a row stand at its top."""
     columns = min(columns, len(tiles))
     width = max(t.shape[1] for t in tiles) + 4
     rows = []
