@@ -36,26 +36,27 @@ CHECKPOINTS: Final[Mapping[str, Checkpoint]] = {
         "sqlite3:Connection.execute", "SQLite commits; the first times, a version of the schema", r"^COMMIT$"
     ),
     # The source is scanned, and the plan is made.
-    "source probed": Checkpoint("rbc_edge.station.source:look", "asks whether the source is there"),
+    "source probed": Checkpoint("rbc_edge.station.source:probe", "asks whether the source is there"),
     "source scanned": Checkpoint("rbc_edge.station.inbox:scan", "lists the files of the source"),
-    "files debounced": Checkpoint("rbc_edge.station.inbox:Settling.see", "picks the files that are finished"),
-    "paths claimed": Checkpoint(f"{_LEDGER}.claim_paths", "drops rows of files with another slide or name"),
-    "attempts read": Checkpoint(f"{_LEDGER}.attempts", "looks for images that a dead process had begun"),
+    "files debounced": Checkpoint("rbc_edge.station.inbox:Debounce.see", "picks the files that are complete"),
+    "files planned": Checkpoint(
+        f"{_LEDGER}.plan", "asks what is done, to do, or was begun by a dead process"
+    ),
     # The scale of a slide is estimated.
     "scale estimated": Checkpoint(
         "rbc_edge.vision.analyzer:Analyzer.estimate_scale", "estimates the scale of a slide from some images"
     ),
-    "scale kept": Checkpoint(f"{_LEDGER}.keep_slide_scale", "writes that scale down"),
+    "scale kept": Checkpoint(f"{_LEDGER}.keep_scale", "writes that scale down"),
     # An image is looked at.
-    "attempt noted": Checkpoint(f"{_LEDGER}.begin_attempts", "writes down which images are begun now"),
+    "attempt noted": Checkpoint(f"{_LEDGER}.begin", "writes down which images are begun now"),
     "file read": Checkpoint("rbc_edge.vision.image_file:load_field", "reads and decodes an image file"),
     "image decoded": Checkpoint("PIL.Image:open", "opens the bytes of a JPEG file as an image", "^\xff\xd8"),
     "field analyzed": Checkpoint("rbc_edge.vision.analyzer:Analyzer.analyze", "finds the cells of a field"),
     "sandbox run": Checkpoint("rbc_edge.station.sandbox:survives", "counts an image in a process of its own"),
     # The result is recorded.
-    "identity settled": Checkpoint(f"{_LEDGER}.settle", "asks whether the content is counted already"),
-    "count recorded": Checkpoint(f"{_LEDGER}.record_ok", "writes the count of a field"),
-    "failure recorded": Checkpoint(f"{_LEDGER}.record_failed", "writes why a field cannot be counted"),
+    "look recorded": Checkpoint(f"{_LEDGER}.record", "writes the count of a field, or why there is none"),
+    "count written": Checkpoint("sqlite3:Connection.execute", "the row of a field", r"^INSERT INTO field"),
+    "cells written": Checkpoint("sqlite3:Connection.execute", "the cells of a field", r"^INSERT INTO cells"),
     "ledger committed": Checkpoint(f"{_LEDGER}.commit", "commits everything written so far"),
     # The tables are written.
     "slide's table": Checkpoint(f"{_TABLES}.write_slide", "writes the table of one slide"),
