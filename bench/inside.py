@@ -107,7 +107,7 @@ def attach_all(probe: Probe) -> None:
     """Attaches all stages of the program, in the order of the flow of data."""
     probe.attach("scan", session, "scan", whole=True)
     probe.attach("read, hash", image_file, "load_field")
-    probe.attach("decode", image_file, "decode", whole=True)
+    probe.attach("decode", image_file, "_decode", whole=True)
     probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
     probe.attach("field's own scale", scales, "look_elsewhere", whole=True)

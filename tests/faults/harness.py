@@ -315,6 +315,10 @@ class Station:
 
         return wait_for(there, timeout_s)
 
+    def wait_said(self, words: str, timeout_s: float = 60.0) -> bool:
+        """Waits until the log has these words."""
+        return wait_for(lambda: words in self.said(), timeout_s)
+
     def finish(self, n: int, *, failed: int = 0, timeout_s: float = 120.0) -> int:
         """Waits for the counts, then a little longer for doubled ones, and stops the service."""
         self.wait_counted(n, failed=failed, timeout_s=timeout_s)
