@@ -122,6 +122,11 @@ def test_cells_and_counts_come_back_exactly(desk: Desk, n: int) -> None:
         np.testing.assert_array_equal(getattr(cells.detections, name), getattr(result.cells.detections, name))
 
 
+def test_the_ledger_has_ten_public_methods() -> None:
+    public = [name for name, value in vars(Ledger).items() if callable(value) and not name.startswith("_")]
+    assert len(public) <= 10
+
+
 def test_only_what_was_committed_lasts(desk: Desk, tmp_path: Path) -> None:
     desk.look("a", "x")
     desk.ledger.commit()
