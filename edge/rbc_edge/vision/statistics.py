@@ -48,12 +48,8 @@ def overlap_interval(n_overlapping: Int64, n_rbc: Int64) -> tuple[float, float] 
     One field has no spread, and so have fields where no cell or every cell overlaps. Then `LIKENESS` is used,
     which is a little more than in any source we measured.
 
-    Args:
-        n_overlapping: int64 (F,), overlapping red cells by field.
-        n_rbc: int64 (F,), red cells by field.
-
-    Returns:
-        Low and high end, 0..1. None without red cells.
+    Of int64 (F,), overlapping red cells and red cells by field, it returns the low and the high end, 0..1.
+    None without red cells.
     """
     n = float(n_rbc.sum())
     if n == 0:
@@ -67,14 +63,8 @@ def fields_needed(n_overlapping: Int64, n_rbc: Int64, *, half_width: float = 0.0
     """Computes how many more fields of view narrow a slide's overlap interval to a wanted width.
 
     New fields are assumed to be like the fields that exist. From a few fields the answer is rough.
-
-    Args:
-        n_overlapping: int64 (F,), overlapping red cells by field.
-        n_rbc: int64 (F,), red cells by field.
-        half_width: Half of the wanted 95 % interval: 0.02 for plus or minus two percentage points.
-
-    Returns:
-        How many fields more than F. 0 when there are enough. None without red cells.
+    A `half_width` of 0.02 means plus or minus two percentage points. Returns how many fields more than F: 0
+    when there are enough, None without red cells.
 
     >>> fields_needed(np.array([8, 5, 11, 2]), np.array([20, 20, 20, 20]))
     358
