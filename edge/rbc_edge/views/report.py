@@ -21,11 +21,11 @@ from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import path_text
+from rbc_edge.text import count_text, one_line, path_text, utc_text
 from rbc_edge.values import Cells, ScaleSource
 from rbc_edge.views import figures, gallery
 from rbc_edge.views.figures import PageField, Reason
-from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name, visible
+from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name
 from rbc_edge.views.overlay import digest, row_key, threshold_texts
 from rbc_edge.views.tables import SlideSummary, summarize
 from rbc_edge.vision.bundle import Manifest
@@ -34,6 +34,8 @@ from rbc_edge.vision.quality import FLAGS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+_KeepGoing = Callable[[], bool]
 
 IMAGES: Final = 400
 """Pictures in a slide's page if the user gives no other number."""
@@ -56,18 +58,11 @@ class SlideLine(NamedTuple):
 
 
 class Reports:
-    """Keeps the pages of one output folder up to date.
+    """Keeps the pages of one output folder, with at most so many images each, up to date.
 
     A page is replaced completely or not at all. It is not touched while it shows what the ledger says. A
-    new version takes the pictures of the old one, so one more field costs only one more picture.
-
-    Args:
-        out: The output folder.
-        ledger: The ledger to show. One for reading is enough.
-        edges: Edge rule of the counts.
-        images: Maximum number of pictures in a page.
-        manifest: The installed bundle, to show the thresholds of fields that it counted. None: not known.
-        now: Gives the time of day.
+    new version takes the pictures of the old one, so one more field costs only one more picture. The manifest
+    of the installed bundle gives the thresholds of fields that this bundle counted.
     """
 
     def __init__(
@@ -94,16 +89,11 @@ class Reports:
         return self._out / REPORTS / "index.html"
 
     def write(
-        self, slide_ids: Collection[str] | None = None, *, keep_going: Callable[[], bool] = lambda: True
+        self, slide_ids: Collection[str] | None = None, *, keep_going: _KeepGoing = lambda: True
     ) -> list[Path]:
-        """Writes pages of slides, and the index.
+        """Writes pages of slides (None: all), and the index of all slides. Returns the pages.
 
-        Args:
-            slide_ids: The slides to write. None: all. The index always shows all slides.
-            keep_going: Asked before each picture. False ends the work early, and old pages stay.
-
-        Returns:
-            The pages of those slides.
+        `keep_going` is asked before each picture. False ends the work early, and old pages stay.
 
         Raises:
             UsageError: The ledger does not know one of these slides.
@@ -116,7 +106,7 @@ class Reports:
                 advice = f"did you mean {', '.join(near)}?" if near else "the ledger is empty"
                 raise UsageError(f"no slide {slide_id!r} in the ledger", advice)
         pages: list[Path] = []
-        folder = self._out / REPORTS
+        folder = self.index.parent
         try:
             for slide_id, name in names.items():
                 page = folder / on_disk(page_name(name))
@@ -129,28 +119,21 @@ class Reports:
                     page.unlink(missing_ok=True)
                     continue
                 summary = summarize(slide_id, rows, self._edges)
-                if wanted:
-                    if not self._write_slide(name, rows, summary, page, keep_going):
-                        return pages
-                    pages.append(page)
-                self._lines[slide_id] = SlideLine(visible(slide_id), page_name(name), summary)
+                if wanted and not self._write_slide(name, rows, summary, page, keep_going):
+                    return pages
+                pages += [page] * wanted
+                self._lines[slide_id] = SlideLine(one_line(slide_id), page_name(name), summary)
             self._write_index()
         except OSError as error:
-            raise UnavailableError(
-                f"{path_text(folder)}: cannot write the reports: {error.strerror or error}",
-                "check permissions and free space; the counts are kept in the ledger",
-            ) from error
+            message = f"{path_text(folder)}: cannot write the reports: {error.strerror or error}"
+            advice = "check permissions and free space; the counts are kept in the ledger"
+            raise UnavailableError(message, advice) from error
         return pages
 
     # -- a slide --------------------------------------------------------------------------------------
 
     def _write_slide(
-        self,
-        name: str,
-        rows: list[FieldRow],
-        summary: SlideSummary,
-        page: Path,
-        keep_going: Callable[[], bool],
+        self, name: str, rows: list[FieldRow], summary: SlideSummary, page: Path, keep_going: _KeepGoing
     ) -> bool:
         """Writes a page if it is out of date. Returns False if it was ended early."""
         unusual = figures.unusual_fields(rows, self._edges)
@@ -175,7 +158,7 @@ class Reports:
             "slide.html.j2",
             page,
             key,
-            title=visible(summary.slide_id),
+            title=one_line(summary.slide_id),
             summary=summary,
             n_duplicates=sum(row.status is Status.DUPLICATE for row in rows),
             first=first[:_MAX_FIRST],
@@ -198,21 +181,16 @@ class Reports:
         counts = row.counts.get(self._edges)
         reasons = (*(Reason("flag", flag) for flag in row.quality_flags), *unusual) if counts else ()
         if row.status is Status.FAILED:
-            reasons = (Reason("failed", visible(row.message.removeprefix(f"{path_text(row.path)}: "))),)
+            reasons = (Reason("failed", one_line(row.message.removeprefix(f"{path_text(row.path)}: "))),)
         crowding = float(counts.n_rbc) if counts else 0.0
         if row.scale and not isnan(row.scale.cell_diameter_px) and row.width_px and row.height_px:
             crowding *= row.scale.cell_diameter_px**2 / (row.width_px * row.height_px)
         return PageField(
-            number, visible(row.fov), visible(path_text(row.path)), row, counts, reasons, crowding
+            number, one_line(row.fov), one_line(path_text(row.path)), row, counts, reasons, crowding
         )
 
     def _put_pictures(
-        self,
-        slide_id: str,
-        shown: Sequence[PageField],
-        side_px: int,
-        page: Path,
-        keep_going: Callable[[], bool],
+        self, slide_id: str, shown: Sequence[PageField], side_px: int, page: Path, keep_going: _KeepGoing
     ) -> bool:
         """Gives fields their pictures until the page is full. Returns False if it was ended early."""
         old = gallery.old_pictures(page)
@@ -257,7 +235,7 @@ class Reports:
             "image_sizes": Counter((row.width_px, row.height_px) for row in counted).most_common(4),
             "analyzed": (min(analyzed), max(analyzed)),
             "mean_ms": sum(row.elapsed_ms for row in counted) / len(counted) if counted else None,
-            "folders": sorted({visible(path_text(row.path.parent)) for row in rows}),
+            "folders": sorted({one_line(path_text(row.path.parent)) for row in rows}),
         }
 
     # -- the index ------------------------------------------------------------------------------------
@@ -268,24 +246,17 @@ class Reports:
         means = [nan if (m := line.summary.n_rbc_per_fov_mean) is None else m for line in lines]
         unusual = zip(figures.outliers(shares, floor=0.02), figures.outliers(means, floor=1.0), strict=True)
         shown = [SlideLine(*line[:3], *each) for line, each in zip(lines, unusual, strict=True)]
-        shown.sort(
-            key=lambda s: (
-                not s.summary.n_fov_failed,
-                not (s.unusual_overlap or s.unusual_count),
-                -s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1),
-                s.name,
-            )
-        )
+        shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), s.name))
+        shown.sort(key=lambda s: (not s.summary.n_fov_failed, not (s.unusual_overlap or s.unusual_count)))
         pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
         key = digest(_PAGE, self._edges, shown, sorted(pages))
         if _content_key(self.index) != key:
             self._render("index.html.j2", self.index, key, title="Slides", slides=shown, pages=pages)
 
     def _render(self, template: str, page: Path, key: str, **context: object) -> None:
-        made = self._now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        always = {"content_key": key, "edges": self._edges, "made": made, "version": __version__}
+        context |= {"content_key": key, "edges": self._edges, "version": __version__}
         with replacing(page) as file:
-            for part in _environment().get_template(template).generate({**always, **context}):
+            for part in _environment().get_template(template).generate(context, made=utc_text(self._now())):
                 file.write(part.encode("utf-8", "backslashreplace"))
 
 
@@ -294,24 +265,18 @@ def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  0.1 s, needed for pages
 
     environment = Environment(
-        loader=PackageLoader("rbc_edge.views"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.loader, environment.undefined = PackageLoader("rbc_edge.views"), StrictUndefined
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["url"] = _url
-    environment.filters["counted"] = lambda n, noun: f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    environment.filters |= {"url": _url, "counted": count_text}
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}
     return environment
 
 
 def _content_key(page: Path) -> str:
     with suppress(OSError), page.open("rb") as file:
-        match = _CONTENT.search(file.read(_HEAD_BYTES))
-        if match:
+        if match := _CONTENT.search(file.read(_HEAD_BYTES)):
             return match[1].decode("ascii")
     return ""
 

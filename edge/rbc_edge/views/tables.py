@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
-from itertools import chain
+from itertools import chain, compress
 from math import isnan
 from pathlib import Path
-from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -42,38 +42,22 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, slots=True)
 class SlideSummary:
-    """A row of ``slides.csv``.
-
-    Attributes:
-        slide_id: The slide.
-        n_fov_ok: Fields of view counted, without duplicates.
-        n_fov_failed: Fields of view that could not be counted.
-        counts: Cells of all fields, under the edge rule.
-        overlap_interval: 95 % interval of the overlap fraction over fields, 0..1. None without red cells.
-        n_rbc_per_fov_mean: Red cells in a field of view. None without a field.
-        n_rbc_per_fov_sd: Their sample standard deviation. None with fewer than two fields.
-        first_captured_at: ISO 8601, or empty when no file says it.
-        last_captured_at: ISO 8601, or empty when no file says it.
-        bundle_ids: The bundles that counted, sorted.
-        n_fov_more: How many more fields narrow the interval of the overlap fraction to plus or minus 2
-            percentage points. None without red cells. Not a column.
-        flags: Number of fields with each quality flag, the most frequent flag first. Not a column.
-        n_fov_flagged: Fields with at least one flag. Not a column.
-    """
+    """A row of ``slides.csv``."""
 
     slide_id: str
-    n_fov_ok: int
+    n_fov_ok: int  # fields of view counted, without duplicates
     n_fov_failed: int
-    counts: Counts | None
-    overlap_interval: tuple[float, float] | None
-    n_rbc_per_fov_mean: float | None
-    n_rbc_per_fov_sd: float | None
-    first_captured_at: str
+    counts: Counts | None  # cells of all fields, under the edge rule
+    overlap_interval: tuple[float, float] | None  # 95 %, of the overlap fraction. None without red cells.
+    n_rbc_per_fov_mean: float | None  # None without a field
+    n_rbc_per_fov_sd: float | None  # of the sample. None with fewer than two fields.
+    first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
-    bundle_ids: tuple[str, ...]
-    n_fov_more: int | None = None
-    flags: Mapping[str, int] = field(default_factory=dict)
-    n_fov_flagged: int = 0
+    bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
+    # The others are no columns. So many more fields narrow the interval to plus or minus 2 percentage points.
+    n_fov_more: int | None = None  # None without red cells
+    flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
+    n_fov_flagged: int = 0  # fields with at least one flag
 
     @property
     def too_few_fields(self) -> bool:
@@ -89,9 +73,8 @@ class SlideSummary:
 class Table(Generic[_Row]):
     """The columns of a kind of CSV file, in order.
 
-    Args:
-        columns: Of each column: its name in the header, what makes its text from a row, and its meaning in
-            one line of Markdown, for ``docs/tables.md``.
+    A column has a name in the header, a function that makes its text from a row, and a meaning in one line of
+    Markdown, for ``docs/tables.md``.
     """
 
     def __init__(self, *columns: tuple[str, Callable[[_Row], str], str]) -> None:
@@ -101,10 +84,9 @@ class Table(Generic[_Row]):
 
     def lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
         """Returns the header and a line for each row."""
-        texts = self._texts
         buffer = StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        for cells in chain([self.names], ([text(row) for text in texts] for row in rows)):
+        for cells in chain([self.names], ([text(row) for text in self._texts] for row in rows)):
             writer.writerow(cells)
             yield buffer.getvalue().encode()
             buffer.seek(0)
@@ -116,23 +98,17 @@ class Table(Generic[_Row]):
 
 def _number(value: float | None, decimals: int = 0) -> str:
     """Formats a number. It is empty when unknown (None or NaN)."""
-    if value is None or isnan(value):
-        return ""
-    return f"{value:.{decimals}f}"
+    return "" if value is None or isnan(value) else f"{value:.{decimals}f}"
 
 
 def _text(value: str) -> str:
     """Makes a name safe in a cell: one line, and nothing that a spreadsheet would run as a formula."""
-    value = "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c
-        for c in value
-    )
+    odd = {c for c in value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    value = "".join(c.encode("unicode_escape").decode() if c in odd else c for c in value)
     return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
 
 
-def _count(
-    counts: Counts | None, of: Literal["n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets"]
-) -> str:
+def _count(counts: Counts | None, of: str) -> str:
     return "" if counts is None else str(getattr(counts, of))
 
 
@@ -140,12 +116,12 @@ def _share(counts: Counts | None) -> str:
     return _number(counts.overlap_fraction if counts else None, 4)
 
 
+def _end(summary: SlideSummary, i: int) -> str:
+    return _number(summary.overlap_interval and summary.overlap_interval[i], 4)
+
+
 def _diameter(scale: Scale | None) -> str:
     return _number(scale.cell_diameter_px if scale else None, 2)
-
-
-def _end(interval: tuple[float, float] | None, i: int) -> str:
-    return _number(interval and interval[i], 4)
 
 
 class _Fov(NamedTuple):
@@ -182,20 +158,16 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     (
         "slide_id",
         lambda s: _text(s.slide_id),
-        "the slide: name of its folder, or what `--slide-pattern` finds",
+        "the slide: its folder's name, or what `--slide-pattern` finds",
     ),
     ("n_fov_ok", lambda s: str(s.n_fov_ok), "fields of view that are counted"),
     ("n_fov_failed", lambda s: str(s.n_fov_failed), "images that could not be counted"),
     ("n_rbc", lambda s: _count(s.counts, "n_rbc"), "red cells in all fields together"),
     ("n_rbc_single", lambda s: _count(s.counts, "n_rbc_single"), "single red cells"),
-    (
-        "n_rbc_overlapping",
-        lambda s: _count(s.counts, "n_rbc_overlapping"),
-        "overlapping red cells",
-    ),
+    ("n_rbc_overlapping", lambda s: _count(s.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("overlap_fraction", lambda s: _share(s.counts), "share of the red cells that overlap, 0 to 1"),
-    ("overlap_low", lambda s: _end(s.overlap_interval, 0), "lower end of the 95 % interval of this share"),
-    ("overlap_high", lambda s: _end(s.overlap_interval, 1), "upper end of this interval"),
+    ("overlap_low", lambda s: _end(s, 0), "lower end of the 95 % interval of this share"),
+    ("overlap_high", lambda s: _end(s, 1), "upper end of this interval"),
     ("n_wbc", lambda s: _count(s.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda s: _count(s.counts, "n_platelets"), "platelets"),
     ("n_rbc_per_fov_mean", lambda s: _number(s.n_rbc_per_fov_mean, 2), "red cells in a field: mean"),
@@ -219,19 +191,11 @@ FIELD_TABLE: Final = Table[_Fov](
     ("scale_source", lambda f: f.row.scale.source if f.row.scale else "", "where this diameter comes from"),
     ("n_rbc", lambda f: _count(f.counts, "n_rbc"), "red cells"),
     ("n_rbc_single", lambda f: _count(f.counts, "n_rbc_single"), "single red cells"),
-    (
-        "n_rbc_overlapping",
-        lambda f: _count(f.counts, "n_rbc_overlapping"),
-        "overlapping red cells",
-    ),
+    ("n_rbc_overlapping", lambda f: _count(f.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("n_wbc", lambda f: _count(f.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda f: _count(f.counts, "n_platelets"), "platelets"),
     ("overlap_fraction", lambda f: _share(f.counts), "share of the red cells that overlap, 0 to 1"),
-    (
-        "quality_flags",
-        lambda f: _text(";".join(f.row.quality_flags)),
-        "warnings about quality, joined with `;`",
-    ),
+    ("quality_flags", lambda f: _text(";".join(f.row.quality_flags)), "quality warnings, joined with `;`"),
     ("captured_at", lambda f: _text(f.row.captured_at), "when the image was taken (EXIF)"),
     ("analyzed_at", lambda f: f.row.analyzed_at, "when it was counted, UTC"),
     ("bundle_id", lambda f: f.row.version.bundle_id, "the bundle that counted"),
@@ -249,19 +213,11 @@ CELL_TABLE: Final = Table[_Cell](
     ("x_max_px", lambda c: _number(c.box[2], 1), "right side"),
     ("y_max_px", lambda c: _number(c.box[3], 1), "lower side"),
     ("det_score", lambda c: _number(c.score, 4), "how sure the detector is that a cell is there, 0 to 1"),
-    (
-        "overlap_score",
-        lambda c: _number(c.overlap_score, 4),
-        "how sure the classifier is of an overlap, 0 to 1",
-    ),
-    (
-        "group",
-        lambda c: str(c.group or ""),
-        "number of its group of overlapping cells. Empty without a group",
-    ),
+    ("overlap_score", lambda c: _number(c.overlap_score, 4), "probability that it overlaps, 0 to 1"),
+    ("group", lambda c: str(c.group or ""), "number of its group of overlapping cells. Empty: in no group"),
     (
         "touches_edge",
-        lambda c: "+".join(side for side, touched in zip(_SIDES, c.edges, strict=True) if touched),
+        lambda c: "+".join(compress(_SIDES, c.edges)),
         "image borders that the cell touches: `left`, `top`, `right`, `bottom`, joined with `+`",
     ),
 )
@@ -275,15 +231,10 @@ CELL_COLUMNS: Final = CELL_TABLE.names
 
 
 class Tables:
-    """Writes the CSV files of one output folder.
+    """Writes the CSV files of one output folder, with counts under one edge rule.
 
     A file is replaced completely or not at all. It is not touched when its content stays the same.
-
-    Args:
-        out: The output folder.
-        ledger: The ledger to show.
-        edges: Edge rule of the counts. Another rule needs no new analysis.
-        cells: Also write ``cells/<slide>.csv``. Existing ones are always kept up to date.
+    ``cells/<slide>.csv`` is written where `cells` is true. Existing ones are always kept up to date.
     """
 
     def __init__(
@@ -302,23 +253,14 @@ class Tables:
                     left_over.unlink()
 
     def write_slide(self, slide_id: str) -> None:
-        """Writes one slide's tables.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The old table is intact.
-        """
-        name = self._file_names().get(slide_id)
-        if name is not None:  # else the ledger does not know the slide yet
+        """Writes one slide's tables. Errors are those of `write`."""
+        if name := self._file_names().get(slide_id):  # else the ledger does not know the slide yet
             self._write_slide(slide_id, name)
 
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
-        """Writes every table, and notes in the ledger that they are up to date.
+        """Writes the tables of slides that have changed (None: all may have), and ``slides.csv``.
 
-        Args:
-            slide_ids: The slides that have changed since the last call. None: all may have changed.
-
-        Returns:
-            The rows of ``slides.csv``.
+        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``.
 
         Raises:
             UnavailableError: The output folder cannot be written. The old tables are intact.
@@ -368,22 +310,14 @@ class Tables:
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
     """Sums up a slide's fields of view under an edge rule."""
-    ok: list[Counts] = []
     n_failed = 0
-    captured: list[str] = []
-    bundle_ids: set[str] = set()
-    flags: Counter[str] = Counter()
-    n_flagged = 0
+    ok: list[tuple[Counts, str, str, tuple[str, ...]]] = []
     for row in fields:
         n_failed += row.status is Status.FAILED
         if row.status is Status.OK:
-            ok.append(row.counts[edges])
-            bundle_ids.add(row.version.bundle_id)
-            flags.update(row.quality_flags)
-            n_flagged += bool(row.quality_flags)
-            if row.captured_at:
-                captured.append(row.captured_at)
-    parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c in ok]
+            ok.append((row.counts[edges], row.version.bundle_id, row.captured_at, row.quality_flags))
+    captured, flags = [when for _, _, when, _ in ok if when], [each for *_, each in ok if each]
+    parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c, *_ in ok]
     cells = np.array(parts, np.int64).reshape(len(ok), 4)
     n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
     return SlideSummary(
@@ -396,10 +330,10 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
         n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
         first_captured_at=min(captured, default=""),
         last_captured_at=max(captured, default=""),
-        bundle_ids=tuple(sorted(bundle_ids)),
+        bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),
         n_fov_more=fields_needed(n_overlapping, n_rbc),
-        flags=dict(flags.most_common()),
-        n_fov_flagged=n_flagged,
+        flags=dict(Counter(chain.from_iterable(flags)).most_common()),
+        n_fov_flagged=len(flags),
     )
 
 
@@ -436,10 +370,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise UnavailableError(
-            f"{path_text(path.parent)}: cannot write {path_text(path.name)}: {error.strerror}",
-            "free space and run again: the counts are kept in the ledger"
-            if full
-            else "check the permissions of the output folder; the counts are kept in the ledger",
-        ) from error
+        message = f"{path_text(path.parent)}: cannot write {path_text(path.name)}: {error.strerror}"
+        advice = "check the permissions of the output folder; the counts are kept in the ledger"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "free space and run again: the counts are kept in the ledger"
+        raise UnavailableError(message, advice) from error
