@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -213,6 +213,7 @@ def row_key(row: FieldRow, edges: EdgeRule) -> str:
     return digest(row.slide_id, row.fov, *version, *scale, row.counts.get(edges))
 
 
+@dataclass(eq=False)
 class Overlays:
     """Keeps the overlays of one output folder up to date (options: see `ViewOptions`).
 
@@ -220,24 +221,16 @@ class Overlays:
     an overlay cannot be drawn, there is a warning. The counts do not depend on it.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        ledger: Reader,
-        *,
-        edges: EdgeRule = EdgeRule.ALL,
-        longest_px: int = 2048,
-        manifest: Manifest | None = None,
-    ) -> None:
-        self._out = out
-        self._reader = ledger
-        self._edges = edges
-        self._longest_px = longest_px
-        self._manifest = manifest
-        # Hashes, because there may be very many files.
-        self._current: set[int] = set()
-        self._impossible: set[int] = set()
-        self._warned: set[str] = set()
+    out: Path
+    ledger: Reader
+    _: KW_ONLY
+    edges: EdgeRule = EdgeRule.ALL
+    longest_px: int = 2048  # without the footer
+    manifest: Manifest | None = None  # of the installed bundle
+    # Hashes, because there may be very many files.
+    _current: set[int] = field(default_factory=set, init=False)
+    _impossible: set[int] = field(default_factory=set, init=False)
+    _warned: set[str] = field(default_factory=set, init=False)
 
     def write_slide(self, slide_id: str, *, keep_going: Callable[[], bool] = lambda: True) -> bool:
         """Draws missing and outdated overlays, and removes those without a counted field.
@@ -248,12 +241,12 @@ class Overlays:
         try:
             stale = self._stale(slide_id)
         except OSError as error:
-            self._warn(f"{path_text(self._out / OVERLAYS)}: cannot be used: {error.strerror}")
+            self._warn(f"{path_text(self.out / OVERLAYS)}: cannot be used: {error.strerror}")
             return True
         if not stale:
             return True
         fovs = {each.row.fov for each in stale}
-        cells = {fov: found for fov, found in self._reader.cells(slide_id) if fov in fovs}
+        cells = {fov: found for fov, found in self.ledger.cells(slide_id) if fov in fovs}
         # The newest first: a person may be waiting for it.
         for each in sorted(stale, key=lambda s: s.row.analyzed_at, reverse=True):
             if not keep_going():
@@ -274,18 +267,18 @@ class Overlays:
         return True
 
     def _stale(self, slide_id: str) -> list[_Stale]:
-        slide_name = file_names(self._reader.slide_ids()).get(slide_id)
+        slide_name = file_names(self.ledger.slide_ids()).get(slide_id)
         if slide_name is None:
             return []
-        rows = [row for row in self._reader.fields(slide_id) if row.status is Status.OK]
-        paths = overlay_paths(self._out, slide_name, [row.fov for row in rows])
-        there = _tidy(overlay_folder(self._out, slide_name), {path.name for path in paths.values()})
+        rows = [row for row in self.ledger.fields(slide_id) if row.status is Status.OK]
+        paths = overlay_paths(self.out, slide_name, [row.fov for row in rows])
+        there = _tidy(overlay_folder(self.out, slide_name), {path.name for path in paths.values()})
         stale = []
         for row in rows:
             path = paths[row.fov]
             # What of a picture does not come from the counts.
-            style = digest(self._longest_px, threshold_texts(row.version.bundle_id, self._manifest))[:8]
-            mark = f"{_MARK} {row_key(row, self._edges)} {style}"
+            style = digest(self.longest_px, threshold_texts(row.version.bundle_id, self.manifest))[:8]
+            mark = f"{_MARK} {row_key(row, self.edges)} {style}"
             key = hash((path, mark))
             if path.name in there and (key in self._current or mark in _mark_of(path)):
                 self._current.add(key)
@@ -303,11 +296,11 @@ class Overlays:
         if field is None or field.sha256 != row.sha256:
             # The image is gone, or another image has its name and will be counted later. An old picture of
             # the same counts in another style stays.
-            if f"{_MARK} {row_key(row, self._edges)} " not in _mark_of(stale.path):
+            if f"{_MARK} {row_key(row, self.edges)} " not in _mark_of(stale.path):
                 stale.path.unlink(missing_ok=True)
             return False
-        picture = draw(field.image, cells, longest_px=self._longest_px)
-        picture = with_footer(picture, row, edges=self._edges, manifest=self._manifest)
+        picture = draw(field.image, cells, longest_px=self.longest_px)
+        picture = with_footer(picture, row, edges=self.edges, manifest=self.manifest)
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, comment=stale.mark.encode())
         with replacing(stale.path) as file:

@@ -4,6 +4,7 @@
 need a look come first. The text of the pages is in ``templates/``, their figures are in `figures`.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -57,6 +58,7 @@ class SlideLine(NamedTuple):
     unusual_count: float = 0.0
 
 
+@dataclasses.dataclass(eq=False)
 class Reports:
     """Keeps the pages of one output folder, with at most so many images each, up to date.
 
@@ -65,28 +67,19 @@ class Reports:
     of the installed bundle gives the thresholds of fields that this bundle counted.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        ledger: Reader,
-        *,
-        edges: EdgeRule = EdgeRule.ALL,
-        images: int = IMAGES,
-        manifest: Manifest | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._out = out
-        self._reader = ledger
-        self._edges = edges
-        self._images = images
-        self._manifest = manifest
-        self._now = now
-        self._lines: dict[str, SlideLine] = {}
+    out: Path
+    ledger: Reader
+    _: dataclasses.KW_ONLY
+    edges: EdgeRule = EdgeRule.ALL
+    images: int = IMAGES
+    manifest: Manifest | None = None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _lines: dict[str, SlideLine] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def index(self) -> Path:
         """The path of the index."""
-        return self._out / REPORTS / "index.html"
+        return self.out / REPORTS / "index.html"
 
     def write(
         self, slide_ids: Collection[str] | None = None, *, keep_going: _KeepGoing = lambda: True
@@ -99,7 +92,7 @@ class Reports:
             UsageError: The ledger does not know one of these slides.
             UnavailableError: The pages cannot be written. The old ones are intact.
         """
-        names = file_names(self._reader.slide_ids())
+        names = file_names(self.ledger.slide_ids())
         for slide_id in slide_ids or ():
             if slide_id not in names:
                 near = get_close_matches(slide_id, names, n=3, cutoff=0.3) or sorted(names)[:5]
@@ -113,12 +106,12 @@ class Reports:
                 wanted = slide_ids is None or slide_id in slide_ids
                 if not wanted and slide_id in self._lines:
                     continue
-                rows = list(self._reader.fields(slide_id))
+                rows = list(self.ledger.fields(slide_id))
                 if not rows:  # its images are in another slide now
                     self._lines.pop(slide_id, None)
                     page.unlink(missing_ok=True)
                     continue
-                summary = summarize(slide_id, rows, self._edges)
+                summary = summarize(slide_id, rows, self.edges)
                 if wanted and not self._write_slide(name, rows, summary, page, keep_going):
                     return pages
                 pages += [page] * wanted
@@ -136,16 +129,16 @@ class Reports:
         self, name: str, rows: list[FieldRow], summary: SlideSummary, page: Path, keep_going: _KeepGoing
     ) -> bool:
         """Writes a page if it is out of date. Returns False if it was ended early."""
-        unusual = figures.unusual_fields(rows, self._edges)
+        unusual = figures.unusual_fields(rows, self.edges)
         fields = [self._field(i, row, unusual.get(row.fov, ())) for i, row in enumerate(rows, 1)]
         counted = [field for field in fields if field.row.status is Status.OK]
-        shown = sorted(counted, key=lambda f: (not f.reasons, -f.crowding, f.number))[: self._images]
+        shown = sorted(counted, key=lambda f: (not f.reasons, -f.crowding, f.number))[: self.images]
         side_px = gallery.side_px(len(shown))
-        overlays = overlay_paths(self._out, name, [field.row.fov for field in counted])
+        overlays = overlay_paths(self.out, name, [field.row.fov for field in counted])
         for field in shown:
             overlay = overlays[field.row.fov]
             if overlay.exists():
-                field.overlay = _url(f"../{path_text(overlay.relative_to(self._out))}")
+                field.overlay = _url(f"../{path_text(overlay.relative_to(self.out))}")
         key = self._key(rows, shown, side_px)
         if _content_key(page) == key:
             return True
@@ -165,7 +158,7 @@ class Reports:
             n_first=len(first),
             cluster=figures.cluster(in_order),
             n_rbc_bars=figures.histogram([field.counts.n_rbc for field in counted if field.counts]),
-            group_bars=figures.group_sizes(c for _, c in self._reader.cells(summary.slide_id)),
+            group_bars=figures.group_sizes(c for _, c in self.ledger.cells(summary.slide_id)),
             strip=figures.strip(in_order) if counted else [],
             order=order,
             gallery=sorted((f for f in shown if f.is_in_gallery), key=lambda f: (-f.crowding, f.number)),
@@ -178,7 +171,7 @@ class Reports:
         return True
 
     def _field(self, number: int, row: FieldRow, unusual: tuple[Reason, ...]) -> PageField:
-        counts = row.counts.get(self._edges)
+        counts = row.counts.get(self.edges)
         reasons = (*(Reason("flag", flag) for flag in row.quality_flags), *unusual) if counts else ()
         if row.status is Status.FAILED:
             reasons = (Reason("failed", one_line(row.message.removeprefix(f"{path_text(row.path)}: "))),)
@@ -194,9 +187,9 @@ class Reports:
     ) -> bool:
         """Gives fields their pictures until the page is full. Returns False if it was ended early."""
         old = gallery.old_pictures(page)
-        keys = {field.row.fov: f"{row_key(field.row, self._edges)}-{side_px}" for field in shown}
+        keys = {field.row.fov: f"{row_key(field.row, self.edges)}-{side_px}" for field in shown}
         missing = {fov for fov, key in keys.items() if key not in old}
-        cells = {fov: c for fov, c in self._reader.cells(slide_id) if fov in missing} if missing else {}
+        cells = {fov: c for fov, c in self.ledger.cells(slide_id) if fov in missing} if missing else {}
         left_bytes = gallery.MAX_BYTES
         for field in shown:
             if not keep_going():
@@ -214,20 +207,20 @@ class Reports:
 
     def _key(self, rows: Sequence[FieldRow], shown: Sequence[PageField], side_px: int) -> str:
         """Returns 16 hex digits that change when the page has to."""
-        thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self._manifest)}
+        thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self.manifest)}
         return digest(
-            *(_PAGE, __version__, self._edges, self._images, side_px, sorted(thresholds)),
-            *((row_key(r, self._edges), r.status, r.message, r.captured_at, path_text(r.path)) for r in rows),
+            *(_PAGE, __version__, self.edges, self.images, side_px, sorted(thresholds)),
+            *((row_key(r, self.edges), r.status, r.message, r.captured_at, path_text(r.path)) for r in rows),
             *((field.number, field.overlay, field.row.path.exists()) for field in shown),
         )
 
     def _sources(self, rows: Sequence[FieldRow], summary: SlideSummary) -> dict[str, Any]:
         """Returns what the counts come from."""
         counted = [row for row in rows if row.status is Status.OK]
-        kept = self._reader.slide_scale(summary.slide_id)
+        kept = self.ledger.slide_scale(summary.slide_id)
         analyzed = [row.analyzed_at for row in rows]
         return {
-            "thresholds": {b: threshold_texts(b, self._manifest) for b in summary.bundle_ids},
+            "thresholds": {b: threshold_texts(b, self.manifest) for b in summary.bundle_ids},
             "scales": Counter(
                 (f"{row.scale.cell_diameter_px:.1f}", row.scale.source) for row in counted if row.scale
             ).most_common(),
@@ -249,14 +242,14 @@ class Reports:
         shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), s.name))
         shown.sort(key=lambda s: (not s.summary.n_fov_failed, not (s.unusual_overlap or s.unusual_count)))
         pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
-        key = digest(_PAGE, self._edges, shown, sorted(pages))
+        key = digest(_PAGE, self.edges, shown, sorted(pages))
         if _content_key(self.index) != key:
             self._render("index.html.j2", self.index, key, title="Slides", slides=shown, pages=pages)
 
     def _render(self, template: str, page: Path, key: str, **context: object) -> None:
-        context |= {"content_key": key, "edges": self._edges, "version": __version__}
+        context |= {"content_key": key, "edges": self.edges, "version": __version__}
         with replacing(page) as file:
-            for part in _environment().get_template(template).generate(context, made=utc_text(self._now())):
+            for part in _environment().get_template(template).generate(context, made=utc_text(self.now())):
                 file.write(part.encode("utf-8", "backslashreplace"))
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from io import BytesIO, StringIO
 from itertools import chain, compress
 from math import isnan
@@ -230,6 +230,7 @@ CELL_COLUMNS: Final = CELL_TABLE.names
 # -- the files ------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Tables:
     """Writes the CSV files of one output folder, with counts under one edge rule.
 
@@ -237,17 +238,16 @@ class Tables:
     ``cells/<slide>.csv`` is written where `cells` is true. Existing ones are always kept up to date.
     """
 
-    def __init__(
-        self, out: Path, ledger: Ledger, *, edges: EdgeRule = EdgeRule.ALL, cells: bool = False
-    ) -> None:
-        self._out = out
-        self._ledger = ledger
-        self._reader = ledger.reader
-        self._edges = edges
-        self._cells = cells
-        self._summaries: dict[str, tuple[SlideSummary, bytes]] = {}  # with the line of slides.csv
-        self._names: dict[str, str] = {}
-        for folder in (out, out / "cells"):
+    out: Path
+    ledger: Ledger
+    _: KW_ONLY
+    edges: EdgeRule = EdgeRule.ALL
+    cells: bool = False
+    _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
+    _names: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for folder in (self.out, self.out / "cells"):
             for left_over in folder.glob(".*.csv.tmp"):  # of a process that was killed while writing
                 with suppress(OSError):
                     left_over.unlink()
@@ -272,14 +272,14 @@ class Tables:
             if slide_ids is None or slide_id in slide_ids:
                 self._write_slide(slide_id, name)
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
-                summary = summarize(slide_id, self._reader.fields(slide_id), self._edges)
+                summary = summarize(slide_id, self.ledger.reader.fields(slide_id), self.edges)
                 _, line = SLIDE_TABLE.lines([summary])
                 self._summaries[slide_id] = summary, line
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
-        _write(self._out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
-        self._ledger.keep_note(EDGES_NOTE, self._edges)
-        self._ledger.tables_written()
+        _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
+        self.ledger.keep_note(EDGES_NOTE, self.edges)
+        self.ledger.tables_written()
         return [summary for summary, _ in known]
 
     def look_again(self) -> None:
@@ -287,25 +287,25 @@ class Tables:
         self._summaries.clear()
 
     def _file_names(self) -> dict[str, str]:
-        slide_ids = self._reader.slide_ids()
+        slide_ids = self.ledger.reader.slide_ids()
         if slide_ids != list(self._names):  # for a thousand slides, names take longer than a table
             self._names = file_names(slide_ids)
         return self._names
 
     def _write_slide(self, slide_id: str, name: str) -> None:
         file_name = on_disk(f"{name}.csv")
-        path, cells_path = self._out / file_name, self._out / "cells" / file_name
-        fields = self._reader.fields(slide_id)
+        path, cells_path = self.out / file_name, self.out / "cells" / file_name
+        fields = self.ledger.reader.fields(slide_id)
         first = next(fields, None)
         if first is None:  # its images are in another slide now: an old table would count them twice
             for old in (path, cells_path):
                 with _explained(old):
                     old.unlink(missing_ok=True)
             return
-        rows = (_Fov(row, row.counts.get(self._edges)) for row in chain([first], fields))
+        rows = (_Fov(row, row.counts.get(self.edges)) for row in chain([first], fields))
         _write(path, FIELD_TABLE.lines(rows))
-        if self._cells or cells_path.exists():
-            _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self._reader.cells(slide_id))))
+        if self.cells or cells_path.exists():
+            _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:

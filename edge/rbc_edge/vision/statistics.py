@@ -1,5 +1,6 @@
 """Statistics of a slide's fields of view: the overlap interval, and how many fields to add."""
 
+from bisect import bisect_left
 from math import sqrt
 
 import numpy as np
@@ -82,13 +83,10 @@ def fields_needed(n_overlapping: Int64, n_rbc: Int64, *, half_width: float = 0.0
         low, high = _wilson(fraction, _effective_cells(n * total / n_fields, effect, total - 1))
         return high - low <= 2 * half_width
 
-    too_few, many = n_fields, 2 * n_fields
+    many = 2 * n_fields
     while not enough(many):
-        too_few, many = many, 2 * many
-    while many - too_few > 1:
-        middle = (too_few + many) // 2
-        too_few, many = (too_few, middle) if enough(middle) else (middle, many)
-    return many - n_fields
+        many *= 2
+    return bisect_left(range(many), True, lo=many // 2 + 1, key=enough) - n_fields
 
 
 def says_little(interval: tuple[float, float] | None) -> bool:
