@@ -123,8 +123,6 @@ class Reports:
             raise UnavailableError(message, advice) from error
         return pages
 
-    # -- a slide --------------------------------------------------------------------------------------
-
     def _write_slide(
         self, name: str, rows: list[FieldRow], summary: SlideSummary, page: Path, keep_going: _KeepGoing
     ) -> bool:
@@ -230,8 +228,6 @@ class Reports:
             "mean_ms": sum(row.elapsed_ms for row in counted) / len(counted) if counted else None,
             "folders": sorted({one_line(path_text(row.path.parent)) for row in rows}),
         }
-
-    # -- the index ------------------------------------------------------------------------------------
 
     def _write_index(self) -> None:
         lines = [line for _, line in sorted(self._lines.items())]

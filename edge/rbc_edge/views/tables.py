@@ -222,10 +222,6 @@ CELL_TABLE: Final = Table[_Cell](
     ),
 )
 
-SLIDE_COLUMNS: Final = SLIDE_TABLE.names
-FIELD_COLUMNS: Final = FIELD_TABLE.names
-CELL_COLUMNS: Final = CELL_TABLE.names
-
 
 # -- the files ------------------------------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ class Analyzer:
         """Measures the quality of a field's image (see `quality`), from its view for the scale `used`."""
         model_px, scores = self.bundle.manifest.cell_diameter_px, self.bundle.manifest.score_threshold
         return quality.measure(
-            view, cells, used.cell_diameter_px, model_diameter_px=model_px, min_score=scores[CellClass.RBC]
+            view, cells, used.cell_diameter_px, model_px=model_px, min_score=scores[CellClass.RBC]
         )
 
     def _detect(
@@ -130,17 +130,13 @@ class Analyzer:
         found, tried = Detections.empty(), None
         by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
         if not math.isnan(given.cell_diameter_px):
-            size = (field.width_px, field.height_px)
             found = self.detector.detect(view, given.cell_diameter_px)
             clock.lap("detect")
-            if scale.disagrees(found, *size, given.cell_diameter_px):
-                if by_user:
-                    return found, given, ["scale-mismatch"], view
-            elif scale.sees_little(found, *size):
-                # A sparse field, or a scale so wrong that the detector sees no cells. Both look the same.
+            disagrees = scale.disagrees(found, field.width_px, field.height_px, given.cell_diameter_px)
+            if disagrees is None:
                 tried = found
-            else:
-                return found, given, [], view
+            elif not disagrees or by_user:
+                return found, given, ["scale-mismatch"] if disagrees else [], view
         own = self._own(field, given, tried)
         clock.lap("scale")
         if own is None:

@@ -40,15 +40,11 @@ class Detector:
         *,
         score_threshold: Float32 | None = None,
     ) -> Detections:
-        """Finds the cells of one field of view.
+        """Finds the cells of one field of view, in reading order of their centres.
 
-        Args:
-            image: The view of a field for about this cell diameter, or uint8 (H, W, 3) RGB, balanced.
-            cell_diameter_px: Diameter of a red cell, pixels of the field, > 0.
-            score_threshold: float32 (3,), smallest score by class. The bundle's when None.
-
-        Returns:
-            Detections in pixels of the field, after suppression, in reading order of their centres.
+        The diameter and the result are in pixels of the field. `image` is the view of a field for about this
+        diameter, or uint8 (H, W, 3) RGB, balanced. `score_threshold` is float32 (3,), the smallest score by
+        class. None: the bundle's.
         """
         view = image if isinstance(image, preprocess.View) else preprocess.View.of(image)
         least = self._score_threshold if score_threshold is None else score_threshold

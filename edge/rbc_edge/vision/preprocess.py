@@ -187,13 +187,13 @@ def snug(width: int, height: int, factor: float) -> float:
     return min(candidates, key=lambda f: (input_pixels(f), -f))
 
 
-def _padded(side: int, stride: int = STRIDE_PX) -> int:
+def _padded(side: int) -> int:
     """Returns the side of a detector input for `side` pixels of a field."""
-    return -(-(side + 2 * MIN_PAD_PX) // stride) * stride
+    return -(-(side + 2 * MIN_PAD_PX) // STRIDE_PX) * STRIDE_PX
 
 
-def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
-    """Pads an image on all sides, by at least `MIN_PAD_PX`, to sides that are multiples of `stride`.
+def pad_to_stride(image: UInt8) -> tuple[UInt8, int, int]:
+    """Pads an image on all sides, by at least `MIN_PAD_PX`, to sides that are multiples of `STRIDE_PX`.
 
     In training every photograph has grey around it. The detector recognises a cell at the image border only
     with some grey beyond it. With padding on two sides only, the error of the count was a tenth larger.
@@ -201,7 +201,7 @@ def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, in
     Returns the padded image, and how many columns on the left and rows on top are padding (`PAD_VALUE`).
     """
     height, width = image.shape[:2]
-    down, right = _padded(height, stride) - height, _padded(width, stride) - width
+    down, right = _padded(height) - height, _padded(width) - width
     top, left = down // 2, right // 2
     return _bordered(image, top, down - top, left, right - left), left, top
 

@@ -119,23 +119,18 @@ class Features:
 
 
 def measure(
-    view: preprocess.View,
-    cells: Cells,
-    cell_diameter_px: float,
-    *,
-    model_diameter_px: float,
-    min_score: float,
+    view: preprocess.View, cells: Cells, cell_diameter_px: float, *, model_px: float, min_score: float
 ) -> Features:
     """Measures a field of view, by its view and the cells that were found.
 
     `cell_diameter_px` is the scale they were found at, pixels of the field, NaN when there is none. The
-    bundle says `model_diameter_px` (its `cell_diameter_px`) and `min_score` (its threshold of red cells).
+    bundle says `model_px` (its `cell_diameter_px`) and `min_score` (its threshold of red cells).
     """
     height, width = view.plain.shape[:2]
     diameter = view.shown_px(cell_diameter_px)
     is_scaled = not math.isnan(cell_diameter_px)
     # Enlarging shows nothing more.
-    factor = min(1.0, model_diameter_px / diameter if is_scaled else _UNSCALED_SIDE_PX / min(height, width))
+    factor = min(1.0, model_px / diameter if is_scaled else _UNSCALED_SIDE_PX / min(height, width))
     # Averaging all three channels takes as long as everything else here, and colour does not need it.
     grey = preprocess.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
     found = cells.detections
@@ -144,7 +139,7 @@ def measure(
     red = found.class_id == CellClass.RBC
     bright = _bright_level(grey)
     contrast, edge_width = _outlines(grey, boxes[red], bright)
-    block_px = _BLOCK * (diameter * factor if is_scaled else model_diameter_px)
+    block_px = _BLOCK * (diameter * factor if is_scaled else model_px)
     unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
     confidence = (median(score) - min_score) / (1 - min_score) if len(score) else math.nan

@@ -140,21 +140,13 @@ def _agreed(estimates_px: Sequence[float]) -> float:
     return sorted(estimates_px)[len(estimates_px) // 2]
 
 
-def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool:
-    """Tells whether a field's own cells contradict the scale they were found at (pixels of the field).
+def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool | None:
+    """Tells whether the median size of a field's cells contradicts the scale they were found at.
 
-    They do when enough whole cells are found and their median differs by more than `AGREES`.
+    None: too few whole cells are found to judge. The field is sparse, or the scale is far from the truth.
     """
     measured, n = measured_diameter_px(found, width_px, height_px)
-    return n >= _MIN_CELLS and _ratio(measured, cell_diameter_px) > AGREES
-
-
-def sees_little(found: Detections, width_px: int, height_px: int) -> bool:
-    """Tells whether too few whole red cells are found to judge the scale.
-
-    It is so in a sparse field, and where the scale is far from the truth.
-    """
-    return measured_diameter_px(found, width_px, height_px)[1] < _MIN_CELLS
+    return None if n < _MIN_CELLS else _ratio(measured, cell_diameter_px) > AGREES
 
 
 def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
@@ -174,8 +166,6 @@ def _evidence(found: Detections, guess: float, window: UInt8) -> float:
     """Returns the window's share under red cells, weighted by score and by agreement in size."""
     rbc = found.class_id == CellClass.RBC
     xyxy, score = found.xyxy[rbc], found.score[rbc]
-    if len(xyxy) == 0:
-        return 0.0
     area = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
     ratio = np.log(np.sqrt(np.maximum(area, 1e-6)) / guess)
     agreement = np.exp(-0.5 * (ratio / math.log(1.4)) ** 2)
