@@ -215,7 +215,7 @@ def row_key(row: FieldRow, edges: EdgeRule) -> str:
 
 @dataclass(eq=False)
 class Overlays:
-    """Keeps the overlays of one output folder up to date (options: see `ViewOptions`).
+    """Keeps the overlays of one output folder up to date (options as in `ViewOptions`).
 
     A file is replaced completely or not at all. It is not touched while it shows what the ledger says. If
     an overlay cannot be drawn, there is a warning. The counts do not depend on it.

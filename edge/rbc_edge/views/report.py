@@ -60,7 +60,7 @@ class SlideLine(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Reports:
-    """Keeps the pages of one output folder, with at most so many images each, up to date.
+    """Keeps the pages of one output folder up to date.
 
     A page is replaced completely or not at all. It is not touched while it shows what the ledger says. A
     new version takes the pictures of the old one, so one more field costs only one more picture. The manifest
@@ -71,7 +71,7 @@ class Reports:
     ledger: Reader
     _: dataclasses.KW_ONLY
     edges: EdgeRule = EdgeRule.ALL
-    images: int = IMAGES
+    images: int = IMAGES  # pictures in a page, at most
     manifest: Manifest | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _lines: dict[str, SlideLine] = dataclasses.field(default_factory=dict, init=False)

@@ -54,8 +54,8 @@ class SlideSummary:
     first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
-    # The others are no columns. So many more fields narrow the interval to plus or minus 2 percentage points.
-    n_fov_more: int | None = None  # None without red cells
+    # The others are no columns.
+    n_fov_more: int | None = None  # fields that narrow the interval to +-2 points. None without red cells.
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
     n_fov_flagged: int = 0  # fields with at least one flag
 

@@ -79,7 +79,7 @@ class Analyzer:
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.
 
-        A scale that the user `given` is kept. An estimated scale is replaced when this field's own cells
+        A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
         clearly contradict it (another objective, another camera in the same folder).
 
         Returns:

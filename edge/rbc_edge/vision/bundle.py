@@ -134,7 +134,7 @@ class Bundle:
         return self.bundle_id if precision == "int8" else f"{self.bundle_id}+{precision}"
 
     def session(self, file: str, *, threads: int) -> ort.InferenceSession:
-        """Opens one of the bundle's networks on the CPU, with so many threads inside one operator.
+        """Opens one of the bundle's networks on the CPU. `threads` work inside one operator.
 
         Raises:
             BundleError: ONNX Runtime cannot load it.
@@ -142,10 +142,8 @@ class Bundle:
         import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A memory plan for each shape of input takes 20 MB and saves no time.
-        options.enable_mem_pattern = False
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.enable_mem_pattern = False  # a plan for each shape of input takes 20 MB and saves no time
         options.log_severity_level = 3
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -196,8 +194,7 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
     Raises:
         BundleError: A required file is missing.
     """
-    missing = [name for name in _REQUIRED if name not in source]
-    if missing:
+    if missing := [name for name in _REQUIRED if name not in source]:
         raise BundleError(f"{folder}: a bundle needs {', '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -244,10 +241,8 @@ def _parse(content: object, file: Path) -> Manifest:
     if not isinstance(content, dict):
         raise _broken(file, "is not a manifest")
     if content.get("format") != FORMAT:
-        raise BundleError(
-            f"{file}: format {content.get('format')!r}, this version reads {FORMAT}",
-            "use the rbc-edge version that the bundle was made for",
-        )
+        message = f"{file}: format {content.get('format')!r}, this version reads {FORMAT}"
+        raise BundleError(message, "use the rbc-edge version that the bundle was made for")
     if odd := sorted(set(content) ^ {f.name for f in fields(Manifest)}):
         raise _broken(file, f"missing or unknown: {', '.join(odd)}")
     try:

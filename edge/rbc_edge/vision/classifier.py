@@ -13,8 +13,8 @@ _BATCH = 32  # crops in one run: bounds memory, and gives each thread a part of 
 class Classifier:
     """The overlap CNN of a bundle (`file`: int8 or fp32), on the CPU.
 
-    So many `threads` score batches of a large field's crops at the same time. `overlap_score` may be called
-    from as many threads as well.
+    `threads` batches of a large field's crops are scored at the same time. `overlap_score` may be called from
+    as many threads as well.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int, file: str = CLASSIFIER) -> None:

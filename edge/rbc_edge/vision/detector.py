@@ -22,7 +22,7 @@ _ROWS = 256
 class Detector:
     """YOLOv5n of a bundle (`file`: int8 or fp32), on the CPU.
 
-    So many `threads` analyze tiles of a large field at the same time. `detect` may be called from as many
+    `threads` tiles of a large field are analyzed at the same time. `detect` may be called from as many
     threads as well.
     """
 

@@ -103,7 +103,7 @@ def _ratio(a: float, b: float) -> float:
 def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int = 1) -> Scale:
     """Estimates the red-cell diameter of a slide from some of its fields, each uint8 (H, W, 3) RGB.
 
-    So many `threads` analyze fields at the same time. Large fields are analyzed one by one.
+    `threads` fields are analyzed at the same time, large fields one by one.
 
     Returns:
         The median over cells of the fields' estimates, with source ``estimated-slide``. NaN and ``none``
