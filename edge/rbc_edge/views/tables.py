@@ -55,7 +55,9 @@ class SlideSummary:
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
     # The others are no columns.
-    n_fov_more: int | None = None  # fields that narrow the interval to +-2 points. None without red cells.
+    n_fov_more: int | None = (
+        None  # more fields for an interval of ±2 percentage points. None without red cells
+    )
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
     n_fov_flagged: int = 0  # fields with at least one flag
 
