@@ -35,7 +35,12 @@ if not TYPE_CHECKING:  # so that a type checker knows these names and no others
 
     def __getattr__(name: str) -> object:
         if name == "__version__":
-            return _version()
+            from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  takes 20 ms
+
+            try:
+                return version("rbc-edge")
+            except PackageNotFoundError:  # a source tree that was never installed
+                return "0+source"
         for module, names in _MODULES.items():
             if name in names:
                 return getattr(import_module(f"rbc_edge.{module}"), name)
@@ -44,12 +49,3 @@ if not TYPE_CHECKING:  # so that a type checker knows these names and no others
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  takes 20 ms
-
-    try:
-        return version("rbc-edge")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "0+source"

@@ -17,7 +17,7 @@ def path_text(path: str | os.PathLike[str]) -> str:
 def one_line(text: str) -> str:
     r"""Returns text with control characters and broken characters as escapes.
 
-    A file name must not steer the terminal.
+    A file name must not steer the terminal, nor the direction of a page's text.
 
     >>> print(one_line("a\nb"))
     a\nb

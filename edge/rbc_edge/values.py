@@ -5,7 +5,7 @@ right, y down, and the far edge exclusive. N = 0 cells is legal everywhere.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -47,9 +47,7 @@ class ScaleSource(StrEnum):
     NONE = "none"  # nothing to measure: no red cell found
 
 
-def _check(
-    name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]
-) -> None:
+def _check(name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: Sequence[int | None]) -> None:
     """Raises ValueError unless `array` has `dtype` and `shape` (None: any length)."""
     if array.dtype != dtype:
         raise ValueError(f"{name}: dtype {array.dtype}, expected {np.dtype(dtype)}")
@@ -59,21 +57,13 @@ def _check(
 
 @dataclass(frozen=True, slots=True)
 class InboxFile:
-    r"""One image file, as the scan found it.
+    """One image file, as the scan found it."""
 
-    Attributes:
-        path: Absolute path. Opens the file even where its name is not UTF-8.
-        slide_id: Slide it belongs to, as text (bytes that are not UTF-8 as ``\xNN``).
-        fov: Its name within the slide, as text. Unique there.
-        size_bytes: Size in bytes.
-        mtime_ns: Time of last change in nanoseconds since 1970.
-    """
-
-    path: Path
-    slide_id: str
-    fov: str
+    path: Path  # absolute. Opens the file even where its name is not UTF-8.
+    slide_id: str  # as text: bytes that are not UTF-8 as ``\xNN``
+    fov: str  # its name within the slide, as text. Unique there.
     size_bytes: int
-    mtime_ns: int
+    mtime_ns: int  # time of last change, since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +81,15 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """An image file's pixels: all of them, or fewer where its cells are large.
+    """An image file's pixels: all of them, or fewer where its cells are large."""
 
-    Attributes:
-        pixels: uint8 (h, w, 3), RGB, upright.
-        width_px: Width of the image in the file, upright.
-        height_px: Its height.
-        reduction: 1, 2, 4 or 8: so many pixels of the image are one of `pixels`, in width and in height. A
-            last column or row that is not full counts as one.
-        file: The file's bytes where `reduction` is not 1, to decode the image in full later.
-    """
-
-    pixels: UInt8
-    width_px: int
+    pixels: UInt8  # (h, w, 3), RGB, upright
+    width_px: int  # of the image in the file, upright
     height_px: int
+    # 1, 2, 4 or 8: so many pixels of the image are one of `pixels`, in width and in height. A last column or
+    # row that is not full counts as one.
     reduction: int = 1
-    file: bytes = b""
+    file: bytes = b""  # the file's bytes where `reduction` is not 1, to decode the image in full later
 
     def __post_init__(self) -> None:
         shape = (math.ceil(self.height_px / self.reduction), math.ceil(self.width_px / self.reduction), 3)
@@ -121,21 +104,13 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FieldOfView:
-    """One decoded camera image.
-
-    Attributes:
-        slide_id: The slide it belongs to.
-        fov: Its name within the slide.
-        sha256: Hex digest of the file's bytes.
-        decoded: Its pixels, in full or reduced.
-        captured_at: ISO 8601 time of capture, or empty when the file does not say.
-    """
+    """One decoded camera image."""
 
     slide_id: str
-    fov: str
-    sha256: str
+    fov: str  # its name within the slide
+    sha256: str  # hex digest of the file's bytes
     decoded: Decoded
-    captured_at: str = ""
+    captured_at: str = ""  # ISO 8601, or empty when the file does not say
 
     @classmethod
     def of(cls, image: UInt8, *, slide_id: str = "", fov: str = "") -> "FieldOfView":
@@ -166,17 +141,11 @@ class FieldOfView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """Boxes with scores, as the detector gives them.
+    """Boxes with scores, as the detector gives them."""
 
-    Attributes:
-        xyxy: float32 (N, 4), pixels of the field of view.
-        score: float32 (N,), 0..1.
-        class_id: int64 (N,), values of `CellClass`.
-    """
-
-    xyxy: Float32
-    score: Float32
-    class_id: Int64
+    xyxy: Float32  # (N, 4), pixels of the field of view
+    score: Float32  # (N,), 0..1
+    class_id: Int64  # (N,), values of `CellClass`
 
     def __post_init__(self) -> None:
         _check("xyxy", self.xyxy, np.float32, (None, 4))
@@ -275,13 +244,8 @@ class Cells:
 
     def label(self, i: int) -> Label:
         """Returns the table's label of cell `i`."""
-        match CellClass(int(self.detections.class_id[i])):
-            case CellClass.RBC:
-                return Label.RBC_OVERLAPPING if self.overlapping[i] else Label.RBC_SINGLE
-            case CellClass.WBC:
-                return Label.WBC
-            case CellClass.PLATELET:
-                return Label.PLATELET
+        red = Label.RBC_OVERLAPPING if self.overlapping[i] else Label.RBC_SINGLE
+        return (red, Label.WBC, Label.PLATELET)[self.detections.class_id[i]]
 
     def __getitem__(self, i: int) -> Cell:
         """Returns cell `i`, counted from the end where it is negative."""
@@ -302,14 +266,10 @@ class Cells:
     def counts(self, keep: Bool | slice = slice(None)) -> Counts:
         """Counts all cells, or those where `keep`, bool (N,), is true."""
         class_id = self.detections.class_id[keep]
+        n_rbc, n_wbc, n_platelets = (int(np.count_nonzero(class_id == kind)) for kind in CellClass)
         red = class_id == CellClass.RBC
         n_overlapping = int(np.count_nonzero(red & self.overlapping[keep]))
-        return Counts(
-            n_rbc_single=int(np.count_nonzero(red)) - n_overlapping,
-            n_rbc_overlapping=n_overlapping,
-            n_wbc=int(np.count_nonzero(class_id == CellClass.WBC)),
-            n_platelets=int(np.count_nonzero(class_id == CellClass.PLATELET)),
-        )
+        return Counts(n_rbc - n_overlapping, n_overlapping, n_wbc, n_platelets)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

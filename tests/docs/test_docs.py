@@ -300,9 +300,9 @@ def test_exit_codes(page: Path) -> None:
 @pytest.mark.parametrize(
     ("heading", "columns"),
     [
-        ("`slides.csv`", tables.SLIDE_COLUMNS),
-        ("`<slide_id>.csv`", tables.FIELD_COLUMNS),
-        ("`cells/<slide_id>.csv`", tables.CELL_COLUMNS),
+        ("`slides.csv`", tables.SLIDE_TABLE.names),
+        ("`<slide_id>.csv`", tables.FIELD_TABLE.names),
+        ("`cells/<slide_id>.csv`", tables.CELL_TABLE.names),
     ],
 )
 def test_columns_stand_in_their_order(heading: str, columns: tuple[str, ...]) -> None:
@@ -317,7 +317,7 @@ def test_the_page_of_the_tables_has_every_column_and_no_other() -> None:
         for word in span.split(", ")
         if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", word)
     }
-    columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
+    columns = {*tables.FIELD_TABLE.names, *tables.SLIDE_TABLE.names, *tables.CELL_TABLE.names}
     of_json = {
         key
         for file in Path(cli.__file__).parent.rglob("*.py")
@@ -332,7 +332,7 @@ def test_the_readme_names_every_table_and_no_column_that_is_not_there() -> None:
     text = section(ROOT / "README.md", "Tables")
     assert {"slides.csv", "<slide_id>.csv", "cells/<slide_id>.csv"} <= set(spans(text))
     assert "(docs/tables.md)" in text
-    columns = {*tables.FIELD_COLUMNS, *tables.SLIDE_COLUMNS, *tables.CELL_COLUMNS}
+    columns = {*tables.FIELD_TABLE.names, *tables.SLIDE_TABLE.names, *tables.CELL_TABLE.names}
     assert {span for span in spans(text) if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", span)} <= columns
 
 

@@ -27,19 +27,12 @@ _MIN_CELLS: Final = 10  # with fewer red cells a share says nothing
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a person should look at a field of view.
+    """Why a person should look at a field of view."""
 
-    Attributes:
-        kind: ``failed``, ``flag``, ``count`` (unusual number of red cells) or ``overlap`` (unusual share).
-        text: The failure in words, or the name of the flag.
-        value: The unusual value.
-        usual: The median of the slide.
-    """
-
-    kind: str
-    text: str = ""
+    kind: str  # ``failed``, ``flag``, ``count`` (unusual number of red cells) or ``overlap`` (unusual share)
+    text: str = ""  # the failure in words, or the name of the flag
     value: float = nan
-    usual: float = nan
+    usual: float = nan  # the median of the slide
 
 
 @dataclass(slots=True)
@@ -83,9 +76,7 @@ class Cluster(NamedTuple):
 def outliers(values: Sequence[float], *, floor: float) -> list[float]:
     """Gives each value its modified z-score if that is beyond 3.5, else 0. NaN gets 0.
 
-    Args:
-        values: The values.
-        floor: Smallest standard deviation that is assumed, so that nearly equal values have no outliers.
+    A standard deviation of at least `floor` is assumed, so that nearly equal values have no outliers.
     """
     known = np.array([v for v in values if not isnan(v)], np.float64)
     if len(known) < _MIN_FOR_OUTLIERS:
@@ -106,20 +97,17 @@ def overlap_share(counts: Counts | None) -> float:
 def unusual_fields(rows: Iterable[FieldRow], edges: EdgeRule) -> dict[str, tuple[Reason, ...]]:
     """Says of fields of view, by name, how they differ from the others of their slide."""
     counted = {row.fov: row.counts[edges] for row in rows if row.counts}
+    reasons: dict[str, tuple[Reason, ...]] = dict.fromkeys(counted, ())
     n_rbc = [float(counts.n_rbc) for counts in counted.values()]
     shares = [overlap_share(counts) for counts in counted.values()]
-    usual_count, usual_share = (
-        float(np.median(known)) if (known := [v for v in values if not isnan(v)]) else 0.0
-        for values in (n_rbc, shares)
-    )
-    # Counts vary at least by their square root (Poisson).
-    by_count = outliers(n_rbc, floor=max(1.0, sqrt(usual_count)))
-    by_share = outliers(shares, floor=0.05)
-    reasons: dict[str, tuple[Reason, ...]] = {}
-    for i, fov in enumerate(counted):
-        count = Reason("count", value=n_rbc[i], usual=usual_count)
-        overlap = Reason("overlap", value=shares[i], usual=usual_share)
-        reasons[fov] = (*[count] * bool(by_count[i]), *[overlap] * bool(by_share[i]))
+    for kind, values in (("count", n_rbc), ("overlap", shares)):
+        known = [v for v in values if not isnan(v)]
+        usual = float(np.median(known)) if known else 0.0
+        # Counts vary at least by their square root (Poisson).
+        floor = max(1.0, sqrt(usual)) if kind == "count" else 0.05
+        for fov, value, score in zip(counted, values, outliers(values, floor=floor), strict=True):
+            if score:
+                reasons[fov] += (Reason(kind, value=value, usual=usual),)
     return reasons
 
 
@@ -164,20 +152,18 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def strip(fields: Sequence[PageField]) -> list[StripColumn]:
     """Shows the fields along the slide, several in a column if there are more than 240."""
     together = -(-len(fields) // _MAX_COLUMNS) or 1
-    columns = [fields[i : i + together] for i in range(0, len(fields), together)]
-    counts = [[f.counts for f in column if f.counts] for column in columns]
-    shown = []
-    for column, of in zip(columns, counts, strict=True):
-        n = max(len(of), 1)
-        shown.append(
-            StripColumn(
-                *(column[0].name, column[-1].name, len(of)),
-                *(sum(c.n_rbc_single for c in of) / n, sum(c.n_rbc_overlapping for c in of) / n),
-                is_flagged=any(f.row.status is Status.OK and f.reasons for f in column),
-                is_failed=any(f.row.status is Status.FAILED for f in column),
-            )
-        )
-    return shown
+    return [_column(fields[i : i + together]) for i in range(0, len(fields), together)]
+
+
+def _column(fields: Sequence[PageField]) -> StripColumn:
+    counts = [f.counts for f in fields if f.counts]
+    n = max(len(counts), 1)
+    return StripColumn(
+        *(fields[0].name, fields[-1].name, len(counts)),
+        *(sum(c.n_rbc_single for c in counts) / n, sum(c.n_rbc_overlapping for c in counts) / n),
+        is_flagged=any(f.row.status is Status.OK and f.reasons for f in fields),
+        is_failed=any(f.row.status is Status.FAILED for f in fields),
+    )
 
 
 def cluster(fields: Sequence[PageField]) -> Cluster | None:

@@ -11,9 +11,8 @@ from PIL import Image
 
 from rbc_edge.errors import ImageError
 from rbc_edge.store.rows import FieldRow
-from rbc_edge.text import path_text
+from rbc_edge.text import one_line, path_text
 from rbc_edge.values import Cells, FieldOfView
-from rbc_edge.views.names import visible
 from rbc_edge.views.overlay import draw
 from rbc_edge.vision.image_file import load_field
 
@@ -43,8 +42,7 @@ def side_px(n_pictures: int) -> int:
     There are few sizes, so that one more field rarely means that all pictures must be drawn again.
     """
     pixels = MAX_BYTES / max(n_pictures, 1) / _BYTES_PER_PIXEL
-    fitting = (side for side in _SIDES_PX if side * side * 0.75 <= pixels)
-    return next(fitting, _SIDES_PX[-1])
+    return next((side for side in _SIDES_PX if side * side * 0.75 <= pixels), _SIDES_PX[-1])
 
 
 def embed(row: FieldRow, cells: Cells, key: str, longest_px: int) -> tuple[EmbeddedPicture | None, str]:
@@ -53,8 +51,8 @@ def embed(row: FieldRow, cells: Cells, key: str, longest_px: int) -> tuple[Embed
         field = load_field(row.path, row.slide_id, row.fov)
     except ImageError as error:
         if error.reason == "vanished":
-            return None, f"no picture: the image is no longer at {visible(path_text(row.path))}"
-        return None, f"no picture: {visible(str(error))}"
+            return None, f"no picture: the image is no longer at {one_line(path_text(row.path))}"
+        return None, f"no picture: {one_line(str(error))}"
     if not _matches(field, row):
         return None, "no picture: the file now holds another image, which the next run counts"
     drawn = draw(field.image, cells, longest_px=longest_px)
@@ -75,6 +73,5 @@ def old_pictures(page: Path) -> dict[str, EmbeddedPicture]:
         for key, text in _EMBEDDED.findall(page.read_bytes()):
             with suppress(ValueError, OSError):
                 image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG"])
-                picture = EmbeddedPicture(key.decode(), text.decode(), image.width, image.height)
-                pictures[picture.key] = picture
+                pictures[key.decode()] = EmbeddedPicture(key.decode(), text.decode(), *image.size)
     return pictures

@@ -12,34 +12,29 @@ OVERLAYS: Final = "overlays"
 OVERLAY_SUFFIX: Final = "_overlay.jpg"
 REPORTS: Final = "reports"
 
-_RESERVED: Final = frozenset({"slides"})  # slides.csv is the table of all slides
 _MAX_NAME_BYTES: Final = 120  # with prefix, hash and suffix it stays below 255, the limit of file systems
 
 
 def file_names(slide_ids: Sequence[str]) -> dict[str, str]:
     """Gives each slide a file name without suffix that every file system accepts.
 
-    Args:
-        slide_ids: Slides, the one that was seen first in front. A slide keeps its name when others are added.
-
-    Returns:
-        File name by slide. A name ends in a hash of the slide_id if it is too long, or reserved, or if an
-        earlier name differs from it only by case or by characters that a file name cannot have.
+    The slide that was seen first stands in front, so a slide keeps its name when others are added. A name
+    ends in a hash of the slide_id if it is too long, or reserved, or if an earlier name differs from it only
+    by case or by characters that a file name cannot have.
     """
     names: dict[str, str] = {}
-    taken = set(_RESERVED)
+    taken = {"slides"}  # slides.csv is the table of all slides
     for slide_id in slide_ids:
         name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", slide_id)
         name = re.sub(r"^[.\-~]+|[. ]+$", "_", name) or "_"
         digest = hashlib.sha256(slide_id.encode()).hexdigest()
-        length = 8
-        short = name
-        if len(name.encode()) > _MAX_NAME_BYTES:
-            short = name.encode()[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
+        short = name.encode()[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
+        if short != name:
+            name = f"{short}-{digest[:8]}"
+        for length in range(8, len(digest) + 1, 8):
+            if _folded(name) not in taken:
+                break
             name = f"{short}-{digest[:length]}"
-        while _folded(name) in taken:
-            name = f"{short}-{digest[:length]}"
-            length += 8
         taken.add(_folded(name))
         names[slide_id] = name
     return names
@@ -72,9 +67,3 @@ def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, 
 def page_name(slide_name: str) -> str:
     """Returns the file name of a slide's page. ``index.html`` is the list of all slides."""
     return f"{slide_name}_.html" if slide_name.casefold() == "index" else f"{slide_name}.html"
-
-
-def visible(text: str) -> str:
-    """Makes a name visible: control characters, and those that change the writing direction, as escapes."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

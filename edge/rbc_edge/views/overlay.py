@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -52,20 +52,14 @@ _MIN_FOOTER_PX: Final = 360  # a narrower field gets a white border, so that its
 
 
 def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
-    """Outlines every cell of a field of view, and every group of overlapping cells.
+    """Outlines every cell of a field of view, uint8 (H, W, 3) RGB, and every group of overlapping cells.
 
     Single red cells: thin solid blue line. Overlapping red cells: thick dashed orange line. White cells:
     green box. Platelets: thin pink circle. Groups of two or more: thin grey line around all their cells.
 
-    Args:
-        image: uint8 (H, W, 3) RGB. It is not changed.
-        cells: The cells that the analyzer found in it.
-        longest_px: A larger image is drawn smaller, so that its longer side has this length. 0: never.
-
-    Returns:
-        uint8 (h, w, 3) RGB, a copy with the outlines. It has the size of the image, or is smaller.
+    Returns a copy, shrunk so that its longer side has `longest_px` at most. 0: as large as the image.
     """
-    factor = min(1.0, longest_px / max(image.shape[:2])) if longest_px else 1.0
+    factor = longest_px / max(image.shape[:2]) if longest_px else 1.0
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
         out: UInt8 = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -100,11 +94,8 @@ def _ellipse(x0: float, y0: float, x1: float, y1: float) -> tuple[tuple[int, int
 
 def _draw_groups(out: UInt8, cells: Cells, thin: int) -> None:
     """Draws a line around the cells of each group. A convex hull would enclose cells of no group."""
-    for number in np.flatnonzero(np.bincount(cells.group) > 1).tolist():
-        if number == 0:
-            continue
-        members = cells.group == number
-        boxes = cells.detections.xyxy[members]
+    for number in np.flatnonzero(np.bincount(cells.group)[1:] > 1) + 1:
+        boxes = cells.detections.xyxy[cells.group == number]
         side = float((boxes[:, 2:] - boxes[:, :2]).mean())
         margin = math.ceil(side * 0.5) + 3 * thin
         corner = np.floor(boxes[:, :2].min(axis=0)).astype(int) - margin
@@ -132,14 +123,8 @@ def _outlines(area: UInt8) -> Sequence[np.ndarray]:
 def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manifest | None) -> UInt8:
     """Adds a strip below a picture: legend, counts, and what the counts depend on.
 
-    Args:
-        image: uint8 (H, W, 3) RGB. It is not changed.
-        row: The field of view, counted.
-        edges: Edge rule of the counts.
-        manifest: The installed bundle. Its thresholds are shown if it is the one that counted.
-
-    Returns:
-        uint8 (H + h, max(W, 360), 3) RGB.
+    The thresholds of the manifest are shown if it is of the bundle that counted. Returns a new picture, uint8
+    (H + h, max(W, 360), 3) RGB.
     """
     counts = row.counts[edges]
     width = max(image.shape[1], _MIN_FOOTER_PX)
@@ -228,58 +213,40 @@ def row_key(row: FieldRow, edges: EdgeRule) -> str:
     return digest(row.slide_id, row.fov, *version, *scale, row.counts.get(edges))
 
 
+@dataclass(eq=False)
 class Overlays:
-    """Keeps the overlays of one output folder up to date.
+    """Keeps the overlays of one output folder up to date (options as in `ViewOptions`).
 
     A file is replaced completely or not at all. It is not touched while it shows what the ledger says. If
     an overlay cannot be drawn, there is a warning. The counts do not depend on it.
-
-    Args:
-        out: The output folder.
-        ledger: The ledger to show.
-        edges: Edge rule of the counts in the footer.
-        longest_px: Longest side of the picture without its footer, pixels. 0: as large as the image.
-        manifest: The installed bundle, for the thresholds in the footer. None: not known.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        ledger: Reader,
-        *,
-        edges: EdgeRule = EdgeRule.ALL,
-        longest_px: int = 2048,
-        manifest: Manifest | None = None,
-    ) -> None:
-        self._out = out
-        self._reader = ledger
-        self._edges = edges
-        self._longest_px = longest_px
-        self._manifest = manifest
-        # Hashes, because there may be very many files.
-        self._current: set[int] = set()
-        self._impossible: set[int] = set()
-        self._warned: set[str] = set()
+    out: Path
+    ledger: Reader
+    _: KW_ONLY
+    edges: EdgeRule = EdgeRule.ALL
+    longest_px: int = 2048  # without the footer
+    manifest: Manifest | None = None  # of the installed bundle
+    # Hashes, because there may be very many files.
+    _current: set[int] = field(default_factory=set, init=False)
+    _impossible: set[int] = field(default_factory=set, init=False)
+    _warned: set[str] = field(default_factory=set, init=False)
 
     def write_slide(self, slide_id: str, *, keep_going: Callable[[], bool] = lambda: True) -> bool:
         """Draws missing and outdated overlays, and removes those without a counted field.
 
-        Args:
-            slide_id: The slide.
-            keep_going: Asked before each picture. False ends the work early.
-
-        Returns:
-            Whether the work is complete. Overlays that cannot be drawn are left out.
+        `keep_going` is asked before each picture. False ends the work early. Returns whether the work is
+        complete. Overlays that cannot be drawn are left out.
         """
         try:
             stale = self._stale(slide_id)
         except OSError as error:
-            self._warn(f"{path_text(self._out / OVERLAYS)}: cannot be used: {error.strerror}")
+            self._warn(f"{path_text(self.out / OVERLAYS)}: cannot be used: {error.strerror}")
             return True
         if not stale:
             return True
         fovs = {each.row.fov for each in stale}
-        cells = {fov: found for fov, found in self._reader.cells(slide_id) if fov in fovs}
+        cells = {fov: found for fov, found in self.ledger.cells(slide_id) if fov in fovs}
         # The newest first: a person may be waiting for it.
         for each in sorted(stale, key=lambda s: s.row.analyzed_at, reverse=True):
             if not keep_going():
@@ -290,9 +257,8 @@ class Overlays:
             except RbcEdgeError:
                 raise
             except OSError as error:
-                self._warn(
-                    f"{path_text(each.path)}: the overlay cannot be written: {error.strerror or error}"
-                )
+                what = error.strerror or error
+                self._warn(f"{path_text(each.path)}: the overlay cannot be written: {what}")
                 return True  # a full disk or missing permission: the others fail too
             except Exception as error:  # counting must go on after any error
                 log.debug("%s", path_text(each.path), exc_info=True)
@@ -301,16 +267,18 @@ class Overlays:
         return True
 
     def _stale(self, slide_id: str) -> list[_Stale]:
-        slide_name = file_names(self._reader.slide_ids()).get(slide_id)
+        slide_name = file_names(self.ledger.slide_ids()).get(slide_id)
         if slide_name is None:
             return []
-        rows = [row for row in self._reader.fields(slide_id) if row.status is Status.OK]
-        paths = overlay_paths(self._out, slide_name, [row.fov for row in rows])
-        there = _tidy(overlay_folder(self._out, slide_name), {path.name for path in paths.values()})
+        rows = [row for row in self.ledger.fields(slide_id) if row.status is Status.OK]
+        paths = overlay_paths(self.out, slide_name, [row.fov for row in rows])
+        there = _tidy(overlay_folder(self.out, slide_name), {path.name for path in paths.values()})
         stale = []
         for row in rows:
             path = paths[row.fov]
-            mark = f"{_MARK} {row_key(row, self._edges)} {self._style_key(row)}"
+            # What of a picture does not come from the counts.
+            style = digest(self.longest_px, threshold_texts(row.version.bundle_id, self.manifest))[:8]
+            mark = f"{_MARK} {row_key(row, self.edges)} {style}"
             key = hash((path, mark))
             if path.name in there and (key in self._current or mark in _mark_of(path)):
                 self._current.add(key)
@@ -318,26 +286,21 @@ class Overlays:
                 stale.append(_Stale(row, path, mark))
         return stale
 
-    def _style_key(self, row: FieldRow) -> str:
-        """Returns hex digits for the part of a picture that does not come from the counts."""
-        return digest(self._longest_px, threshold_texts(row.version.bundle_id, self._manifest))[:8]
-
     def _draw(self, stale: _Stale, cells: Cells) -> bool:
         """Returns whether it could be drawn."""
-        row = stale.row
+        row, field = stale.row, None
         try:
             field = load_field(row.path, row.slide_id, row.fov)
         except ImageError as error:
             log.debug("no overlay: %s", error)
-            field = None
         if field is None or field.sha256 != row.sha256:
             # The image is gone, or another image has its name and will be counted later. An old picture of
             # the same counts in another style stays.
-            if f"{_MARK} {row_key(row, self._edges)} " not in _mark_of(stale.path):
+            if f"{_MARK} {row_key(row, self.edges)} " not in _mark_of(stale.path):
                 stale.path.unlink(missing_ok=True)
             return False
-        picture = draw(field.image, cells, longest_px=self._longest_px)
-        picture = with_footer(picture, row, edges=self._edges, manifest=self._manifest)
+        picture = draw(field.image, cells, longest_px=self.longest_px)
+        picture = with_footer(picture, row, edges=self.edges, manifest=self.manifest)
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, comment=stale.mark.encode())
         with replacing(stale.path) as file:

@@ -29,23 +29,14 @@ _PATIENCE_S: Final = 300.0  # a slide with news all the time gets its page now a
 
 @dataclass(frozen=True, slots=True)
 class ViewOptions:
-    """Which views are wanted, and how they look.
+    """Which views are wanted, and how they look."""
 
-    Attributes:
-        edges: Edge rule of the counts. Another rule needs no new count.
-        cells: Write ``cells/<slide>.csv``.
-        overlays: Draw ``overlays/<slide>/<fov>_overlay.jpg``.
-        longest_px: Longest side of an overlay, pixels. 0: as large as the image.
-        reports: Write ``reports/<slide>.html``.
-        manifest: The bundle at work, for its thresholds. None: they are not shown.
-    """
-
-    edges: EdgeRule = EdgeRule.ALL
-    cells: bool = False
-    overlays: bool = False
-    longest_px: int = 2048
-    reports: bool = False
-    manifest: Manifest | None = None
+    edges: EdgeRule = EdgeRule.ALL  # of the counts. Another rule needs no new count.
+    cells: bool = False  # write ``cells/<slide>.csv``
+    overlays: bool = False  # draw ``overlays/<slide>/<fov>_overlay.jpg``
+    longest_px: int = 2048  # longest side of an overlay. 0: as large as the image.
+    reports: bool = False  # write ``reports/<slide>.html``
+    manifest: Manifest | None = None  # of the bundle at work, for its thresholds. None: they are not shown.
 
     @property
     def has_pictures(self) -> bool:
@@ -56,22 +47,16 @@ class ViewOptions:
 class Pictures:
     """Brings overlays and reports up to date, slide by slide, when there is time for it.
 
-    Args:
-        reader: The ledger to show.
-        options: Which of them are wanted. Without any, nothing is done.
-        monotonic_s: Seconds that never go back.
+    Its methods ask `keep_going` before each picture: False ends the work early, and the next call goes on.
     """
 
     def __init__(self, reader: Reader, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         out, edges, manifest = reader.path.parent, options.edges, options.manifest
+        self._options = options
         self._reader = reader
         self._monotonic_s = monotonic_s
-        self._overlays = (
-            Overlays(out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest)
-            if options.overlays
-            else None
-        )
-        self._reports = Reports(out, reader, edges=edges, manifest=manifest) if options.reports else None
+        self._overlays = Overlays(out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest)
+        self._reports = Reports(out, reader, edges=edges, manifest=manifest)
         self._to_draw: dict[str, None] = {}
         self._to_report: dict[str, tuple[float, float]] = {}  # when it changed first and last
         self._warned = ""
@@ -80,25 +65,27 @@ class Pictures:
         """Notes that slides may have changed; None: any may have."""
         now_s = self._monotonic_s()
         for slide_id in self._reader.slide_ids() if slide_ids is None else slide_ids:
-            if self._overlays is not None:
+            if self._options.overlays:
                 self._to_draw[slide_id] = None
-            if self._reports is not None:
+            if self._options.reports:
                 first_s, _ = self._to_report.get(slide_id, (now_s, now_s))
                 self._to_report[slide_id] = (first_s, now_s)
 
+    def catch_up(
+        self, *, keep_going: Callable[[], bool], time_s: float = inf, wait: bool = False, reports: bool = True
+    ) -> bool:
+        """Makes overlays (`draw`), then `reports` where they are wanted. Returns whether all are drawn."""
+        if not self.draw(keep_going=keep_going, time_s=time_s):
+            return False
+        if reports:
+            self.report(keep_going=keep_going, wait=wait)
+        return True
+
     def draw(self, *, keep_going: Callable[[], bool], time_s: float = inf) -> bool:
-        """Draws the overlays of changed slides.
-
-        Args:
-            keep_going: Asked between two pictures. False ends the work early.
-            time_s: Ends it early, between two pictures, after this time.
-
-        Returns:
-            Whether all are drawn. Otherwise the next call goes on.
-        """
+        """Draws the overlays of changed slides, for about so long. Returns whether all are drawn."""
         end_s = self._monotonic_s() + time_s
         for slide_id in list(self._to_draw):
-            if self._overlays is not None and not self._overlays.write_slide(
+            if not self._overlays.write_slide(
                 slide_id, keep_going=lambda: keep_going() and self._monotonic_s() < end_s
             ):
                 return False
@@ -108,9 +95,7 @@ class Pictures:
     def report(self, *, keep_going: Callable[[], bool], wait: bool = False) -> None:
         """Writes the pages of changed slides, and the index.
 
-        Args:
-            keep_going: Asked between two pictures. False ends the work early.
-            wait: Only of slides that had no news for 20 s, or news for 5 minutes.
+        With `wait`, only of slides that had no news for 20 s, or news for 5 minutes.
         """
         now_s = self._monotonic_s()
         due = [
@@ -118,7 +103,7 @@ class Pictures:
             for slide_id, (first_s, last_s) in self._to_report.items()
             if not wait or now_s - last_s >= _QUIET_S or now_s - first_s >= _PATIENCE_S
         ]
-        if not due or self._reports is None:
+        if not due:
             return
         known = set(self._reader.slide_ids())
         try:
@@ -140,75 +125,38 @@ class Pictures:
         self._warned = message
 
 
-class Views:
-    """The views of a ledger that is being written.
-
-    Args:
-        ledger: The ledger.
-        options: Which views are wanted.
-        monotonic_s: Seconds that never go back.
-    """
+class Views(Pictures):
+    """The views of a ledger that is being written. `monotonic_s` gives seconds that never go back."""
 
     def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
+        super().__init__(ledger.reader, options, monotonic_s=monotonic_s)
         self._tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
-        self._pictures = Pictures(ledger.reader, options, monotonic_s=monotonic_s)
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
-        """Writes the tables of slides that have changed, and ``slides.csv``. Overlays and reports are due.
+        """Writes the tables of slides that have changed (None: any may have). Their pictures are due.
 
-        Args:
-            slide_ids: The slides. None: any may have changed.
-
-        Returns:
-            The rows of ``slides.csv``.
+        Returns the rows of ``slides.csv``.
 
         Raises:
             UnavailableError: The output folder cannot be written. The tables of before are intact.
         """
         summaries = self._tables.write(slide_ids)
-        self._pictures.changed(slide_ids)
+        self.changed(slide_ids)
         return summaries
 
     def refresh_slide(self, slide_id: str) -> None:
-        """Writes the tables of one slide, so that they can be read while others are being counted.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The table of before is intact.
-        """
+        """Writes the tables of one slide, so that they can be read while others are being counted."""
         self._tables.write_slide(slide_id)
 
     def look_again(self) -> None:
         """Forgets what was read: another process changed the ledger."""
         self._tables.look_again()
 
-    def catch_up(
-        self, *, keep_going: Callable[[], bool], time_s: float, wait: bool, reports: bool = True
-    ) -> bool:
-        """Makes overlays, then reports, that are due.
-
-        Args:
-            keep_going: Asked between two pictures. False ends the work early.
-            time_s: Ends the drawing early after this time.
-            wait: Reports only of slides that had no news for a while.
-            reports: Reports too.
-
-        Returns:
-            Whether all overlays are drawn.
-        """
-        if not self._pictures.draw(keep_going=keep_going, time_s=time_s):
-            return False
-        if reports:
-            self._pictures.report(keep_going=keep_going, wait=wait)
-        return True
-
 
 def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], bool]) -> None:
     """Brings overlays and reports up to date, reading the ledger while another process may write it.
 
-    Args:
-        out: The output folder, with its ledger.
-        options: Which views are wanted.
-        keep_going: Asked between two pictures. False ends the work early.
+    `keep_going` is asked before each picture. False ends the work early.
 
     Raises:
         UnavailableError: The ledger cannot be read.
@@ -218,5 +166,4 @@ def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], b
     with Reader.open(out) as reader:
         pictures = Pictures(reader, options, monotonic_s=time.monotonic)
         pictures.changed()
-        if pictures.draw(keep_going=keep_going):
-            pictures.report(keep_going=keep_going)
+        pictures.catch_up(keep_going=keep_going)

@@ -4,6 +4,7 @@
 need a look come first. The text of the pages is in ``templates/``, their figures are in `figures`.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -21,11 +22,11 @@ from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import path_text
+from rbc_edge.text import count_text, one_line, path_text, utc_text
 from rbc_edge.values import Cells, ScaleSource
 from rbc_edge.views import figures, gallery
 from rbc_edge.views.figures import PageField, Reason
-from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name, visible
+from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name
 from rbc_edge.views.overlay import digest, row_key, threshold_texts
 from rbc_edge.views.tables import SlideSummary, summarize
 from rbc_edge.vision.bundle import Manifest
@@ -34,6 +35,8 @@ from rbc_edge.vision.quality import FLAGS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+_KeepGoing = Callable[[], bool]
 
 IMAGES: Final = 400
 """Pictures in a slide's page if the user gives no other number."""
@@ -55,114 +58,85 @@ class SlideLine(NamedTuple):
     unusual_count: float = 0.0
 
 
+@dataclasses.dataclass(eq=False)
 class Reports:
     """Keeps the pages of one output folder up to date.
 
     A page is replaced completely or not at all. It is not touched while it shows what the ledger says. A
-    new version takes the pictures of the old one, so one more field costs only one more picture.
-
-    Args:
-        out: The output folder.
-        ledger: The ledger to show. One for reading is enough.
-        edges: Edge rule of the counts.
-        images: Maximum number of pictures in a page.
-        manifest: The installed bundle, to show the thresholds of fields that it counted. None: not known.
-        now: Gives the time of day.
+    new version takes the pictures of the old one, so one more field costs only one more picture. The manifest
+    of the installed bundle gives the thresholds of fields that this bundle counted.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        ledger: Reader,
-        *,
-        edges: EdgeRule = EdgeRule.ALL,
-        images: int = IMAGES,
-        manifest: Manifest | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._out = out
-        self._reader = ledger
-        self._edges = edges
-        self._images = images
-        self._manifest = manifest
-        self._now = now
-        self._lines: dict[str, SlideLine] = {}
+    out: Path
+    ledger: Reader
+    _: dataclasses.KW_ONLY
+    edges: EdgeRule = EdgeRule.ALL
+    images: int = IMAGES  # pictures in a page, at most
+    manifest: Manifest | None = None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _lines: dict[str, SlideLine] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def index(self) -> Path:
         """The path of the index."""
-        return self._out / REPORTS / "index.html"
+        return self.out / REPORTS / "index.html"
 
     def write(
-        self, slide_ids: Collection[str] | None = None, *, keep_going: Callable[[], bool] = lambda: True
+        self, slide_ids: Collection[str] | None = None, *, keep_going: _KeepGoing = lambda: True
     ) -> list[Path]:
-        """Writes pages of slides, and the index.
+        """Writes pages of slides (None: all), and the index of all slides. Returns the pages.
 
-        Args:
-            slide_ids: The slides to write. None: all. The index always shows all slides.
-            keep_going: Asked before each picture. False ends the work early, and old pages stay.
-
-        Returns:
-            The pages of those slides.
+        `keep_going` is asked before each picture. False ends the work early, and old pages stay.
 
         Raises:
             UsageError: The ledger does not know one of these slides.
             UnavailableError: The pages cannot be written. The old ones are intact.
         """
-        names = file_names(self._reader.slide_ids())
+        names = file_names(self.ledger.slide_ids())
         for slide_id in slide_ids or ():
             if slide_id not in names:
                 near = get_close_matches(slide_id, names, n=3, cutoff=0.3) or sorted(names)[:5]
                 advice = f"did you mean {', '.join(near)}?" if near else "the ledger is empty"
                 raise UsageError(f"no slide {slide_id!r} in the ledger", advice)
         pages: list[Path] = []
-        folder = self._out / REPORTS
+        folder = self.index.parent
         try:
             for slide_id, name in names.items():
                 page = folder / on_disk(page_name(name))
                 wanted = slide_ids is None or slide_id in slide_ids
                 if not wanted and slide_id in self._lines:
                     continue
-                rows = list(self._reader.fields(slide_id))
+                rows = list(self.ledger.fields(slide_id))
                 if not rows:  # its images are in another slide now
                     self._lines.pop(slide_id, None)
                     page.unlink(missing_ok=True)
                     continue
-                summary = summarize(slide_id, rows, self._edges)
-                if wanted:
-                    if not self._write_slide(name, rows, summary, page, keep_going):
-                        return pages
-                    pages.append(page)
-                self._lines[slide_id] = SlideLine(visible(slide_id), page_name(name), summary)
+                summary = summarize(slide_id, rows, self.edges)
+                if wanted and not self._write_slide(name, rows, summary, page, keep_going):
+                    return pages
+                pages += [page] * wanted
+                self._lines[slide_id] = SlideLine(one_line(slide_id), page_name(name), summary)
             self._write_index()
         except OSError as error:
-            raise UnavailableError(
-                f"{path_text(folder)}: cannot write the reports: {error.strerror or error}",
-                "check permissions and free space; the counts are kept in the ledger",
-            ) from error
+            message = f"{path_text(folder)}: cannot write the reports: {error.strerror or error}"
+            advice = "check permissions and free space; the counts are kept in the ledger"
+            raise UnavailableError(message, advice) from error
         return pages
 
-    # -- a slide --------------------------------------------------------------------------------------
-
     def _write_slide(
-        self,
-        name: str,
-        rows: list[FieldRow],
-        summary: SlideSummary,
-        page: Path,
-        keep_going: Callable[[], bool],
+        self, name: str, rows: list[FieldRow], summary: SlideSummary, page: Path, keep_going: _KeepGoing
     ) -> bool:
         """Writes a page if it is out of date. Returns False if it was ended early."""
-        unusual = figures.unusual_fields(rows, self._edges)
+        unusual = figures.unusual_fields(rows, self.edges)
         fields = [self._field(i, row, unusual.get(row.fov, ())) for i, row in enumerate(rows, 1)]
         counted = [field for field in fields if field.row.status is Status.OK]
-        shown = sorted(counted, key=lambda f: (not f.reasons, -f.crowding, f.number))[: self._images]
+        shown = sorted(counted, key=lambda f: (not f.reasons, -f.crowding, f.number))[: self.images]
         side_px = gallery.side_px(len(shown))
-        overlays = overlay_paths(self._out, name, [field.row.fov for field in counted])
+        overlays = overlay_paths(self.out, name, [field.row.fov for field in counted])
         for field in shown:
             overlay = overlays[field.row.fov]
             if overlay.exists():
-                field.overlay = _url(f"../{path_text(overlay.relative_to(self._out))}")
+                field.overlay = _url(f"../{path_text(overlay.relative_to(self.out))}")
         key = self._key(rows, shown, side_px)
         if _content_key(page) == key:
             return True
@@ -175,14 +149,14 @@ class Reports:
             "slide.html.j2",
             page,
             key,
-            title=visible(summary.slide_id),
+            title=one_line(summary.slide_id),
             summary=summary,
             n_duplicates=sum(row.status is Status.DUPLICATE for row in rows),
             first=first[:_MAX_FIRST],
             n_first=len(first),
             cluster=figures.cluster(in_order),
             n_rbc_bars=figures.histogram([field.counts.n_rbc for field in counted if field.counts]),
-            group_bars=figures.group_sizes(c for _, c in self._reader.cells(summary.slide_id)),
+            group_bars=figures.group_sizes(c for _, c in self.ledger.cells(summary.slide_id)),
             strip=figures.strip(in_order) if counted else [],
             order=order,
             gallery=sorted((f for f in shown if f.is_in_gallery), key=lambda f: (-f.crowding, f.number)),
@@ -195,30 +169,25 @@ class Reports:
         return True
 
     def _field(self, number: int, row: FieldRow, unusual: tuple[Reason, ...]) -> PageField:
-        counts = row.counts.get(self._edges)
+        counts = row.counts.get(self.edges)
         reasons = (*(Reason("flag", flag) for flag in row.quality_flags), *unusual) if counts else ()
         if row.status is Status.FAILED:
-            reasons = (Reason("failed", visible(row.message.removeprefix(f"{path_text(row.path)}: "))),)
+            reasons = (Reason("failed", one_line(row.message.removeprefix(f"{path_text(row.path)}: "))),)
         crowding = float(counts.n_rbc) if counts else 0.0
         if row.scale and not isnan(row.scale.cell_diameter_px) and row.width_px and row.height_px:
             crowding *= row.scale.cell_diameter_px**2 / (row.width_px * row.height_px)
         return PageField(
-            number, visible(row.fov), visible(path_text(row.path)), row, counts, reasons, crowding
+            number, one_line(row.fov), one_line(path_text(row.path)), row, counts, reasons, crowding
         )
 
     def _put_pictures(
-        self,
-        slide_id: str,
-        shown: Sequence[PageField],
-        side_px: int,
-        page: Path,
-        keep_going: Callable[[], bool],
+        self, slide_id: str, shown: Sequence[PageField], side_px: int, page: Path, keep_going: _KeepGoing
     ) -> bool:
         """Gives fields their pictures until the page is full. Returns False if it was ended early."""
         old = gallery.old_pictures(page)
-        keys = {field.row.fov: f"{row_key(field.row, self._edges)}-{side_px}" for field in shown}
+        keys = {field.row.fov: f"{row_key(field.row, self.edges)}-{side_px}" for field in shown}
         missing = {fov for fov, key in keys.items() if key not in old}
-        cells = {fov: c for fov, c in self._reader.cells(slide_id) if fov in missing} if missing else {}
+        cells = {fov: c for fov, c in self.ledger.cells(slide_id) if fov in missing} if missing else {}
         left_bytes = gallery.MAX_BYTES
         for field in shown:
             if not keep_going():
@@ -236,20 +205,20 @@ class Reports:
 
     def _key(self, rows: Sequence[FieldRow], shown: Sequence[PageField], side_px: int) -> str:
         """Returns 16 hex digits that change when the page has to."""
-        thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self._manifest)}
+        thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self.manifest)}
         return digest(
-            *(_PAGE, __version__, self._edges, self._images, side_px, sorted(thresholds)),
-            *((row_key(r, self._edges), r.status, r.message, r.captured_at, path_text(r.path)) for r in rows),
+            *(_PAGE, __version__, self.edges, self.images, side_px, sorted(thresholds)),
+            *((row_key(r, self.edges), r.status, r.message, r.captured_at, path_text(r.path)) for r in rows),
             *((field.number, field.overlay, field.row.path.exists()) for field in shown),
         )
 
     def _sources(self, rows: Sequence[FieldRow], summary: SlideSummary) -> dict[str, Any]:
         """Returns what the counts come from."""
         counted = [row for row in rows if row.status is Status.OK]
-        kept = self._reader.slide_scale(summary.slide_id)
+        kept = self.ledger.slide_scale(summary.slide_id)
         analyzed = [row.analyzed_at for row in rows]
         return {
-            "thresholds": {b: threshold_texts(b, self._manifest) for b in summary.bundle_ids},
+            "thresholds": {b: threshold_texts(b, self.manifest) for b in summary.bundle_ids},
             "scales": Counter(
                 (f"{row.scale.cell_diameter_px:.1f}", row.scale.source) for row in counted if row.scale
             ).most_common(),
@@ -257,10 +226,8 @@ class Reports:
             "image_sizes": Counter((row.width_px, row.height_px) for row in counted).most_common(4),
             "analyzed": (min(analyzed), max(analyzed)),
             "mean_ms": sum(row.elapsed_ms for row in counted) / len(counted) if counted else None,
-            "folders": sorted({visible(path_text(row.path.parent)) for row in rows}),
+            "folders": sorted({one_line(path_text(row.path.parent)) for row in rows}),
         }
-
-    # -- the index ------------------------------------------------------------------------------------
 
     def _write_index(self) -> None:
         lines = [line for _, line in sorted(self._lines.items())]
@@ -268,24 +235,17 @@ class Reports:
         means = [nan if (m := line.summary.n_rbc_per_fov_mean) is None else m for line in lines]
         unusual = zip(figures.outliers(shares, floor=0.02), figures.outliers(means, floor=1.0), strict=True)
         shown = [SlideLine(*line[:3], *each) for line, each in zip(lines, unusual, strict=True)]
-        shown.sort(
-            key=lambda s: (
-                not s.summary.n_fov_failed,
-                not (s.unusual_overlap or s.unusual_count),
-                -s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1),
-                s.name,
-            )
-        )
+        shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), s.name))
+        shown.sort(key=lambda s: (not s.summary.n_fov_failed, not (s.unusual_overlap or s.unusual_count)))
         pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
-        key = digest(_PAGE, self._edges, shown, sorted(pages))
+        key = digest(_PAGE, self.edges, shown, sorted(pages))
         if _content_key(self.index) != key:
             self._render("index.html.j2", self.index, key, title="Slides", slides=shown, pages=pages)
 
     def _render(self, template: str, page: Path, key: str, **context: object) -> None:
-        made = self._now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        always = {"content_key": key, "edges": self._edges, "made": made, "version": __version__}
+        context |= {"content_key": key, "edges": self.edges, "version": __version__}
         with replacing(page) as file:
-            for part in _environment().get_template(template).generate({**always, **context}):
+            for part in _environment().get_template(template).generate(context, made=utc_text(self.now())):
                 file.write(part.encode("utf-8", "backslashreplace"))
 
 
@@ -294,24 +254,18 @@ def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  0.1 s, needed for pages
 
     environment = Environment(
-        loader=PackageLoader("rbc_edge.views"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.loader, environment.undefined = PackageLoader("rbc_edge.views"), StrictUndefined
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["url"] = _url
-    environment.filters["counted"] = lambda n, noun: f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    environment.filters |= {"url": _url, "counted": count_text}
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}
     return environment
 
 
 def _content_key(page: Path) -> str:
     with suppress(OSError), page.open("rb") as file:
-        match = _CONTENT.search(file.read(_HEAD_BYTES))
-        if match:
+        if match := _CONTENT.search(file.read(_HEAD_BYTES)):
             return match[1].decode("ascii")
     return ""
 

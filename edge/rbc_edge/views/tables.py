@@ -12,13 +12,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from io import BytesIO, StringIO
-from itertools import chain, groupby
+from itertools import chain, compress, groupby
 from math import isnan
 from operator import attrgetter
 from pathlib import Path
-from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,38 +43,24 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, slots=True)
 class SlideSummary:
-    """A row of ``slides.csv``.
-
-    Attributes:
-        slide_id: The slide.
-        n_fov_ok: Fields of view counted, without duplicates.
-        n_fov_failed: Fields of view that could not be counted.
-        counts: Cells of all fields, under the edge rule.
-        overlap_interval: 95 % interval of the overlap fraction over fields, 0..1. None without red cells.
-        n_rbc_per_fov_mean: Red cells in a field of view. None without a field.
-        n_rbc_per_fov_sd: Their sample standard deviation. None with fewer than two fields.
-        first_captured_at: ISO 8601, or empty when no file says it.
-        last_captured_at: ISO 8601, or empty when no file says it.
-        bundle_ids: The bundles that counted, sorted.
-        n_fov_more: How many more fields narrow the interval of the overlap fraction to plus or minus 2
-            percentage points. None without red cells. Not a column.
-        flags: Number of fields with each quality flag, the most frequent flag first. Not a column.
-        n_fov_flagged: Fields with at least one flag. Not a column.
-    """
+    """A row of ``slides.csv``."""
 
     slide_id: str
-    n_fov_ok: int
+    n_fov_ok: int  # fields of view counted, without duplicates
     n_fov_failed: int
-    counts: Counts | None
-    overlap_interval: tuple[float, float] | None
-    n_rbc_per_fov_mean: float | None
-    n_rbc_per_fov_sd: float | None
-    first_captured_at: str
+    counts: Counts | None  # cells of all fields, under the edge rule
+    overlap_interval: tuple[float, float] | None  # 95 %, of the overlap fraction. None without red cells.
+    n_rbc_per_fov_mean: float | None  # None without a field
+    n_rbc_per_fov_sd: float | None  # of the sample. None with fewer than two fields.
+    first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
-    bundle_ids: tuple[str, ...]
-    n_fov_more: int | None = None
-    flags: Mapping[str, int] = field(default_factory=dict)
-    n_fov_flagged: int = 0
+    bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
+    # The others are no columns.
+    n_fov_more: int | None = (
+        None  # more fields for an interval of ±2 percentage points. None without red cells
+    )
+    flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
+    n_fov_flagged: int = 0  # fields with at least one flag
 
     @property
     def too_few_fields(self) -> bool:
@@ -90,9 +76,8 @@ class SlideSummary:
 class Table(Generic[_Row]):
     """The columns of a kind of CSV file, in order.
 
-    Args:
-        columns: Of each column: its name in the header, what makes its text from a row, and its meaning in
-            one line of Markdown, for ``docs/tables.md``.
+    A column has a name in the header, a function that makes its text from a row, and a meaning in one line of
+    Markdown, for ``docs/tables.md``.
     """
 
     def __init__(self, *columns: tuple[str, Callable[[_Row], str], str]) -> None:
@@ -102,10 +87,9 @@ class Table(Generic[_Row]):
 
     def lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
         """Returns the header and a line for each row."""
-        texts = self._texts
         buffer = StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        for cells in chain([self.names], ([text(row) for text in texts] for row in rows)):
+        for cells in chain([self.names], ([text(row) for text in self._texts] for row in rows)):
             writer.writerow(cells)
             yield buffer.getvalue().encode()
             buffer.seek(0)
@@ -117,23 +101,17 @@ class Table(Generic[_Row]):
 
 def _number(value: float | None, decimals: int = 0) -> str:
     """Formats a number. It is empty when unknown (None or NaN)."""
-    if value is None or isnan(value):
-        return ""
-    return f"{value:.{decimals}f}"
+    return "" if value is None or isnan(value) else f"{value:.{decimals}f}"
 
 
 def _text(value: str) -> str:
     """Makes a name safe in a cell: one line, and nothing that a spreadsheet would run as a formula."""
-    value = "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c
-        for c in value
-    )
+    odd = {c for c in value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    value = "".join(c.encode("unicode_escape").decode() if c in odd else c for c in value)
     return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
 
 
-def _count(
-    counts: Counts | None, of: Literal["n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets"]
-) -> str:
+def _count(counts: Counts | None, of: str) -> str:
     return "" if counts is None else str(getattr(counts, of))
 
 
@@ -141,12 +119,12 @@ def _share(counts: Counts | None) -> str:
     return _number(counts.overlap_fraction if counts else None, 4)
 
 
+def _end(summary: SlideSummary, i: int) -> str:
+    return _number(summary.overlap_interval and summary.overlap_interval[i], 4)
+
+
 def _diameter(scale: Scale | None) -> str:
     return _number(scale.cell_diameter_px if scale else None, 2)
-
-
-def _end(interval: tuple[float, float] | None, i: int) -> str:
-    return _number(interval and interval[i], 4)
 
 
 class _Fov(NamedTuple):
@@ -183,20 +161,16 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     (
         "slide_id",
         lambda s: _text(s.slide_id),
-        "the slide: name of its folder, or what `--slide-pattern` finds",
+        "the slide: its folder's name, or what `--slide-pattern` finds",
     ),
     ("n_fov_ok", lambda s: str(s.n_fov_ok), "fields of view that are counted"),
     ("n_fov_failed", lambda s: str(s.n_fov_failed), "images that could not be counted"),
     ("n_rbc", lambda s: _count(s.counts, "n_rbc"), "red cells in all fields together"),
     ("n_rbc_single", lambda s: _count(s.counts, "n_rbc_single"), "single red cells"),
-    (
-        "n_rbc_overlapping",
-        lambda s: _count(s.counts, "n_rbc_overlapping"),
-        "overlapping red cells",
-    ),
+    ("n_rbc_overlapping", lambda s: _count(s.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("overlap_fraction", lambda s: _share(s.counts), "share of the red cells that overlap, 0 to 1"),
-    ("overlap_low", lambda s: _end(s.overlap_interval, 0), "lower end of the 95 % interval of this share"),
-    ("overlap_high", lambda s: _end(s.overlap_interval, 1), "upper end of this interval"),
+    ("overlap_low", lambda s: _end(s, 0), "lower end of the 95 % interval of this share"),
+    ("overlap_high", lambda s: _end(s, 1), "upper end of this interval"),
     ("n_wbc", lambda s: _count(s.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda s: _count(s.counts, "n_platelets"), "platelets"),
     ("n_rbc_per_fov_mean", lambda s: _number(s.n_rbc_per_fov_mean, 2), "red cells in a field: mean"),
@@ -220,19 +194,11 @@ FIELD_TABLE: Final = Table[_Fov](
     ("scale_source", lambda f: f.row.scale.source if f.row.scale else "", "where this diameter comes from"),
     ("n_rbc", lambda f: _count(f.counts, "n_rbc"), "red cells"),
     ("n_rbc_single", lambda f: _count(f.counts, "n_rbc_single"), "single red cells"),
-    (
-        "n_rbc_overlapping",
-        lambda f: _count(f.counts, "n_rbc_overlapping"),
-        "overlapping red cells",
-    ),
+    ("n_rbc_overlapping", lambda f: _count(f.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("n_wbc", lambda f: _count(f.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda f: _count(f.counts, "n_platelets"), "platelets"),
     ("overlap_fraction", lambda f: _share(f.counts), "share of the red cells that overlap, 0 to 1"),
-    (
-        "quality_flags",
-        lambda f: _text(";".join(f.row.quality_flags)),
-        "warnings about quality, joined with `;`",
-    ),
+    ("quality_flags", lambda f: _text(";".join(f.row.quality_flags)), "quality warnings, joined with `;`"),
     ("captured_at", lambda f: _text(f.row.captured_at), "when the image was taken (EXIF)"),
     ("analyzed_at", lambda f: f.row.analyzed_at, "when it was counted, UTC"),
     ("bundle_id", lambda f: f.row.version.bundle_id, "the bundle that counted"),
@@ -250,76 +216,50 @@ CELL_TABLE: Final = Table[_Cell](
     ("x_max_px", lambda c: _number(c.box[2], 1), "right side"),
     ("y_max_px", lambda c: _number(c.box[3], 1), "lower side"),
     ("det_score", lambda c: _number(c.score, 4), "how sure the detector is that a cell is there, 0 to 1"),
-    (
-        "overlap_score",
-        lambda c: _number(c.overlap_score, 4),
-        "how sure the classifier is of an overlap, 0 to 1",
-    ),
-    (
-        "group",
-        lambda c: str(c.group or ""),
-        "number of its group of overlapping cells. Empty without a group",
-    ),
+    ("overlap_score", lambda c: _number(c.overlap_score, 4), "probability that it overlaps, 0 to 1"),
+    ("group", lambda c: str(c.group or ""), "number of its group of overlapping cells. Empty: in no group"),
     (
         "touches_edge",
-        lambda c: "+".join(side for side, touched in zip(_SIDES, c.edges, strict=True) if touched),
+        lambda c: "+".join(compress(_SIDES, c.edges)),
         "image borders that the cell touches: `left`, `top`, `right`, `bottom`, joined with `+`",
     ),
 )
-
-SLIDE_COLUMNS: Final = SLIDE_TABLE.names
-FIELD_COLUMNS: Final = FIELD_TABLE.names
-CELL_COLUMNS: Final = CELL_TABLE.names
 
 
 # -- the files ------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Tables:
-    """Writes the CSV files of one output folder.
+    """Writes the CSV files of one output folder, with counts under one edge rule.
 
     A file is replaced completely or not at all. It is not touched when its content stays the same.
-
-    Args:
-        out: The output folder.
-        ledger: The ledger to show.
-        edges: Edge rule of the counts. Another rule needs no new analysis.
-        cells: Also write ``cells/<slide>.csv``. Existing ones are always kept up to date.
+    ``cells/<slide>.csv`` is written where `cells` is true. Existing ones are always kept up to date.
     """
 
-    def __init__(
-        self, out: Path, ledger: Ledger, *, edges: EdgeRule = EdgeRule.ALL, cells: bool = False
-    ) -> None:
-        self._out = out
-        self._ledger = ledger
-        self._reader = ledger.reader
-        self._edges = edges
-        self._cells = cells
-        self._summaries: dict[str, tuple[SlideSummary, bytes]] = {}  # with the line of slides.csv
-        self._names: dict[str, str] = {}
-        for folder in (out, out / "cells"):
+    out: Path
+    ledger: Ledger
+    _: KW_ONLY
+    edges: EdgeRule = EdgeRule.ALL
+    cells: bool = False
+    _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
+    _names: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for folder in (self.out, self.out / "cells"):
             for left_over in folder.glob(".*.csv.tmp"):  # of a process that was killed while writing
                 with suppress(OSError):
                     left_over.unlink()
 
     def write_slide(self, slide_id: str) -> None:
-        """Writes one slide's tables.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The old table is intact.
-        """
-        name = self._file_names().get(slide_id)
-        if name is not None:  # else the ledger does not know the slide yet
-            self._write_slide(slide_id, name, self._reader.fields(slide_id))
+        """Writes one slide's tables. Errors are those of `write`."""
+        if name := self._file_names().get(slide_id):  # else the ledger does not know the slide yet
+            self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
 
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
-        """Writes every table, and notes in the ledger that they are up to date.
+        """Writes the tables of slides that have changed (None: all may have), and ``slides.csv``.
 
-        Args:
-            slide_ids: The slides that have changed since the last call. None: all may have changed.
-
-        Returns:
-            The rows of ``slides.csv``.
+        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``.
 
         Raises:
             UnavailableError: The output folder cannot be written. The old tables are intact.
@@ -328,16 +268,16 @@ class Tables:
         if slide_ids is None:
             self._summaries.clear()
             # One query for all slides, however many files need nothing.
-            for slide_id, fields in groupby(self._reader.all_fields(), key=attrgetter("slide_id")):
+            for slide_id, fields in groupby(self.ledger.reader.all_fields(), key=attrgetter("slide_id")):
                 self._write_slide(slide_id, names[slide_id], fields)
         for slide_id, name in names.items():
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
-                self._write_slide(slide_id, name, self._reader.fields(slide_id))
+                self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
-        _write(self._out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
-        self._ledger.keep_note(EDGES_NOTE, self._edges)
-        self._ledger.tables_written()
+        _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
+        self.ledger.keep_note(EDGES_NOTE, self.edges)
+        self.ledger.tables_written()
         return [summary for summary, _ in known]
 
     def look_again(self) -> None:
@@ -345,7 +285,7 @@ class Tables:
         self._summaries.clear()
 
     def _file_names(self) -> dict[str, str]:
-        slide_ids = self._reader.slide_ids()
+        slide_ids = self.ledger.reader.slide_ids()
         if slide_ids != list(self._names):  # for a thousand slides, names take longer than a table
             self._names = file_names(slide_ids)
         return self._names
@@ -353,18 +293,18 @@ class Tables:
     def _write_slide(self, slide_id: str, name: str, fields: Iterator[FieldRow]) -> None:
         """Writes the tables of a slide from its rows, and keeps its line of ``slides.csv``."""
         file_name = on_disk(f"{name}.csv")
-        path, cells_path = self._out / file_name, self._out / "cells" / file_name
-        sums = _Sums(self._edges)
+        path, cells_path = self.out / file_name, self.out / "cells" / file_name
+        sums = _Sums(self.edges)
         first = next(fields, None)
         if first is None:  # its images are in another slide now: an old table would count them twice
             for old in (path, cells_path):
                 with _explained(old):
                     old.unlink(missing_ok=True)
         else:
-            rows = (_Fov(row, row.counts.get(self._edges)) for row in sums.added(chain([first], fields)))
+            rows = (_Fov(row, row.counts.get(self.edges)) for row in sums.added(chain([first], fields)))
             _write(path, FIELD_TABLE.lines(rows))
-            if self._cells or cells_path.exists():
-                _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self._reader.cells(slide_id))))
+            if self.cells or cells_path.exists():
+                _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
         summary = sums.summary(slide_id)
         _, line = SLIDE_TABLE.lines([summary])
         self._summaries[slide_id] = summary, line
@@ -378,50 +318,44 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
     return sums.summary(slide_id)
 
 
+@dataclass(slots=True)
 class _Sums:
-    """Sums up the fields of a slide while they pass by on their way into a table."""
+    """Sums up a slide's fields while they pass by on their way into a table."""
 
-    def __init__(self, edges: EdgeRule) -> None:
-        self._edges = edges
-        self._ok: list[Counts] = []
-        self._n_failed = self._n_flagged = 0
-        self._captured: list[str] = []
-        self._bundle_ids: set[str] = set()
-        self._flags: Counter[str] = Counter()
+    edges: EdgeRule
+    n_failed: int = 0
+    ok: list[tuple[Counts, str, str, tuple[str, ...]]] = field(default_factory=list)
 
     def added(self, fields: Iterable[FieldRow]) -> Iterator[FieldRow]:
         """Yields the rows, and adds each."""
         for row in fields:
-            self._n_failed += row.status is Status.FAILED
+            self.n_failed += row.status is Status.FAILED
             if row.status is Status.OK:
-                self._ok.append(row.counts[self._edges])
-                self._bundle_ids.add(row.version.bundle_id)
-                self._flags.update(row.quality_flags)
-                self._n_flagged += bool(row.quality_flags)
-                if row.captured_at:
-                    self._captured.append(row.captured_at)
+                counts = row.counts[self.edges]
+                self.ok.append((counts, row.version.bundle_id, row.captured_at, row.quality_flags))
             yield row
 
     def summary(self, slide_id: str) -> SlideSummary:
         """Returns the sums of the rows so far."""
-        ok = self._ok
-        parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c in ok]
+        ok = self.ok
+        captured, flags = [when for _, _, when, _ in ok if when], [each for *_, each in ok if each]
+        parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c, *_ in ok]
         cells = np.array(parts, np.int64).reshape(len(ok), 4)
         n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
         return SlideSummary(
             slide_id=slide_id,
             n_fov_ok=len(ok),
-            n_fov_failed=self._n_failed,
+            n_fov_failed=self.n_failed,
             counts=Counts(*cells.sum(axis=0).tolist()) if ok else None,
             overlap_interval=overlap_interval(n_overlapping, n_rbc),
             n_rbc_per_fov_mean=float(n_rbc.mean()) if ok else None,
             n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
-            first_captured_at=min(self._captured, default=""),
-            last_captured_at=max(self._captured, default=""),
-            bundle_ids=tuple(sorted(self._bundle_ids)),
+            first_captured_at=min(captured, default=""),
+            last_captured_at=max(captured, default=""),
+            bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),
             n_fov_more=fields_needed(n_overlapping, n_rbc),
-            flags=dict(self._flags.most_common()),
-            n_fov_flagged=self._n_flagged,
+            flags=dict(Counter(chain.from_iterable(flags)).most_common()),
+            n_fov_flagged=len(flags),
         )
 
 
@@ -458,10 +392,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise UnavailableError(
-            f"{path_text(path.parent)}: cannot write {path_text(path.name)}: {error.strerror}",
-            "free space and run again: the counts are kept in the ledger"
-            if full
-            else "check the permissions of the output folder; the counts are kept in the ledger",
-        ) from error
+        message = f"{path_text(path.parent)}: cannot write {path_text(path.name)}: {error.strerror}"
+        advice = "check the permissions of the output folder; the counts are kept in the ledger"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "free space and run again: the counts are kept in the ledger"
+        raise UnavailableError(message, advice) from error

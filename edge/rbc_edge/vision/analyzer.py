@@ -14,22 +14,15 @@ import numpy as np
 
 from rbc_edge.config import CELL_DIAMETER_UM
 from rbc_edge.errors import ImageError, UsageError
-from rbc_edge.values import (
-    CellClass,
-    Cells,
-    Detections,
-    FieldOfView,
-    FovResult,
-    Scale,
-    ScaleSource,
-    UInt8,
-)
+from rbc_edge.values import CellClass, Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
 from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
 
 _MAX_THREADS: Final = 4  # small inputs gain nothing from more
+_Path = str | os.PathLike[str]
+_Image = str | os.PathLike[str] | UInt8
 
 
 def default_threads() -> int:
@@ -53,13 +46,12 @@ class Analyzer:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0, precision: str = "int8") -> None:
-        count = threads or default_threads()
         self.bundle = bundle
-        self._threads = count
+        self._threads = threads or default_threads()
         self._large = Lock()
         detector, classifier = bundle.networks(precision)
-        self.detector = Detector(bundle, threads=count, file=detector)
-        self.classifier = Classifier(bundle, threads=count, file=classifier)
+        self.detector = Detector(bundle, threads=self._threads, file=detector)
+        self.classifier = Classifier(bundle, threads=self._threads, file=classifier)
 
     def estimate_scale(self, images: Sequence[UInt8]) -> Scale:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).
@@ -73,11 +65,7 @@ class Analyzer:
         return scale.estimate_slide(images, self.detector, threads=self._threads)
 
     def count_image(
-        self,
-        image: str | os.PathLike[str] | UInt8,
-        *,
-        scale: Scale | None = None,
-        max_megapixels: float = 250.0,
+        self, image: _Image, *, scale: Scale | None = None, max_megapixels: float = 250.0
     ) -> FovResult:
         """Counts the cells of one image, as `rbc-edge run` counts a slide of one field.
 
@@ -93,10 +81,6 @@ class Analyzer:
 
         A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
         clearly contradict it (another objective, another camera in the same folder).
-
-        Args:
-            field: The field of view.
-            given: The user's scale, or the slide's estimate.
 
         Returns:
             Every cell, whatever the edge rule, and the quality flags (`quality.FLAGS`).
@@ -125,31 +109,16 @@ class Analyzer:
         return FovResult(field.width_px, field.height_px, used, cells, tuple(sorted(flags)), clock.laps_ms)
 
     def view(self, field: FieldOfView, used: Scale) -> preprocess.View:
-        """Returns what the networks were shown of a field that was counted at a scale.
-
-        Args:
-            field: The field of view.
-            used: `FovResult.scale`.
-        """
-        if used.source is ScaleSource.FIELD:  # found in all its pixels
-            return preprocess.view(image_file.full_size(field), used.cell_diameter_px)
-        return preprocess.view(field.decoded, used.cell_diameter_px)
+        """Returns what the networks were shown of a field that was counted at a scale (`FovResult.scale`)."""
+        all_pixels = used.source is ScaleSource.FIELD
+        image = image_file.full_size(field) if all_pixels else field.decoded
+        return preprocess.view(image, used.cell_diameter_px)
 
     def features(self, view: preprocess.View, cells: Cells, used: Scale) -> quality.Features:
-        """Measures the quality of a field's image (see `quality`).
-
-        Args:
-            view: Of the field, for the scale that was used.
-            cells: What was found in it.
-            used: The scale it was found at.
-        """
-        manifest = self.bundle.manifest
+        """Measures the quality of a field's image (see `quality`), from its view for the scale `used`."""
+        model_px, scores = self.bundle.manifest.cell_diameter_px, self.bundle.manifest.score_threshold
         return quality.measure(
-            view,
-            cells,
-            used.cell_diameter_px,
-            model_diameter_px=manifest.cell_diameter_px,
-            min_score=manifest.score_threshold[CellClass.RBC],
+            view, cells, used.cell_diameter_px, model_px=model_px, min_score=scores[CellClass.RBC]
         )
 
     def _detect(
@@ -161,17 +130,13 @@ class Analyzer:
         found, tried = Detections.empty(), None
         by_user = given.source in (ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX)
         if not math.isnan(given.cell_diameter_px):
-            size = (field.width_px, field.height_px)
             found = self.detector.detect(view, given.cell_diameter_px)
             clock.lap("detect")
-            if scale.disagrees(found, *size, given.cell_diameter_px):
-                if by_user:
-                    return found, given, ["scale-mismatch"], view
-            elif scale.sees_little(found, *size):
-                # A sparse field, or a scale so wrong that the detector sees no cells. Both look the same.
+            disagrees = scale.disagrees(found, field.width_px, field.height_px, given.cell_diameter_px)
+            if disagrees is None:
                 tried = found
-            else:
-                return found, given, [], view
+            elif not disagrees or by_user:
+                return found, given, ["scale-mismatch"] if disagrees else [], view
         own = self._own(field, given, tried)
         clock.lap("scale")
         if own is None:
@@ -194,22 +159,22 @@ class Analyzer:
         """
         is_large = field.decoded.reduction > 1 and field.width_px * field.height_px >= image_file.LARGE_PIXELS
         with self._large if is_large else nullcontext():
-            image = image_file.full_size(field)
+            image, given_px = image_file.full_size(field), given.cell_diameter_px
+            balanced = preprocess.balance(image)
             if found is None:
-                own_px, n = scale.estimate_field(preprocess.balance(image), self.detector)
+                own_px, n = scale.estimate_field(balanced, self.detector)
                 has_own = n > 0
             else:
-                own_px, n = scale.look_elsewhere(
-                    preprocess.balance(image), self.detector, found, given.cell_diameter_px
-                )
-                has_own = scale.blind_at(given.cell_diameter_px, own_px, n)
+                own_px, n = scale.look_elsewhere(balanced, self.detector, found, given_px)
+                has_own = scale.blind_at(given_px, own_px, n)
+            del balanced
             return (own_px, preprocess.view(image, own_px)) if has_own else None
 
 
 def count_image(
-    image: str | os.PathLike[str] | UInt8,
+    image: _Image,
     *,
-    bundle: Bundle | str | os.PathLike[str] | None = None,
+    bundle: Bundle | _Path | None = None,
     cell_diameter_px: float | None = None,
     um_per_px: float | None = None,
     max_megapixels: float = 250.0,
@@ -243,7 +208,7 @@ def count_image(
     )
 
 
-def open_analyzer(bundle: Bundle | str | os.PathLike[str] | None = None, *, threads: int = 0) -> Analyzer:
+def open_analyzer(bundle: Bundle | _Path | None = None, *, threads: int = 0) -> Analyzer:
     """Returns an analyzer: the same one for the same bundle and number of threads."""
     path = bundle.path if isinstance(bundle, Bundle) else None if bundle is None else Path(bundle)
     return _opened(path, claimed_id(path), threads)
@@ -273,14 +238,10 @@ def _opened(path: Path | None, bundle_id: str | None, threads: int) -> Analyzer:
     return Analyzer(Bundle.open(path), threads=threads)
 
 
-def _field(
-    image: str | os.PathLike[str] | UInt8, cell_diameter_px: float, max_megapixels: float
-) -> FieldOfView:
+def _field(image: _Image, diameter_px: float, max_megapixels: float) -> FieldOfView:
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        return image_file.load_field(
-            path, "", path.name, max_megapixels=max_megapixels, cell_diameter_px=cell_diameter_px
-        )
+        limits = {"max_megapixels": max_megapixels, "cell_diameter_px": diameter_px}
+        return image_file.load_field(Path(image), "", Path(image).name, **limits)
     field = FieldOfView.of(image)
     if min(field.width_px, field.height_px) < image_file.MIN_SIDE_PX:
         raise ImageError("too-small", f"{field.width_px}x{field.height_px} pixels is too small for a field")
@@ -295,6 +256,5 @@ class _Clock:
         self.laps_ms: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps_ms[stage] = self.laps_ms.get(stage, 0.0) + (now - self._last) * 1000
-        self._last = now
+        before, self._last = self._last, time.perf_counter()
+        self.laps_ms[stage] = self.laps_ms.get(stage, 0.0) + (self._last - before) * 1000

@@ -13,9 +13,7 @@ touch a border of the validation photographs (``python -m rbc_train evaluate``).
 
 # Boxes of cells that touch just meet, and the detector's boxes are a few per cent too short or too long.
 _GROWTH = 0.05
-
-# Pairs compared at a time: bounds the memory of a field where all boxes share their x range.
-_PAIRS_AT_ONCE = 2_000_000
+_PAIRS_AT_ONCE = 2_000_000  # bounds the memory of a field where all boxes share their x range
 
 
 def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px: float) -> Bool:
@@ -26,20 +24,12 @@ def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px:
     """
     x_min, y_min, x_max, y_max = xyxy.T
     m = EDGE_MARGIN * cell_diameter_px
-    return np.stack([x_min <= m, y_min <= m, x_max >= width_px - m, y_max >= height_px - m], axis=1).astype(
-        np.bool_
-    )
+    sides = (x_min <= m, y_min <= m, x_max >= width_px - m, y_max >= height_px - m)
+    return np.stack(sides, axis=1).astype(np.bool_)
 
 
 def iou(a: Float32, b: Float32) -> Float32:
-    """Intersection over union of every box with every other.
-
-    Args:
-        a: float32 (N, 4), xyxy.
-        b: float32 (M, 4), xyxy, same frame.
-
-    Returns:
-        float32 (N, M), 0..1.
+    """Intersection over union, float32 (N, M), of boxes float32 (N, 4) with boxes float32 (M, 4).
 
     >>> iou(np.array([[0, 0, 2, 2]], np.float32), np.array([[1, 0, 3, 2]], np.float32)).round(3).tolist()
     [[0.3330000042915344]]

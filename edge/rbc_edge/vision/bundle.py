@@ -43,50 +43,29 @@ CLASSIFIER_FP32: Final = "classifier-fp32.onnx"
 TEST_INPUT: Final = "test-input.png"
 TEST_EXPECTED: Final = "test-expected.json"
 _REQUIRED: Final = (DETECTOR, CLASSIFIER, TEST_INPUT, TEST_EXPECTED)
-_ADVICE: Final = "install rbc-edge again, or name another bundle with --bundle"
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A bundle's description of itself.
+    """A bundle's description of itself."""
 
-    Attributes:
-        format: Version of the manifest's layout.
-        class_names: Names by `CellClass` number.
-        cell_diameter_px: Diameter at which the detector knows a red cell, pixels.
-        tile_px: Largest side of one detector input, pixels at model scale.
-        tile_overlap_px: Smallest overlap of neighbouring tiles, pixels at model scale.
-        score_threshold: Smallest detector score that counts, by `CellClass`, 0..1.
-        iou_threshold: Boxes of one class that overlap by more are one cell, by `CellClass`, 0..1.
-        iou_threshold_across: The same for boxes of different classes.
-        crop_margin: Margin of a crop, share of the box's side on each of its four sides.
-        overlap_threshold: Smallest classifier score of an overlapping cell, 0..1.
-        normalisation: What the networks do with pixel values, in words.
-        calibration: The images on which the int8 ranges were measured.
-        training: Data, commit, seeds and options that made the networks.
-        metrics: Parity and task metrics, fp32 against int8, on validation photographs.
-        licence: SPDX expression.
-        files: SHA-256 of every other file of the folder.
-        bundle_id: First 16 hex digits of the hash over all other values.
-    """
-
-    format: int
-    class_names: tuple[str, ...]
-    cell_diameter_px: float
-    tile_px: int
-    tile_overlap_px: int
-    score_threshold: tuple[float, ...]
-    iou_threshold: tuple[float, ...]
-    iou_threshold_across: float
-    crop_margin: float
-    overlap_threshold: float
-    normalisation: str
-    calibration: Mapping[str, Any]
-    training: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    licence: str
-    files: Mapping[str, str]
-    bundle_id: str = ""
+    format: int  # version of the manifest's layout
+    class_names: tuple[str, ...]  # names by `CellClass` number
+    cell_diameter_px: float  # diameter at which the detector knows a red cell, pixels
+    tile_px: int  # largest side of one detector input, pixels at model scale
+    tile_overlap_px: int  # smallest overlap of neighbouring tiles, pixels at model scale
+    score_threshold: tuple[float, ...]  # smallest detector score that counts, by `CellClass`, 0..1
+    iou_threshold: tuple[float, ...]  # by `CellClass`: boxes that overlap by more are one cell, 0..1
+    iou_threshold_across: float  # the same for boxes of different classes
+    crop_margin: float  # share of the box's side on each of its four sides
+    overlap_threshold: float  # smallest classifier score of an overlapping cell, 0..1
+    normalisation: str  # what the networks do with pixel values, in words
+    calibration: Mapping[str, Any]  # the images on which the int8 ranges were measured
+    training: Mapping[str, Any]  # data, commit, seeds and options that made the networks
+    metrics: Mapping[str, Any]  # parity and task metrics, fp32 against int8, on validation photographs
+    licence: str  # SPDX expression
+    files: Mapping[str, str]  # SHA-256 of every other file of the folder
+    bundle_id: str = ""  # first 16 hex digits of the hash over all other values
 
     def content_id(self) -> str:
         """Computes the bundle_id: hash over the manifest, which holds the hash of every file."""
@@ -130,13 +109,12 @@ class Bundle:
         folder = default_path() if path is None else Path(path)
         manifest = _read_manifest(folder / MANIFEST)
         for name, expected in manifest.files.items():
-            file = folder / name
             try:
-                actual = _sha256(file)
+                actual = _sha256(folder / name)
             except OSError as error:
-                raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
+                raise _broken(folder / name, error.strerror or error) from error
             if actual != expected:
-                raise BundleError(f"{file}: does not match its SHA-256 in the manifest", _ADVICE)
+                raise _broken(folder / name, "does not match its SHA-256 in the manifest")
         return cls(folder, manifest)
 
     def networks(self, precision: str) -> tuple[str, str]:
@@ -146,11 +124,9 @@ class Bundle:
             BundleError: This bundle has none.
         """
         names = (DETECTOR_FP32, CLASSIFIER_FP32) if precision == "fp32" else (DETECTOR, CLASSIFIER)
-        for file in names:
-            if file not in self.manifest.files:
-                raise BundleError(
-                    f"{self.path}: holds no {file}", "set precision to int8, or export with the fp32 networks"
-                )
+        if missing := [file for file in names if file not in self.manifest.files]:
+            advice = "set precision to int8, or export with the fp32 networks"
+            raise BundleError(f"{self.path}: holds no {missing[0]}", advice)
         return names
 
     def counts_as(self, precision: str) -> str:
@@ -158,11 +134,7 @@ class Bundle:
         return self.bundle_id if precision == "int8" else f"{self.bundle_id}+{precision}"
 
     def session(self, file: str, *, threads: int) -> ort.InferenceSession:
-        """Opens one of the bundle's networks on the CPU.
-
-        Args:
-            file: Name of the network in the bundle.
-            threads: Threads inside one operator.
+        """Opens one of the bundle's networks on the CPU. `threads` work inside one operator.
 
         Raises:
             BundleError: ONNX Runtime cannot load it.
@@ -170,10 +142,8 @@ class Bundle:
         import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A memory plan for each shape of input takes 20 MB and saves no time.
-        options.enable_mem_pattern = False
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.enable_mem_pattern = False  # a plan for each shape of input takes 20 MB and saves no time
         options.log_severity_level = 3
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -184,7 +154,7 @@ class Bundle:
                 str(self.path / file), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise BundleError(f"{self.path / file}: ONNX Runtime cannot load it: {error}", _ADVICE) from error
+            raise _broken(self.path / file, f"ONNX Runtime cannot load it: {error}") from error
 
     def describe(self) -> dict[str, object]:
         """Returns a JSON-able summary, for ``bundle show``."""
@@ -218,16 +188,13 @@ def claimed_id(path: Path | None = None) -> str | None:
 def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundle:
     """Writes a bundle: copies the files, hashes them, writes the manifest last.
 
-    Args:
-        folder: Folder to write. An earlier bundle in it is replaced.
-        source: Name in the bundle to the file to copy.
-        manifest: Its ``files`` and ``bundle_id`` are filled in here.
+    An earlier bundle in the folder is replaced. `source` gives for each name in the bundle the file to copy.
+    The manifest's ``files`` and ``bundle_id`` are filled in here.
 
     Raises:
         BundleError: A required file is missing.
     """
-    missing = [name for name in _REQUIRED if name not in source]
-    if missing:
+    if missing := [name for name in _REQUIRED if name not in source]:
         raise BundleError(f"{folder}: a bundle needs {', '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -246,6 +213,10 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
     return Bundle.open(folder)
 
 
+def _broken(file: Path, what: object) -> BundleError:
+    return BundleError(f"{file}: {what}", "install rbc-edge again, or name another bundle with --bundle")
+
+
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -255,28 +226,25 @@ def _read_manifest(file: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BundleError(f"{file}: {error.strerror or error}", _ADVICE) from error
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{file}: is not text: {error}", _ADVICE) from error
+        raise _broken(file, error.strerror or error) from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: is not JSON: {error}", _ADVICE) from error
+        kind = "text" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise _broken(file, f"is not {kind}: {error}") from error
     manifest = _parse(content, file)
     if manifest.content_id() != manifest.bundle_id:
-        raise BundleError(f"{file}: does not match its bundle_id: it was changed after the export", _ADVICE)
+        raise _broken(file, "does not match its bundle_id: it was changed after the export")
     return manifest
 
 
 def _parse(content: object, file: Path) -> Manifest:
     """Checks the manifest's layout and the numbers that the pipeline relies on."""
     if not isinstance(content, dict):
-        raise BundleError(f"{file}: is not a manifest", _ADVICE)
+        raise _broken(file, "is not a manifest")
     if content.get("format") != FORMAT:
-        raise BundleError(
-            f"{file}: format {content.get('format')!r}, this version reads {FORMAT}",
-            "use the rbc-edge version that the bundle was made for",
-        )
+        message = f"{file}: format {content.get('format')!r}, this version reads {FORMAT}"
+        raise BundleError(message, "use the rbc-edge version that the bundle was made for")
     if odd := sorted(set(content) ^ {f.name for f in fields(Manifest)}):
-        raise BundleError(f"{file}: missing or unknown: {', '.join(odd)}", _ADVICE)
+        raise _broken(file, f"missing or unknown: {', '.join(odd)}")
     try:
         kinds = {"class_names": str, "score_threshold": float, "iou_threshold": float}
         lists = {name: tuple(map(kind, content[name])) for name, kind in kinds.items()}
@@ -285,17 +253,15 @@ def _parse(content: object, file: Path) -> Manifest:
         sound = (
             len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3
             and all(0 <= s <= 1 for s in (*shares, manifest.overlap_threshold))
-            and math.isfinite(manifest.cell_diameter_px)
-            and manifest.cell_diameter_px > 0
+            and 0 < manifest.cell_diameter_px < math.inf
             and 0 <= manifest.crop_margin <= 2
-            and isinstance(manifest.tile_px, int)
-            and isinstance(manifest.tile_overlap_px, int)
+            and all(isinstance(px, int) for px in (manifest.tile_px, manifest.tile_overlap_px))
             and 0 < 2 * manifest.tile_overlap_px < manifest.tile_px
             and not any(name in ("", "..") or set(name) & {"/", "\0"} for name in manifest.files)
             and all(name in manifest.files for name in _REQUIRED)
         )
     except (TypeError, ValueError) as error:
-        raise BundleError(f"{file}: {error}", _ADVICE) from error
+        raise _broken(file, error) from error
     if not sound:
-        raise BundleError(f"{file}: a value is out of its range, or a required file is not named", _ADVICE)
+        raise _broken(file, "a value is out of its range, or a required file is not named")
     return manifest

@@ -7,18 +7,14 @@ import numpy as np
 from rbc_edge.values import Float32, UInt8
 from rbc_edge.vision.bundle import CLASSIFIER, Bundle
 
-_BATCH = 32
-"""Crops in one run of the network: bounds memory, and gives each thread a part of a large field."""
+_BATCH = 32  # crops in one run: bounds memory, and gives each thread a part of a large field
 
 
 class Classifier:
-    """The overlap CNN of a bundle, on the CPU.
+    """The overlap CNN of a bundle (`file`: int8 or fp32), on the CPU.
 
-    Args:
-        bundle: The bundle.
-        threads: Batches of a large field's crops that are scored at the same time. `overlap_score` may be
-            called from as many threads as well.
-        file: Which of the bundle's networks (int8 or fp32).
+    `threads` batches of a large field's crops are scored at the same time. `overlap_score` may be called from
+    as many threads as well.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int, file: str = CLASSIFIER) -> None:
@@ -28,13 +24,9 @@ class Classifier:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-crops") if threads > 1 else None
 
     def overlap_score(self, crops: UInt8) -> Float32:
-        """Scores crops.
+        """Returns float32 (N,): probability that the cell in the middle of each crop is overlapping.
 
-        Args:
-            crops: uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin. N may be 0.
-
-        Returns:
-            float32 (N,): probability that the cell in the middle is overlapping.
+        `crops` are uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin.
         """
         batches = [crops[i : i + _BATCH] for i in range(0, len(crops), _BATCH)]
         in_order = map if self._pool is None or len(batches) < 2 else self._pool.map

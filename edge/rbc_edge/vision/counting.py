@@ -17,16 +17,11 @@ class EdgeRule(StrEnum):
 
 
 def groups(xyxy: Float32, class_id: Int64, overlapping: Bool) -> Int64:
-    """Numbers the groups of overlapping cells.
+    """Numbers the groups of overlapping cells of one field.
 
     A group is a connected component of overlapping red cells and the white cells that touch them. Two cells
     are linked when their boxes, grown by 5 %, intersect. An overlapping red cell without a link gets a number
     of its own: its partner was not found, or lies outside the field.
-
-    Args:
-        xyxy: float32 (N, 4), pixels of the field of view.
-        class_id: int64 (N,), values of `CellClass`.
-        overlapping: bool (N,), the classifier's verdict. Ignored for cells that are not red.
 
     Returns:
         int64 (N,): 1..G in order of each group's first cell. 0 for a cell in no group.

@@ -14,23 +14,16 @@ from rbc_edge.vision import preprocess
 from rbc_edge.vision.boxes import iou
 from rbc_edge.vision.bundle import DETECTOR, Bundle
 
-_SEAM_PX = 4.0
-"""Two tiles place a cell's centre a little differently, so near the seam both keep it, pixels."""
-
+_SEAM_PX = 4.0  # two tiles place a cell's centre a little differently, so near the seam both keep it
+_SAME_BOX_IOU = 0.75  # such boxes show the same cell. Their mean is better than one of them
 _ROWS = 256
-
-_SAME_BOX_IOU = 0.75
-"""Boxes with at least this iou show the same cell. Their mean is better than one of them."""
 
 
 class Detector:
-    """YOLOv5n of a bundle, on the CPU.
+    """YOLOv5n of a bundle (`file`: int8 or fp32), on the CPU.
 
-    Args:
-        bundle: The bundle.
-        threads: Tiles of a large field that are analyzed at the same time. `detect` may be called from as
-            many threads as well.
-        file: Which of the bundle's networks (int8 or fp32).
+    `threads` tiles of a large field are analyzed at the same time. `detect` may be called from as many
+    threads as well.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int, file: str = DETECTOR) -> None:
@@ -47,36 +40,25 @@ class Detector:
         *,
         score_threshold: Float32 | None = None,
     ) -> Detections:
-        """Finds the cells of one field of view.
+        """Finds the cells of one field of view, in reading order of their centres.
 
-        Args:
-            image: The view of a field for about this cell diameter, or uint8 (H, W, 3) RGB, balanced.
-            cell_diameter_px: Diameter of a red cell, pixels of the field, > 0.
-            score_threshold: float32 (3,), smallest score by class. The bundle's when None.
-
-        Returns:
-            Detections in pixels of the field, after suppression, in reading order of their centres.
+        The diameter and the result are in pixels of the field. `image` is the view of a field for about this
+        diameter, or uint8 (H, W, 3) RGB, balanced. `score_threshold` is float32 (3,), the smallest score by
+        class. None: the bundle's.
         """
         view = image if isinstance(image, preprocess.View) else preprocess.View.of(image)
         least = self._score_threshold if score_threshold is None else score_threshold
-        height, width = view.image.shape[:2]
-        small = preprocess.detector_input(view, cell_diameter_px, self.manifest.cell_diameter_px)
-        tiles = list(
-            preprocess.tiles(
-                small.shape[1],
-                small.shape[0],
-                tile_px=self.manifest.tile_px,
-                overlap_px=self.manifest.tile_overlap_px,
-            )
-        )
+        manifest, (height, width) = self.manifest, view.image.shape[:2]
+        small = preprocess.detector_input(view, cell_diameter_px, manifest.cell_diameter_px)
+        rows, columns = small.shape[:2]
+        tiles = preprocess.tiles(columns, rows, tile_px=manifest.tile_px, overlap_px=manifest.tile_overlap_px)
         in_order = map if self._pool is None or len(tiles) == 1 else self._pool.map
         found = list(in_order(lambda tile: self._detect_tile(small, tile, least), tiles))
         xyxy = np.concatenate([f.xyxy for f in found])
         # Sizes are rounded to whole pixels: each axis has its own exact factor.
-        back = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
-        limit = np.array([width, height] * 2, np.float32)
+        back = np.array([width / columns, height / rows] * 2, np.float32)
         merged = Detections(
-            np.clip(xyxy * back, 0, limit).astype(np.float32),
+            np.clip(xyxy * back, 0, np.array([width, height] * 2, np.float32)).astype(np.float32),
             np.concatenate([f.score for f in found]),
             np.concatenate([f.class_id for f in found]),
         )
@@ -93,16 +75,12 @@ class Detector:
         boxes, scores = self._session.run(
             ["boxes", "scores"], {"image": window[None], "least_score": least.astype(np.float32)}
         )
-        boxes = boxes - np.array([left, top] * 2, np.float32)
-        class_id = scores.argmax(axis=1).astype(np.int64)
-        score = scores.max(axis=1)
-        keep = score >= least[class_id]
-        boxes, score, class_id = boxes[keep], score[keep], class_id[keep]
         # There are no cells in the padding: boxes are cut at the image border.
         limit = np.array([tile.x1 - tile.x0, tile.y1 - tile.y0] * 2, np.float32)
-        boxes = np.clip(boxes, 0, limit)
+        boxes = np.clip(boxes - np.array([left, top] * 2, np.float32), 0, limit)
+        found = Detections(boxes, scores.max(axis=1), scores.argmax(axis=1).astype(np.int64))
         inside = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(axis=1)
-        found = Detections(boxes[inside], score[inside], class_id[inside])
+        found = found.take(inside & (found.score >= least[found.class_id]))
         kept = self._suppress(found)
         voters = np.asarray(found.score >= self._score_threshold[found.class_id], np.bool_)
         found = replace(found.take(kept), xyxy=vote(found, kept, voters))
@@ -114,11 +92,8 @@ class Detector:
         return Detections(xyxy, found.score, found.class_id).take(mine)
 
     def _suppress(self, found: Detections) -> Int64:
-        return suppress(
-            found,
-            np.array(self.manifest.iou_threshold, np.float32),
-            self.manifest.iou_threshold_across,
-        )
+        within, across = self.manifest.iou_threshold, self.manifest.iou_threshold_across
+        return suppress(found, np.array(within, np.float32), across)
 
 
 def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
@@ -128,21 +103,12 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
     is not the best one (box voting: Gidaris and Komodakis 2015). On the validation photographs AP50-95 of red
     cells rises by 0.007, AP50 stays.
 
-    Args:
-        found: N detections.
-        kept: int64 (M,), indices of those that stay.
-        voters: bool (N,), which detections take part. A kept box always takes part in its own mean.
-
-    Returns:
-        float32 (M, 4): xyxy, same frame.
+    `kept` is int64 (M,), indices of those that stay. `voters`, bool (N,), take part, and a kept box always
+    takes part in its own mean. Returns float32 (M, 4), xyxy in the same frame.
     """
-    own = found.xyxy[kept]
-    weight = np.where(
-        (found.class_id[kept][:, None] == found.class_id[None]) & voters[None],
-        iou(own, found.xyxy),
-        0.0,
-    )
-    weight = np.where(weight >= _SAME_BOX_IOU, weight, 0.0) * found.score
+    votes = (found.class_id[kept][:, None] == found.class_id) & voters
+    weight = iou(found.xyxy[kept], found.xyxy)
+    weight = np.where(votes & (weight >= _SAME_BOX_IOU), weight, 0.0) * found.score
     weight[np.arange(len(kept)), kept] = found.score[kept]
     return np.asarray(weight @ found.xyxy / weight.sum(axis=1, keepdims=True), np.float32)
 
@@ -150,13 +116,9 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
 def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: float) -> Int64:
     """Greedy non-maximum suppression that keeps cells apart which lie over each other.
 
-    Args:
-        found: N detections.
-        iou_threshold: float32 (3,): boxes of one class with a larger iou are one cell.
-        iou_threshold_across: The same for boxes of different classes.
-
-    Returns:
-        int64 (M,): indices that stay, best score first.
+    Boxes with a larger iou are one cell: than `iou_threshold`, float32 (3,), for boxes of one class, than
+    `iou_threshold_across` for boxes of different classes. Returns int64 (M,): indices that stay, best score
+    first.
     """
     order = np.argsort(-found.score, kind="stable")
     xyxy, class_id = found.xyxy[order], found.class_id[order]

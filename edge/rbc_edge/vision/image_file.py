@@ -23,14 +23,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rbc_edge.errors import ImageError
 from rbc_edge.values import Decoded, FieldOfView, UInt8
 
-MIN_CELL_PX: Final = 44.0
-"""A reduced image leaves cells at least this wide: with a margin of a quarter they still fill a crop."""
-
-LARGE_PIXELS: Final = 8_000_000
-"""From this size on an image is handled to save memory, not time."""
-
-MIN_SIDE_PX: Final = 16
-"""Images with a shorter side are no fields of view."""
+MIN_CELL_PX: Final = 44.0  # so wide a cell, with a margin of a quarter, still fills a crop
+LARGE_PIXELS: Final = 8_000_000  # from this size on an image is handled to save memory, not time
+MIN_SIDE_PX: Final = 16  # images with a shorter side are no fields of view
 
 _JPEG_BLOCK: Final = 8
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
@@ -38,39 +33,26 @@ _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
 _MAX_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
 _BLOCK_ROWS: Final = 256
-# TIFF 6.0, section 8: numbers of tags, and of the kinds of pixel.
+# TIFF 6.0, section 8: numbers of tags, of the kinds of pixel, and of a planar configuration.
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
+_AGAIN: Final = "copy it again"
 
 # Kept from before ultralytics replaces `Image.open` by one that fails with other errors.
 _open: Final = Image.open
 
 
 def load_field(
-    path: Path,
-    slide_id: str,
-    fov: str,
-    *,
-    max_megapixels: float = 250.0,
-    cell_diameter_px: float = math.nan,
+    path: Path, slide_id: str, fov: str, *, max_megapixels: float = 250.0, cell_diameter_px: float = math.nan
 ) -> FieldOfView:
-    """Reads and decodes one image file.
+    """Reads and decodes one image file, EXIF rotation applied.
 
-    The file is read once. The hash is of exactly the bytes that are decoded.
-
-    Args:
-        path: The image file.
-        slide_id: The slide it belongs to.
-        fov: Its name within the slide.
-        max_megapixels: Larger images are refused from their header, before any memory is taken.
-        cell_diameter_px: Diameter of a red cell, pixels of the field. A JPEG of large cells is decoded at a
-            half, a quarter or an eighth of its size, in half the time and a fraction of the memory. NaN:
-            decoded in full.
-
-    Returns:
-        The field of view, EXIF rotation applied.
+    The file is read once. The hash is of exactly the bytes that are decoded. Images of more than
+    `max_megapixels` are refused from their header, before any memory is taken. With a diameter (of a red
+    cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of its size,
+    in half the time and a fraction of the memory. NaN: decoded in full.
 
     Raises:
         ImageError: With reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
@@ -81,18 +63,14 @@ def load_field(
             n_bytes = os.fstat(file.fileno()).st_size
             # Before it is read: a damaged or a sparse file must not take all memory.
             if n_bytes > max_megapixels * 1e6 * _MAX_BYTES_A_PIXEL:
-                raise ImageError(
-                    "too-large",
-                    f"{path}: {n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take",
-                    "save one field of view as one image",
-                )
+                what = f"{n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take"
+                raise ImageError("too-large", f"{path}: {what}", "save one field of view as one image")
             data = file.read()
     except FileNotFoundError as error:
         raise ImageError("vanished", f"{path}: the file is gone", "was it moved while we worked?") from error
     except OSError as error:
-        raise ImageError(
-            "unreadable", f"{path}: cannot be read: {error.strerror or error}", "check its permissions"
-        ) from error
+        what = f"{path}: cannot be read: {error.strerror or error}"
+        raise ImageError("unreadable", what, "check its permissions") from error
     decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px))
     return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), decoded, captured_at)
 
@@ -126,10 +104,8 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own range to
     8 bits (a 12-bit camera fills a sixteenth of the range).
 
-    `name` stands for the file in messages. Limits and errors are those of `load_field`.
-
-    Returns:
-        The image, uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
+    `name` stands for the file in messages. Limits and errors are those of `load_field`. Returns the image,
+    uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
     """
     decoded, captured_at = _decode(data, name, max_megapixels, 1)
     return decoded.pixels, captured_at
@@ -177,16 +153,11 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
         except UnidentifiedImageError as error:
             raise _not_opened(data, name) from error
         except Exception as error:
-            raise ImageError(
-                "truncated", f"{name}: the header is broken: {error}", "copy it again"
-            ) from error
+            raise ImageError("truncated", f"{name}: the header is broken: {error}", _AGAIN) from error
         width, height = picture.size
         if width * height > max_megapixels * 1e6:
-            raise ImageError(
-                "too-large",
-                f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels",
-                "cut it into fields of view",
-            )
+            what = f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels"
+            raise ImageError("too-large", what, "cut it into fields of view")
         if min(width, height) < MIN_SIDE_PX:
             raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
         try:
@@ -200,9 +171,8 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
         except MemoryError as error:
             raise ImageError("too-large", f"{name}: {width}x{height} does not fit into memory") from error
         except Exception as error:
-            raise ImageError(
-                "truncated", f"{name}: the image is cut short or damaged: {error}", "copy it again"
-            ) from error
+            what = f"{name}: the image is cut short or damaged: {error}"
+            raise ImageError("truncated", what, _AGAIN) from error
     if (rgb.shape[1], rgb.shape[0]) != drafted:  # turned by its EXIF
         width, height = height, width
     return Decoded(rgb, width, height, reduced, data if reduced > 1 else b""), captured_at
@@ -211,18 +181,12 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
 def _not_opened(data: bytes, name: str) -> ImageError:
     """Returns what is wrong with a file that Pillow cannot identify."""
     if _has_tiff_directory(data):
-        return ImageError(
-            "unsupported",
-            f"{name}: a kind of TIFF that cannot be read",
-            "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again",
-        )
+        advice = "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again"
+        return ImageError("unsupported", f"{name}: a kind of TIFF that cannot be read", advice)
     if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
-        return ImageError("truncated", f"{name}: the image is cut short or damaged", "copy it again")
-    return ImageError(
-        "not-an-image",
-        f"{name}: not a JPEG, PNG, BMP or TIFF image",
-        "is it another kind of file with an image's name?",
-    )
+        return ImageError("truncated", f"{name}: the image is cut short or damaged", _AGAIN)
+    advice = "is it another kind of file with an image's name?"
+    return ImageError("not-an-image", f"{name}: not a JPEG, PNG, BMP or TIFF image", advice)
 
 
 def _draft(picture: Image.Image, reduction: int) -> int:
@@ -230,10 +194,7 @@ def _draft(picture: Image.Image, reduction: int) -> int:
 
     The decoder takes the lower frequencies of each block only. Other formats are decoded in full, and so is
     an image that EXIF turns, unless its sides are multiples of a block: a part of a pixel must stay at the
-    right or below.
-
-    Returns:
-        How many times smaller the image will be: 1, 2, 4 or 8.
+    right or below. Returns how many times smaller the image will be: 1, 2, 4 or 8.
     """
     if reduction == 1 or picture.format not in ("JPEG", "MPO"):
         return 1
@@ -250,12 +211,11 @@ def _has_tiff_directory(data: bytes) -> bool:
     if not data.startswith(_TIFF_SIGNATURES):
         return False
     order = "<" if data.startswith(b"II") else ">"
-    try:
+    with suppress(struct.error):
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (n_entries,) = struct.unpack_from(f"{order}H", data, start)
-    except struct.error:
-        return False
-    return bool(start >= 8 and n_entries > 0 and start + 2 + 12 * n_entries + 4 <= len(data))
+        return bool(start >= 8 and n_entries > 0 and start + 2 + 12 * n_entries + 4 <= len(data))
+    return False
 
 
 def _is_deep(picture: Image.Image) -> bool:
@@ -300,16 +260,12 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         if not picture.mode.startswith(("I", "F")):  # Pillow gives only the upper bytes of colour
-            raise ImageError(
-                "unsupported" if turned else "truncated",
-                f"{name}: its 16-bit pixels cannot be read, or are not all there",
-                "copy it again, or save it with 8 bits",
-            )
+            what = f"{name}: its 16-bit pixels cannot be read, or are not all there"
+            advice = f"{_AGAIN}, or save it with 8 bits"
+            raise ImageError("unsupported" if turned else "truncated", what, advice)
         pixels = np.asarray(picture)
     elif pixels.ndim == 3:
-        if pixels.shape[2] == 4:
-            pixels = pixels[:, :, :3]
-        pixels = pixels[:, :, ::-1]
+        pixels = pixels[:, :, :3][:, :, ::-1]  # BGR, perhaps with alpha
     if kind == _WHITE_IS_ZERO:  # neither decoder inverts 16 bits
         if pixels.dtype != np.uint16:
             raise ImageError("unsupported", f"{name}: white is zero in it", "save it with black as zero")
@@ -331,15 +287,11 @@ def _deep_kind(picture: Image.Image, name: str) -> int:
     tags = getattr(picture, "tag_v2", {})
     kind = int(tags.get(_PHOTOMETRIC_TAG, _BLACK_IS_ZERO))
     if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
-        raise ImageError(
-            "unsupported", f"{name}: 16 bits, but neither grey nor RGB", "save it as grey or RGB"
-        )
+        what = f"{name}: 16 bits, but neither grey nor RGB"
+        raise ImageError("unsupported", what, "save it as grey or RGB")
     if tags.get(_SAMPLES_TAG, 1) > 1 and tags.get(_PLANAR_TAG, 1) == _SEPARATE_PLANES:
-        raise ImageError(
-            "unsupported",
-            f"{name}: 16-bit colour in separate planes",
-            "save its channels interleaved (planar configuration: contiguous)",
-        )
+        advice = "save its channels interleaved (planar configuration: contiguous)"
+        raise ImageError("unsupported", f"{name}: 16-bit colour in separate planes", advice)
     return kind
 
 
@@ -379,11 +331,7 @@ def _captured_at(picture: Image.Image) -> str:
     except Exception:  # noqa: BLE001  a broken EXIF block must not cost the image
         return ""
     for tag in _CAPTURE_TAGS:
-        text = str(tags.get(tag, "")).strip("\0 ")
-        date, _, time = text.partition(" ")
-        try:
-            moment = datetime.strptime(f"{date} {time}", "%Y:%m:%d %H:%M:%S")
-        except ValueError:  # a clock that was never set says 0000:00:00
-            continue
-        return moment.isoformat()
+        date, _, time = str(tags.get(tag, "")).strip("\0 ").partition(" ")
+        with suppress(ValueError):  # a clock that was never set says 0000:00:00
+            return datetime.strptime(f"{date} {time}", "%Y:%m:%d %H:%M:%S").isoformat()
     return ""

@@ -3,11 +3,10 @@
 This is the only preprocessing. Training and export use it too, so a model is trained on, calibrated on and
 given the same pixels. The way of an image is `view`, then `detector_input`, then `cell_crops`.
 
-Every image in memory is uint8 (H, W, 3), RGB.
+Every image in memory is uint8 (H, W, 3), RGB. Boxes are float32 (N, 4), xyxy.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -18,30 +17,14 @@ import numpy as np
 from rbc_edge.values import Decoded, Float32, UInt8
 from rbc_edge.vision.image_file import max_reduction
 
-CROP_PX: Final = 64
-"""Side of a crop, pixels (Gurav et al. 2025, method step 1)."""
-
-PAD_VALUE: Final = 114
-"""Grey level outside the image, in tiles and crops. ultralytics pads with the same in training."""
-
-MIN_PAD_PX: Final = 4
-"""Smallest padding on each side of a detector input, pixels."""
-
-STRIDE_PX: Final = 32
-"""The detector's coarsest stride: sides of its input are multiples of it."""
-
-SNUG: Final = 1.05
-"""A field may be shown smaller than asked by this factor where that saves padding (`snug`)."""
-
-TILE_PX: Final = 640
-"""Largest side of one detector input, pixels at model scale."""
-
-TILE_OVERLAP_PX: Final = 128
-"""How far neighbouring tiles overlap: more than a white cell (about twice a red cell of 40 px)."""
-
-BACKGROUND_LEVEL: Final = 230.0
-"""Grey level of the glass between the cells after `balance`."""
-
+CROP_PX: Final = 64  # side of a crop (Gurav et al. 2025, method step 1)
+PAD_VALUE: Final = 114  # grey outside the image, in tiles and crops, as ultralytics pads in training
+MIN_PAD_PX: Final = 4  # on each side of a detector input
+STRIDE_PX: Final = 32  # the detector's coarsest stride: sides of its input are multiples of it
+SNUG: Final = 1.05  # a field may be shown smaller by this factor where that saves padding (`snug`)
+TILE_PX: Final = 640  # largest side of one detector input, pixels at model scale
+TILE_OVERLAP_PX: Final = 128  # more than a white cell (about twice a red cell of 40 px)
+BACKGROUND_LEVEL: Final = 230.0  # grey level of the glass between the cells after `balance`
 _BRIGHT_PERCENTILE: Final = 95
 _BALANCE_PIXELS: Final = 20_000  # enough for a percentile
 _GAIN_RANGE: Final = (0.6, 4.0)
@@ -53,13 +36,7 @@ def balance(image: UInt8) -> UInt8:
     """Makes the background of a field neutral and bright, whatever the lamp, the stain and the exposure.
 
     A gain for each channel brings the field's bright level (the glass between the cells) to
-    `BACKGROUND_LEVEL`.
-
-    Args:
-        image: uint8 (H, W, 3) RGB.
-
-    Returns:
-        uint8 (H, W, 3) RGB, a new array.
+    `BACKGROUND_LEVEL`. Returns a new array.
     """
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _BALANCE_PIXELS))
     level = np.array(percentile(image[::step, ::step], _BRIGHT_PERCENTILE))
@@ -84,15 +61,7 @@ def percentile(image: UInt8, percent: float) -> list[float]:
 
 
 def rescale(image: UInt8, factor: float) -> UInt8:
-    """Resizes an image by one factor on both axes.
-
-    Args:
-        image: uint8 (H, W, 3).
-        factor: New size over old size, > 0.
-
-    Returns:
-        uint8 (round(H * factor), round(W * factor), 3), at least 1x1. The image itself for factor 1.
-    """
+    """Resizes an image by one factor on both axes, to at least 1x1. Returns the image itself for factor 1."""
     height, width = image.shape[:2]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if size == (width, height):
@@ -105,23 +74,16 @@ def rescale(image: UInt8, factor: float) -> UInt8:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What the networks are shown of a field: its light balanced, and shrunk where its cells are large.
-
-    Attributes:
-        image: uint8 (h, w, 3) RGB.
-        plain: uint8 (h, w, 3) RGB, the same before its light was balanced.
-        px: float32 (4,), pixels of the field in a pixel of the view, for x, y, x, y.
-        size: Width and height of the field, pixels.
-    """
+    """What the networks are shown of a field: its light balanced, and shrunk where its cells are large."""
 
     image: UInt8
-    plain: UInt8
-    px: Float32
-    size: tuple[int, int]
+    plain: UInt8  # the same before its light was balanced
+    px: Float32  # (4,), pixels of the field in a pixel of the view, for x, y, x, y
+    size: tuple[int, int]  # width and height of the field, pixels
 
     @classmethod
     def of(cls, image: UInt8) -> "View":
-        """Returns uint8 (H, W, 3) RGB as a view of itself, already balanced."""
+        """Returns an image as a view of itself, already balanced."""
         return cls(image, image, np.ones(4, np.float32), (image.shape[1], image.shape[0]))
 
     def shown_px(self, length_px: float) -> float:
@@ -136,12 +98,7 @@ def view(image: UInt8 | Decoded, cell_diameter_px: float) -> View:
     of the work. Cells keep at least `image_file.MIN_CELL_PX`, so both networks still get them shrunk, not
     enlarged. A field that was decoded at a part of its size is shrunk by the rest.
 
-    Args:
-        image: The field of view: uint8 (H, W, 3) RGB, or as it was decoded.
-        cell_diameter_px: Diameter of a red cell in it, pixels of the field. NaN: unknown, nothing is shrunk.
-
-    Returns:
-        The view, about H / k by W / k pixels.
+    The diameter is in pixels of the field. NaN: unknown, nothing is shrunk.
     """
     field = image if isinstance(image, Decoded) else Decoded.of(image)
     left = max_reduction(cell_diameter_px) / field.reduction
@@ -154,66 +111,43 @@ def view(image: UInt8 | Decoded, cell_diameter_px: float) -> View:
 def detector_input(view: View, cell_diameter_px: float, model_diameter_px: float) -> UInt8:
     """Resizes a view so that its cells are about as large as the detector knows them (see `snug`).
 
-    Args:
-        view: Of the field of view.
-        cell_diameter_px: Diameter of a red cell, pixels of the field.
-        model_diameter_px: The bundle's `cell_diameter_px`.
-
-    Returns:
-        uint8 (h, w, 3) RGB: the detector's `tiles` are cut from it.
+    `cell_diameter_px` is in pixels of the field, `model_diameter_px` is the bundle's. The detector's `tiles`
+    are cut from the result.
     """
     factor = model_diameter_px / view.shown_px(cell_diameter_px)
     return rescale(view.image, snug(view.image.shape[1], view.image.shape[0], factor))
 
 
 def cell_crops(view: View, xyxy: Float32, *, margin: float) -> UInt8:
-    """Cuts cells out of a view for the classifier (see `crops`).
-
-    Args:
-        view: Of the field of view.
-        xyxy: float32 (N, 4), pixels of the field.
-        margin: The bundle's `crop_margin`.
-
-    Returns:
-        uint8 (N, 64, 64, 3) RGB.
-    """
+    """Cuts boxes (pixels of the field) out of a view for the classifier, with the bundle's margin."""
     return crops(view.image, xyxy / view.px, margin=margin)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One window of a field at model scale. All numbers are pixels at model scale.
-
-    Attributes:
-        x0: Left of the window.
-        y0: Top of the window.
-        x1: Right of the window, exclusive.
-        y1: Bottom of the window, exclusive.
-        core: x0, y0, x1, y1 of the part whose cells (by their centre) belong to this tile. The cores of
-            a field's tiles cover it without overlap. At the field's border a core reaches to infinity.
-    """
+    """One window of a field at model scale. All numbers are pixels at model scale."""
 
     x0: int
     y0: int
-    x1: int
+    x1: int  # exclusive
     y1: int
+    # The part, x0, y0, x1, y1, of which the cells (by their centre) belong to this tile. The cores of a
+    # field's tiles cover it without overlap. At the field's border a core reaches to infinity.
     core: tuple[float, float, float, float]
 
 
 def tiles(
     width: int, height: int, *, tile_px: int = TILE_PX, overlap_px: int = TILE_OVERLAP_PX
-) -> Iterator[Tile]:
+) -> list[Tile]:
     """Cuts a field at model scale into windows of at most `tile_px` that overlap by at least `overlap_px`.
 
-    A field that fits into one window is not cut.
-
-    Yields:
-        Tiles in reading order, of nearly equal size.
+    Returns tiles in reading order, of nearly equal size. A field that fits into one window is not cut.
     """
-    columns = _intervals(width, tile_px, overlap_px)
-    for y0, y1, core_y0, core_y1 in _intervals(height, tile_px, overlap_px):
-        for x0, x1, core_x0, core_x1 in columns:
-            yield Tile(x0, y0, x1, y1, (core_x0, core_y0, core_x1, core_y1))
+    return [
+        Tile(x0, y0, x1, y1, (core_x0, core_y0, core_x1, core_y1))
+        for y0, y1, core_y0, core_y1 in _intervals(height, tile_px, overlap_px)
+        for x0, x1, core_x0, core_x1 in _intervals(width, tile_px, overlap_px)
+    ]
 
 
 def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, int, float, float]]:
@@ -225,10 +159,8 @@ def _intervals(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, in
     size = min(tile_px, _padded(size) - 2 * MIN_PAD_PX)
     starts = [round(i * (length - size) / (n - 1)) for i in range(n)]
     # Neighbours meet in the middle of what both see.
-    seams = [(a + size + b) / 2 for a, b in pairwise(starts)]
-    lows = [-math.inf, *seams]
-    highs = [*seams, math.inf]
-    return [(s, s + size, lo, hi) for s, lo, hi in zip(starts, lows, highs, strict=True)]
+    seams = pairwise([-math.inf, *((a + size + b) / 2 for a, b in pairwise(starts)), math.inf])
+    return [(start, start + size, *core) for start, core in zip(starts, seams, strict=True)]
 
 
 def snug(width: int, height: int, factor: float) -> float:
@@ -237,9 +169,8 @@ def snug(width: int, height: int, factor: float) -> float:
     A field 253 pixels wide needs an input of 288, one of 248 an input of 256. A fifth of the pixels, and of
     the detector's time, would be padding. A few per cent of scale do not change what the detector finds.
 
-    Returns:
-        The factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those the
-        largest. Of fields that do not fit into one tile, `factor`.
+    Returns the factor between ``factor / SNUG`` and `factor` that gives the fewest input pixels, and of those
+    the largest. Of fields that do not fit into one tile, `factor`.
 
     >>> round(snug(640, 480, 40 / 101.1), 4), round(snug(640, 480, 0.38), 4)
     (0.3833, 0.38)
@@ -256,45 +187,36 @@ def snug(width: int, height: int, factor: float) -> float:
     return min(candidates, key=lambda f: (input_pixels(f), -f))
 
 
-def _padded(side: int, stride: int = STRIDE_PX) -> int:
+def _padded(side: int) -> int:
     """Returns the side of a detector input for `side` pixels of a field."""
-    return -(-(side + 2 * MIN_PAD_PX) // stride) * stride
+    return -(-(side + 2 * MIN_PAD_PX) // STRIDE_PX) * STRIDE_PX
 
 
-def pad_to_stride(image: UInt8, stride: int = STRIDE_PX) -> tuple[UInt8, int, int]:
-    """Pads an image on all sides, by at least `MIN_PAD_PX`, to sides that are multiples of `stride`.
+def pad_to_stride(image: UInt8) -> tuple[UInt8, int, int]:
+    """Pads an image on all sides, by at least `MIN_PAD_PX`, to sides that are multiples of `STRIDE_PX`.
 
     In training every photograph has grey around it. The detector recognises a cell at the image border only
     with some grey beyond it. With padding on two sides only, the error of the count was a tenth larger.
 
-    Args:
-        image: uint8 (H, W, 3).
-        stride: The detector's coarsest stride, pixels.
-
-    Returns:
-        uint8 (H', W', 3) with H' and W' multiples of `stride`, the padding `PAD_VALUE`, and how many
-        columns on the left and rows on top are padding.
+    Returns the padded image, and how many columns on the left and rows on top are padding (`PAD_VALUE`).
     """
     height, width = image.shape[:2]
-    down, right = _padded(height, stride) - height, _padded(width, stride) - width
+    down, right = _padded(height) - height, _padded(width) - width
     top, left = down // 2, right // 2
-    padded = cv2.copyMakeBorder(
-        image, top, down - top, left, right - left, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
-    )
-    return np.asarray(padded, dtype=np.uint8), left, top
+    return _bordered(image, top, down - top, left, right - left), left, top
+
+
+def _bordered(image: UInt8, top: int, bottom: int, left: int, right: int) -> UInt8:
+    grey = (PAD_VALUE,) * 3
+    padded = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=grey)
+    return np.asarray(padded, dtype=np.uint8)
 
 
 def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX) -> UInt8:
     """Cuts each box out of the field, with a margin, and resizes it to a square.
 
-    The margin shows whether background lies around the cell. Width and height are stretched separately.
-    Pixels outside the field are `PAD_VALUE`.
-
-    Args:
-        image: uint8 (H, W, 3), the field of view.
-        xyxy: float32 (N, 4), pixels of the field.
-        margin: Share of the box's side that is added on each of its four sides.
-        size_px: Side of a crop, pixels.
+    The margin, a share of the box's side on each of its four sides, shows whether background lies around the
+    cell. Width and height are stretched separately. Pixels outside the field are `PAD_VALUE`.
 
     Returns:
         uint8 (N, size_px, size_px, 3).
@@ -303,8 +225,7 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
     height, width = image.shape[:2]
     grow = (xyxy[:, 2:] - xyxy[:, :2]) * margin
     low = np.floor(xyxy[:, :2] - grow).astype(np.int64)
-    high = np.ceil(xyxy[:, 2:] + grow).astype(np.int64)
-    high = np.maximum(high, low + 1)
+    high = np.maximum(np.ceil(xyxy[:, 2:] + grow).astype(np.int64), low + 1)
     for i, ((x0, y0), (x1, y1)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         window = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
@@ -313,11 +234,7 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
                 continue
             top, left = max(-y0, 0), max(-x0, 0)
             bottom, right = (y1 - y0) - top - window.shape[0], (x1 - x0) - left - window.shape[1]
-            padded = cv2.copyMakeBorder(
-                window, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3
-            )
-            window = np.asarray(padded, np.uint8)
-        shrinks = max(window.shape[:2]) > _SLIGHT * size_px
-        how = cv2.INTER_AREA if shrinks else _LINEAR
+            window = _bordered(window, top, bottom, left, right)
+        how = cv2.INTER_AREA if max(window.shape[:2]) > _SLIGHT * size_px else _LINEAR
         cv2.resize(window, (size_px, size_px), dst=out[i], interpolation=how)
     return out

@@ -22,19 +22,12 @@ from rbc_edge.vision.statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A bound that raises a flag.
-
-    Attributes:
-        flag: The flag.
-        feature: Name of one of the `Features`.
-        above: Whether it is raised above the bound, or below.
-        bound: The bound, in the feature's unit.
-    """
+    """A bound that raises a flag."""
 
     flag: str
-    feature: str
-    above: bool
-    bound: float
+    feature: str  # name of one of the `Features`
+    above: bool  # whether it is raised above the bound, or below
+    bound: float  # in the feature's unit
 
     def is_broken(self, features: "Features") -> bool:
         """Tells whether a field breaks the rule. A feature that could not be measured does not."""
@@ -110,56 +103,34 @@ _MIN_COLOUR: Final = 0.02  # absorbance below which a colour is noise
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was measured in one field of view. NaN where it could not be measured.
+    """What was measured in one field of view. NaN where it could not be measured."""
 
-    Attributes:
-        bright_level: Grey level of the glass, 0..255, before `preprocess.balance`.
-        clipped: Share of the red cells' middles that is white in all channels, 0..1. Without red cells, of
-            the field.
-        contrast: How much darker a red cell's outline is than its surroundings, share of `bright_level`.
-        edge_width: Width of an outline from dark to bright, cell diameters.
-        unevenness: How much light the darkest place of the glass lacks, 0..1.
-        glass: Share of the field that is as bright as glass, 0..1.
-        cell_diameter_px: The scale, pixels of the field of view.
-        confidence: Median detector score of the red cells, 0 at the bundle's threshold, 1 at most.
-        green: The green channel's share of the red cells' absorbance, 0..1. Eosin and haemoglobin absorb
-            green most. A monochrome camera gives 1/3.
-    """
-
-    bright_level: float
-    clipped: float
-    contrast: float
-    edge_width: float
-    unevenness: float
-    glass: float
-    cell_diameter_px: float
-    confidence: float
+    bright_level: float  # grey level of the glass, 0..255, before `preprocess.balance`
+    clipped: float  # share of the red cells' middles (without any: of the field) that is all white, 0..1
+    contrast: float  # how much darker a red cell's outline is than its surroundings, share of `bright_level`
+    edge_width: float  # width of an outline from dark to bright, cell diameters
+    unevenness: float  # how much light the darkest place of the glass lacks, 0..1
+    glass: float  # share of the field that is as bright as glass, 0..1
+    cell_diameter_px: float  # the scale, pixels of the field of view
+    confidence: float  # median detector score of the red cells, 0 at the bundle's threshold, 1 at most
+    # Share of green in the red cells' absorbance, 0..1. Eosin and haemoglobin absorb green most. A monochrome
+    # camera gives 1/3.
     green: float
 
 
 def measure(
-    view: preprocess.View,
-    cells: Cells,
-    cell_diameter_px: float,
-    *,
-    model_diameter_px: float,
-    min_score: float,
+    view: preprocess.View, cells: Cells, cell_diameter_px: float, *, model_px: float, min_score: float
 ) -> Features:
-    """Measures a field of view.
+    """Measures a field of view, by its view and the cells that were found.
 
-    Args:
-        view: What the networks were shown of the field.
-        cells: What was found in it, pixels of the field.
-        cell_diameter_px: The scale it was found at, pixels of the field. NaN when there is none.
-        model_diameter_px: The bundle's `cell_diameter_px`.
-        min_score: The bundle's threshold of red cells.
+    `cell_diameter_px` is the scale they were found at, pixels of the field, NaN when there is none. The
+    bundle says `model_px` (its `cell_diameter_px`) and `min_score` (its threshold of red cells).
     """
     height, width = view.plain.shape[:2]
     diameter = view.shown_px(cell_diameter_px)
-    if math.isnan(cell_diameter_px):
-        factor = min(1.0, _UNSCALED_SIDE_PX / min(height, width))
-    else:
-        factor = min(1.0, model_diameter_px / diameter)  # enlarging shows nothing more
+    is_scaled = not math.isnan(cell_diameter_px)
+    # Enlarging shows nothing more.
+    factor = min(1.0, model_px / diameter if is_scaled else _UNSCALED_SIDE_PX / min(height, width))
     # Averaging all three channels takes as long as everything else here, and colour does not need it.
     grey = preprocess.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
     found = cells.detections
@@ -168,7 +139,7 @@ def measure(
     red = found.class_id == CellClass.RBC
     bright = _bright_level(grey)
     contrast, edge_width = _outlines(grey, boxes[red], bright)
-    block_px = _BLOCK * model_diameter_px if math.isnan(cell_diameter_px) else _BLOCK * diameter * factor
+    block_px = _BLOCK * (diameter * factor if is_scaled else model_px)
     unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
     confidence = (median(score) - min_score) / (1 - min_score) if len(score) else math.nan
@@ -180,8 +151,6 @@ def measure(
 
 def flags(features: Features) -> tuple[str, ...]:
     """Returns the flags that a field's features raise, sorted.
-
-    A feature that could not be measured raises none.
 
     >>> fine = Features(210, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
     >>> flags(fine)
@@ -281,18 +250,14 @@ def _terms(rows: int, columns: int) -> Float32:
 
 
 def _colour(image: UInt8, boxes: Float32) -> tuple[float, float]:
-    """Returns how much of the red cells is clipped, and green's share of their absorbance.
-
-    Points are enough, because colour is smooth.
-    """
+    """Returns how much of the red cells is clipped, and green's share of their absorbance, from points."""
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COLOUR_PIXELS))
     some = image[::step, ::step].reshape(-1, 3)
     if len(boxes) == 0:
         return float((some.min(axis=1) >= _SATURATED).mean()), math.nan
     centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * _CORE
     place = np.floor(centre[:, None] + half[:, None] * _POINTS).astype(np.int64)  # (N, P, 2)
-    x = np.clip(place[..., 0], 0, image.shape[1] - 1)
-    y = np.clip(place[..., 1], 0, image.shape[0] - 1)
+    x, y = (np.clip(place[..., i], 0, image.shape[1 - i] - 1) for i in (0, 1))
     seen = image[y, x]  # (N, P, 3)
     clipped = float((seen.min(axis=2) >= _SATURATED).mean())
     glass = np.array(preprocess.percentile(some[:, None], 100 * _BRIGHT_SHARE))

@@ -19,19 +19,11 @@ from rbc_edge.vision.detector import Detector
 from rbc_edge.vision.statistics import median
 
 _STEP: Final = 1.5
-
-GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(10))
-"""Diameters that are tried, pixels of the field: 10 to 384."""
-
-AGREES: Final = 1.25
-"""A field has a scale of its own where its cells differ from its slide's scale by more than this factor."""
-
-BLIND: Final = 1.8
-"""Beyond this factor the detector finds few cells or none, and these cannot contradict the scale."""
-
+GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(10))  # of the field: 10 to 384
+AGREES: Final = 1.25  # a field has its own scale where its cells differ from the slide's by a larger factor
+BLIND: Final = 1.8  # beyond this factor the detector finds few cells, and these cannot contradict the scale
 _MIN_CELLS: Final = 5
-# Sides of the windows that are tried, in guessed cells: bounds the cost of small guesses.
-_GUESS_CELLS: Final = 9
+_GUESS_CELLS: Final = 9  # side of the window that is tried, in guessed cells: bounds the cost
 _WINDOW_CELLS: Final = 14
 _BORDER: Final = 0.03  # of a cell: a box this near to the border counts as cut by it
 _FAR: Final = 2.25  # the square of `_STEP`: one guess covers a step to either side
@@ -43,8 +35,7 @@ _CONVERGED: Final = 1.02
 def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tuple[float, int]:
     """Measures the red cells that the border of a field does not cut.
 
-    Returns:
-        Median of the geometric mean sides of their boxes, pixels (NaN without any), and their number.
+    Returns the median of the geometric mean sides of their boxes, pixels (NaN without any), and their number.
     """
     xyxy = found.xyxy[found.class_id == CellClass.RBC]
     sides = np.sqrt(np.clip(np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1), 0, None))
@@ -58,8 +49,7 @@ def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tu
 def estimate_field(image: UInt8, detector: Detector) -> tuple[float, int]:
     """Estimates the red-cell diameter of one field, uint8 (H, W, 3) RGB, balanced.
 
-    Returns:
-        Diameter, pixels of the field (NaN when no guess finds red cells), and the number of cells measured.
+    Returns it in pixels of the field (NaN when no guess finds red cells), and the number of cells measured.
     """
     return _searched(image, detector, GUESSES_PX)
 
@@ -70,10 +60,8 @@ def look_elsewhere(
     """Tries whether a field with few cells shows more of them at a very different scale.
 
     The guesses are coarser than those of `estimate_field` and take half the time. A guess must explain more
-    than what was `found` at the field's scale, `cell_diameter_px` (pixels of the field).
-
-    Returns:
-        As `estimate_field`. NaN and 0 when no other scale explains more.
+    than what was `found` at the field's scale, `cell_diameter_px` (pixels of the field). Returns as
+    `estimate_field`: NaN and 0 when no other scale explains more.
     """
     far = [cell_diameter_px * _FAR**k for k in range(-6, 7) if k]
     guesses = [g for g in far if GUESSES_PX[0] / AGREES < g < GUESSES_PX[-1] * AGREES]
@@ -101,40 +89,38 @@ def _refined(image: UInt8, detector: Detector, best: float) -> tuple[float, int]
         measured, n = measured_diameter_px(detector.detect(window, best), window.shape[1], window.shape[0])
         if n == 0:
             break
-        count = n
-        has_converged = max(measured / best, best / measured) < _CONVERGED
-        best = measured
-        if has_converged:
+        change, best, count = _ratio(measured, best), measured, n
+        if change < _CONVERGED:
             break
     return best, count
 
 
-def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int = 1) -> Scale:
-    """Estimates the red-cell diameter of a slide from some of its fields.
+def _ratio(a: float, b: float) -> float:
+    """Returns how many times the larger one is as large as the other."""
+    return max(a / b, b / a)
 
-    Args:
-        images: Fields, each uint8 (H, W, 3) RGB, as they were decoded. May be empty.
-        detector: The detector to measure with.
-        threads: Fields analyzed at the same time. Large fields one by one.
+
+def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int = 1) -> Scale:
+    """Estimates the red-cell diameter of a slide from some of its fields, each uint8 (H, W, 3) RGB.
+
+    `threads` fields are analyzed at the same time, large fields one by one.
 
     Returns:
         The median over cells of the fields' estimates, with source ``estimated-slide``. NaN and ``none``
         when no field shows red cells.
     """
 
-    def look(image: UInt8) -> tuple[float, int]:
-        return estimate_field(preprocess.balance(image), detector)
-
-    def look_near(image: UInt8) -> tuple[float, int]:
-        return _refined(preprocess.balance(image), detector, near)
+    def measured(image: UInt8, near: float = math.nan) -> tuple[float, int]:
+        balanced = preprocess.balance(image)
+        return estimate_field(balanced, detector) if math.isnan(near) else _refined(balanced, detector, near)
 
     is_large = any(image.shape[0] * image.shape[1] >= image_file.LARGE_PIXELS for image in images)
     with ThreadPoolExecutor(1 if is_large else threads) as pool:
         first = sorted({0, len(images) // 2, len(images) - 1}) if images else []
-        estimates = list(pool.map(lambda i: look(images[i]), first))
+        estimates = list(pool.map(lambda i: measured(images[i]), first))
         near = _agreed([d for d, n in estimates if n >= _MIN_CELLS])
         rest = [image for i, image in enumerate(images) if i not in first]
-        estimates += pool.map(look if math.isnan(near) else look_near, rest)
+        estimates += pool.map(lambda image: measured(image, near), rest)
     usable = sorted((d, n) for d, n in estimates if n > 0)
     # Fields with few cells say little. They are used only when there is nothing better.
     usable = [e for e in usable if e[1] >= _MIN_CELLS] or usable
@@ -154,26 +140,18 @@ def _agreed(estimates_px: Sequence[float]) -> float:
     return sorted(estimates_px)[len(estimates_px) // 2]
 
 
-def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool:
-    """Tells whether a field's own cells contradict the scale they were found at (pixels of the field).
+def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool | None:
+    """Tells whether the median size of a field's cells contradicts the scale they were found at.
 
-    They do when enough whole cells are found and their median differs by more than `AGREES`.
+    None: too few whole cells are found to judge. The field is sparse, or the scale is far from the truth.
     """
     measured, n = measured_diameter_px(found, width_px, height_px)
-    return n >= _MIN_CELLS and max(measured / cell_diameter_px, cell_diameter_px / measured) > AGREES
-
-
-def sees_little(found: Detections, width_px: int, height_px: int) -> bool:
-    """Tells whether too few whole red cells are found to judge the scale.
-
-    It is so in a sparse field, and where the scale is far from the truth.
-    """
-    return measured_diameter_px(found, width_px, height_px)[1] < _MIN_CELLS
+    return None if n < _MIN_CELLS else _ratio(measured, cell_diameter_px) > AGREES
 
 
 def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
     """Tells whether a scale hides a field's cells, by the field's own estimate from `n_cells` cells."""
-    return n_cells >= _MIN_CELLS and max(own_px / cell_diameter_px, cell_diameter_px / own_px) > BLIND
+    return n_cells >= _MIN_CELLS and _ratio(own_px, cell_diameter_px) > BLIND
 
 
 def _window(image: UInt8, guess: float, n_cells: float) -> UInt8:
@@ -188,8 +166,6 @@ def _evidence(found: Detections, guess: float, window: UInt8) -> float:
     """Returns the window's share under red cells, weighted by score and by agreement in size."""
     rbc = found.class_id == CellClass.RBC
     xyxy, score = found.xyxy[rbc], found.score[rbc]
-    if len(xyxy) == 0:
-        return 0.0
     area = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
     ratio = np.log(np.sqrt(np.maximum(area, 1e-6)) / guess)
     agreement = np.exp(-0.5 * (ratio / math.log(1.4)) ** 2)

@@ -21,21 +21,13 @@ _SCORE_ERROR: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """The cells of the bundle's test field, on this machine and at the export.
+    """The cells of the bundle's test field, on this machine and at the export."""
 
-    Attributes:
-        n_expected: Cells that the export found.
-        n_found: Cells that this machine finds.
-        n_unmatched: Clear cells (score well over the threshold) that only one of them finds.
-        box_error_px: Largest difference of a matched box, pixels of the field.
-        score_error: Largest difference of a matched detector or overlap score.
-    """
-
-    n_expected: int
-    n_found: int
-    n_unmatched: int
-    box_error_px: float
-    score_error: float
+    n_expected: int  # cells that the export found
+    n_found: int  # cells that this machine finds
+    n_unmatched: int  # clear cells (score well over the threshold) that only one of them finds
+    box_error_px: float  # largest difference of a matched box, pixels of the field
+    score_error: float  # largest difference of a matched detector or overlap score
 
 
 def expectation(analyzer: Analyzer, field: FieldOfView, cell_diameter_px: float) -> dict[str, object]:
@@ -54,10 +46,6 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
     """Counts the bundle's test field and compares the cells with those that the export found.
 
     8-bit kernels differ between processors: cells near the threshold may come or go, clear cells may not.
-
-    Args:
-        bundle: The bundle.
-        threads: See `Analyzer`.
 
     Raises:
         BundleError: This machine finds other cells than the export.
@@ -78,9 +66,8 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
             raise ValueError("unknown class")
         field = image_file.load_field(bundle.path / TEST_INPUT, "bundle", "test")
     except (OSError, ValueError, KeyError, TypeError, ImageError) as error:
-        raise BundleError(
-            f"{place}: the bundle's test is broken: {error}", "export the bundle again"
-        ) from error
+        message = f"{place}: the bundle's test is broken: {error}"
+        raise BundleError(message, "export the bundle again") from error
     cells = Analyzer(bundle, threads=threads).analyze(field, Scale(diameter, ScaleSource.CELL_DIAMETER)).cells
     found = cells.detections
     least = np.array(bundle.manifest.score_threshold, np.float32)
@@ -92,17 +79,15 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
         if same.any():
             ours = np.append(ours, np.where(same, distance, np.inf).argmin())
             theirs = np.append(theirs, i)
-    is_new, is_missing = np.ones(len(found), np.bool_), np.ones(len(wanted), np.bool_)
-    is_new[ours], is_missing[theirs] = False, False
-    is_new &= found.score > least[found.class_id] + _CLEAR
-    is_missing &= wanted.score > least[wanted.class_id] + _CLEAR
+    n_unmatched = 0
+    for each, matched in ((found, ours), (wanted, theirs)):
+        is_clear = each.score > least[each.class_id] + _CLEAR
+        n_unmatched += int(np.count_nonzero(np.delete(is_clear, matched)))
     box_error = np.abs(found.xyxy[ours] - wanted.xyxy[theirs]).max(initial=0.0)
     score_error = np.abs(found.score[ours] - wanted.score[theirs]).max(initial=0.0)
     overlap_error = np.nan_to_num(np.abs(cells.overlap_score[ours] - wanted_overlap[theirs])).max(initial=0.0)
-    n_unmatched = int(np.count_nonzero(is_new) + np.count_nonzero(is_missing))
-    result = SelfTest(
-        len(wanted), len(found), n_unmatched, float(box_error), float(max(score_error, overlap_error))
-    )
+    errors = float(box_error), float(max(score_error, overlap_error))
+    result = SelfTest(len(wanted), len(found), n_unmatched, *errors)
     if len(wanted) == 0 or result.n_unmatched or overlap_error > _SCORE_ERROR:
         raise BundleError(
             f"{bundle.path}: on its test field this machine sees {result.n_found} cells where the export saw "

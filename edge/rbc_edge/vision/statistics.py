@@ -1,5 +1,6 @@
 """Statistics of a slide's fields of view: the overlap interval, and how many fields to add."""
 
+from bisect import bisect_left
 from math import sqrt
 
 import numpy as np
@@ -48,12 +49,8 @@ def overlap_interval(n_overlapping: Int64, n_rbc: Int64) -> tuple[float, float] 
     One field has no spread, and so have fields where no cell or every cell overlaps. Then `LIKENESS` is used,
     which is a little more than in any source we measured.
 
-    Args:
-        n_overlapping: int64 (F,), overlapping red cells by field.
-        n_rbc: int64 (F,), red cells by field.
-
-    Returns:
-        Low and high end, 0..1. None without red cells.
+    Of int64 (F,), overlapping red cells and red cells by field, it returns the low and the high end, 0..1.
+    None without red cells.
     """
     n = float(n_rbc.sum())
     if n == 0:
@@ -67,14 +64,8 @@ def fields_needed(n_overlapping: Int64, n_rbc: Int64, *, half_width: float = 0.0
     """Computes how many more fields of view narrow a slide's overlap interval to a wanted width.
 
     New fields are assumed to be like the fields that exist. From a few fields the answer is rough.
-
-    Args:
-        n_overlapping: int64 (F,), overlapping red cells by field.
-        n_rbc: int64 (F,), red cells by field.
-        half_width: Half of the wanted 95 % interval: 0.02 for plus or minus two percentage points.
-
-    Returns:
-        How many fields more than F. 0 when there are enough. None without red cells.
+    A `half_width` of 0.02 means plus or minus two percentage points. Returns how many fields more than F: 0
+    when there are enough, None without red cells.
 
     >>> fields_needed(np.array([8, 5, 11, 2]), np.array([20, 20, 20, 20]))
     358
@@ -92,13 +83,10 @@ def fields_needed(n_overlapping: Int64, n_rbc: Int64, *, half_width: float = 0.0
         low, high = _wilson(fraction, _effective_cells(n * total / n_fields, effect, total - 1))
         return high - low <= 2 * half_width
 
-    too_few, many = n_fields, 2 * n_fields
+    many = 2 * n_fields
     while not enough(many):
-        too_few, many = many, 2 * many
-    while many - too_few > 1:
-        middle = (too_few + many) // 2
-        too_few, many = (too_few, middle) if enough(middle) else (middle, many)
-    return many - n_fields
+        many *= 2
+    return bisect_left(range(many), True, lo=many // 2 + 1, key=enough) - n_fields
 
 
 def says_little(interval: tuple[float, float] | None) -> bool:

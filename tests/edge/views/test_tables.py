@@ -13,7 +13,7 @@ from rbc_edge.errors import UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views.tables import CELL_COLUMNS, FIELD_COLUMNS, SLIDE_COLUMNS, Tables
+from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SLIDE_TABLE, Tables
 from rbc_edge.vision.counting import EdgeRule
 
 WHEN = "2025-01-02T03:04:05Z"
@@ -101,7 +101,7 @@ def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
     desk.ok("one", "a", a_result(1, 0))
     desk.write()
     broken, one, both = desk.read("slides.csv")
-    assert tuple(both) == SLIDE_COLUMNS
+    assert tuple(both) == SLIDE_TABLE.names
     low, high = float(both.pop("overlap_low")), float(both.pop("overlap_high"))
     assert 0 < low < 0.35 < high < 1
     assert list(both.values()) == [
@@ -117,7 +117,7 @@ def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
     desk.failed("s", "b")
     desk.write(EdgeRule.INSIDE, cells=True)
     rows = desk.read("cells/s.csv")
-    assert tuple(rows[0]) == CELL_COLUMNS
+    assert tuple(rows[0]) == CELL_TABLE.names
     box = ["1.3", "2.0", "41.0", "42.0", "0.9877"]
     assert [list(row.values()) for row in rows] == [
         ["1", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
@@ -242,9 +242,9 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    assert len(FIELD_COLUMNS) == 22
-    assert len(SLIDE_COLUMNS) == 17
-    assert len(CELL_COLUMNS) == 13
+    assert len(FIELD_TABLE.names) == 22
+    assert len(SLIDE_TABLE.names) == 17
+    assert len(CELL_TABLE.names) == 13
 
 
 def test_the_page_of_the_tables_has_the_columns_of_the_program() -> None:

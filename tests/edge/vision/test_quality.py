@@ -49,7 +49,7 @@ def features(field: DrawnField, change: Change = lambda image: image, *, score: 
     return quality.measure(
         preprocess.view(change(field.image), field.cell_diameter_px), seen(field, score=score),
         field.cell_diameter_px,
-        model_diameter_px=40.0, min_score=0.5,
+        model_px=40.0, min_score=0.5,
     )  # fmt: skip
 
 
@@ -146,9 +146,7 @@ def test_glass_vanishes_where_cells_lie_over_each_other() -> None:
         )
         image = (passed / passed.max() * 235).astype(np.uint8)
         shares.append(
-            quality.measure(
-                preprocess.view(image, 80.0), cells, 80.0, model_diameter_px=40.0, min_score=0.5
-            ).glass
+            quality.measure(preprocess.view(image, 80.0), cells, 80.0, model_px=40.0, min_score=0.5).glass
         )
     assert shares[0] > 0.5
     assert shares[-1] < 0.15
@@ -160,7 +158,7 @@ def test_a_field_without_cells_is_measured_as_far_as_can_be() -> None:
         preprocess.view(np.full((120, 160, 3), 255, np.uint8), math.nan),
         Cells.empty(),
         math.nan,
-        model_diameter_px=40.0,
+        model_px=40.0,
         min_score=0.5,
     )
     assert (white.bright_level, white.clipped) == (255.0, 1.0)
@@ -170,7 +168,7 @@ def test_a_field_without_cells_is_measured_as_far_as_can_be() -> None:
         preprocess.view(np.zeros((120, 160, 3), np.uint8), math.nan),
         Cells.empty(),
         math.nan,
-        model_diameter_px=40.0,
+        model_px=40.0,
         min_score=0.5,
     )
     assert "dark" in quality.flags(black)
@@ -187,7 +185,7 @@ def test_tiny_and_thin_fields_are_no_error(size: tuple[int, int]) -> None:
     )
     for diameter in (3.0, 40.0, 900.0):
         measured = quality.measure(
-            preprocess.view(image, diameter), cells, diameter, model_diameter_px=40.0, min_score=0.5
+            preprocess.view(image, diameter), cells, diameter, model_px=40.0, min_score=0.5
         )
         assert set(quality.flags(measured)) <= set(quality.FLAGS)
 
