@@ -19,7 +19,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Final, TypeVar, get_args
 
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UsageError
 
 ENV_PREFIX: Final = "RBC_EDGE_"
 CELL_DIAMETER_UM: Final = 7.5
@@ -50,41 +50,23 @@ _WITH_BUNDLE: Final = f"{_COUNTING} demo bench report doctor bundle-show bundle-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one setting is explained, checked and given on the command line.
+    """How one setting is explained, checked and given on the command line."""
 
-    Attributes:
-        name: Name of the field of `Settings`: the key of the file.
-        kind: Type of its value.
-        default: Its default.
-        help: What it means, for the command line, the example file and the documentation.
-        more: What the example file says after that.
-        option: Its option and the word for its value, ``--out -o DIR``. A word alone: an argument.
-        on: The commands that take it. ``bundle-show`` is the command ``show`` of the group ``bundle``.
-        without: What happens without it, where there is no default.
-        example: A value in TOML, where there is no default.
-        choices: The words it can be.
-        limits: The smallest and the largest value.
-        zero: What 0 means, where that is not a number like the others.
-        pattern: Regular expression that text must match.
-        rule: The values it can have, in words, where the above does not say it well.
-        heading: Title of the group that begins here, in the example file.
-    """
-
-    name: str
-    kind: type
+    name: str  # of the field of `Settings`: the key of the file
+    kind: type  # of its value
     default: Any
-    help: str
-    more: str = ""
-    option: str = ""
-    on: str = _COUNTING
-    without: str = ""
-    example: str = ""
-    choices: tuple[str, ...] = ()
-    limits: tuple[float, float] | None = None
-    zero: str = ""
-    pattern: str = ""
-    rule: str = ""
-    heading: str = ""
+    help: str  # what it means, for the command line, the example file and the documentation
+    more: str = ""  # what the example file says after that
+    option: str = ""  # its option and the word for its value, ``--out -o DIR``; a word alone: an argument
+    on: str = _COUNTING  # the commands that take it; ``bundle-show`` is `show` of the group `bundle`
+    without: str = ""  # what happens without it, where there is no default
+    example: str = ""  # a value in TOML, where there is no default
+    choices: tuple[str, ...] = ()  # the words it can be
+    limits: tuple[float, float] | None = None  # the smallest and the largest value
+    zero: str = ""  # what 0 means, where that is not a number like the others
+    pattern: str = ""  # regular expression that text must match
+    rule: str = ""  # the values it can have, in words, where the above does not say it well
+    heading: str = ""  # title of the group that begins here, in the example file
 
     @property
     def values(self) -> str:
@@ -318,33 +300,25 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings and where each came from.
-
-    Attributes:
-        settings: The settings in force.
-        source: For each setting ``flag``, a variable, a file and line (``FILE:LINE``), or ``default``.
-        file: The settings file that was read. None: there is none.
-    """
+    """The settings in force, and where each came from."""
 
     settings: Settings
-    source: Mapping[str, str]
-    file: Path | None
+    source: Mapping[str, str]  # of each setting: ``flag``, a variable, ``FILE:LINE``, or ``default``
+    file: Path | None  # the settings file that was read
 
 
 def load(
     flags: Mapping[str, Any], *, file: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Loaded:
-    """Puts the settings together.
+    """Puts the settings together, each from the first place that names it.
+
+    The two ways to give the scale are one setting: a flag for one of them comes before a file that has the
+    other.
 
     Args:
         flags: What the command line gave, by name of the setting. None: not given.
-        file: The file the user named. None: ``RBC_EDGE_CONFIG``, else the user's
-            ``rbc-edge/config.toml`` (XDG), else ``/etc/rbc-edge/config.toml``, else none.
+        file: The file the user named. None: ``RBC_EDGE_CONFIG``, else one of `places`, else none.
         env: The environment. None: the process's.
-
-    Returns:
-        The settings, each from the first place that names it. The two ways to give the scale are one
-        setting: a flag for one of them comes before a file that has the other.
 
     Raises:
         UsageError: A key is unknown, a value is of the wrong type or out of range, the file cannot be
@@ -353,10 +327,7 @@ def load(
     env = os.environ if env is None else env
     path = _file(file, env)
     given = {key: (value, "flag") for key, value in flags.items() if value is not None}
-    layers = [given, _variables(env)]
-    if path is not None:
-        layers.append(_read(path))
-
+    layers = (given, _variables(env), {} if path is None else _read(path))
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
     for layer in layers:
@@ -378,20 +349,10 @@ def load(
     return Loaded(Settings(**values), {name: source.get(name, "default") for name in SETTINGS}, path)
 
 
-def user_file(env: Mapping[str, str]) -> Path:
-    """Returns where the user's own settings file is, or would be."""
+def places(env: Mapping[str, str] = os.environ) -> tuple[Path, Path]:
+    """Returns where settings are looked for when no file is named: the user's (XDG), then the system's."""
     home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
-    return home / "rbc-edge" / "config.toml"
-
-
-def places(env: Mapping[str, str] | None = None) -> tuple[Path, Path]:
-    """Returns where settings are looked for when no file is named: the user's, then the system's.
-
-    Args:
-        env: The environment. None: the process's.
-    """
-    env = os.environ if env is None else env
-    return user_file(env), _SYSTEM_FILE
+    return home / "rbc-edge" / "config.toml", _SYSTEM_FILE
 
 
 _EXAMPLE_HEAD: Final = """\
@@ -409,16 +370,12 @@ _EXAMPLE_HEAD: Final = """\
 
 
 def example(*, source: Path | None = None, out: Path | None = None) -> str:
-    """Returns a settings file that explains every setting, all of them commented out.
-
-    Args:
-        source: The camera's folder, to be set in it. None: left out.
-        out: The output folder, to be set in it. None: left out.
+    """Returns a settings file that explains every setting. Only the folders given here are set in it.
 
     Raises:
         UsageError: A folder's name is not UTF-8, and cannot stand in a TOML file.
     """
-    given = {"source": source, "out": out}
+    folders = {"source": source, "out": out}
     text = _EXAMPLE_HEAD
     for key, setting in SETTINGS.items():
         if setting.heading:
@@ -426,75 +383,30 @@ def example(*, source: Path | None = None, out: Path | None = None) -> str:
         comment = textwrap.wrap(f"{setting.help} {setting.more}", _LINE_LENGTH - 2, break_on_hyphens=False)
         if setting.default is None:
             comment.append(f"(no default{setting.without and f': {setting.without}'})")
-        folder = given.get(key)
-        shown = f"#{key} = {setting.example or json.dumps(setting.default)}"
         text += "\n" + "".join(f"# {line}\n" for line in comment)
-        text += f"{shown if folder is None else f'{key} = {_toml(key, folder)}'}\n"
+        if (folder := folders.get(key)) is None:
+            text += f"#{key} = {setting.example or json.dumps(setting.default)}\n"
+        else:
+            name = str(folder)
+            if name.encode("utf-8", "ignore").decode() != name:
+                raise UsageError(f"--{key} is {name!r}", "a settings file can name UTF-8 folders only")
+            text += f"{key} = {json.dumps(name, ensure_ascii=False)}\n"
     return text
 
 
-def _toml(key: str, folder: Path) -> str:
-    try:
-        os.fspath(folder).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"--{key} is {os.fspath(folder)!r}", "a settings file can name UTF-8 folders only"
-        ) from error
-    return json.dumps(os.fspath(folder), ensure_ascii=False)
-
-
-def write_example(
-    file: Path, *, source: Path | None = None, out: Path | None = None, force: bool = False
-) -> None:
-    """Writes `example` into a file, completely or not at all. Makes the file's folder if it is missing.
-
-    Args:
-        file: The file.
-        source: See `example`.
-        out: See `example`.
-        force: Replace a file that is there.
-
-    Raises:
-        UsageError: The file is there already, or see `example`.
-        UnavailableError: It cannot be written.
-    """
-    text = example(source=source, out=out)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        if not force and os.path.lexists(file):
-            raise UsageError(
-                f"{file}: there are settings already", "edit them, or give --force to replace them"
-            )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(file)
-    except OSError as error:
-        raise UnavailableError(
-            f"{file}: cannot write: {error.strerror or error}", "check permissions, or name another --file"
-        ) from error
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-
-
 def _file(given: Path | None, env: Mapping[str, str]) -> Path | None:
-    if given is None and env.get(f"{ENV_PREFIX}CONFIG"):
-        given = Path(env[f"{ENV_PREFIX}CONFIG"])
-    if given is not None:
-        return given
-    for path in places(env):
-        if os.path.isfile(path):  # noqa: PTH113 -- False, not an error, where we may not look
-            return path
-    return None
+    if named := given or env.get(f"{ENV_PREFIX}CONFIG"):
+        return Path(named)
+    found = (path for path in places(env) if os.path.isfile(path))  # noqa: PTH113 -- False, not an error
+    return next(found, None)
 
 
 def _variables(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for name, text in env.items():
-        if not name.startswith(ENV_PREFIX) or name == f"{ENV_PREFIX}CONFIG":
-            continue
-        key = _known(name.removeprefix(ENV_PREFIX).lower(), f"environment variable {name}", ENV_PREFIX)
-        found[key] = (_from_text(key, text, name), name)
+        if name.startswith(ENV_PREFIX) and name != f"{ENV_PREFIX}CONFIG":
+            key = _known(name.removeprefix(ENV_PREFIX).lower(), f"environment variable {name}", ENV_PREFIX)
+            found[key] = (_from_text(key, text, name), name)
     return found
 
 
@@ -504,10 +416,8 @@ def _from_text(key: str, text: str, where: str) -> object:
     if kind is bool and word in (*_TRUE, *_FALSE):
         return word in _TRUE
     if kind is not bool and word:  # an empty path would be the current folder
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPE_WORDS[kind]}")
 
 
@@ -528,20 +438,18 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         if match := _KEY.match(line):
             lines.setdefault(match[1], number)
     values: dict[str, tuple[Any, str]] = {}
-    for key, value in content.items():
+    for key, given in content.items():
         where = f"{path}:{lines[key]}" if key in lines else str(path)
         kind = SETTINGS[_known(key, where, "")].kind
-        if kind is Path and isinstance(value, str):
-            if not value:
-                raise UsageError(f"{where}: {key} is empty", f"it has to be {_TYPE_WORDS[kind]}")
-            # Relative to the file, wherever the program is started.
-            values[key] = path.parent / value, where
-        elif kind is float and type(value) in (int, float):
-            values[key] = float(value), where
-        elif type(value) is kind:  # not isinstance: true is no number
-            values[key] = value, where
-        else:
-            raise UsageError(f"{where}: {key} is {value!r}", f"it has to be {_TYPE_WORDS[kind]}")
+        value = given
+        if kind is Path and given and isinstance(given, str):
+            value = path.parent / given  # relative to the file, wherever the program is started
+        elif kind is float and type(given) is int:
+            value = float(given)
+        elif type(given) is not kind:  # not isinstance: true is no number
+            shown = "empty" if given == "" else repr(given)
+            raise UsageError(f"{where}: {key} is {shown}", f"it has to be {_TYPE_WORDS[kind]}")
+        values[key] = value, where
     return values
 
 

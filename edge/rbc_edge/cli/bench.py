@@ -1,6 +1,5 @@
 """``rbc-edge bench``: measures, prints, and writes the best settings where that is asked."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -33,6 +32,6 @@ def bench(
     if file is not None:
         best = autotune.settings_of(speeds, chosen)
         settings_file.write_settings(file, best)
-        shown = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best.items())
-        print(one_line(f"{shown} written to {path_text(file)}"), file=sys.stderr)
+        written = f"{settings_file.assignments(best)} written to {path_text(file)}"
+        print(one_line(written), file=sys.stderr)
     return ExitCode.OK
