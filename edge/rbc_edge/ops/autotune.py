@@ -5,14 +5,13 @@ the program and the estimate of the scale (once per slide) are not timed. In eac
 turn, because small computers become hot and slow, and the last setup would be at a disadvantage.
 """
 
-import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import cv2
@@ -20,6 +19,7 @@ import numpy as np
 
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
 from rbc_edge.ops import synthetic
+from rbc_edge.ops.settings_file import assignments
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import SCALE_FIELDS, AnalyzerRecipe
 from rbc_edge.station.session import Clock, CountOptions, count_once
@@ -42,35 +42,21 @@ needs more memory and gives other counts."""
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Settings to measure.
-
-    Attributes:
-        threads: As in the settings.
-        precision: ``int8``, or ``fp32`` where the bundle has such networks.
-    """
+    """Settings to measure."""
 
     threads: int
-    precision: str
+    precision: str  # ``int8``, or ``fp32`` where the bundle has such networks
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast a setup is.
-
-    Attributes:
-        setup: The setup.
-        fields_per_s: Fields of view per second, the median of the rounds.
-        least_fields_per_s: In the slowest round.
-        most_fields_per_s: In the fastest round.
-        cells_per_s: Cells of all kinds per second, the median of the rounds.
-        n_rounds: Rounds that were measured.
-    """
+    """How fast a setup is."""
 
     setup: Setup
-    fields_per_s: float
-    least_fields_per_s: float
-    most_fields_per_s: float
-    cells_per_s: float
+    fields_per_s: float  # fields of view per second, the median of the rounds
+    least_fields_per_s: float  # in the slowest round
+    most_fields_per_s: float  # in the fastest round
+    cells_per_s: float  # cells of all kinds per second, the median of the rounds
     n_rounds: int
 
     @property
@@ -110,7 +96,7 @@ def measure(
     say: Callable[[str], None] = lambda _: None,
     clock: Clock | None = None,
 ) -> list[Speed]:
-    """Times every setup on the images.
+    """Times every setup on the images. Returns a speed for each, in the order of `setups`.
 
     Args:
         bundle: The bundle to count with.
@@ -119,9 +105,6 @@ def measure(
         n_cores: Cores to use. None: those that this process may use.
         say: Called with a line for each step.
         clock: Replaced by tests.
-
-    Returns:
-        A speed for each setup, in the order of `setups`.
 
     Raises:
         UsageError: There are no images, or some cannot be counted.
@@ -174,7 +157,7 @@ def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
     return Scale(found.cell_diameter_px, ScaleSource.CELL_DIAMETER)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Turns:
     """Counts images with one setup after another, each time into a new output folder."""
 
@@ -182,12 +165,10 @@ class _Turns:
     base: Path
     scale: Scale | None
     now_s: Callable[[], float]
-    n_done: int = 0
 
     def count(self, setup: Setup, paths: Sequence[Path]) -> tuple[float, int]:
         """Returns the time of a turn, seconds, and the number of cells of all kinds."""
-        self.n_done += 1
-        out = self.base / f"out-{self.n_done}"
+        out = Path(tempfile.mkdtemp(dir=self.base))
         # A new one for each turn: all setups at once do not fit into the memory of a small computer.
         analyzer = Analyzer(self.bundle, threads=setup.threads, precision=setup.precision)
         recipe = AnalyzerRecipe(self.bundle.bundle_id, lambda: analyzer)
@@ -210,8 +191,7 @@ def _rounds(
     # The first turn warms up, and shows how many fields make a turn long enough.
     took_s, _ = turns.count(tried[0], paths[:_MIN_FIELDS])
     chosen = paths[: max(_MIN_FIELDS, int(_TURN_S * len(paths[:_MIN_FIELDS]) / max(took_s, 1e-3)))]
-    fields: dict[Setup, list[float]] = {setup: [] for setup in tried}
-    cells: dict[Setup, list[float]] = {setup: [] for setup in tried}
+    rates: dict[Setup, list[tuple[float, float]]] = {setup: [] for setup in tried}  # fields, cells a second
     round_s = 0.0
     for i in range(_MAX_ROUNDS):
         if i and turns.now_s() + round_s > end_s:
@@ -220,13 +200,12 @@ def _rounds(
         began_s = turns.now_s()
         for setup in tried:
             took_s, n_cells = turns.count(setup, chosen)
-            fields[setup].append(len(chosen) / max(took_s, 1e-9))
-            cells[setup].append(n_cells / max(took_s, 1e-9))
+            rates[setup].append((len(chosen) / max(took_s, 1e-9), n_cells / max(took_s, 1e-9)))
         round_s = turns.now_s() - began_s
-    median = statistics.median
+    by_setup = ((setup, *zip(*turns_of, strict=True)) for setup, turns_of in rates.items())
     return [
-        Speed(setup, median(rates), min(rates), max(rates), median(cells[setup]), len(rates))
-        for setup, rates in fields.items()
+        Speed(setup, median(fields), min(fields), max(fields), median(cells), len(fields))
+        for setup, fields, cells in by_setup
     ]
 
 
@@ -257,7 +236,7 @@ def as_lines(speeds: Sequence[Speed], chosen: Speed) -> list[str]:
             f"{s.setup.threads:7}  {s.setup.precision:7}  {s.fields_per_s:8.1f}  {spread:>11}"
             f"  {s.cells_per_s:7.0f}  {s.ms_per_field:10.1f}"
         )
-    keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings_of(speeds, chosen).items())
+    keys = assignments(settings_of(speeds, chosen))
     gain = f"more threads or fp32 have to be {100 * (_MIN_GAIN - 1):.0f} % faster"
     return [*lines, f"best: {keys} ({chosen.fields_per_s:.1f} fields a second; {gain})"]
 

@@ -15,55 +15,33 @@ _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computer:
-    """What the system knows of the computer. None: unknown.
+    """What the system knows of the computer. None: unknown."""
 
-    Attributes:
-        machine: Architecture, e.g. ``x86_64``, ``aarch64``.
-        model: Name of the processor or the board. May be empty.
-        flags: Names of the processor's extensions, as Linux calls them.
-        n_cores: Cores of the computer.
-        n_usable: Cores that this process may use (affinity).
-        quota_cores: Limit of a control group, in cores.
-        available_bytes: Memory that is free without swapping.
-        memory_bytes: Memory of the computer.
-        memory_limit_bytes: Limit of a control group for the memory of this process.
-        accounts_memory: Whether control groups can limit memory at all.
-        max_watches: Number of folders that the system watches for one user (inotify).
-        is_synchronised: Whether a time server sets the clock.
-    """
-
-    machine: str
-    model: str
-    flags: frozenset[str]
+    machine: str  # architecture, e.g. ``x86_64``, ``aarch64``
+    model: str  # name of the processor or the board; may be empty
+    flags: frozenset[str]  # names of the processor's extensions, as Linux calls them
     n_cores: int
-    n_usable: int
-    quota_cores: float | None
-    available_bytes: int | None
-    memory_bytes: int | None
-    memory_limit_bytes: int | None
-    accounts_memory: bool | None
-    max_watches: int | None
-    is_synchronised: bool | None
+    n_usable: int  # cores that this process may use (affinity)
+    quota_cores: float | None  # limit of a control group, in cores
+    available_bytes: int | None  # memory that is free without swapping
+    memory_bytes: int | None  # memory of the computer
+    memory_limit_bytes: int | None  # limit of a control group for the memory of this process
+    accounts_memory: bool | None  # whether control groups can limit memory at all
+    max_watches: int | None  # number of folders that the system watches for one user (inotify)
+    is_synchronised: bool | None  # whether a time server sets the clock
 
     @classmethod
     def here(cls, root: Path = Path("/")) -> Self:
-        """Reads it from Linux: proc(5), cgroups(7), inotify(7), adjtimex(2).
-
-        Args:
-            root: Folder that holds ``proc`` and ``sys``. Replaced by tests.
-        """
-        processor = _read(root / "proc/cpuinfo")
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", processor, re.M)
-        model = re.search(r"^Model\s*:\s*(.+)$", processor, re.M) or re.search(
-            r"^model name\s*:\s*(.+)$", processor, re.M
-        )
+        """Reads it from Linux: proc(5), cgroups(7), inotify(7), adjtimex(2). Tests replace the `root`."""
+        # The words of x86, and those of ARM.
+        processor = dict(re.findall(r"^(\w[\w ]*?)\s*:[ \t]*(.*)$", _read(root / "proc/cpuinfo"), re.M))
         memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M))
         controllers = _read(root / "sys/fs/cgroup/cgroup.controllers").split()
         n_cores = os.cpu_count() or 1
         return cls(
             machine=platform.machine(),
-            model=model[1].strip() if model else "",
-            flags=frozenset(flags[1].split() if flags else ()),
+            model=(processor.get("Model") or processor.get("model name", "")).strip(),
+            flags=frozenset((processor.get("flags") or processor.get("Features", "")).split()),
             n_cores=n_cores,
             n_usable=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores,
             quota_cores=min(_quotas(root), default=None),
@@ -111,12 +89,8 @@ def _control_groups(root: Path) -> Iterator[Path]:
     own = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.M)
     if own is None:
         return
-    top = root / "sys/fs/cgroup"
-    folder = top / own[1].strip("/")
-    yield folder
-    while folder != top:
-        folder = folder.parent
-        yield folder
+    folder = Path(own[1].strip("/"))
+    yield from (root / "sys/fs/cgroup" / name for name in dict.fromkeys((folder, *folder.parents)))
 
 
 def _quotas(root: Path) -> Iterator[float]:

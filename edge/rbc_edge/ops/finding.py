@@ -19,23 +19,14 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        what: What was checked, in a word. Stable.
-        level: How bad it is.
-        text: What was found.
-        advice: What to do about it. Empty where nothing is to be done.
-        exit_code: Exit code of the process when this check failed.
-        private: Names and paths in text and advice that must not leave the station.
-    """
-
-    what: str
+    what: str  # was checked, in a word; stable
     level: Level
-    text: str
-    advice: str = ""
-    exit_code: ExitCode = ExitCode.OK
-    private: tuple[str, ...] = ()
+    text: str  # what was found
+    advice: str = ""  # what to do about it; empty where nothing is to be done
+    exit_code: ExitCode = ExitCode.OK  # of the process when this check failed
+    private: tuple[str, ...] = ()  # names and paths in text and advice that must not leave the station
 
     def hiding(self, *private: str) -> Self:
         """Returns the same finding with more private names."""
@@ -64,17 +55,11 @@ def failed_by(what: str, error: RbcEdgeError) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings.
-
-    Attributes:
-        findings: In the order of the checks.
-        loaded: The settings in force. None when they are wrong.
-        out: The output folder. None when none is given.
-    """
+    """All findings, in the order of the checks."""
 
     findings: tuple[Finding, ...]
-    loaded: Loaded | None = None
-    out: Path | None = None
+    loaded: Loaded | None = None  # the settings in force; None when they are wrong
+    out: Path | None = None  # the output folder; None when none is given
 
     @property
     def exit_code(self) -> ExitCode:
@@ -86,17 +71,16 @@ class Diagnosis:
         """Returns a line for each finding, its advice below it, and a summary at the end."""
         width = max((len(f.what) for f in self.findings), default=0)
         lines = []
-        for finding in self.findings:
-            lines.append(f"{finding.level:8} {finding.what:{width}}  {finding.text}")
-            if finding.advice:
-                lines.append(f"{'':8} {'':{width}}  -> {finding.advice}")
+        for f in self.findings:
+            lines.append(f"{f.level:8} {f.what:{width}}  {f.text}")
+            if f.advice:
+                lines.append(f"{'':8} {'':{width}}  -> {f.advice}")
         n = {level: sum(f.level is level for f in self.findings) for level in Level}
         lines.append(f"{n[Level.FAILED]} failed, {n[Level.WARNING]} warnings, {n[Level.OK]} ok")
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes."""
-        findings = [
-            {"what": f.what, "level": str(f.level), "text": f.text, "advice": f.advice} for f in self.findings
-        ]
+        names = ("what", "level", "text", "advice")
+        findings = [{name: str(getattr(f, name)) for name in names} for f in self.findings]
         return {"exit_code": int(self.exit_code), "findings": findings}
