@@ -33,7 +33,7 @@ class Computer:
     @classmethod
     def here(cls, root: Path = Path("/")) -> Self:
         """Reads it from Linux: proc(5), cgroups(7), inotify(7), adjtimex(2). Tests replace the `root`."""
-        # The words of x86, and those of ARM.
+        # flags and model name: x86. Features and Model: ARM.
         processor = dict(re.findall(r"^(\w[\w ]*?)\s*:[ \t]*(.*)$", _read(root / "proc/cpuinfo"), re.M))
         memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M))
         controllers = _read(root / "sys/fs/cgroup/cgroup.controllers").split()
