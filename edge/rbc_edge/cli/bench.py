@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rbc_edge.cli.console import log_to_stderr, print_json
 from rbc_edge.cli.options import Given
+from rbc_edge.config import places
 from rbc_edge.errors import ExitCode, UsageError
 from rbc_edge.ops import autotune, settings_file
 from rbc_edge.text import one_line, path_text
@@ -19,7 +20,7 @@ def bench(
     if apply and write_config is not None:
         raise UsageError("--apply and --write-config are two ways to name the file", "give one of them")
     log_to_stderr()
-    file = settings_file.in_force(loaded) if apply else write_config
+    file = (loaded.file or places()[0]) if apply else write_config
     if file is not None:
         settings_file.check_writable(file)
     bundle = Bundle.open(loaded.settings.bundle)

@@ -79,13 +79,9 @@ class _ServiceLine(logging.Formatter):
 def log_to_stderr(
     *, verbose: bool = False, quiet: bool = False, bar: Bar | None = None, service: bool = False
 ) -> None:
-    """Sends the log of the program to standard error.
+    """Sends the log of the program to standard error, above the bar.
 
-    Args:
-        verbose: Every message.
-        quiet: Errors only.
-        bar: Messages go above this bar.
-        service: Messages as a service prints them, from INFO on. Otherwise from WARNING on.
+    From WARNING on, a service from INFO on. `verbose`: every message. `quiet`: errors only.
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)

@@ -10,14 +10,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, Self
 
-import cv2
 import numpy as np
 
-from rbc_edge.errors import ImageError, UnavailableError, UsageError
+from rbc_edge.errors import ImageError, UsageError, unavailable
 from rbc_edge.ops import synthetic
 from rbc_edge.ops.settings_file import assignments
 from rbc_edge.station.inbox import scan
@@ -40,6 +40,9 @@ _MIN_GAIN: Final = 1.03
 needs more memory and gives other counts."""
 
 
+_Now = Callable[[], float]  # seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """Settings to measure."""
@@ -59,6 +62,13 @@ class Speed:
     cells_per_s: float  # cells of all kinds per second, the median of the rounds
     n_rounds: int
 
+    @classmethod
+    def of(cls, setup: Setup, n_fields: int, turns: Sequence[tuple[float, int]]) -> Self:
+        """Returns the speed from the time, seconds, and the number of cells of each turn."""
+        fields = [n_fields / took_s for took_s, _ in turns]
+        cells = median(n_cells / took_s for took_s, n_cells in turns)
+        return cls(setup, median(fields), min(fields), max(fields), cells, len(turns))
+
     @property
     def ms_per_field(self) -> float:
         """Time for one field, milliseconds."""
@@ -75,8 +85,7 @@ def draw(folder: Path, n: int = N_DRAWN) -> None:
     # As crowded as those: an almost empty field is also searched at five other scales, which takes longer.
     fields = synthetic.draw_slide(np.random.default_rng(0), n, cell_diameter_px=100.0, crowding=0.35)
     for i, field in enumerate(fields):
-        _, data = cv2.imencode(".jpg", field.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        (folder / f"field-{i:02}.jpg").write_bytes(data.tobytes())
+        (folder / f"field-{i:02}.jpg").write_bytes(field.encoded(".jpg"))
 
 
 def setups(bundle: Bundle, n_cores: int) -> list[Setup]:
@@ -113,23 +122,20 @@ def measure(
     """
     now_s = (clock or Clock()).monotonic_s
     tried = setups(bundle, n_cores or len(os.sched_getaffinity(0)))
-    try:
-        with tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
-            base = Path(name)
-            if images is None:
-                say(f"drawing {N_DRAWN} fields of view")
-                images = base / "drawn"
-                images.mkdir()
-                draw(images)
-            paths = _linked(images, base / "fields")
-            end_s = now_s() + budget_s
-            turns = _Turns(bundle, base, _scale(bundle, paths), now_s)
-            return _rounds(turns, tried, paths, end_s=end_s, say=say)
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot use the folder for temporary files: {error.strerror or error}",
-            "set TMPDIR to a folder with space for a few megabytes",
-        ) from error
+    failed = unavailable(
+        "cannot use the folder for temporary files", "set TMPDIR to a folder with space for a few megabytes"
+    )
+    with failed, tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
+        base = Path(name)
+        if images is None:
+            say(f"drawing {N_DRAWN} fields of view")
+            images = base / "drawn"
+            images.mkdir()
+            draw(images)
+        paths = _linked(images, base / "fields")
+        end_s = now_s() + budget_s
+        turn = partial(_turn, bundle, base, _scale(bundle, paths), now_s)
+        return _rounds(turn, tried, paths, now_s=now_s, end_s=end_s, say=say)
 
 
 def _linked(images: Path, folder: Path) -> list[Path]:
@@ -157,56 +163,48 @@ def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
     return Scale(found.cell_diameter_px, ScaleSource.CELL_DIAMETER)
 
 
-@dataclass(frozen=True, slots=True)
-class _Turns:
-    """Counts images with one setup after another, each time into a new output folder."""
-
-    bundle: Bundle
-    base: Path
-    scale: Scale | None
-    now_s: Callable[[], float]
-
-    def count(self, setup: Setup, paths: Sequence[Path]) -> tuple[float, int]:
-        """Returns the time of a turn, seconds, and the number of cells of all kinds."""
-        out = Path(tempfile.mkdtemp(dir=self.base))
-        # A new one for each turn: all setups at once do not fit into the memory of a small computer.
-        analyzer = Analyzer(self.bundle, threads=setup.threads, precision=setup.precision)
-        recipe = AnalyzerRecipe(self.bundle.bundle_id, lambda: analyzer)
-        started_s = self.now_s()
-        summary = count_once(paths, CountOptions(out, recipe, scale=self.scale, workers=setup.threads))
-        took_s = self.now_s() - started_s
-        if summary.n_failed:
-            raise UsageError(
-                f"{summary.n_failed} of {len(paths)} images cannot be counted",
-                "`rbc-edge run` names them; give other images",
-            )
-        counts = [slide.counts for slide in summary.slides if slide.counts is not None]
-        return took_s, sum(c.n_rbc + c.n_wbc + c.n_platelets for c in counts)
+def _turn(
+    bundle: Bundle, base: Path, scale: Scale | None, now_s: _Now, setup: Setup, paths: Sequence[Path]
+) -> tuple[float, int]:
+    """Counts images into a new output folder. Returns the time, seconds, and the number of cells."""
+    out = Path(tempfile.mkdtemp(dir=base))
+    # A new one for each turn: all setups at once do not fit into the memory of a small computer.
+    analyzer = Analyzer(bundle, threads=setup.threads, precision=setup.precision)
+    recipe = AnalyzerRecipe(bundle.bundle_id, lambda: analyzer)
+    started_s = now_s()
+    summary = count_once(paths, CountOptions(out, recipe, scale=scale, workers=setup.threads))
+    took_s = now_s() - started_s
+    if summary.n_failed:
+        text = f"{summary.n_failed} of {len(paths)} images cannot be counted"
+        raise UsageError(text, "`rbc-edge run` names them; give other images")
+    counts = [slide.counts for slide in summary.slides if slide.counts is not None]
+    return max(took_s, 1e-9), sum(c.n_rbc + c.n_wbc + c.n_platelets for c in counts)
 
 
 def _rounds(
-    turns: _Turns, tried: Sequence[Setup], paths: Sequence[Path], *, end_s: float, say: Callable[[str], None]
+    turn: Callable[[Setup, Sequence[Path]], tuple[float, int]],
+    tried: Sequence[Setup],
+    paths: Sequence[Path],
+    *,
+    now_s: _Now,
+    end_s: float,
+    say: Callable[[str], None],
 ) -> list[Speed]:
     """Gives every setup a turn in each round, as long as there is time for another round."""
     # The first turn warms up, and shows how many fields make a turn long enough.
-    took_s, _ = turns.count(tried[0], paths[:_MIN_FIELDS])
+    took_s, _ = turn(tried[0], paths[:_MIN_FIELDS])
     chosen = paths[: max(_MIN_FIELDS, int(_TURN_S * len(paths[:_MIN_FIELDS]) / max(took_s, 1e-3)))]
-    rates: dict[Setup, list[tuple[float, float]]] = {setup: [] for setup in tried}  # fields, cells a second
+    measured: dict[Setup, list[tuple[float, int]]] = {setup: [] for setup in tried}
     round_s = 0.0
     for i in range(_MAX_ROUNDS):
-        if i and turns.now_s() + round_s > end_s:
+        if i and now_s() + round_s > end_s:
             break
         say(f"round {i + 1}: {len(chosen)} fields of view, {len(tried)} setups")
-        began_s = turns.now_s()
+        began_s = now_s()
         for setup in tried:
-            took_s, n_cells = turns.count(setup, chosen)
-            rates[setup].append((len(chosen) / max(took_s, 1e-9), n_cells / max(took_s, 1e-9)))
-        round_s = turns.now_s() - began_s
-    by_setup = ((setup, *zip(*turns_of, strict=True)) for setup, turns_of in rates.items())
-    return [
-        Speed(setup, median(fields), min(fields), max(fields), median(cells), len(fields))
-        for setup, fields, cells in by_setup
-    ]
+            measured[setup].append(turn(setup, chosen))
+        round_s = now_s() - began_s
+    return [Speed.of(setup, len(chosen), turns) for setup, turns in measured.items()]
 
 
 def best(speeds: Sequence[Speed]) -> Speed:

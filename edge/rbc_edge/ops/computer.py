@@ -35,7 +35,8 @@ class Computer:
         """Reads it from Linux: proc(5), cgroups(7), inotify(7), adjtimex(2). Tests replace the `root`."""
         # flags and model name: x86. Features and Model: ARM.
         processor = dict(re.findall(r"^(\w[\w ]*?)\s*:[ \t]*(.*)$", _read(root / "proc/cpuinfo"), re.M))
-        memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M))
+        sizes = re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M)
+        memory = {name: int(kilobytes) * 1024 for name, kilobytes in sizes}
         controllers = _read(root / "sys/fs/cgroup/cgroup.controllers").split()
         n_cores = os.cpu_count() or 1
         return cls(
@@ -45,8 +46,8 @@ class Computer:
             n_cores=n_cores,
             n_usable=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores,
             quota_cores=min(_quotas(root), default=None),
-            available_bytes=_bytes_of(memory.get("MemAvailable")),
-            memory_bytes=_bytes_of(memory.get("MemTotal")),
+            available_bytes=memory.get("MemAvailable"),
+            memory_bytes=memory.get("MemTotal"),
             memory_limit_bytes=min(_memory_limits(root), default=None),
             accounts_memory="memory" in controllers if controllers else None,
             max_watches=_whole_number(_read(root / "proc/sys/fs/inotify/max_user_watches")),
@@ -78,10 +79,6 @@ def _read(file: Path) -> str:
 
 def _whole_number(text: str) -> int | None:
     return int(text) if text.strip().isdecimal() else None
-
-
-def _bytes_of(kilobytes: str | None) -> int | None:
-    return None if kilobytes is None else int(kilobytes) * 1024
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

@@ -9,16 +9,15 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import unavailable
 from rbc_edge.ops import synthetic
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.stop import Stop
 from rbc_edge.text import path_text
-from rbc_edge.values import Counts, UInt8
+from rbc_edge.values import Counts
 from rbc_edge.vision.bundle import Bundle
 
 _COUNTED: Final = {
@@ -88,9 +87,7 @@ class _Compared:
 
     def _numbers(self) -> Iterator[tuple[str, tuple[int, int | None]]]:
         """Yields the columns, and for each the true and the counted number."""
-        for column in _COUNTED:
-            counted = None if self.counted is None else getattr(self.counted, column)
-            yield column, (getattr(self.truth, column), counted)
+        return ((c, (getattr(self.truth, c), getattr(self.counted, c, None))) for c in _COUNTED)
 
 
 def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, json_output: bool) -> int:
@@ -116,13 +113,9 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     images, results, table = out / "images", out / "results", out / "truth.csv"
     n_fields = sum(slide.n_fields for slide in _SLIDES)
     print(f"drawing {n_fields} fields of view of {len(_SLIDES)} slides", file=sys.stderr)
-    try:
+    advice = "give another --out, with space for a few megabytes"
+    with unavailable(f"{path_text(out)}: cannot write the demo's images", advice):
         truth = _draw(out, seed)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot write the demo's images: {error.strerror or error}",
-            "give another --out, with space for a few megabytes",
-        ) from error
 
     print("counting them", file=sys.stderr)
     stop = Stop()
@@ -164,20 +157,13 @@ def _draw(out: Path, seed: int) -> dict[str, Counts]:
         fields = synthetic.draw_slide(rng, slide.n_fields, cell_diameter_px=diameter_px, **slide.drawing)
         for i, field in enumerate(fields, start=1):
             fov = f"field-{i:02d}"
-            (folder / f"{fov}{slide.suffix}").write_bytes(_encoded(field.image, slide.suffix))
+            (folder / f"{fov}{slide.suffix}").write_bytes(field.encoded(slide.suffix))
             numbers = [getattr(field.counts, column) for column in _COUNTED]
             rows.append([slide.slide_id, fov, f"{diameter_px:.2f}", *numbers])
         truth[slide.slide_id] = _sum(field.counts for field in fields)
     with (out / "truth.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows(rows)
     return truth
-
-
-def _encoded(image: UInt8, suffix: str) -> bytes:
-    """Returns an image (uint8 (H, W, 3), RGB) as the bytes of a file."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
-    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    return data.tobytes()
 
 
 def _sum(counts: Iterable[Counts]) -> Counts:
@@ -192,11 +178,8 @@ def _sum_if_all(counts: Iterable[Counts | None]) -> Counts | None:
 
 def _measured_px(table: Path) -> float | None:
     """Returns the estimated cell diameter from the table of a slide. None where it has none."""
-    try:
-        with table.open(encoding="utf-8", newline="") as stream:
-            found = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
-    except OSError as error:
-        raise UnavailableError(f"{path_text(table)}: {error.strerror or error}") from error
+    with unavailable(path_text(table), ""), table.open(encoding="utf-8", newline="") as stream:
+        found = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
     diameters = [float(text) for text in found if text]
     return float(np.median(diameters)) if diameters else None
 

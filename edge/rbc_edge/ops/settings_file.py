@@ -10,16 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge import config
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UnavailableError, UsageError, unavailable
 from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
 
 _TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
-
-
-def in_force(loaded: config.Loaded) -> Path:
-    """Returns the settings file in force. Where there is none, the user's own, which is still to be made."""
-    return loaded.file or config.places()[0]
 
 
 def assignments(values: Mapping[str, int | str]) -> str:
@@ -34,17 +29,11 @@ def write_new(file: Path, text: str, *, force: bool) -> None:
         UsageError: The file is there already, and is not to be replaced (`force`).
         UnavailableError: It cannot be written.
     """
-    try:
-        if not force and os.path.lexists(file):
-            raise UsageError(
-                f"{file}: there are settings already", "edit them, or give --force to replace them"
-            )
-        with replacing(file) as stream:
-            stream.write(text.encode("utf-8"))
-    except OSError as error:
-        raise UnavailableError(
-            f"{file}: cannot write: {error.strerror or error}", "check permissions, or name another --file"
-        ) from error
+    if not force and os.path.lexists(file):
+        raise UsageError(f"{file}: there are settings already", "edit them, or give --force to replace them")
+    failed = unavailable(f"{file}: cannot write", "check permissions, or name another --file")
+    with failed, replacing(file) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def check_writable(file: Path) -> None:
@@ -90,21 +79,17 @@ def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
             f"{path_text(file)}: {', '.join(values)} cannot be changed in it without changing something else",
             f"write it yourself: {assignments(values)}",
         )
-    try:
-        with replacing(target) as stream:
-            if target.exists():
-                status = target.stat()
-                os.fchmod(stream.fileno(), status.st_mode & 0o7777)
-                with suppress(PermissionError):  # only root may change the owner
-                    os.fchown(stream.fileno(), status.st_uid, status.st_gid)
-            stream.write(changed.encode("utf-8"))
-            stream.flush()
-            os.fsync(stream.fileno())
-            config.load({}, file=Path(stream.name), env={})
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(file)}: cannot write it: {error.strerror}", "check the permissions of its folder"
-        ) from error
+    failed = unavailable(f"{path_text(file)}: cannot write it", "check the permissions of its folder")
+    with failed, replacing(target) as stream:
+        if target.exists():
+            status = target.stat()
+            os.fchmod(stream.fileno(), status.st_mode & 0o7777)
+            with suppress(PermissionError):  # only root may change the owner
+                os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+        stream.write(changed.encode("utf-8"))
+        stream.flush()
+        os.fsync(stream.fileno())
+        config.load({}, file=Path(stream.name), env={})
 
 
 def _with(text: str, key: str, value: str) -> str:

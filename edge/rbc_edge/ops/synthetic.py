@@ -23,16 +23,12 @@ import numpy as np
 
 from rbc_edge.values import Bool, CellClass, Counts, Float32, Int64, UInt8
 
-MIN_GAP: Final = 0.08
-"""Smallest gap between cells that do not overlap, as a share of the diameter of a red cell."""
-MIN_GAP_PX: Final = 3.0
-"""The gap is never smaller than this. A camera needs it to show background between two small cells."""
-MIN_OVERLAP: Final = 0.08
-"""Smallest depth of an overlap, as a share of the diameter of a red cell."""
-MAX_OVERLAP: Final = 0.40
-"""Largest depth of an overlap, as a share of the diameter of a red cell."""
-MIN_VISIBLE: Final = 0.25
-"""Smallest visible share of the area of a red cell that the image border cuts."""
+# Lengths are shares of the diameter of a red cell.
+MIN_GAP: Final = 0.08  # smallest gap between cells that do not overlap
+MIN_GAP_PX: Final = 3.0  # and never smaller than this: a camera has to show background between small cells
+MIN_OVERLAP: Final = 0.08  # smallest depth of an overlap
+MAX_OVERLAP: Final = 0.40  # largest depth of an overlap
+MIN_VISIBLE: Final = 0.25  # smallest visible share of the area of a red cell that the image border cuts
 _MIN_VISIBLE_WBC: Final = 0.60  # with less, the nucleus that makes it a white cell may lie outside
 
 _VERTICES: Final = 72
@@ -115,6 +111,11 @@ class DrawnField:
             n_wbc=int((self.class_id == CellClass.WBC).sum()),
             n_platelets=int((self.class_id == CellClass.PLATELET).sum()),
         )
+
+    def encoded(self, suffix: str) -> bytes:
+        """Returns the image as the bytes of a file."""
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
+        return cv2.imencode(suffix, self.image[:, :, ::-1], options)[1].tobytes()
 
 
 def draw_field(
