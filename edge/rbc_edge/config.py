@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from math import inf, isinf
 from pathlib import Path
 from types import NoneType
@@ -31,15 +32,9 @@ EDGES: Final = ("all", "two-sides", "inside")
 _T = TypeVar("_T")
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
 _KEY: Final = re.compile(r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*=""")
-_SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
+_SCALE_KEYS: Final = frozenset({"cell_diameter", "um_per_px"})
 _MIN_CELL_PX, _MAX_CELL_PX = 4.0, 4000.0
-_TYPE_WORDS: Final = {
-    Path: "a path",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-}
+_TYPES: Final = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LINE_LENGTH: Final = 110
 
@@ -76,7 +71,7 @@ class Setting:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.limits is None:
-            return _TYPE_WORDS[self.kind]
+            return _TYPES[self.kind]
         low, high = self.limits
         numbers = f"{low:g} or more" if isinf(high) else f"from {low:g} to {high:.15g}"
         return f"0 ({self.zero}), or {numbers}" if self.zero else numbers
@@ -103,6 +98,9 @@ def _is(default: _T, help: str, more: str = "", **about: Any) -> _T:
     return field(default=default, metadata={"help": help, "more": more, **about})
 
 
+_watch: Final = partial(_is, on="watch")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a run can be told. A name is a key of the file and, in capitals, a variable of the environment.
@@ -127,13 +125,12 @@ class Settings:
         on=_WITH_RESULTS,
         example='"/var/lib/rbc-edge"',
     )
-    marker: str | None = _is(
+    marker: str | None = _watch(
         None,
         "Name of a file that must be in the source. While it is missing, the source counts as not available.",
         "For network shares: create the file on the share (`touch .camera-share`). Then a share that is not"
         " mounted is not taken for an empty folder.",
         option="--marker NAME",
-        on="watch",
         example='".camera-share"',
         pattern=r"(?!\.{1,2}$)[^/]+",
         rule="the name of a file in the source, without a folder",
@@ -202,44 +199,39 @@ class Settings:
         without="the one shipped with the program",
         example='"/opt/rbc-edge-bundles/ours"',
     )
-    settle_s: float = _is(
+    settle_s: float = _watch(
         2.0,
         "Count a file when it has not changed for this many seconds.",
         "Where the system reports that a file was closed, 0.1 s is enough.",
         option="--settle-s S",
-        on="watch",
         limits=(0, 3600),
         heading="When a file is counted",
     )
-    grace_s: float = _is(
+    grace_s: float = _watch(
         120.0,
         "Record an incomplete file as failed when it has not changed for this many seconds.",
         "A file that is cut short, empty or unreadable may still arrive. Until then it is tried again.",
         option="--grace-s S",
-        on="watch",
         limits=(0, 86_400),
     )
-    scan_every_s: float = _is(
+    scan_every_s: float = _watch(
         10.0,
         "Longest time between two scans of the whole source, in seconds.",
         option="--scan-every-s S",
-        on="watch",
         limits=(0.1, 3600),
     )
-    polling: bool | None = _is(
+    polling: bool | None = _watch(
         None,
         "Find new files only by scanning, without events of the file system.",
         "Without this setting the program scans network shares and uses events on other disks.",
         option="--polling/--events",
-        on="watch",
         without="depends on the kind of file system",
         example="true",
     )
-    min_free_mb: float = _is(
+    min_free_mb: float = _watch(
         200.0,
         "Pause while the disk of the results has less free space than this, in MB.",
         option="--min-free-mb MB",
-        on="watch",
         limits=(0, 1e7),
         heading="The computer",
     )
@@ -259,13 +251,12 @@ class Settings:
         option="--precision KIND",
         choices=PRECISIONS,
     )
-    prometheus: Path | None = _is(
+    prometheus: Path | None = _watch(
         None,
         "Text file of numbers for the monitoring program Prometheus, kept up to date.",
         "Its node_exporter reads it (textfile collector). This needs the extra `prometheus` and a folder that"
         " the service may write to.",
         option="--prometheus FILE",
-        on="watch",
         example='"/var/lib/rbc-edge/rbc-edge.prom"',
     )
     quiet: bool = _is(False, "Print only errors.", option="--quiet -q", heading="Messages and limits")
@@ -280,6 +271,12 @@ class Settings:
         example="100",
         limits=(1, inf),
     )
+
+    def out_folder(self) -> Path:
+        """Returns `out`. Raises `UsageError` where it is not given."""
+        if self.out is None:
+            raise UsageError("no output folder", "give --out DIR, or set out in the settings file")
+        return self.out
 
     @property
     def cell_diameter_px(self) -> float | None:
@@ -328,25 +325,21 @@ def load(
     path = _file(file, env)
     given = {key: (value, "flag") for key, value in flags.items() if value is not None}
     layers = (given, _variables(env), {} if path is None else _read(path))
-    values: dict[str, Any] = {}
-    source: dict[str, str] = {}
+    found: dict[str, tuple[Any, str]] = {}
     for layer in layers:
-        scale = [key for key in _SCALE_KEYS if key in layer]
-        if len(scale) > 1:
-            origin = layer[scale[0]][1]
+        if layer.keys() >= _SCALE_KEYS:
+            origin = layer["cell_diameter"][1]
             where = "the command line" if origin == "flag" else origin
-            raise UsageError(
-                f"{where}: cell_diameter and um_per_px are two ways to say the same", "give one of them"
-            )
-        scale_is_set = any(key in values for key in _SCALE_KEYS)
-        for key, (value, origin) in layer.items():
-            if key not in values and not (key in _SCALE_KEYS and scale_is_set):
-                values[key], source[key] = value, origin
-    for key, value in values.items():
+            text = f"{where}: cell_diameter and um_per_px are two ways to say the same"
+            raise UsageError(text, "give one of them")
+        taken = found.keys() | (_SCALE_KEYS if found.keys() & _SCALE_KEYS else ())
+        found |= {key: value for key, value in layer.items() if key not in taken}
+    for key, (value, origin) in found.items():
         if not SETTINGS[key].allows(value):
-            name = f"--{key.replace('_', '-')}" if source[key] == "flag" else f"{source[key]}: {key}"
+            name = f"--{key.replace('_', '-')}" if origin == "flag" else f"{origin}: {key}"
             raise UsageError(f"{name} is {value}", f"it has to be {SETTINGS[key].values}")
-    return Loaded(Settings(**values), {name: source.get(name, "default") for name in SETTINGS}, path)
+    source = dict.fromkeys(SETTINGS, "default") | {key: origin for key, (_, origin) in found.items()}
+    return Loaded(Settings(**{key: value for key, (value, _) in found.items()}), source, path)
 
 
 def places(env: Mapping[str, str] = os.environ) -> tuple[Path, Path]:
@@ -418,7 +411,7 @@ def _from_text(key: str, text: str, where: str) -> object:
     if kind is not bool and word:  # an empty path would be the current folder
         with suppress(ValueError):
             return kind(text)
-    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPE_WORDS[kind]}")
+    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPES[kind]}")
 
 
 def _read(path: Path) -> dict[str, tuple[Any, str]]:
@@ -448,7 +441,7 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
             value = float(given)
         elif type(given) is not kind:  # not isinstance: true is no number
             shown = "empty" if given == "" else repr(given)
-            raise UsageError(f"{where}: {key} is {shown}", f"it has to be {_TYPE_WORDS[kind]}")
+            raise UsageError(f"{where}: {key} is {shown}", f"it has to be {_TYPES[kind]}")
         values[key] = value, where
     return values
 

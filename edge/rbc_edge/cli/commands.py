@@ -35,16 +35,17 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
+VERSION = option(
+    "--version",
+    "Print the version of the program and of its bundle.",
+    False,
+    callback=_version,
+    is_eager=True,
+)
+
+
 @app.callback()
-def _program(
-    _: bool = option(
-        "--version",
-        "Print the version of the program and of its bundle.",
-        False,
-        callback=_version,
-        is_eager=True,
-    ),
-) -> None:
+def _program(_: bool = VERSION) -> None:
     pass
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from rbc_edge.config import SETTINGS, Loaded, Setting, load
-from rbc_edge.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +22,6 @@ class Given:
     def load(self) -> Loaded:
         """Puts flags, environment, file and defaults together. Raises what `config.load` raises."""
         return load(self.flags, file=self.file)
-
-
-def out_folder(loaded: Loaded) -> Path:
-    """Returns the folder for the results. Raises UsageError where no source of settings names it."""
-    if loaded.settings.out is None:
-        raise UsageError("no output folder", "give --out DIR, or set out in the settings file")
-    return loaded.settings.out
 
 
 def argument(word: str, help: str, default: Any = None) -> Any:

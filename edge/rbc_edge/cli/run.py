@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_table
-from rbc_edge.cli.options import Given, out_folder
+from rbc_edge.cli.options import Given
 from rbc_edge.cli.wiring import count_options, prepare_process
 from rbc_edge.station.session import Step, Summary, count_once
 from rbc_edge.station.stop import Stop
@@ -22,12 +22,12 @@ _HEADER = (
 
 def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) -> int:
     """Counts the images, prints a table or JSON, and returns the exit code."""
-    loaded = given.load()
-    settings, out = loaded.settings, out_folder(loaded)
+    settings = given.load().settings
+    out = settings.out_folder()
     bar = Bar(shown=not settings.quiet and not settings.verbose and sys.stderr.isatty())
     log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, bar=bar)
     prepare_process()
-    options = replace(count_options(settings, out), force=force, max_failures=settings.max_failures)
+    options = replace(count_options(settings), force=force, max_failures=settings.max_failures)
     stop = Stop()
     with bar, stop.on_signals():
         summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)

@@ -25,8 +25,9 @@ def prepare_process() -> None:
     share_one_heap()
 
 
-def count_options(settings: Settings, out: Path) -> CountOptions:
-    """Returns how images are counted with these settings."""
+def count_options(settings: Settings) -> CountOptions:
+    """Returns how images are counted with these settings. Raises `UsageError` without an output folder."""
+    out = settings.out_folder()
     bundle = Bundle.open(settings.bundle)
     scale = None
     if settings.cell_diameter_px is not None:
@@ -61,21 +62,15 @@ def _sandbox_options(settings: Settings) -> tuple[str, ...]:
 
 
 def watch_options(settings: Settings) -> WatchOptions:
-    """Returns how a service counts with these settings.
-
-    Raises:
-        UsageError: A setting that it needs is missing.
-    """
+    """Returns how a service counts with these settings. Raises `UsageError` where one is missing."""
     if settings.source is None:
         raise UsageError("no source folder", "give SOURCE, or set source in the settings file")
-    if settings.out is None:
-        raise UsageError("no output folder", "give --out DIR, or set out in the settings file")
     if settings.prometheus is not None:
         check_metrics(settings.prometheus)
     source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
     return WatchOptions(
         source=source,
-        counting=count_options(settings, settings.out),
+        counting=count_options(settings),
         marker=settings.marker,
         settle_s=settings.settle_s,
         grace_s=settings.grace_s,
