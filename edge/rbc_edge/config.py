@@ -419,13 +419,11 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
     except OSError as error:
-        raise UsageError(
-            f"{path}: cannot read the configuration: {error.strerror}", "check --config"
-        ) from error
+        text = f"{path}: cannot read the configuration: {error.strerror}"
+        raise UsageError(text, "check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: not a TOML file: {error}", "`rbc-edge config init --file -` prints one with every key"
-        ) from error
+        advice = "`rbc-edge config init --file -` prints one with every key"
+        raise UsageError(f"{path}: not a TOML file: {error}", advice) from error
     lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
     for number, line in enumerate(text.splitlines(), 1):
         if match := _KEY.match(line):

@@ -80,10 +80,10 @@ class Speed:
         return {**values.pop("setup"), **values, "ms_per_field": self.ms_per_field}
 
 
-def draw(folder: Path, n: int = N_DRAWN) -> None:
-    """Draws `n` JPEG fields of 640x480 with red cells of 100 px, as in the public data."""
+def _draw(folder: Path) -> None:
+    """Draws JPEG fields of 640x480 with red cells of 100 px, as in the public data."""
     # As crowded as those: an almost empty field is also searched at five other scales, which takes longer.
-    fields = synthetic.draw_slide(np.random.default_rng(0), n, cell_diameter_px=100.0, crowding=0.35)
+    fields = synthetic.draw_slide(np.random.default_rng(0), N_DRAWN, cell_diameter_px=100.0, crowding=0.35)
     for i, field in enumerate(fields):
         (folder / f"field-{i:02}.jpg").write_bytes(field.encoded(".jpg"))
 
@@ -131,7 +131,7 @@ def measure(
             say(f"drawing {N_DRAWN} fields of view")
             images = base / "drawn"
             images.mkdir()
-            draw(images)
+            _draw(images)
         paths = _linked(images, base / "fields")
         end_s = now_s() + budget_s
         turn = partial(_turn, bundle, base, _scale(bundle, paths), now_s)

@@ -109,7 +109,7 @@ def _installation() -> Finding:
         return ok("installation", versions)
     text = f"{versions}: {type(error).__name__}: {error}"
     advice = "install rbc-edge again, into its own environment"
-    return failed("installation", text, advice, ExitCode.BUNDLE)
+    return failed("installation", text, advice, exit_code=ExitCode.BUNDLE)
 
 
 def _processor(computer: Computer) -> Finding:

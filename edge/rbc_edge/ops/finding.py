@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rbc_edge.config import Loaded
 from rbc_edge.errors import ExitCode, RbcEdgeError
@@ -22,9 +23,9 @@ class Finding:
     """The result of one check."""
 
     what: str  # was checked, in a word; stable
-    level: Level
     text: str  # what was found
     advice: str = ""  # what to do about it; empty where nothing is to be done
+    level: Level = Level.OK
     exit_code: ExitCode = ExitCode.OK  # of the process when this check failed
     private: tuple[str, ...] = ()  # names and paths in text and advice that must not leave the station
 
@@ -33,24 +34,14 @@ class Finding:
         return replace(self, private=(*self.private, *private))
 
 
-def ok(what: str, text: str) -> Finding:
-    """Returns a finding that all is well."""
-    return Finding(what, Level.OK, text)
-
-
-def warning(what: str, text: str, advice: str = "") -> Finding:
-    """Returns a finding that a person should look at."""
-    return Finding(what, Level.WARNING, text, advice)
-
-
-def failed(what: str, text: str, advice: str, exit_code: ExitCode = ExitCode.UNAVAILABLE) -> Finding:
-    """Returns a finding that keeps the station from counting."""
-    return Finding(what, Level.FAILED, text, advice, exit_code)
+ok: Final = Finding
+warning: Final = partial(Finding, level=Level.WARNING)
+failed: Final = partial(Finding, level=Level.FAILED, exit_code=ExitCode.UNAVAILABLE)
 
 
 def failed_by(what: str, error: RbcEdgeError) -> Finding:
     """Returns an error as a finding, with the advice and the exit code of the error."""
-    return failed(what, error.message, error.advice, error.exit_code)
+    return failed(what, error.message, error.advice, exit_code=error.exit_code)
 
 
 @dataclass(frozen=True, slots=True)
