@@ -31,14 +31,7 @@ def argument(word: str, help: str, default: Any = None) -> Any:
 
 
 def option(spelling: str, help: str, default: Any = None, **more: Any) -> Any:
-    """Makes an option.
-
-    Args:
-        spelling: Its names, and the word for its value: ``--out -o DIR``. Without a word it is a switch.
-        help: What it means.
-        default: Its value when it is not given.
-        more: Other options of `typer.Option`.
-    """
+    """Makes an option. The spelling has its names and the word for its value: ``--out -o DIR``."""
     names = [word for word in spelling.split() if word.startswith("-")]
     word = " ".join(word for word in spelling.split() if word not in names)
     return typer.Option(default, *names, metavar=word or None, help=help, readable=False, **more)
@@ -49,12 +42,8 @@ def command(app: typer.Typer, *examples: str, config: bool = True) -> Callable[.
 
     The declaration is a function without a body, and it stays as it is. ``bundle_show`` is the function
     `show` of the group and the module `bundle`. A first parameter `given` stands for the settings that the
-    command takes, each with an option, and for ``--config``. Typer reads the other parameters.
-
-    Args:
-        app: The program, or a group of its commands.
-        examples: Command lines for the help.
-        config: The command takes ``--config``.
+    command takes, each with an option, and for ``--config`` (`config`). Typer reads the other parameters.
+    The examples are command lines for the help.
     """
 
     def declare(declaration: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import Final, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from rbc_edge.ops import synthetic
 from rbc_edge.ops.settings_file import assignments
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import SCALE_FIELDS, AnalyzerRecipe
-from rbc_edge.station.session import Clock, CountOptions, count_once
+from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.values import Scale, ScaleSource
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle
@@ -38,9 +39,6 @@ _MIN_FIELDS, _MAX_FIELDS = 6, 1000
 _MIN_GAIN: Final = 1.03
 """Factor by which one more thread, or fp32, has to be faster. The camera's program needs a core too, and fp32
 needs more memory and gives other counts."""
-
-
-_Now = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +95,25 @@ def setups(bundle: Bundle, n_cores: int) -> list[Setup]:
 
 
 def measure(
-    bundle: Bundle,
-    images: Path | None = None,
-    *,
-    budget_s: float = BUDGET_S,
-    n_cores: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    clock: Clock | None = None,
+    bundle: Bundle, images: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[Speed]:
     """Times every setup on the images. Returns a speed for each, in the order of `setups`.
 
     Args:
         bundle: The bundle to count with.
         images: A folder of images, or one image. None: fields are drawn.
-        budget_s: See `BUDGET_S`. Each setup has one turn at least.
-        n_cores: Cores to use. None: those that this process may use.
         say: Called with a line for each step.
-        clock: Replaced by tests.
 
     Raises:
         UsageError: There are no images, or some cannot be counted.
         UnavailableError: The images, or the folder for temporary files, cannot be used.
         BundleError: ONNX Runtime cannot load the bundle.
     """
-    now_s = (clock or Clock()).monotonic_s
-    tried = setups(bundle, n_cores or len(os.sched_getaffinity(0)))
-    failed = unavailable(
-        "cannot use the folder for temporary files", "set TMPDIR to a folder with space for a few megabytes"
-    )
-    with failed, tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
+    advice = "set TMPDIR to a folder with space for a few megabytes"
+    with (
+        unavailable("cannot use the folder for temporary files", advice),
+        tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name,
+    ):
         base = Path(name)
         if images is None:
             say(f"drawing {N_DRAWN} fields of view")
@@ -133,9 +121,9 @@ def measure(
             images.mkdir()
             _draw(images)
         paths = _linked(images, base / "fields")
-        end_s = now_s() + budget_s
-        turn = partial(_turn, bundle, base, _scale(bundle, paths), now_s)
-        return _rounds(turn, tried, paths, now_s=now_s, end_s=end_s, say=say)
+        end_s = monotonic() + BUDGET_S
+        turn = partial(_turn, bundle, base, _scale(bundle, paths))
+        return _rounds(turn, setups(bundle, len(os.sched_getaffinity(0))), paths, end_s=end_s, say=say)
 
 
 def _linked(images: Path, folder: Path) -> list[Path]:
@@ -164,16 +152,16 @@ def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
 
 
 def _turn(
-    bundle: Bundle, base: Path, scale: Scale | None, now_s: _Now, setup: Setup, paths: Sequence[Path]
+    bundle: Bundle, base: Path, scale: Scale | None, setup: Setup, paths: Sequence[Path]
 ) -> tuple[float, int]:
     """Counts images into a new output folder. Returns the time, seconds, and the number of cells."""
     out = Path(tempfile.mkdtemp(dir=base))
     # A new one for each turn: all setups at once do not fit into the memory of a small computer.
     analyzer = Analyzer(bundle, threads=setup.threads, precision=setup.precision)
     recipe = AnalyzerRecipe(bundle.bundle_id, lambda: analyzer)
-    started_s = now_s()
+    started_s = monotonic()
     summary = count_once(paths, CountOptions(out, recipe, scale=scale, workers=setup.threads))
-    took_s = now_s() - started_s
+    took_s = monotonic() - started_s
     if summary.n_failed:
         text = f"{summary.n_failed} of {len(paths)} images cannot be counted"
         raise UsageError(text, "`rbc-edge run` names them; give other images")
@@ -186,7 +174,6 @@ def _rounds(
     tried: Sequence[Setup],
     paths: Sequence[Path],
     *,
-    now_s: _Now,
     end_s: float,
     say: Callable[[str], None],
 ) -> list[Speed]:
@@ -197,13 +184,13 @@ def _rounds(
     measured: dict[Setup, list[tuple[float, int]]] = {setup: [] for setup in tried}
     round_s = 0.0
     for i in range(_MAX_ROUNDS):
-        if i and now_s() + round_s > end_s:
+        if i and monotonic() + round_s > end_s:
             break
         say(f"round {i + 1}: {len(chosen)} fields of view, {len(tried)} setups")
-        began_s = now_s()
+        began_s = monotonic()
         for setup in tried:
             measured[setup].append(turn(setup, chosen))
-        round_s = now_s() - began_s
+        round_s = monotonic() - began_s
     return [Speed.of(setup, len(chosen), turns) for setup, turns in measured.items()]
 
 

@@ -94,14 +94,8 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     """Draws slides, counts them, and prints the counts next to the truth. Returns the exit code of the run.
 
     Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view) and
-    ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide.
-
-    Args:
-        out: The folder. None: a new temporary one, which stays.
-        bundle: The bundle to count with. None: the one that ships with the program.
-        threads: See `Analyzer`.
-        seed: Which slides are drawn. The same seed draws the same slides.
-        json_output: Print JSON instead of a table.
+    ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide. Without
+    a folder it makes a temporary one, which stays. The same seed draws the same slides.
 
     Raises:
         BundleError: The bundle is missing or not intact. Nothing was drawn.

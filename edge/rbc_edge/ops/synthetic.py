@@ -123,35 +123,18 @@ def draw_field(
     *,
     width_px: int = 640,
     height_px: int = 480,
-    cell_diameter_px: float = 60.0,
-    n_single: int = 14,
-    group_sizes: Sequence[int] = (2, 2, 3),
-    n_wbc: int = 1,
-    n_wbc_overlapped: int = 0,
-    n_platelets: int = 2,
+    cell_diameter_px: float = 60.0,  # mean diameter of a red cell, at least 12 px
+    n_single: int = 14,  # single red cells
+    group_sizes: Sequence[int] = (2, 2, 3),  # groups of overlapping red cells, each of 2 or more
+    n_wbc: int = 1,  # including the next
+    n_wbc_overlapped: int = 0,  # white cells that one more red cell partly covers: it is in no number above
+    n_platelets: int = 2,  # they touch no other cell
     stain: Stain = GREY,
-    illumination: float = 0.12,
-    noise: float = 1.5,
-    blur_px: float = 0.8,
+    illumination: float = 0.12,  # share of the light that is lost at the darkest corner, 0..1
+    noise: float = 1.5,  # standard deviation in bright places, grey levels; less in the dark, as shot noise
+    blur_px: float = 0.8,  # standard deviation of the blur of the optics
 ) -> DrawnField:
-    """Draws one field of view with exactly the given cells.
-
-    Args:
-        rng: Source of all randomness. The same state gives the same field.
-        width_px: Width of the image.
-        height_px: Height of the image.
-        cell_diameter_px: Mean diameter of a red cell, at least 12 px.
-        n_single: Number of single red cells.
-        group_sizes: Sizes (2 or more) of the groups of overlapping red cells.
-        n_wbc: Number of white cells, including `n_wbc_overlapped`.
-        n_wbc_overlapped: White cells that one red cell partly covers. Those red cells are not included in
-            `n_single` and `group_sizes`.
-        n_platelets: Number of platelets. They touch no other cell.
-        stain: Colours.
-        illumination: Share of the light that is lost at the darkest corner, 0..1.
-        noise: Standard deviation of the noise in bright places, grey levels. It is lower in dark places, as
-            shot noise is.
-        blur_px: Standard deviation of the blur of the optics.
+    """Draws one field of view with exactly the given cells. The same state of `rng` gives the same field.
 
     Raises:
         ValueError: An argument is out of range, or there is no room for the cells.
@@ -176,20 +159,18 @@ def draw_slide(
     width_px: int = 640,
     height_px: int = 480,
     cell_diameter_px: float = 60.0,
-    crowding: float = 0.22,
-    overlap_fraction: float = 0.35,
-    wbc_per_field: float = 0.6,
+    crowding: float = 0.22,  # mean share of a field that red cells cover, 0..0.5
+    overlap_fraction: float = 0.35,  # mean share of the red cells that overlap, 0..1
+    wbc_per_field: float = 0.6,  # a red cell covers every third of them in part
     platelets_per_field: float = 1.5,
     stain: Stain = GREY,
     illumination: float = 0.12,
     noise: float = 1.5,
     blur_px: float = 0.8,
 ) -> list[DrawnField]:
-    """Draws the fields of one slide: same stain, lamp and scale, different cells.
+    """Draws the fields of one slide: same stain, lamp and scale (see `draw_field`), different cells.
 
-    `crowding` is the mean share of a field that red cells cover (0..0.5), `overlap_fraction` the mean share
-    of the red cells that overlap (0..1). A red cell covers every third white cell in part. Cells for which
-    there is no room are left out of the image and of the truth. The other arguments are as in `draw_field`.
+    Cells for which there is no room are left out of the image and of the truth.
 
     Raises:
         ValueError: An argument is out of range.
