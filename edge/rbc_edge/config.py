@@ -10,10 +10,9 @@ import json
 import os
 import re
 import textwrap
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from math import inf, isinf
 from pathlib import Path
@@ -31,7 +30,7 @@ EDGES: Final = ("all", "two-sides", "inside")
 
 _T = TypeVar("_T")
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
-_KEY: Final = re.compile(r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*=""")
+_KEY: Final = r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*="""
 _SCALE_KEYS: Final = frozenset({"cell_diameter", "um_per_px"})
 _MIN_CELL_PX, _MAX_CELL_PX = 4.0, 4000.0
 _TYPES: Final = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -163,26 +162,17 @@ class Settings:
         on=f"{_COUNTING} report",
         choices=EDGES,
     )
-    cells: bool = _is(
-        False, "Also write cells/<slide>.csv, with a row per cell.", option="--cells/--no-cells"
-    )
+    cells: bool = _is(False, "Also write cells/<slide>.csv, with a row per cell.")
     overlays: bool = _is(
-        False,
-        "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/).",
-        option="--overlays/--no-overlays",
+        False, "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/)."
     )
     overlay_px: int = _is(
         2048,
         "Longest side of these pictures in pixels. 0: as large as the image.",
-        option="--overlay-px PX",
         limits=(64, 20_000),  # a JPEG ends at 65,535
         zero="as large as the image",
     )
-    report: bool = _is(
-        False,
-        "Also write a web page with pictures for each slide (reports/<slide>.html).",
-        option="--report/--no-report",
-    )
+    report: bool = _is(False, "Also write a web page with pictures for each slide (reports/<slide>.html).")
     slide_pattern: str | None = _is(
         None,
         "Regular expression that finds the slide in a file name: group 'slide', and optionally group 'fov'.",
@@ -194,7 +184,6 @@ class Settings:
     bundle: Path | None = _is(
         None,
         "Folder of the bundle (the models that count).",
-        option="--bundle DIR",
         on=_WITH_BUNDLE,
         without="the one shipped with the program",
         example='"/opt/rbc-edge-bundles/ours"',
@@ -203,7 +192,6 @@ class Settings:
         2.0,
         "Count a file when it has not changed for this many seconds.",
         "Where the system reports that a file was closed, 0.1 s is enough.",
-        option="--settle-s S",
         limits=(0, 3600),
         heading="When a file is counted",
     )
@@ -211,13 +199,11 @@ class Settings:
         120.0,
         "Record an incomplete file as failed when it has not changed for this many seconds.",
         "A file that is cut short, empty or unreadable may still arrive. Until then it is tried again.",
-        option="--grace-s S",
         limits=(0, 86_400),
     )
     scan_every_s: float = _watch(
         10.0,
         "Longest time between two scans of the whole source, in seconds.",
-        option="--scan-every-s S",
         limits=(0.1, 3600),
     )
     polling: bool | None = _watch(
@@ -231,14 +217,12 @@ class Settings:
     min_free_mb: float = _watch(
         200.0,
         "Pause while the disk of the results has less free space than this, in MB.",
-        option="--min-free-mb MB",
         limits=(0, 1e7),
         heading="The computer",
     )
     threads: int = _is(
         0,
         "Images counted at the same time. 0: as many as the computer has cores, at most 4.",
-        option="--threads N",
         on=f"{_COUNTING} demo",
         limits=(1, 64),  # ten thousand bring a small computer down, and nothing gains from ten
         zero="as many as the computer has cores, at most 4",
@@ -265,7 +249,6 @@ class Settings:
         None,
         "Stop after this many failed images.",
         "For `rbc-edge run` only.",
-        option="--max-failures N",
         on="run",
         without="never stop",
         example="100",
@@ -286,12 +269,17 @@ class Settings:
         return self.cell_diameter
 
 
-SETTINGS: Final[Mapping[str, Setting]] = {
-    f.name: Setting(
-        f.name, next(k for k in (*get_args(f.type), f.type) if k is not NoneType), f.default, **f.metadata
-    )
-    for f in fields(Settings)
-}
+def _setting(of: Field[Any]) -> Setting:
+    """Returns a setting. Without another `option` the word for its value is its unit, or N, or DIR."""
+    kind = next(k for k in (*get_args(of.type), of.type) if k is not NoneType)
+    flag, unit = f"--{of.name.replace('_', '-')}", of.name.rpartition("_")[2].upper()
+    word = unit if unit in {"S", "PX", "MB"} else "N" if kind is int else "DIR"
+    option = f"{flag}/--no-{of.name}" if kind is bool else f"{flag} {word}"
+    about: dict[str, Any] = {"option": option, **of.metadata}
+    return Setting(of.name, kind, of.default, **about)
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {f.name: _setting(f) for f in fields(Settings)}
 """Each setting by its name, in the order of the example file."""
 
 
@@ -415,6 +403,8 @@ def _from_text(key: str, text: str, where: str) -> object:
 
 
 def _read(path: Path) -> dict[str, tuple[Any, str]]:
+    import tomllib  # noqa: PLC0415 -- takes as long as all of our part of `rbc-edge --help`
+
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
@@ -426,7 +416,7 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         raise UsageError(f"{path}: not a TOML file: {error}", advice) from error
     lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
     for number, line in enumerate(text.splitlines(), 1):
-        if match := _KEY.match(line):
+        if match := re.match(_KEY, line):
             lines.setdefault(match[1], number)
     values: dict[str, tuple[Any, str]] = {}
     for key, given in content.items():
