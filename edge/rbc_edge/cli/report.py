@@ -29,11 +29,7 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
         if loaded.source["edges"] == "default":  # as in the tables of the same folder
             rule = reader.note(EDGES_NOTE) or rule
         reports = Reports(
-            out,
-            reader,
-            edges=EdgeRule(rule),
-            images=IMAGES if images is None else images,
-            manifest=manifest,
+            out, reader, edges=EdgeRule(rule), images=IMAGES if images is None else images, manifest=manifest
         )
         pages = reports.write(slides or None)
     for page in [*pages, reports.index]:

@@ -122,24 +122,20 @@ def _as_json(summary: Summary, out: Path) -> dict[str, object]:
 
 
 def _slide_as_json(slide: SlideSummary) -> dict[str, object]:
-    def counted(*names: str) -> dict[str, object]:
-        return {name: getattr(slide.counts, name, None) for name in names}  # null where nothing was counted
+    def values(of: object, *names: str) -> dict[str, object]:
+        return {name: getattr(of, name, None) for name in names}  # null where nothing was counted
 
     low, high = slide.overlap_interval or (None, None)
     return {
-        "slide_id": slide.slide_id,
-        "n_fov_ok": slide.n_fov_ok,
-        "n_fov_failed": slide.n_fov_failed,
-        "n_fov_flagged": slide.n_fov_flagged,
+        **values(slide, "slide_id", "n_fov_ok", "n_fov_failed", "n_fov_flagged"),
         "quality_flags": dict(slide.flags),
-        **counted("n_rbc", "n_rbc_single", "n_rbc_overlapping", "overlap_fraction"),
+        **values(slide.counts, "n_rbc", "n_rbc_single", "n_rbc_overlapping", "overlap_fraction"),
         "overlap_low": low,
         "overlap_high": high,
         "too_few_fields": slide.too_few_fields,
         "n_fov_more_for_2_points": slide.n_fov_more,
-        **counted("n_wbc", "n_platelets"),
-        "n_rbc_per_fov_mean": slide.n_rbc_per_fov_mean,
-        "n_rbc_per_fov_sd": slide.n_rbc_per_fov_sd,
+        **values(slide.counts, "n_wbc", "n_platelets"),
+        **values(slide, "n_rbc_per_fov_mean", "n_rbc_per_fov_sd"),
         "first_captured_at": slide.first_captured_at or None,
         "last_captured_at": slide.last_captured_at or None,
         "bundle_ids": list(slide.bundle_ids),

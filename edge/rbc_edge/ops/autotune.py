@@ -97,12 +97,9 @@ def setups(bundle: Bundle, n_cores: int) -> list[Setup]:
 def measure(
     bundle: Bundle, images: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[Speed]:
-    """Times every setup on the images. Returns a speed for each, in the order of `setups`.
+    """Times every setup on the images, or on drawn ones. Returns a speed for each, in the order of `setups`.
 
-    Args:
-        bundle: The bundle to count with.
-        images: A folder of images, or one image. None: fields are drawn.
-        say: Called with a line for each step.
+    `say` is called with a line for each step.
 
     Raises:
         UsageError: There are no images, or some cannot be counted.

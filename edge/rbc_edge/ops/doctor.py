@@ -82,19 +82,17 @@ def _settings(
     flags: Mapping[str, Any], file: Path | None, env: Mapping[str, str] | None
 ) -> tuple[Loaded | None, Settings, Finding]:
     """Returns the settings. Where they are wrong, those of the command line alone."""
-    given = tuple(str(value) for value in flags.values() if isinstance(value, (str, Path)))
     try:
         loaded = load(flags, file=file, env=env)
     except UsageError as error:
+        given = [str(value) for value in flags.values() if isinstance(value, (str, Path))]
         # The message begins with the file.
         wrong = failed_by("settings", error).hiding(*given, error.message.partition(": ")[0])
         try:
             return None, load(flags, env={}, file=Path(os.devnull)).settings, wrong
         except UsageError:
             return None, Settings(), wrong
-    where = "no settings file" if loaded.file is None else str(loaded.file)
-    valid = ok("settings", f"{where}: valid").hiding(*given)
-    return loaded, loaded.settings, valid if loaded.file is None else valid.hiding(where)
+    return loaded, loaded.settings, ok("settings", f"{loaded.file or 'no settings file'}: valid")
 
 
 def _installation() -> Finding:

@@ -25,9 +25,7 @@ def assignments(values: Mapping[str, int | str]) -> str:
 def write_new(file: Path, text: str, *, force: bool) -> None:
     """Writes a settings file, completely or not at all. Makes its folder if it is missing.
 
-    Raises:
-        UsageError: The file is there already, and is not to be replaced (`force`).
-        UnavailableError: It cannot be written.
+    Raises `UsageError` where the file is there already and `force` is not given.
     """
     if not force and os.path.lexists(file):
         raise UsageError(f"{file}: there are settings already", "edit them, or give --force to replace them")
@@ -37,12 +35,7 @@ def write_new(file: Path, text: str, *, force: bool) -> None:
 
 
 def check_writable(file: Path) -> None:
-    """Checks that `write_settings` can work, before the values for it are measured.
-
-    Raises:
-        UsageError: The file has an error.
-        UnavailableError: It cannot be written.
-    """
+    """Raises what `write_settings` would raise, before the values for it are measured."""
     target = Path(os.path.realpath(file))
     if target.is_file():
         config.load({}, file=target, env={})

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from heapq import nlargest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rbc_edge.config import Loaded, Settings
 from rbc_edge.errors import RbcEdgeError, UnavailableError, UsageError
@@ -24,12 +24,10 @@ from rbc_edge.ops.finding import Diagnosis
 from rbc_edge.station.state_file import read_state
 from rbc_edge.text import path_text
 
-if TYPE_CHECKING:
-    from rbc_edge.store.rows import FieldRow
-
 _HAS_LEDGER = True
 try:
     from rbc_edge.store.queries import Reader
+    from rbc_edge.store.rows import FieldRow
 except ImportError:  # a broken installation: the archive then says so, without the ledger
     _HAS_LEDGER = False
 

@@ -136,8 +136,7 @@ def draw_field(
 ) -> DrawnField:
     """Draws one field of view with exactly the given cells. The same state of `rng` gives the same field.
 
-    Raises:
-        ValueError: An argument is out of range, or there is no room for the cells.
+    Raises `ValueError` where an argument is out of range, or there is no room for the cells.
     """
     layout = _Layout(rng, width_px, height_px, cell_diameter_px)
     if any(size < 2 for size in group_sizes):
@@ -170,10 +169,8 @@ def draw_slide(
 ) -> list[DrawnField]:
     """Draws the fields of one slide: same stain, lamp and scale (see `draw_field`), different cells.
 
-    Cells for which there is no room are left out of the image and of the truth.
-
-    Raises:
-        ValueError: An argument is out of range.
+    Cells for which there is no room are left out of the image and of the truth. Raises `ValueError` where an
+    argument is out of range.
     """
     if not 0 <= crowding <= 0.5:
         raise ValueError(f"crowding {crowding:g} is not within 0..0.5")
