@@ -10,16 +10,16 @@ import json
 import os
 import re
 import textwrap
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from functools import partial
 from math import inf, isinf
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, TypeVar, get_args
 
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UsageError
 
 ENV_PREFIX: Final = "RBC_EDGE_"
 CELL_DIAMETER_UM: Final = 7.5
@@ -30,16 +30,10 @@ EDGES: Final = ("all", "two-sides", "inside")
 
 _T = TypeVar("_T")
 _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
-_KEY: Final = re.compile(r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*=""")
-_SCALE_KEYS: Final = ("cell_diameter", "um_per_px")
+_KEY: Final = r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*="""
+_SCALE_KEYS: Final = frozenset({"cell_diameter", "um_per_px"})
 _MIN_CELL_PX, _MAX_CELL_PX = 4.0, 4000.0
-_TYPE_WORDS: Final = {
-    Path: "a path",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-}
+_TYPES: Final = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LINE_LENGTH: Final = 110
 
@@ -50,41 +44,23 @@ _WITH_BUNDLE: Final = f"{_COUNTING} demo bench report doctor bundle-show bundle-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one setting is explained, checked and given on the command line.
+    """How one setting is explained, checked and given on the command line."""
 
-    Attributes:
-        name: Name of the field of `Settings`: the key of the file.
-        kind: Type of its value.
-        default: Its default.
-        help: What it means, for the command line, the example file and the documentation.
-        more: What the example file says after that.
-        option: Its option and the word for its value, ``--out -o DIR``. A word alone: an argument.
-        on: The commands that take it. ``bundle-show`` is the command ``show`` of the group ``bundle``.
-        without: What happens without it, where there is no default.
-        example: A value in TOML, where there is no default.
-        choices: The words it can be.
-        limits: The smallest and the largest value.
-        zero: What 0 means, where that is not a number like the others.
-        pattern: Regular expression that text must match.
-        rule: The values it can have, in words, where the above does not say it well.
-        heading: Title of the group that begins here, in the example file.
-    """
-
-    name: str
-    kind: type
+    name: str  # of the field of `Settings`: the key of the file
+    kind: type  # of its value
     default: Any
-    help: str
-    more: str = ""
-    option: str = ""
-    on: str = _COUNTING
-    without: str = ""
-    example: str = ""
-    choices: tuple[str, ...] = ()
-    limits: tuple[float, float] | None = None
-    zero: str = ""
-    pattern: str = ""
-    rule: str = ""
-    heading: str = ""
+    help: str  # what it means, for the command line, the example file and the documentation
+    more: str = ""  # what the example file says after that
+    option: str = ""  # its option and the word for its value, ``--out -o DIR``; a word alone: an argument
+    on: str = _COUNTING  # the commands that take it; ``bundle-show`` is `show` of the group `bundle`
+    without: str = ""  # what happens without it, where there is no default
+    example: str = ""  # a value in TOML, where there is no default
+    choices: tuple[str, ...] = ()  # the words it can be
+    limits: tuple[float, float] | None = None  # the smallest and the largest value
+    zero: str = ""  # what 0 means, where that is not a number like the others
+    pattern: str = ""  # regular expression that text must match
+    rule: str = ""  # the values it can have, in words, where the above does not say it well
+    heading: str = ""  # title of the group that begins here, in the example file
 
     @property
     def values(self) -> str:
@@ -94,7 +70,7 @@ class Setting:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.limits is None:
-            return _TYPE_WORDS[self.kind]
+            return _TYPES[self.kind]
         low, high = self.limits
         numbers = f"{low:g} or more" if isinf(high) else f"from {low:g} to {high:.15g}"
         return f"0 ({self.zero}), or {numbers}" if self.zero else numbers
@@ -121,6 +97,9 @@ def _is(default: _T, help: str, more: str = "", **about: Any) -> _T:
     return field(default=default, metadata={"help": help, "more": more, **about})
 
 
+_watch: Final = partial(_is, on="watch")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a run can be told. A name is a key of the file and, in capitals, a variable of the environment.
@@ -145,13 +124,12 @@ class Settings:
         on=_WITH_RESULTS,
         example='"/var/lib/rbc-edge"',
     )
-    marker: str | None = _is(
+    marker: str | None = _watch(
         None,
         "Name of a file that must be in the source. While it is missing, the source counts as not available.",
         "For network shares: create the file on the share (`touch .camera-share`). Then a share that is not"
         " mounted is not taken for an empty folder.",
         option="--marker NAME",
-        on="watch",
         example='".camera-share"',
         pattern=r"(?!\.{1,2}$)[^/]+",
         rule="the name of a file in the source, without a folder",
@@ -184,26 +162,17 @@ class Settings:
         on=f"{_COUNTING} report",
         choices=EDGES,
     )
-    cells: bool = _is(
-        False, "Also write cells/<slide>.csv, with a row per cell.", option="--cells/--no-cells"
-    )
+    cells: bool = _is(False, "Also write cells/<slide>.csv, with a row per cell.")
     overlays: bool = _is(
-        False,
-        "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/).",
-        option="--overlays/--no-overlays",
+        False, "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/)."
     )
     overlay_px: int = _is(
         2048,
         "Longest side of these pictures in pixels. 0: as large as the image.",
-        option="--overlay-px PX",
         limits=(64, 20_000),  # a JPEG ends at 65,535
         zero="as large as the image",
     )
-    report: bool = _is(
-        False,
-        "Also write a web page with pictures for each slide (reports/<slide>.html).",
-        option="--report/--no-report",
-    )
+    report: bool = _is(False, "Also write a web page with pictures for each slide (reports/<slide>.html).")
     slide_pattern: str | None = _is(
         None,
         "Regular expression that finds the slide in a file name: group 'slide', and optionally group 'fov'.",
@@ -215,56 +184,43 @@ class Settings:
     bundle: Path | None = _is(
         None,
         "Folder of the bundle (the models that count).",
-        option="--bundle DIR",
         on=_WITH_BUNDLE,
         without="the one shipped with the program",
         example='"/opt/rbc-edge-bundles/ours"',
     )
-    settle_s: float = _is(
+    settle_s: float = _watch(
         2.0,
         "Count a file when it has not changed for this many seconds.",
         "Where the system reports that a file was closed, 0.1 s is enough.",
-        option="--settle-s S",
-        on="watch",
         limits=(0, 3600),
         heading="When a file is counted",
     )
-    grace_s: float = _is(
+    grace_s: float = _watch(
         120.0,
         "Record an incomplete file as failed when it has not changed for this many seconds.",
         "A file that is cut short, empty or unreadable may still arrive. Until then it is tried again.",
-        option="--grace-s S",
-        on="watch",
         limits=(0, 86_400),
     )
-    scan_every_s: float = _is(
-        10.0,
-        "Longest time between two scans of the whole source, in seconds.",
-        option="--scan-every-s S",
-        on="watch",
-        limits=(0.1, 3600),
+    scan_every_s: float = _watch(
+        10.0, "Longest time between two scans of the whole source, in seconds.", limits=(0.1, 3600)
     )
-    polling: bool | None = _is(
+    polling: bool | None = _watch(
         None,
         "Find new files only by scanning, without events of the file system.",
         "Without this setting the program scans network shares and uses events on other disks.",
         option="--polling/--events",
-        on="watch",
         without="depends on the kind of file system",
         example="true",
     )
-    min_free_mb: float = _is(
+    min_free_mb: float = _watch(
         200.0,
         "Pause while the disk of the results has less free space than this, in MB.",
-        option="--min-free-mb MB",
-        on="watch",
         limits=(0, 1e7),
         heading="The computer",
     )
     threads: int = _is(
         0,
         "Images counted at the same time. 0: as many as the computer has cores, at most 4.",
-        option="--threads N",
         on=f"{_COUNTING} demo",
         limits=(1, 64),  # ten thousand bring a small computer down, and nothing gains from ten
         zero="as many as the computer has cores, at most 4",
@@ -277,13 +233,12 @@ class Settings:
         option="--precision KIND",
         choices=PRECISIONS,
     )
-    prometheus: Path | None = _is(
+    prometheus: Path | None = _watch(
         None,
         "Text file of numbers for the monitoring program Prometheus, kept up to date.",
         "Its node_exporter reads it (textfile collector). This needs the extra `prometheus` and a folder that"
         " the service may write to.",
         option="--prometheus FILE",
-        on="watch",
         example='"/var/lib/rbc-edge/rbc-edge.prom"',
     )
     quiet: bool = _is(False, "Print only errors.", option="--quiet -q", heading="Messages and limits")
@@ -292,12 +247,17 @@ class Settings:
         None,
         "Stop after this many failed images.",
         "For `rbc-edge run` only.",
-        option="--max-failures N",
         on="run",
         without="never stop",
         example="100",
         limits=(1, inf),
     )
+
+    def out_folder(self) -> Path:
+        """Returns `out`. Raises `UsageError` where it is not given."""
+        if self.out is None:
+            raise UsageError("no output folder", "give --out DIR, or set out in the settings file")
+        return self.out
 
     @property
     def cell_diameter_px(self) -> float | None:
@@ -307,44 +267,36 @@ class Settings:
         return self.cell_diameter
 
 
-SETTINGS: Final[Mapping[str, Setting]] = {
-    f.name: Setting(
-        f.name, next(k for k in (*get_args(f.type), f.type) if k is not NoneType), f.default, **f.metadata
-    )
-    for f in fields(Settings)
-}
+def _setting(of: Field[Any]) -> Setting:
+    """Returns a setting. Without another `option` the word for its value is its unit, or N, or DIR."""
+    kind = next(k for k in (*get_args(of.type), of.type) if k is not NoneType)
+    flag, unit = f"--{of.name.replace('_', '-')}", of.name.rpartition("_")[2].upper()
+    word = unit if unit in {"S", "PX", "MB"} else "N" if kind is int else "DIR"
+    option = f"{flag}/--no-{of.name}" if kind is bool else f"{flag} {word}"
+    about: dict[str, Any] = {"option": option, **of.metadata}
+    return Setting(of.name, kind, of.default, **about)
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {f.name: _setting(f) for f in fields(Settings)}
 """Each setting by its name, in the order of the example file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings and where each came from.
-
-    Attributes:
-        settings: The settings in force.
-        source: For each setting ``flag``, a variable, a file and line (``FILE:LINE``), or ``default``.
-        file: The settings file that was read. None: there is none.
-    """
+    """The settings in force, and where each came from."""
 
     settings: Settings
-    source: Mapping[str, str]
-    file: Path | None
+    source: Mapping[str, str]  # of each setting: ``flag``, a variable, ``FILE:LINE``, or ``default``
+    file: Path | None  # the settings file that was read
 
 
 def load(
     flags: Mapping[str, Any], *, file: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Loaded:
-    """Puts the settings together.
+    """Puts the settings together, each from the first place that names it.
 
-    Args:
-        flags: What the command line gave, by name of the setting. None: not given.
-        file: The file the user named. None: ``RBC_EDGE_CONFIG``, else the user's
-            ``rbc-edge/config.toml`` (XDG), else ``/etc/rbc-edge/config.toml``, else none.
-        env: The environment. None: the process's.
-
-    Returns:
-        The settings, each from the first place that names it. The two ways to give the scale are one
-        setting: a flag for one of them comes before a file that has the other.
+    The two ways to give the scale are one setting: a flag for one of them comes before a file that has the
+    other. A flag that is None is not given. Without `file`: that of ``RBC_EDGE_CONFIG``, or one of `places`.
 
     Raises:
         UsageError: A key is unknown, a value is of the wrong type or out of range, the file cannot be
@@ -353,45 +305,28 @@ def load(
     env = os.environ if env is None else env
     path = _file(file, env)
     given = {key: (value, "flag") for key, value in flags.items() if value is not None}
-    layers = [given, _variables(env)]
-    if path is not None:
-        layers.append(_read(path))
-
-    values: dict[str, Any] = {}
-    source: dict[str, str] = {}
+    layers = (given, _variables(env), {} if path is None else _read(path))
+    found: dict[str, tuple[Any, str]] = {}
     for layer in layers:
-        scale = [key for key in _SCALE_KEYS if key in layer]
-        if len(scale) > 1:
-            origin = layer[scale[0]][1]
+        if layer.keys() >= _SCALE_KEYS:
+            origin = layer["cell_diameter"][1]
             where = "the command line" if origin == "flag" else origin
-            raise UsageError(
-                f"{where}: cell_diameter and um_per_px are two ways to say the same", "give one of them"
-            )
-        scale_is_set = any(key in values for key in _SCALE_KEYS)
-        for key, (value, origin) in layer.items():
-            if key not in values and not (key in _SCALE_KEYS and scale_is_set):
-                values[key], source[key] = value, origin
-    for key, value in values.items():
+            text = f"{where}: cell_diameter and um_per_px are two ways to say the same"
+            raise UsageError(text, "give one of them")
+        taken = found.keys() | (_SCALE_KEYS if found.keys() & _SCALE_KEYS else ())
+        found |= {key: value for key, value in layer.items() if key not in taken}
+    for key, (value, origin) in found.items():
         if not SETTINGS[key].allows(value):
-            name = f"--{key.replace('_', '-')}" if source[key] == "flag" else f"{source[key]}: {key}"
+            name = f"--{key.replace('_', '-')}" if origin == "flag" else f"{origin}: {key}"
             raise UsageError(f"{name} is {value}", f"it has to be {SETTINGS[key].values}")
-    return Loaded(Settings(**values), {name: source.get(name, "default") for name in SETTINGS}, path)
+    source = dict.fromkeys(SETTINGS, "default") | {key: origin for key, (_, origin) in found.items()}
+    return Loaded(Settings(**{key: value for key, (value, _) in found.items()}), source, path)
 
 
-def user_file(env: Mapping[str, str]) -> Path:
-    """Returns where the user's own settings file is, or would be."""
+def places(env: Mapping[str, str] = os.environ) -> tuple[Path, Path]:
+    """Returns where settings are looked for when no file is named: the user's (XDG), then the system's."""
     home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
-    return home / "rbc-edge" / "config.toml"
-
-
-def places(env: Mapping[str, str] | None = None) -> tuple[Path, Path]:
-    """Returns where settings are looked for when no file is named: the user's, then the system's.
-
-    Args:
-        env: The environment. None: the process's.
-    """
-    env = os.environ if env is None else env
-    return user_file(env), _SYSTEM_FILE
+    return home / "rbc-edge" / "config.toml", _SYSTEM_FILE
 
 
 _EXAMPLE_HEAD: Final = """\
@@ -409,16 +344,11 @@ _EXAMPLE_HEAD: Final = """\
 
 
 def example(*, source: Path | None = None, out: Path | None = None) -> str:
-    """Returns a settings file that explains every setting, all of them commented out.
+    """Returns a settings file that explains every setting. Only the folders given here are set in it.
 
-    Args:
-        source: The camera's folder, to be set in it. None: left out.
-        out: The output folder, to be set in it. None: left out.
-
-    Raises:
-        UsageError: A folder's name is not UTF-8, and cannot stand in a TOML file.
+    Raises `UsageError` where a folder's name is not UTF-8, and so cannot stand in a TOML file.
     """
-    given = {"source": source, "out": out}
+    folders = {"source": source, "out": out}
     text = _EXAMPLE_HEAD
     for key, setting in SETTINGS.items():
         if setting.heading:
@@ -426,75 +356,30 @@ def example(*, source: Path | None = None, out: Path | None = None) -> str:
         comment = textwrap.wrap(f"{setting.help} {setting.more}", _LINE_LENGTH - 2, break_on_hyphens=False)
         if setting.default is None:
             comment.append(f"(no default{setting.without and f': {setting.without}'})")
-        folder = given.get(key)
-        shown = f"#{key} = {setting.example or json.dumps(setting.default)}"
         text += "\n" + "".join(f"# {line}\n" for line in comment)
-        text += f"{shown if folder is None else f'{key} = {_toml(key, folder)}'}\n"
+        if (folder := folders.get(key)) is None:
+            text += f"#{key} = {setting.example or json.dumps(setting.default)}\n"
+        else:
+            name = str(folder)
+            if name.encode("utf-8", "ignore").decode() != name:
+                raise UsageError(f"--{key} is {name!r}", "a settings file can name UTF-8 folders only")
+            text += f"{key} = {json.dumps(name, ensure_ascii=False)}\n"
     return text
 
 
-def _toml(key: str, folder: Path) -> str:
-    try:
-        os.fspath(folder).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"--{key} is {os.fspath(folder)!r}", "a settings file can name UTF-8 folders only"
-        ) from error
-    return json.dumps(os.fspath(folder), ensure_ascii=False)
-
-
-def write_example(
-    file: Path, *, source: Path | None = None, out: Path | None = None, force: bool = False
-) -> None:
-    """Writes `example` into a file, completely or not at all. Makes the file's folder if it is missing.
-
-    Args:
-        file: The file.
-        source: See `example`.
-        out: See `example`.
-        force: Replace a file that is there.
-
-    Raises:
-        UsageError: The file is there already, or see `example`.
-        UnavailableError: It cannot be written.
-    """
-    text = example(source=source, out=out)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        if not force and os.path.lexists(file):
-            raise UsageError(
-                f"{file}: there are settings already", "edit them, or give --force to replace them"
-            )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(file)
-    except OSError as error:
-        raise UnavailableError(
-            f"{file}: cannot write: {error.strerror or error}", "check permissions, or name another --file"
-        ) from error
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-
-
 def _file(given: Path | None, env: Mapping[str, str]) -> Path | None:
-    if given is None and env.get(f"{ENV_PREFIX}CONFIG"):
-        given = Path(env[f"{ENV_PREFIX}CONFIG"])
-    if given is not None:
-        return given
-    for path in places(env):
-        if os.path.isfile(path):  # noqa: PTH113 -- False, not an error, where we may not look
-            return path
-    return None
+    if named := given or env.get(f"{ENV_PREFIX}CONFIG"):
+        return Path(named)
+    found = (path for path in places(env) if os.path.isfile(path))  # noqa: PTH113 -- False, not an error
+    return next(found, None)
 
 
 def _variables(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for name, text in env.items():
-        if not name.startswith(ENV_PREFIX) or name == f"{ENV_PREFIX}CONFIG":
-            continue
-        key = _known(name.removeprefix(ENV_PREFIX).lower(), f"environment variable {name}", ENV_PREFIX)
-        found[key] = (_from_text(key, text, name), name)
+        if name.startswith(ENV_PREFIX) and name != f"{ENV_PREFIX}CONFIG":
+            key = _known(name.removeprefix(ENV_PREFIX).lower(), f"environment variable {name}", ENV_PREFIX)
+            found[key] = (_from_text(key, text, name), name)
     return found
 
 
@@ -504,44 +389,40 @@ def _from_text(key: str, text: str, where: str) -> object:
     if kind is bool and word in (*_TRUE, *_FALSE):
         return word in _TRUE
     if kind is not bool and word:  # an empty path would be the current folder
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
-    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPE_WORDS[kind]}")
+    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPES[kind]}")
 
 
 def _read(path: Path) -> dict[str, tuple[Any, str]]:
+    import tomllib  # noqa: PLC0415 -- it takes 4 ms, and only a settings file needs it
+
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
     except OSError as error:
-        raise UsageError(
-            f"{path}: cannot read the configuration: {error.strerror}", "check --config"
-        ) from error
+        text = f"{path}: cannot read the configuration: {error.strerror}"
+        raise UsageError(text, "check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: not a TOML file: {error}", "`rbc-edge config init --file -` prints one with every key"
-        ) from error
+        advice = "`rbc-edge config init --file -` prints one with every key"
+        raise UsageError(f"{path}: not a TOML file: {error}", advice) from error
     lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
     for number, line in enumerate(text.splitlines(), 1):
-        if match := _KEY.match(line):
+        if match := re.match(_KEY, line):
             lines.setdefault(match[1], number)
     values: dict[str, tuple[Any, str]] = {}
-    for key, value in content.items():
+    for key, given in content.items():
         where = f"{path}:{lines[key]}" if key in lines else str(path)
         kind = SETTINGS[_known(key, where, "")].kind
-        if kind is Path and isinstance(value, str):
-            if not value:
-                raise UsageError(f"{where}: {key} is empty", f"it has to be {_TYPE_WORDS[kind]}")
-            # Relative to the file, wherever the program is started.
-            values[key] = path.parent / value, where
-        elif kind is float and type(value) in (int, float):
-            values[key] = float(value), where
-        elif type(value) is kind:  # not isinstance: true is no number
-            values[key] = value, where
-        else:
-            raise UsageError(f"{where}: {key} is {value!r}", f"it has to be {_TYPE_WORDS[kind]}")
+        value = given
+        if kind is Path and given and isinstance(given, str):
+            value = path.parent / given  # relative to the file, wherever the program is started
+        elif kind is float and type(given) is int:
+            value = float(given)
+        elif type(given) is not kind:  # not isinstance: true is no number
+            shown = "empty" if given == "" else repr(given)
+            raise UsageError(f"{where}: {key} is {shown}", f"it has to be {_TYPES[kind]}")
+        values[key] = value, where
     return values
 
 

@@ -4,6 +4,8 @@ Every error that a user can cause is one of these. The command line prints ``mes
 with ``exit_code``. Nothing else in the package calls ``sys.exit``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import ClassVar
 
@@ -72,3 +74,12 @@ class ImageError(RbcEdgeError):
     def __init__(self, reason: str, message: str, advice: str = "") -> None:
         super().__init__(message, advice)
         self.reason = reason
+
+
+@contextmanager
+def unavailable(what: str, advice: str) -> Iterator[None]:
+    """Raises an `UnavailableError` in place of an `OSError`: what could not be done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"{what}: {error.strerror or error}", advice) from error

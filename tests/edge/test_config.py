@@ -5,7 +5,7 @@ import pytest
 
 from rbc_edge import config
 from rbc_edge.config import SETTINGS, load
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UsageError
 from rbc_edge.vision.counting import EdgeRule
 
 
@@ -206,23 +206,3 @@ def test_the_example_takes_folders_whatever_their_names(tmp_path: Path) -> None:
     assert (loaded.settings.source, loaded.settings.out) == (odd, Path("/r"))
     with pytest.raises(UsageError, match=r"--out is .*UTF-8"):
         config.example(out=Path("/srv/\udcff"))
-
-
-def test_a_new_file_and_never_over_an_old_one(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "c.toml"
-    config.write_example(file)
-    assert file.read_text() == config.example()
-    file.write_text("threads = 1\n")
-    with pytest.raises(UsageError, match=r"there are settings already.*--force"):
-        config.write_example(file)
-    assert file.read_text() == "threads = 1\n"
-    config.write_example(file, out=Path("/r"), force=True)
-    assert load({}, file=file, env={}).settings.out == Path("/r")
-    assert [p.name for p in file.parent.iterdir()] == ["c.toml"]
-
-
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UnavailableError, match="cannot write") as caught:
-        config.write_example(tmp_path / "file" / "c.toml")
-    assert caught.value.exit_code == 5

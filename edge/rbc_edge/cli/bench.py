@@ -1,11 +1,11 @@
 """``rbc-edge bench``: measures, prints, and writes the best settings where that is asked."""
 
-import json
 import sys
 from pathlib import Path
 
 from rbc_edge.cli.console import log_to_stderr, print_json
 from rbc_edge.cli.options import Given
+from rbc_edge.config import places
 from rbc_edge.errors import ExitCode, UsageError
 from rbc_edge.ops import autotune, settings_file
 from rbc_edge.text import one_line, path_text
@@ -20,7 +20,7 @@ def bench(
     if apply and write_config is not None:
         raise UsageError("--apply and --write-config are two ways to name the file", "give one of them")
     log_to_stderr()
-    file = settings_file.in_force(loaded) if apply else write_config
+    file = (loaded.file or places()[0]) if apply else write_config
     if file is not None:
         settings_file.check_writable(file)
     bundle = Bundle.open(loaded.settings.bundle)
@@ -33,6 +33,6 @@ def bench(
     if file is not None:
         best = autotune.settings_of(speeds, chosen)
         settings_file.write_settings(file, best)
-        shown = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best.items())
-        print(one_line(f"{shown} written to {path_text(file)}"), file=sys.stderr)
+        written = f"{settings_file.assignments(best)} written to {path_text(file)}"
+        print(one_line(written), file=sys.stderr)
     return ExitCode.OK

@@ -1,7 +1,7 @@
 """``rbc-edge bundle show`` and ``verify``, and ``rbc-edge --version``, which names the bundle."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from rbc_edge import __version__
 from rbc_edge.cli.console import print_json, print_mapping
@@ -52,15 +52,13 @@ def _main_facts(bundle: Bundle) -> dict[str, object]:
 
 def _accuracy(manifest: Manifest) -> str:
     """Says what the manifest's metrics say of red cells: the share found, and the share that is right."""
-    measured: object = manifest.metrics
-    for key in ("int8", "all"):
-        measured = measured.get(key) if isinstance(measured, Mapping) else None
-    if not isinstance(measured, Mapping) or not {"rbc_recall", "rbc_precision"} <= measured.keys():
+    metrics: Any = manifest.metrics
+    try:
+        recall, precision = (metrics["int8"]["all"][key] for key in ("rbc_recall", "rbc_precision"))
+    except (KeyError, TypeError):
         return "not measured"
-    return (
-        f"{measured['rbc_recall']:.1%} of the red cells found, {measured['rbc_precision']:.1%} of those found"
-        " are right (validation photographs)"
-    )
+    found = f"{recall:.1%} of the red cells found, {precision:.1%} of those found are right"
+    return f"{found} (validation photographs)"
 
 
 def verify(given: Given, *, json_output: bool) -> int:

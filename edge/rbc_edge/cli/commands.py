@@ -35,22 +35,22 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
+VERSION = option(
+    "--version",
+    "Print the version of the program and of its bundle.",
+    False,
+    callback=_version,
+    is_eager=True,
+)
+
+
 @app.callback()
-def _program(
-    _: bool = option(
-        "--version",
-        "Print the version of the program and of its bundle.",
-        False,
-        callback=_version,
-        is_eager=True,
-    ),
-) -> None:
+def _program(_: bool = VERSION) -> None:
     pass
 
 
 @command(
     app,
-    "run",
     "rbc-edge run /camera --out /results",
     "rbc-edge run day1.tif day2.tif --out results --um-per-px 0.1 --cells",
     "rbc-edge run /camera --out /results --slide-pattern '(?P<slide>[^_]+)_(?P<fov>[0-9]+)'",
@@ -71,7 +71,6 @@ def run(
 
 @command(
     app,
-    "watch",
     "rbc-edge watch /camera --out /results",
     "rbc-edge watch --config /etc/rbc-edge/config.toml",
     "rbc-edge watch /mnt/share --out /results --marker .station --once",
@@ -88,7 +87,7 @@ def watch(
     """
 
 
-@command(app, "demo", "rbc-edge demo --out demo", config=False)
+@command(app, "rbc-edge demo --out demo", config=False)
 def demo(
     given: Given,
     out: Path | None = option("--out -o DIR", "Folder for images and results.  [default: a new folder]"),
@@ -100,7 +99,6 @@ def demo(
 
 @command(
     app,
-    "bench",
     "rbc-edge bench",
     "rbc-edge bench /camera/day1 --apply",
     "sudo rbc-edge bench --write-config /etc/rbc-edge/config.toml",
@@ -122,7 +120,7 @@ def bench(
     """
 
 
-@command(app, "status", "rbc-edge status --out /results", "rbc-edge status --json")
+@command(app, "rbc-edge status --out /results", "rbc-edge status --json")
 def status(given: Given, json_output: bool = JSON) -> None:
     """Show the state of the station: the service, the counts, failed images and why, the disk.
 
@@ -131,7 +129,7 @@ def status(given: Given, json_output: bool = JSON) -> None:
     """
 
 
-@command(app, "retry", "rbc-edge retry --out /results", "rbc-edge retry slide7 field3 --out /results")
+@command(app, "rbc-edge retry --out /results", "rbc-edge retry slide7 field3 --out /results")
 def retry(
     given: Given,
     slide: str | None = argument("SLIDE", "Only images of this slide."),
@@ -140,7 +138,7 @@ def retry(
     """Let the running service, or the next run, try failed images again."""
 
 
-@command(app, "report", "rbc-edge report --out /results --open", "rbc-edge report slide7 --out /results")
+@command(app, "rbc-edge report --out /results --open", "rbc-edge report slide7 --out /results")
 def report(
     given: Given,
     slides: list[str] | None = argument("[SLIDE]...", "Only pages of these slides."),
@@ -159,7 +157,6 @@ def report(
 
 @command(
     app,
-    "doctor",
     "rbc-edge doctor --out /results",
     "rbc-edge doctor /camera --out /results --json",
     "runuser -u rbc-edge -- rbc-edge doctor --config /etc/rbc-edge/config.toml",
@@ -181,13 +178,7 @@ def doctor(
     """
 
 
-@command(
-    bundle_app,
-    "bundle-show",
-    "rbc-edge bundle show",
-    "rbc-edge bundle show --bundle DIR --json",
-    config=False,
-)
+@command(bundle_app, "rbc-edge bundle show", "rbc-edge bundle show --bundle DIR --json", config=False)
 def bundle_show(
     given: Given,
     everything: bool = option("--all", "Print everything that the bundle says about itself.", False),
@@ -196,7 +187,7 @@ def bundle_show(
     """Show what the bundle is; exit code 4 when it is damaged."""
 
 
-@command(bundle_app, "bundle-verify", "rbc-edge bundle verify", config=False)
+@command(bundle_app, "rbc-edge bundle verify", config=False)
 def bundle_verify(given: Given, json_output: bool = JSON) -> None:
     """Check the files of the bundle and count its test image on this computer.
 
@@ -206,7 +197,6 @@ def bundle_verify(given: Given, json_output: bool = JSON) -> None:
 
 @command(
     config_app,
-    "config-init",
     "rbc-edge config init",
     "rbc-edge config init --file station.toml --source /camera --out /results",
     "rbc-edge config init --file -",
@@ -225,11 +215,11 @@ def config_init(
     """
 
 
-@command(config_app, "config-show", "rbc-edge config show", "RBC_EDGE_THREADS=1 rbc-edge config show")
+@command(config_app, "rbc-edge config show", "RBC_EDGE_THREADS=1 rbc-edge config show")
 def config_show(given: Given, json_output: bool = JSON) -> None:
     """Show the settings in use, and where each one comes from: a variable, a line of a file, the default."""
 
 
-@command(config_app, "config-validate", "rbc-edge config validate --config /etc/rbc-edge/config.toml")
+@command(config_app, "rbc-edge config validate --config /etc/rbc-edge/config.toml")
 def config_validate(given: Given) -> None:
     """Check the settings file and the environment variables; exit code 2 when something is wrong."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rbc_edge.cli.console import print_json
 from rbc_edge.cli.options import Given
-from rbc_edge.config import example, places, write_example
+from rbc_edge.config import example, places
 from rbc_edge.errors import ExitCode
+from rbc_edge.ops.settings_file import write_new
 from rbc_edge.text import one_line
 
 
@@ -16,11 +17,12 @@ def init(file: Path | None, *, source: Path | None, out: Path | None, force: boo
     """Writes the example of a settings file, or prints it."""
     # Absolute: in the file they would be relative to the file.
     source, out = (None if p is None else Path(os.path.abspath(p)) for p in (source, out))  # noqa: PTH100
+    text = example(source=source, out=out)
     if file == Path("-"):
-        print(example(source=source, out=out), end="")
+        print(text, end="")
         return ExitCode.OK
     file = file or places()[0]
-    write_example(file, source=source, out=out, force=force)
+    write_new(file, text, force=force)
     print(
         one_line(f"{file}: written; check it with `rbc-edge config validate --config {file}` after a change")
     )

@@ -13,12 +13,13 @@ from rbc_edge.text import one_line
 log = logging.getLogger("rbc_edge")
 
 
-class Bar:
-    """A progress bar on the last line of a terminal. All other output on stderr goes above it."""
+class Bar(logging.Handler):
+    """A progress bar on the last line of a terminal. It prints the log, all of it above the bar."""
 
     _WIDTH = 30
 
     def __init__(self, *, shown: bool) -> None:
+        super().__init__()
         self._shown = shown
         self._line = ""
 
@@ -33,12 +34,17 @@ class Bar:
         filled = self._WIDTH * done // max(total, 1)
         self._draw(f"{'#' * filled}{'.' * (self._WIDTH - filled)} {done}/{total} {what}")
 
-    def print(self, message: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         """Prints a message above the bar."""
-        line = self._line
-        self._draw("")
-        print(message, file=sys.stderr, flush=True)
-        self._draw(line)
+        try:
+            line = self._line
+            self._draw("")
+            print(self.format(record), file=sys.stderr, flush=True)
+            self._draw(line)
+        except BrokenPipeError:
+            raise
+        except Exception:  # noqa: BLE001  logging never stops the run
+            self.handleError(record)
 
     def _draw(self, line: str) -> None:
         if self._shown and line != self._line:
@@ -46,20 +52,6 @@ class Bar:
             sys.stderr.write(f"\r\x1b[K{line[:width]}")
             sys.stderr.flush()
             self._line = line
-
-
-class _ToBar(logging.Handler):
-    def __init__(self, bar: Bar) -> None:
-        super().__init__()
-        self._bar = bar
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._bar.print(self.format(record))
-        except BrokenPipeError:
-            raise
-        except Exception:  # noqa: BLE001  logging never stops the run
-            self.handleError(record)
 
 
 class _ServiceLine(logging.Formatter):
@@ -79,17 +71,13 @@ class _ServiceLine(logging.Formatter):
 def log_to_stderr(
     *, verbose: bool = False, quiet: bool = False, bar: Bar | None = None, service: bool = False
 ) -> None:
-    """Sends the log of the program to standard error.
+    """Sends the log of the program to standard error, above the bar.
 
-    Args:
-        verbose: Every message.
-        quiet: Errors only.
-        bar: Messages go above this bar.
-        service: Messages as a service prints them, from INFO on. Otherwise from WARNING on.
+    From WARNING on, a service from INFO on. `verbose`: every message. `quiet`: errors only.
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)
-    handler = _ToBar(bar or Bar(shown=False))
+    handler = bar or Bar(shown=False)
     if service:
         handler.setFormatter(_ServiceLine())
     log.addHandler(handler)

@@ -10,35 +10,18 @@ from typing import Any
 import typer
 
 from rbc_edge.config import SETTINGS, Loaded, Setting, load
-from rbc_edge.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the command line said about the settings.
+    """What the command line said about the settings."""
 
-    Attributes:
-        flags: By name of the setting. None: not given.
-        file: The settings file that ``--config`` named. None: not given.
-    """
-
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    file: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)  # by name of the setting; None: not given
+    file: Path | None = None  # the settings file that ``--config`` named
 
     def load(self) -> Loaded:
         """Puts flags, environment, file and defaults together. Raises what `config.load` raises."""
         return load(self.flags, file=self.file)
-
-
-def out_folder(loaded: Loaded) -> Path:
-    """Returns the folder for the results.
-
-    Raises:
-        UsageError: No source of settings names it.
-    """
-    if loaded.settings.out is None:
-        raise UsageError("no output folder", "give --out DIR, or set out in the settings file")
-    return loaded.settings.out
 
 
 def argument(word: str, help: str, default: Any = None) -> Any:
@@ -48,37 +31,24 @@ def argument(word: str, help: str, default: Any = None) -> Any:
 
 
 def option(spelling: str, help: str, default: Any = None, **more: Any) -> Any:
-    """Makes an option.
-
-    Args:
-        spelling: Its names, and the word for its value: ``--out -o DIR``. Without a word it is a switch.
-        help: What it means.
-        default: Its value when it is not given.
-        more: Other options of `typer.Option`.
-    """
+    """Makes an option. The spelling has its names and the word for its value: ``--out -o DIR``."""
     names = [word for word in spelling.split() if word.startswith("-")]
     word = " ".join(word for word in spelling.split() if word not in names)
     return typer.Option(default, *names, metavar=word or None, help=help, readable=False, **more)
 
 
-def command(app: typer.Typer, name: str, *examples: str, config: bool = True) -> Callable[..., Any]:
+def command(app: typer.Typer, *examples: str, config: bool = True) -> Callable[..., Any]:
     """Declares a command. A call of it loads the module ``rbc_edge.cli.NAME`` and calls its function NAME.
 
-    The declaration is a function without a body. A first parameter `given` stands for the settings that
-    the command takes, each with an option, and for ``--config``. Typer reads the other parameters.
-
-    Args:
-        app: The program, or a group of its commands.
-        name: Name of the command. ``bundle-show`` is `show` of the group and the module `bundle`.
-        examples: Command lines for the help.
-        config: The command takes ``--config``.
-
-    Returns:
-        The decorator. It returns the declaration as it is.
+    The declaration is a function without a body, and it stays as it is. ``bundle_show`` is the function
+    `show` of the group and the module `bundle`. A first parameter `given` stands for the settings that the
+    command takes, each with an option, and for ``--config`` (`config`). Typer reads the other parameters.
+    The examples are command lines for the help.
     """
-    module, _, function = name.rpartition("-")
 
     def declare(declaration: Callable[..., Any]) -> Callable[..., Any]:
+        name = declaration.__name__.replace("_", "-")
+        module, _, function = name.rpartition("-")
         own = list(inspect.signature(declaration).parameters.values())
         takes_settings = bool(own) and own[0].name == "given"
         settings = [s for s in SETTINGS.values() if takes_settings and name in s.on.split()]
@@ -111,14 +81,11 @@ def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     """Makes typer's parameter of a setting. Its default is None: then the environment or a file counts."""
-    default = setting.default_words
+    default, spelling = setting.default_words, setting.option
     help_text = f"{setting.help}  [default: {default}]" if default else setting.help
-    if not setting.option.startswith("-"):
-        info = argument(setting.option, help_text)
-    elif setting.choices:
-        info = option(f"{setting.option.split()[0]} [{'|'.join(setting.choices)}]", help_text)
-    else:
-        info = option(setting.option, help_text)
+    if setting.choices:
+        spelling = f"{spelling.split()[0]} [{'|'.join(setting.choices)}]"
+    info = option(spelling, help_text) if spelling.startswith("-") else argument(spelling, help_text)
     return _keyword(setting.name, setting.kind | None, info)
 
 

@@ -4,7 +4,7 @@ import webbrowser
 from collections.abc import Sequence
 
 from rbc_edge.cli.console import log, log_to_stderr
-from rbc_edge.cli.options import Given, out_folder
+from rbc_edge.cli.options import Given
 from rbc_edge.errors import BundleError, ExitCode
 from rbc_edge.store.queries import Reader
 from rbc_edge.text import path_text
@@ -18,7 +18,7 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
     """Writes the pages of these slides, or of all, and prints where they are."""
     log_to_stderr()
     loaded = given.load()
-    out = out_folder(loaded)
+    out = loaded.settings.out_folder()
     manifest = None
     try:
         manifest = Bundle.open(loaded.settings.bundle).manifest
@@ -29,11 +29,7 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
         if loaded.source["edges"] == "default":  # as in the tables of the same folder
             rule = reader.note(EDGES_NOTE) or rule
         reports = Reports(
-            out,
-            reader,
-            edges=EdgeRule(rule),
-            images=IMAGES if images is None else images,
-            manifest=manifest,
+            out, reader, edges=EdgeRule(rule), images=IMAGES if images is None else images, manifest=manifest
         )
         pages = reports.write(slides or None)
     for page in [*pages, reports.index]:

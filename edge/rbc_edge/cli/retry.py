@@ -2,7 +2,7 @@
 
 import sys
 
-from rbc_edge.cli.options import Given, out_folder
+from rbc_edge.cli.options import Given
 from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import read_state
 from rbc_edge.store.ledger import Ledger
@@ -12,7 +12,7 @@ from rbc_edge.text import count_text, one_line
 
 def retry(given: Given, slide: str | None, fov: str | None) -> int:
     """Marks failed images for another try and says who will try."""
-    folder = out_folder(given.load())
+    folder = given.load().settings.out_folder()
     with Reader.open(folder):  # first: Ledger() would create a ledger that is not there
         pass
     with Ledger(folder) as ledger:

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_table
-from rbc_edge.cli.options import Given, out_folder
-from rbc_edge.cli.wiring import count
-from rbc_edge.station.session import Step, Summary
+from rbc_edge.cli.options import Given
+from rbc_edge.cli.wiring import count_options, prepare_process
+from rbc_edge.station.session import Step, Summary, count_once
+from rbc_edge.station.stop import Stop
 from rbc_edge.text import count_text, one_line, path_text
 from rbc_edge.views.tables import SlideSummary
 
@@ -20,12 +22,15 @@ _HEADER = (
 
 def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) -> int:
     """Counts the images, prints a table or JSON, and returns the exit code."""
-    loaded = given.load()
-    settings, out = loaded.settings, out_folder(loaded)
+    settings = given.load().settings
+    out = settings.out_folder()
     bar = Bar(shown=not settings.quiet and not settings.verbose and sys.stderr.isatty())
     log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, bar=bar)
-    with bar:
-        summary = count(settings, paths, out, force=force, on_step=lambda step: _show_step(step, bar))
+    prepare_process()
+    options = replace(count_options(settings), force=force, max_failures=settings.max_failures)
+    stop = Stop()
+    with bar, stop.on_signals():
+        summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
     if json_output:
         print_json(_as_json(summary, out))
     elif not settings.quiet:
@@ -108,39 +113,29 @@ def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
 
 
 def _as_json(summary: Summary, out: Path) -> dict[str, object]:
+    numbers = ("exit_code", "n_images", "n_counted", "n_unchanged", "n_duplicates", "n_failed")
     return {
         "out": path_text(out),
-        "exit_code": summary.exit_code,
-        "n_images": summary.n_images,
-        "n_counted": summary.n_counted,
-        "n_unchanged": summary.n_unchanged,
-        "n_duplicates": summary.n_duplicates,
-        "n_failed": summary.n_failed,
+        **{name: getattr(summary, name) for name in numbers},
         "slides": [_slide_as_json(slide) for slide in summary.slides],
     }
 
 
 def _slide_as_json(slide: SlideSummary) -> dict[str, object]:
-    counts = slide.counts
+    def values(of: object, *names: str) -> dict[str, object]:
+        return {name: getattr(of, name, None) for name in names}  # null where nothing was counted
+
     low, high = slide.overlap_interval or (None, None)
     return {
-        "slide_id": slide.slide_id,
-        "n_fov_ok": slide.n_fov_ok,
-        "n_fov_failed": slide.n_fov_failed,
-        "n_fov_flagged": slide.n_fov_flagged,
+        **values(slide, "slide_id", "n_fov_ok", "n_fov_failed", "n_fov_flagged"),
         "quality_flags": dict(slide.flags),
-        "n_rbc": counts.n_rbc if counts else None,
-        "n_rbc_single": counts.n_rbc_single if counts else None,
-        "n_rbc_overlapping": counts.n_rbc_overlapping if counts else None,
-        "overlap_fraction": counts.overlap_fraction if counts else None,
+        **values(slide.counts, "n_rbc", "n_rbc_single", "n_rbc_overlapping", "overlap_fraction"),
         "overlap_low": low,
         "overlap_high": high,
         "too_few_fields": slide.too_few_fields,
         "n_fov_more_for_2_points": slide.n_fov_more,
-        "n_wbc": counts.n_wbc if counts else None,
-        "n_platelets": counts.n_platelets if counts else None,
-        "n_rbc_per_fov_mean": slide.n_rbc_per_fov_mean,
-        "n_rbc_per_fov_sd": slide.n_rbc_per_fov_sd,
+        **values(slide.counts, "n_wbc", "n_platelets"),
+        **values(slide, "n_rbc_per_fov_mean", "n_rbc_per_fov_sd"),
         "first_captured_at": slide.first_captured_at or None,
         "last_captured_at": slide.last_captured_at or None,
         "bundle_ids": list(slide.bundle_ids),

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from rbc_edge.cli.console import print_json
-from rbc_edge.cli.options import Given, out_folder
+from rbc_edge.cli.options import Given
 from rbc_edge.errors import ExitCode
 from rbc_edge.ops import status_text
 from rbc_edge.station.status import status_of
@@ -12,7 +12,7 @@ from rbc_edge.text import one_line
 
 def status(given: Given, *, json_output: bool) -> int:
     """Prints the state of the station."""
-    found = status_of(out_folder(given.load()), now=datetime.now(UTC))
+    found = status_of(given.load().settings.out_folder(), now=datetime.now(UTC))
     if json_output:
         print_json(found.as_json())
     else:

@@ -5,7 +5,10 @@ import sys
 
 from rbc_edge.cli.console import log_to_stderr
 from rbc_edge.cli.options import Given
-from rbc_edge.cli.wiring import count_forever
+from rbc_edge.cli.wiring import prepare_process, watch_options
+from rbc_edge.station.service import PATIENCE_S, run_forever
+from rbc_edge.station.source import WakeEvent
+from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 
 
@@ -14,8 +17,19 @@ def watch(given: Given, *, once: bool) -> int:
     systemd = Systemd()
     settings = given.load().settings
     log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, service=True)
-    code, is_late = count_forever(settings, lambda: given.load().settings, once=once, systemd=systemd)
-    if is_late:
+    prepare_process()
+    wake = WakeEvent()
+    stop = Stop(patience_s=PATIENCE_S, on_ask=wake.wake)
+    with stop.on_signals():
+        code = run_forever(
+            watch_options(settings),
+            once=once,
+            reload=lambda: watch_options(given.load().settings),
+            stop=stop,
+            wake=wake,
+            systemd=systemd,
+        )
+    if stop.is_late:
         # A thread may still be busy with a very large image. Nothing of it is kept: do not wait for it.
         sys.stderr.flush()
         os._exit(code)

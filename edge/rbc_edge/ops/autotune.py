@@ -5,24 +5,25 @@ the program and the estimate of the scale (once per slide) are not timed. In eac
 turn, because small computers become hot and slow, and the last setup would be at a disadvantage.
 """
 
-import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from statistics import median
+from time import monotonic
+from typing import Final, Self
 
-import cv2
 import numpy as np
 
-from rbc_edge.errors import ImageError, UnavailableError, UsageError
+from rbc_edge.errors import ImageError, UsageError, unavailable
 from rbc_edge.ops import synthetic
+from rbc_edge.ops.settings_file import assignments
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import SCALE_FIELDS, AnalyzerRecipe
-from rbc_edge.station.session import Clock, CountOptions, count_once
+from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.values import Scale, ScaleSource
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle
@@ -42,36 +43,29 @@ needs more memory and gives other counts."""
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Settings to measure.
-
-    Attributes:
-        threads: As in the settings.
-        precision: ``int8``, or ``fp32`` where the bundle has such networks.
-    """
+    """Settings to measure."""
 
     threads: int
-    precision: str
+    precision: str  # ``int8``, or ``fp32`` where the bundle has such networks
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast a setup is.
-
-    Attributes:
-        setup: The setup.
-        fields_per_s: Fields of view per second, the median of the rounds.
-        least_fields_per_s: In the slowest round.
-        most_fields_per_s: In the fastest round.
-        cells_per_s: Cells of all kinds per second, the median of the rounds.
-        n_rounds: Rounds that were measured.
-    """
+    """How fast a setup is."""
 
     setup: Setup
-    fields_per_s: float
-    least_fields_per_s: float
-    most_fields_per_s: float
-    cells_per_s: float
+    fields_per_s: float  # fields of view per second, the median of the rounds
+    least_fields_per_s: float  # in the slowest round
+    most_fields_per_s: float  # in the fastest round
+    cells_per_s: float  # cells of all kinds per second, the median of the rounds
     n_rounds: int
+
+    @classmethod
+    def of(cls, setup: Setup, n_fields: int, turns: Sequence[tuple[float, int]]) -> Self:
+        """Returns the speed from the time, seconds, and the number of cells of each turn."""
+        fields = [n_fields / took_s for took_s, _ in turns]
+        cells = median(n_cells / took_s for took_s, n_cells in turns)
+        return cls(setup, median(fields), min(fields), max(fields), cells, len(turns))
 
     @property
     def ms_per_field(self) -> float:
@@ -84,13 +78,12 @@ class Speed:
         return {**values.pop("setup"), **values, "ms_per_field": self.ms_per_field}
 
 
-def draw(folder: Path, n: int = N_DRAWN) -> None:
-    """Draws `n` JPEG fields of 640x480 with red cells of 100 px, as in the public data."""
+def _draw(folder: Path) -> None:
+    """Draws JPEG fields of 640x480 with red cells of 100 px, as in the public data."""
     # As crowded as those: an almost empty field is also searched at five other scales, which takes longer.
-    fields = synthetic.draw_slide(np.random.default_rng(0), n, cell_diameter_px=100.0, crowding=0.35)
+    fields = synthetic.draw_slide(np.random.default_rng(0), N_DRAWN, cell_diameter_px=100.0, crowding=0.35)
     for i, field in enumerate(fields):
-        _, data = cv2.imencode(".jpg", field.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        (folder / f"field-{i:02}.jpg").write_bytes(data.tobytes())
+        (folder / f"field-{i:02}.jpg").write_bytes(field.encoded(".jpg"))
 
 
 def setups(bundle: Bundle, n_cores: int) -> list[Setup]:
@@ -102,51 +95,32 @@ def setups(bundle: Bundle, n_cores: int) -> list[Setup]:
 
 
 def measure(
-    bundle: Bundle,
-    images: Path | None = None,
-    *,
-    budget_s: float = BUDGET_S,
-    n_cores: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    clock: Clock | None = None,
+    bundle: Bundle, images: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[Speed]:
-    """Times every setup on the images.
+    """Times every setup on the images, or on drawn ones. Returns a speed for each, in the order of `setups`.
 
-    Args:
-        bundle: The bundle to count with.
-        images: A folder of images, or one image. None: fields are drawn.
-        budget_s: See `BUDGET_S`. Each setup has one turn at least.
-        n_cores: Cores to use. None: those that this process may use.
-        say: Called with a line for each step.
-        clock: Replaced by tests.
-
-    Returns:
-        A speed for each setup, in the order of `setups`.
+    `say` is called with a line for each step.
 
     Raises:
         UsageError: There are no images, or some cannot be counted.
         UnavailableError: The images, or the folder for temporary files, cannot be used.
         BundleError: ONNX Runtime cannot load the bundle.
     """
-    now_s = (clock or Clock()).monotonic_s
-    tried = setups(bundle, n_cores or len(os.sched_getaffinity(0)))
-    try:
-        with tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name:
-            base = Path(name)
-            if images is None:
-                say(f"drawing {N_DRAWN} fields of view")
-                images = base / "drawn"
-                images.mkdir()
-                draw(images)
-            paths = _linked(images, base / "fields")
-            end_s = now_s() + budget_s
-            turns = _Turns(bundle, base, _scale(bundle, paths), now_s)
-            return _rounds(turns, tried, paths, end_s=end_s, say=say)
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot use the folder for temporary files: {error.strerror or error}",
-            "set TMPDIR to a folder with space for a few megabytes",
-        ) from error
+    advice = "set TMPDIR to a folder with space for a few megabytes"
+    with (
+        unavailable("cannot use the folder for temporary files", advice),
+        tempfile.TemporaryDirectory(prefix="rbc-edge-bench-") as name,
+    ):
+        base = Path(name)
+        if images is None:
+            say(f"drawing {N_DRAWN} fields of view")
+            images = base / "drawn"
+            images.mkdir()
+            _draw(images)
+        paths = _linked(images, base / "fields")
+        end_s = monotonic() + BUDGET_S
+        turn = partial(_turn, bundle, base, _scale(bundle, paths))
+        return _rounds(turn, setups(bundle, len(os.sched_getaffinity(0))), paths, end_s=end_s, say=say)
 
 
 def _linked(images: Path, folder: Path) -> list[Path]:
@@ -174,60 +148,47 @@ def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
     return Scale(found.cell_diameter_px, ScaleSource.CELL_DIAMETER)
 
 
-@dataclass(slots=True)
-class _Turns:
-    """Counts images with one setup after another, each time into a new output folder."""
-
-    bundle: Bundle
-    base: Path
-    scale: Scale | None
-    now_s: Callable[[], float]
-    n_done: int = 0
-
-    def count(self, setup: Setup, paths: Sequence[Path]) -> tuple[float, int]:
-        """Returns the time of a turn, seconds, and the number of cells of all kinds."""
-        self.n_done += 1
-        out = self.base / f"out-{self.n_done}"
-        # A new one for each turn: all setups at once do not fit into the memory of a small computer.
-        analyzer = Analyzer(self.bundle, threads=setup.threads, precision=setup.precision)
-        recipe = AnalyzerRecipe(self.bundle.bundle_id, lambda: analyzer)
-        started_s = self.now_s()
-        summary = count_once(paths, CountOptions(out, recipe, scale=self.scale, workers=setup.threads))
-        took_s = self.now_s() - started_s
-        if summary.n_failed:
-            raise UsageError(
-                f"{summary.n_failed} of {len(paths)} images cannot be counted",
-                "`rbc-edge run` names them; give other images",
-            )
-        counts = [slide.counts for slide in summary.slides if slide.counts is not None]
-        return took_s, sum(c.n_rbc + c.n_wbc + c.n_platelets for c in counts)
+def _turn(
+    bundle: Bundle, base: Path, scale: Scale | None, setup: Setup, paths: Sequence[Path]
+) -> tuple[float, int]:
+    """Counts images into a new output folder. Returns the time, seconds, and the number of cells."""
+    out = Path(tempfile.mkdtemp(dir=base))
+    # A new one for each turn: all setups at once do not fit into the memory of a small computer.
+    analyzer = Analyzer(bundle, threads=setup.threads, precision=setup.precision)
+    recipe = AnalyzerRecipe(bundle.bundle_id, lambda: analyzer)
+    started_s = monotonic()
+    summary = count_once(paths, CountOptions(out, recipe, scale=scale, workers=setup.threads))
+    took_s = monotonic() - started_s
+    if summary.n_failed:
+        text = f"{summary.n_failed} of {len(paths)} images cannot be counted"
+        raise UsageError(text, "`rbc-edge run` names them; give other images")
+    counts = [slide.counts for slide in summary.slides if slide.counts is not None]
+    return max(took_s, 1e-9), sum(c.n_rbc + c.n_wbc + c.n_platelets for c in counts)
 
 
 def _rounds(
-    turns: _Turns, tried: Sequence[Setup], paths: Sequence[Path], *, end_s: float, say: Callable[[str], None]
+    turn: Callable[[Setup, Sequence[Path]], tuple[float, int]],
+    tried: Sequence[Setup],
+    paths: Sequence[Path],
+    *,
+    end_s: float,
+    say: Callable[[str], None],
 ) -> list[Speed]:
     """Gives every setup a turn in each round, as long as there is time for another round."""
     # The first turn warms up, and shows how many fields make a turn long enough.
-    took_s, _ = turns.count(tried[0], paths[:_MIN_FIELDS])
+    took_s, _ = turn(tried[0], paths[:_MIN_FIELDS])
     chosen = paths[: max(_MIN_FIELDS, int(_TURN_S * len(paths[:_MIN_FIELDS]) / max(took_s, 1e-3)))]
-    fields: dict[Setup, list[float]] = {setup: [] for setup in tried}
-    cells: dict[Setup, list[float]] = {setup: [] for setup in tried}
+    measured: dict[Setup, list[tuple[float, int]]] = {setup: [] for setup in tried}
     round_s = 0.0
     for i in range(_MAX_ROUNDS):
-        if i and turns.now_s() + round_s > end_s:
+        if i and monotonic() + round_s > end_s:
             break
         say(f"round {i + 1}: {len(chosen)} fields of view, {len(tried)} setups")
-        began_s = turns.now_s()
+        began_s = monotonic()
         for setup in tried:
-            took_s, n_cells = turns.count(setup, chosen)
-            fields[setup].append(len(chosen) / max(took_s, 1e-9))
-            cells[setup].append(n_cells / max(took_s, 1e-9))
-        round_s = turns.now_s() - began_s
-    median = statistics.median
-    return [
-        Speed(setup, median(rates), min(rates), max(rates), median(cells[setup]), len(rates))
-        for setup, rates in fields.items()
-    ]
+            measured[setup].append(turn(setup, chosen))
+        round_s = monotonic() - began_s
+    return [Speed.of(setup, len(chosen), turns) for setup, turns in measured.items()]
 
 
 def best(speeds: Sequence[Speed]) -> Speed:
@@ -257,7 +218,7 @@ def as_lines(speeds: Sequence[Speed], chosen: Speed) -> list[str]:
             f"{s.setup.threads:7}  {s.setup.precision:7}  {s.fields_per_s:8.1f}  {spread:>11}"
             f"  {s.cells_per_s:7.0f}  {s.ms_per_field:10.1f}"
         )
-    keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings_of(speeds, chosen).items())
+    keys = assignments(settings_of(speeds, chosen))
     gain = f"more threads or fp32 have to be {100 * (_MIN_GAIN - 1):.0f} % faster"
     return [*lines, f"best: {keys} ({chosen.fields_per_s:.1f} fields a second; {gain})"]
 

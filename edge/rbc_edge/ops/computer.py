@@ -15,60 +15,39 @@ _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computer:
-    """What the system knows of the computer. None: unknown.
+    """What the system knows of the computer. None: unknown."""
 
-    Attributes:
-        machine: Architecture, e.g. ``x86_64``, ``aarch64``.
-        model: Name of the processor or the board. May be empty.
-        flags: Names of the processor's extensions, as Linux calls them.
-        n_cores: Cores of the computer.
-        n_usable: Cores that this process may use (affinity).
-        quota_cores: Limit of a control group, in cores.
-        available_bytes: Memory that is free without swapping.
-        memory_bytes: Memory of the computer.
-        memory_limit_bytes: Limit of a control group for the memory of this process.
-        accounts_memory: Whether control groups can limit memory at all.
-        max_watches: Number of folders that the system watches for one user (inotify).
-        is_synchronised: Whether a time server sets the clock.
-    """
-
-    machine: str
-    model: str
-    flags: frozenset[str]
+    machine: str  # architecture, e.g. ``x86_64``, ``aarch64``
+    model: str  # name of the processor or the board; may be empty
+    flags: frozenset[str]  # names of the processor's extensions, as Linux calls them
     n_cores: int
-    n_usable: int
-    quota_cores: float | None
-    available_bytes: int | None
-    memory_bytes: int | None
-    memory_limit_bytes: int | None
-    accounts_memory: bool | None
-    max_watches: int | None
-    is_synchronised: bool | None
+    n_usable: int  # cores that this process may use (affinity)
+    quota_cores: float | None  # limit of a control group, in cores
+    available_bytes: int | None  # memory that is free without swapping
+    memory_bytes: int | None  # memory of the computer
+    memory_limit_bytes: int | None  # limit of a control group for the memory of this process
+    accounts_memory: bool | None  # whether control groups can limit memory at all
+    max_watches: int | None  # number of folders that the system watches for one user (inotify)
+    is_synchronised: bool | None  # whether a time server sets the clock
 
     @classmethod
     def here(cls, root: Path = Path("/")) -> Self:
-        """Reads it from Linux: proc(5), cgroups(7), inotify(7), adjtimex(2).
-
-        Args:
-            root: Folder that holds ``proc`` and ``sys``. Replaced by tests.
-        """
-        processor = _read(root / "proc/cpuinfo")
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", processor, re.M)
-        model = re.search(r"^Model\s*:\s*(.+)$", processor, re.M) or re.search(
-            r"^model name\s*:\s*(.+)$", processor, re.M
-        )
-        memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M))
+        """Reads it from Linux: proc(5), cgroups(7), inotify(7), adjtimex(2). Tests replace the `root`."""
+        # flags and model name: x86. Features and Model: ARM.
+        processor = dict(re.findall(r"^(\w[\w ]*?)\s*:[ \t]*(.*)$", _read(root / "proc/cpuinfo"), re.M))
+        sizes = re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M)
+        memory = {name: int(kilobytes) * 1024 for name, kilobytes in sizes}
         controllers = _read(root / "sys/fs/cgroup/cgroup.controllers").split()
         n_cores = os.cpu_count() or 1
         return cls(
             machine=platform.machine(),
-            model=model[1].strip() if model else "",
-            flags=frozenset(flags[1].split() if flags else ()),
+            model=(processor.get("Model") or processor.get("model name", "")).strip(),
+            flags=frozenset((processor.get("flags") or processor.get("Features", "")).split()),
             n_cores=n_cores,
             n_usable=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores,
             quota_cores=min(_quotas(root), default=None),
-            available_bytes=_bytes_of(memory.get("MemAvailable")),
-            memory_bytes=_bytes_of(memory.get("MemTotal")),
+            available_bytes=memory.get("MemAvailable"),
+            memory_bytes=memory.get("MemTotal"),
             memory_limit_bytes=min(_memory_limits(root), default=None),
             accounts_memory="memory" in controllers if controllers else None,
             max_watches=_whole_number(_read(root / "proc/sys/fs/inotify/max_user_watches")),
@@ -102,21 +81,13 @@ def _whole_number(text: str) -> int | None:
     return int(text) if text.strip().isdecimal() else None
 
 
-def _bytes_of(kilobytes: str | None) -> int | None:
-    return None if kilobytes is None else int(kilobytes) * 1024
-
-
 def _control_groups(root: Path) -> Iterator[Path]:
     """Yields the folders of this process's control group and of those above it (cgroups(7), version 2)."""
     own = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.M)
     if own is None:
         return
-    top = root / "sys/fs/cgroup"
-    folder = top / own[1].strip("/")
-    yield folder
-    while folder != top:
-        folder = folder.parent
-        yield folder
+    folder = Path(own[1].strip("/"))
+    yield from (root / "sys/fs/cgroup" / name for name in dict.fromkeys((folder, *folder.parents)))
 
 
 def _quotas(root: Path) -> Iterator[float]:

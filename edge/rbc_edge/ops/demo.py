@@ -4,21 +4,20 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import unavailable
 from rbc_edge.ops import synthetic
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.stop import Stop
 from rbc_edge.text import path_text
-from rbc_edge.values import Counts, UInt8
+from rbc_edge.values import Counts
 from rbc_edge.vision.bundle import Bundle
 
 _COUNTED: Final = {
@@ -29,6 +28,8 @@ _COUNTED: Final = {
     "n_platelets": "platelets",
 }
 """Columns of the tables for which the truth is known, and their names on the screen."""
+
+_Line = tuple[str, str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +54,48 @@ _SLIDES: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A slide, or all of them, with its true and its counted cells. None: not known."""
+
+    slide_id: str
+    n_fields: int
+    truth: Counts
+    counted: Counts | None
+    drawn_px: float | None = None  # cell diameter
+    seen_px: float | None = None  # cell diameter as estimated
+
+    def as_lines(self) -> list[_Line]:
+        """Returns its lines on the screen."""
+        lines = []
+        if self.drawn_px is not None:
+            lines.append(_line("cell diameter, px", self.drawn_px, self.seen_px, ".1f"))
+        lines += [_line(_COUNTED[column], *numbers, ".0f") for column, numbers in self._numbers()]
+        heads = [(self.slide_id, str(self.n_fields)), *[("", "")] * (len(lines) - 1)]
+        return [(*head, *line) for head, line in zip(heads, lines, strict=True)]
+
+    def as_json(self) -> dict[str, object]:
+        """Returns what `json.dumps` takes."""
+        found: dict[str, object] = {
+            column: {"truth": truth, "counted": counted, "error": _error(truth, counted)}
+            for column, (truth, counted) in self._numbers()
+        }
+        if self.drawn_px is None:
+            return found
+        diameters = {"truth": self.drawn_px, "estimated": self.seen_px}
+        return {"slide_id": self.slide_id, "n_fields": self.n_fields, "cell_diameter_px": diameters} | found
+
+    def _numbers(self) -> Iterator[tuple[str, tuple[int, int | None]]]:
+        """Yields the columns, and for each the true and the counted number."""
+        return ((c, (getattr(self.truth, c), getattr(self.counted, c, None))) for c in _COUNTED)
+
+
 def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, json_output: bool) -> int:
-    """Draws slides, counts them, and prints the counts next to the truth.
+    """Draws slides, counts them, and prints the counts next to the truth. Returns the exit code of the run.
 
     Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view) and
-    ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide.
-
-    Args:
-        out: The folder. None: a new temporary one, which stays.
-        bundle: The bundle to count with. None: the one that ships with the program.
-        threads: See `Analyzer`.
-        seed: Which slides are drawn. The same seed draws the same slides.
-        json_output: Print JSON instead of a table.
-
-    Returns:
-        The exit code of the run.
+    ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide. Without
+    a folder it makes a temporary one, which stays. The same seed draws the same slides.
 
     Raises:
         BundleError: The bundle is missing or not intact. Nothing was drawn.
@@ -76,41 +104,44 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     opened = Bundle.open(bundle)
     if out is None:
         out = Path(tempfile.mkdtemp(prefix="rbc-edge-demo-"))
+    images, results, table = out / "images", out / "results", out / "truth.csv"
     n_fields = sum(slide.n_fields for slide in _SLIDES)
     print(f"drawing {n_fields} fields of view of {len(_SLIDES)} slides", file=sys.stderr)
-    try:
+    advice = "give another --out, with space for a few megabytes"
+    with unavailable(f"{path_text(out)}: cannot write the demo's images", advice):
         truth = _draw(out, seed)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot write the demo's images: {error.strerror or error}",
-            "give another --out, with space for a few megabytes",
-        ) from error
 
     print("counting them", file=sys.stderr)
-    results = out / "results"
     stop = Stop()
     with stop.on_signals():
         recipe = AnalyzerRecipe.of(opened, threads=threads)
-        summary = count_once([out / "images"], CountOptions(results, recipe), stop=stop)
-    if (
-        summary.stopped_by is not None
-    ):  # a comparison of half-counted slides with the full truth would mislead
+        summary = count_once([images], CountOptions(results, recipe), stop=stop)
+    if summary.stopped_by is not None:  # half-counted slides next to the full truth would mislead
         print(f"stopped; what was counted is in {path_text(results)}", file=sys.stderr)
         return int(summary.exit_code)
     counted = {slide.slide_id: slide.counts for slide in summary.slides}
-    measured = {slide.slide_id: _measured_px(results / f"{slide.slide_id}.csv") for slide in _SLIDES}
+    slides = [
+        _Compared(
+            *(slide.slide_id, slide.n_fields, truth[slide.slide_id], counted[slide.slide_id]),
+            *(slide.cell_diameter_px, _measured_px(results / f"{slide.slide_id}.csv")),
+        )
+        for slide in _SLIDES
+    ]
+    whole = _Compared("all", n_fields, _sum(truth.values()), _sum_if_all(counted.values()))
     if json_output:
-        print(json.dumps(_as_json(out, truth, counted, measured), indent=2))
+        places = {"out": out, "images": images, "results": results, "truth": table}
+        shown = {name: path_text(path) for name, path in places.items()}
+        found = {"slides": [slide.as_json() for slide in slides], "all": whole.as_json()}
+        print(json.dumps(shown | found, indent=2))
     else:
-        _print_table(truth, counted, measured)
-        images, table = path_text(out / "images"), path_text(out / "truth.csv")
-        print(f"Tables in {path_text(results)}, images in {images}, truth in {table}")
+        _print_table([line for slide in (*slides, whole) for line in slide.as_lines()])
+        print(f"Tables in {path_text(results)}, images in {path_text(images)}, truth in {path_text(table)}")
     return int(summary.exit_code)
 
 
 def _draw(out: Path, seed: int) -> dict[str, Counts]:
     """Draws and writes the slides and their truth. Returns the true counts by slide."""
-    rows: list[list[object]] = []
+    rows: list[list[object]] = [["slide_id", "fov", "cell_diameter_px", *_COUNTED]]
     truth = {}
     for number, slide in enumerate(_SLIDES):
         folder = out / "images" / slide.slide_id
@@ -120,27 +151,17 @@ def _draw(out: Path, seed: int) -> dict[str, Counts]:
         fields = synthetic.draw_slide(rng, slide.n_fields, cell_diameter_px=diameter_px, **slide.drawing)
         for i, field in enumerate(fields, start=1):
             fov = f"field-{i:02d}"
-            (folder / f"{fov}{slide.suffix}").write_bytes(_encoded(field.image, slide.suffix))
+            (folder / f"{fov}{slide.suffix}").write_bytes(field.encoded(slide.suffix))
             numbers = [getattr(field.counts, column) for column in _COUNTED]
             rows.append([slide.slide_id, fov, f"{diameter_px:.2f}", *numbers])
         truth[slide.slide_id] = _sum(field.counts for field in fields)
     with (out / "truth.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["slide_id", "fov", "cell_diameter_px", *_COUNTED])
-        writer.writerows(rows)
+        csv.writer(stream, lineterminator="\n").writerows(rows)
     return truth
 
 
-def _encoded(image: UInt8, suffix: str) -> bytes:
-    """Returns an image (uint8 (H, W, 3), RGB) as the bytes of a file."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
-    _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    return data.tobytes()
-
-
 def _sum(counts: Iterable[Counts]) -> Counts:
-    total = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c in counts]
-    return Counts(*(sum(column) for column in zip(*total, strict=True)))
+    return Counts(*map(sum, zip(*map(astuple, counts), strict=True)))
 
 
 def _sum_if_all(counts: Iterable[Counts | None]) -> Counts | None:
@@ -151,84 +172,26 @@ def _sum_if_all(counts: Iterable[Counts | None]) -> Counts | None:
 
 def _measured_px(table: Path) -> float | None:
     """Returns the estimated cell diameter from the table of a slide. None where it has none."""
-    try:
-        with table.open(encoding="utf-8", newline="") as stream:
-            found = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
-    except OSError as error:
-        raise UnavailableError(f"{path_text(table)}: {error.strerror or error}") from error
+    with unavailable(path_text(table), ""), table.open(encoding="utf-8", newline="") as stream:
+        found = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
     diameters = [float(text) for text in found if text]
     return float(np.median(diameters)) if diameters else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """A count and its truth. `counted` is None where it could not be counted."""
-
-    column: str
-    truth: int
-    counted: int | None
-
-    @property
-    def error(self) -> float | None:
-        """The relative error. None where the truth is 0 or nothing could be counted."""
-        return (self.counted - self.truth) / self.truth if self.truth and self.counted is not None else None
-
-    @property
-    def shown(self) -> tuple[str, str, str, str]:
-        """Its line on the screen."""
-        counted = "-" if self.counted is None else str(self.counted)
-        error = "-" if self.error is None else f"{self.error:+.1%}"
-        return _COUNTED[self.column], str(self.truth), counted, error
+def _error(truth: float, found: float | None) -> float | None:
+    """Returns the relative error. None where the truth is 0 or nothing was found."""
+    return (found - truth) / truth if truth and found is not None else None
 
 
-def _compare(truth: Counts, counted: Counts | None) -> list[_Comparison]:
-    return [
-        _Comparison(c, getattr(truth, c), None if counted is None else getattr(counted, c)) for c in _COUNTED
-    ]
+def _line(name: str, truth: float, found: float | None, form: str) -> tuple[str, str, str, str]:
+    error = _error(truth, found)
+    shown = "-" if found is None else format(found, form)
+    return name, format(truth, form), shown, "-" if error is None else f"{error:+.1%}"
 
 
-def _as_json(
-    out: Path,
-    truth: Mapping[str, Counts],
-    counted: Mapping[str, Counts | None],
-    measured: Mapping[str, float | None],
-) -> dict[str, object]:
-    def compare(true: Counts, found: Counts | None) -> dict[str, object]:
-        return {
-            c.column: {"truth": c.truth, "counted": c.counted, "error": c.error}
-            for c in _compare(true, found)
-        }
-
-    def described(slide: _Slide) -> dict[str, object]:
-        diameters = {"truth": slide.cell_diameter_px, "estimated": measured[slide.slide_id]}
-        head = {"slide_id": slide.slide_id, "n_fields": slide.n_fields, "cell_diameter_px": diameters}
-        return head | compare(truth[slide.slide_id], counted[slide.slide_id])
-
-    return {
-        "out": path_text(out),
-        "images": path_text(out / "images"),
-        "results": path_text(out / "results"),
-        "truth": path_text(out / "truth.csv"),
-        "slides": [described(slide) for slide in _SLIDES],
-        "all": compare(_sum(truth.values()), _sum_if_all(counted.values())),
-    }
-
-
-def _print_table(
-    truth: Mapping[str, Counts], counted: Mapping[str, Counts | None], measured: Mapping[str, float | None]
-) -> None:
-    lines = [("slide", "fields", "", "truth", "counted", "error")]
-    for slide in _SLIDES:
-        drawn_px, seen_px = slide.cell_diameter_px, measured[slide.slide_id]
-        seen = "-" if seen_px is None else f"{seen_px:.1f}"
-        off = "-" if seen_px is None else f"{seen_px / drawn_px - 1:+.1%}"
-        lines.append((slide.slide_id, str(slide.n_fields), "cell diameter, px", f"{drawn_px:.1f}", seen, off))
-        lines += [("", "", *c.shown) for c in _compare(truth[slide.slide_id], counted[slide.slide_id])]
-    n_fields = sum(slide.n_fields for slide in _SLIDES)
-    first, *rest = _compare(_sum(truth.values()), _sum_if_all(counted.values()))
-    lines += [("all", str(n_fields), *first.shown), *(("", "", *c.shown) for c in rest)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+def _print_table(lines: Sequence[_Line]) -> None:
+    lines = [("slide", "fields", "", "truth", "counted", "error"), *lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        left = [line[0].ljust(widths[0]), line[1].rjust(widths[1]), line[2].ljust(widths[2])]
-        right = [text.rjust(width) for text, width in zip(line[3:], widths[3:], strict=True)]
-        print("  ".join(left + right))
+        texts = enumerate(zip(line, widths, strict=True))
+        print("  ".join(t.ljust(width) if i in (0, 2) else t.rjust(width) for i, (t, width) in texts))

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -44,17 +45,10 @@ def examine(
     computer: Computer | None = None,
     now: datetime | None = None,
 ) -> Diagnosis:
-    """Runs all checks.
+    """Runs all checks. A check that an earlier problem makes impossible is left out.
 
-    Args:
-        flags: Settings that the command line gave (`config.load`).
-        file: The settings file that the user named. None: the usual places.
-        env: The environment. None: the process's.
-        computer: The computer. None: this one.
-        now: The time of day, with its zone. None: the computer's.
-
-    Returns:
-        The findings. A check that an earlier problem makes impossible is left out.
+    `flags`, `file` and `env` are those of `config.load`. Computer and time (with its zone) are those of this
+    computer where they are not given.
     """
     computer = computer or Computer.here()
     now = now or datetime.now(UTC)
@@ -75,49 +69,45 @@ def examine(
     return Diagnosis(tuple(findings), loaded, settings.out)
 
 
-def versions_of() -> list[tuple[str, str]]:
-    """Returns names and versions of the program, its libraries and the system."""
-    found = [("rbc-edge", __version__), ("Python", platform.python_version())]
+def versions_of() -> dict[str, str]:
+    """Returns the versions of the program, its libraries and the system by their names."""
+    found = {"rbc-edge": __version__, "Python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found.append((name, version(name)))
-    return [*found, (platform.system(), f"{platform.release()} {platform.machine()}")]
+            found[name] = version(name)
+    return found | {platform.system(): f"{platform.release()} {platform.machine()}"}
 
 
 def _settings(
     flags: Mapping[str, Any], file: Path | None, env: Mapping[str, str] | None
 ) -> tuple[Loaded | None, Settings, Finding]:
     """Returns the settings. Where they are wrong, those of the command line alone."""
-    given = tuple(str(value) for value in flags.values() if isinstance(value, (str, Path)))
     try:
         loaded = load(flags, file=file, env=env)
     except UsageError as error:
+        given = [str(value) for value in flags.values() if isinstance(value, (str, Path))]
         # The message begins with the file.
         wrong = failed_by("settings", error).hiding(*given, error.message.partition(": ")[0])
         try:
             return None, load(flags, env={}, file=Path(os.devnull)).settings, wrong
         except UsageError:
             return None, Settings(), wrong
-    where = "no settings file" if loaded.file is None else str(loaded.file)
-    valid = ok("settings", f"{where}: valid").hiding(*given)
-    return loaded, loaded.settings, valid if loaded.file is None else valid.hiding(where)
+    return loaded, loaded.settings, ok("settings", f"{loaded.file or 'no settings file'}: valid")
 
 
 def _installation() -> Finding:
-    versions = ", ".join(f"{name} {number}" for name, number in versions_of())
+    versions = ", ".join(f"{name} {number}" for name, number in versions_of().items())
     error = _IMPORT_ERROR
     try:
-        import cv2  # noqa: F401, PLC0415  each may be broken
-        import numpy  # noqa: F401, PLC0415
-        import onnxruntime  # noqa: F401, PLC0415
-        import PIL.Image  # noqa: F401, PLC0415
+        for library in ("cv2", "numpy", "onnxruntime", "PIL.Image"):
+            import_module(library)
     except Exception as broken:  # noqa: BLE001  a broken library may raise anything
         error = broken
     if error is None:
         return ok("installation", versions)
     text = f"{versions}: {type(error).__name__}: {error}"
     advice = "install rbc-edge again, into its own environment"
-    return failed("installation", text, advice, ExitCode.BUNDLE)
+    return failed("installation", text, advice, exit_code=ExitCode.BUNDLE)
 
 
 def _processor(computer: Computer) -> Finding:
@@ -180,9 +170,8 @@ def _clock(
         return warning("clock", problem, advice)
     if newest_image is not None and newest_image > now + _CLOCK_SLACK:
         ahead = utc_text(newest_image)
-        text = (
-            f"it shows {shown}, but the source holds an image of {ahead}: this clock or the camera's is wrong"
-        )
+        wrong = "this clock or the camera's is wrong"
+        text = f"it shows {shown}, but the source holds an image of {ahead}: {wrong}"
         return warning("clock", text, "set both; a time server keeps them right").hiding(ahead)
     if computer.is_synchronised is False:
         return warning("clock", f"it shows {shown}; no time server sets it", f"if that is wrong: {advice}")

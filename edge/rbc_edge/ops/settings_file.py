@@ -1,4 +1,4 @@
-"""Changes keys of a settings file and nothing else of it: comments, order and permissions stay."""
+"""Writes a new settings file, or changes keys of one and nothing else: comments, order, permissions stay."""
 
 import json
 import os
@@ -10,25 +10,32 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge import config
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UnavailableError, UsageError, unavailable
 from rbc_edge.store.outdir import replacing
 from rbc_edge.text import path_text
 
 _TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
-def in_force(loaded: config.Loaded) -> Path:
-    """Returns the settings file in force. Where there is none, the user's own, which is still to be made."""
-    return loaded.file or config.user_file(os.environ)
+def assignments(values: Mapping[str, int | str]) -> str:
+    """Returns keys and values as they stand in the file, in one line."""
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+
+def write_new(file: Path, text: str, *, force: bool) -> None:
+    """Writes a settings file, completely or not at all. Makes its folder if it is missing.
+
+    Raises `UsageError` where the file is there already and `force` is not given.
+    """
+    if not force and os.path.lexists(file):
+        raise UsageError(f"{file}: there are settings already", "edit them, or give --force to replace them")
+    failed = unavailable(f"{file}: cannot write", "check permissions, or name another --file")
+    with failed, replacing(file) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def check_writable(file: Path) -> None:
-    """Checks that `write_settings` can work, before the values for it are measured.
-
-    Raises:
-        UsageError: The file has an error.
-        UnavailableError: It cannot be written.
-    """
+    """Raises what `write_settings` would raise, before the values for it are measured."""
     target = Path(os.path.realpath(file))
     if target.is_file():
         config.load({}, file=target, env={})
@@ -38,13 +45,7 @@ def check_writable(file: Path) -> None:
 
 
 def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
-    """Sets keys in a settings file.
-
-    The new text is checked before it replaces the file. A missing file is made.
-
-    Args:
-        file: The settings file.
-        values: Keys and their new values.
+    """Sets keys in a settings file. The new text is checked before it replaces the file, or makes a new one.
 
     Raises:
         UsageError: The file has an error, or the keys cannot be changed safely.
@@ -67,12 +68,21 @@ def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
     except tomllib.TOMLDecodeError:  # the key is there twice: the old one has a form that we do not see
         is_right = False
     if not is_right:
-        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
         raise UsageError(
             f"{path_text(file)}: {', '.join(values)} cannot be changed in it without changing something else",
-            f"write it yourself: {lines}",
+            f"write it yourself: {assignments(values)}",
         )
-    _replace(target, changed.encode("utf-8"), file)
+    failed = unavailable(f"{path_text(file)}: cannot write it", "check the permissions of its folder")
+    with failed, replacing(target) as stream:
+        if target.exists():
+            status = target.stat()
+            os.fchmod(stream.fileno(), status.st_mode & 0o7777)
+            with suppress(PermissionError):  # only root may change the owner
+                os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+        stream.write(changed.encode("utf-8"))
+        stream.flush()
+        os.fsync(stream.fileno())
+        config.load({}, file=Path(stream.name), env={})
 
 
 def _with(text: str, key: str, value: str) -> str:
@@ -92,28 +102,3 @@ def _with(text: str, key: str, value: str) -> str:
     if top and not top.endswith("\n"):
         top += newline
     return top + line + newline + rest
-
-
-def _replace(target: Path, content: bytes, shown: Path) -> None:
-    """Replaces a file, and keeps its permissions and owner.
-
-    Args:
-        target: The file.
-        content: Its new bytes.
-        shown: The name to use in a message.
-    """
-    try:
-        with replacing(target) as stream:
-            if target.exists():
-                status = target.stat()
-                os.fchmod(stream.fileno(), status.st_mode & 0o7777)
-                with suppress(PermissionError):  # only root may change the owner
-                    os.fchown(stream.fileno(), status.st_uid, status.st_gid)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            config.load({}, file=Path(stream.name), env={})
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(shown)}: cannot write it: {error.strerror}", "check the permissions of its folder"
-        ) from error

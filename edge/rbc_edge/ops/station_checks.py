@@ -64,21 +64,13 @@ def bundle(settings: Settings) -> Finding:
 
 @dataclass(slots=True)
 class Tree:
-    """The folders and images of the source, without opening an image.
+    """The folders and images of the source, without opening an image."""
 
-    Attributes:
-        n_folders: Folders, the source among them.
-        n_images: Images by their names.
-        n_unreadable: Folders and images that the user may not read.
-        newest_s: Time of last change of the newest image, seconds since 1970. 0: no image.
-        is_complete: Whether the walk saw everything.
-    """
-
-    n_folders: int = 0
-    n_images: int = 0
-    n_unreadable: int = 0
-    newest_s: float = 0.0
-    is_complete: bool = True
+    n_folders: int = 0  # the source among them
+    n_images: int = 0  # by their names
+    n_unreadable: int = 0  # folders and images that the user may not read
+    newest_s: float = 0.0  # time of last change of the newest image, seconds since 1970; 0: no image
+    is_complete: bool = True  # whether the walk saw everything
 
     @property
     def newest(self) -> datetime | None:
@@ -104,16 +96,13 @@ class Tree:
             if n_entries > _MAX_ENTRIES:
                 tree.is_complete = False
                 break
-            for name in names:
-                if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                    tree._add(Path(folder, name))
+            for image in (Path(folder, name) for name in names if not name.startswith(".")):
+                with suppress(OSError):  # gone since the listing
+                    if image.suffix.lower() in IMAGE_SUFFIXES:
+                        tree.newest_s = max(tree.newest_s, image.stat().st_mtime)
+                        tree.n_images += 1
+                        tree.n_unreadable += not os.access(image, os.R_OK)
         return tree
-
-    def _add(self, image: Path) -> None:
-        with suppress(OSError):  # gone since the listing
-            self.newest_s = max(self.newest_s, image.stat().st_mtime)
-            self.n_images += 1
-            self.n_unreadable += not os.access(image, os.R_OK)
 
 
 def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterator[Finding]:
@@ -125,45 +114,40 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
     probe = camera.probe(settings.source, marker=settings.marker)
     if probe.missing:
         advice = "mount it, correct its permissions, or give another folder; the service waits for it"
-        yield failed("source", probe.missing, advice).hiding(name)
+        yield failed("source", probe.missing, advice)
         return
-    text = (
-        f"{name}: {tree.n_images}{'' if tree.is_complete else ' or more'} images in {tree.n_folders} folders"
-    )
+    or_more = "" if tree.is_complete else " or more"
+    text = f"{name}: {tree.n_images}{or_more} images in {tree.n_folders} folders"
     if tree.n_unreadable:
         user = user_name()
-        yield warning(
-            "source",
-            f"{text}, and {tree.n_unreadable} files or folders that {user} may not read",
-            f"the camera's umask, or: setfacl -R -m u:{user}:rX -d -m u:{user}:rX {name}",
-        ).hiding(name, user)
+        text += f", and {tree.n_unreadable} files or folders that {user} may not read"
+        advice = f"the camera's umask, or: setfacl -R -m u:{user}:rX -d -m u:{user}:rX {name}"
+        yield warning("source", text, advice)
     else:
-        yield ok("source", text).hiding(name)
-    yield _events(settings, probe.mount, tree, computer)
-
-
-def _events(settings: Settings, mount: camera.Mount | None, tree: Tree, computer: Computer) -> Finding:
-    scans = f"scanned every {settings.scan_every_s:g} s"
+        yield ok("source", text)
+    mount = probe.mount
     if mount is None:
-        return ok("events", "the file system of the source is unknown")
-    private = (str(mount), mount.device, mount.root, mount.point)
+        yield ok("events", "the file system of the source is unknown")
+    else:
+        private = (str(mount), mount.device, mount.root, mount.point)
+        yield _events(settings, mount, tree.n_folders, computer.max_watches).hiding(*private)
+
+
+def _events(settings: Settings, mount: camera.Mount, n_folders: int, max_watches: int | None) -> Finding:
+    scans = f"scanned every {settings.scan_every_s:g} s"
     if settings.polling:
-        return ok("events", f"{mount.kind}: {scans}, as the settings say").hiding(*private)
+        return ok("events", f"{mount.kind}: {scans}, as the settings say")
     if not mount.gives_events:
         if settings.polling is None:
-            return ok("events", f"{mount.kind} gives none: {scans}").hiding(*private)
+            return ok("events", f"{mount.kind} gives none: {scans}")
         text = f"{mount.kind} does not report what other computers write, but the settings ask for events"
-        return warning("events", text, "remove polling = false").hiding(*private)
-    if computer.max_watches is None:
-        return ok("events", f"{mount.kind} gives them; {tree.n_folders} folders")
-    if tree.n_folders < computer.max_watches:
-        limit = f"of {computer.max_watches} that may be watched"
-        return ok("events", f"{mount.kind} gives them; {tree.n_folders} folders {limit}")
-    return warning(
-        "events",
-        f"{tree.n_folders} folders, but the system watches only {computer.max_watches}: {scans}",
-        f"sysctl fs.inotify.max_user_watches={4 * tree.n_folders}, and in a file of /etc/sysctl.d",
-    )
+        return warning("events", text, "remove polling = false")
+    if max_watches is None or n_folders < max_watches:
+        limit = "" if max_watches is None else f" of {max_watches} that may be watched"
+        return ok("events", f"{mount.kind} gives them; {n_folders} folders{limit}")
+    text = f"{n_folders} folders, but the system watches only {max_watches}: {scans}"
+    advice = f"sysctl fs.inotify.max_user_watches={4 * n_folders}, and in a file of /etc/sysctl.d"
+    return warning("events", text, advice)
 
 
 # -- the results ------------------------------------------------------------------------------------------
@@ -174,13 +158,12 @@ def results(settings: Settings, now: datetime) -> tuple[list[Finding], StationSt
     out = settings.out
     if out is None:
         return [ok("results", "no output folder is given (--out)")], None
-    name = path_text(out)
     running = False
     with suppress(UnavailableError):
         running, _ = read_state(out)
-    findings = [_writable(out, name, running=running)]
+    findings = [_writable(out, running=running)]
     if findings[0].level is not Level.FAILED:
-        findings.append(_disk(settings, out, name))
+        findings.append(_disk(settings, out))
     if not os.path.exists(out / FILE_NAME) and not running:  # noqa: PTH110 -- False, not an error
         return [*findings, ok("ledger", "nothing is counted there yet")], None
     try:
@@ -193,21 +176,21 @@ def results(settings: Settings, now: datetime) -> tuple[list[Finding], StationSt
         return [*findings, failed_by("ledger", error)], None
 
 
-def _writable(out: Path, name: str, *, running: bool) -> Finding:
+def _writable(out: Path, *, running: bool) -> Finding:
     there = _existing(out)
     try:
         status = there.stat()
     except OSError as error:
         advice = "check the permissions of the folders above it"
-        return failed("results", f"{name}: {error.strerror}", advice).hiding(name)
+        return failed("results", f"{path_text(out)}: {error.strerror}", advice)
     if not stat.S_ISDIR(status.st_mode):
-        return failed("results", f"{name}: not a folder", "give another").hiding(name)
-    user, owner = user_name(), user_name(status.st_uid)
-    return _permission(out, there, name, user, owner, running=running).hiding(name, str(there), owner, user)
+        return failed("results", f"{path_text(out)}: not a folder", "give another")
+    return _permission(out, there, status.st_uid, running=running).hiding(user_name(status.st_uid))
 
 
-def _permission(out: Path, there: Path, name: str, user: str, owner: str, *, running: bool) -> Finding:
+def _permission(out: Path, there: Path, uid: int, *, running: bool) -> Finding:
     """Checks that the user may write, and that all files have one owner."""
+    name, user, owner = path_text(out), user_name(), user_name(uid)
     if not os.access(there, os.W_OK | os.X_OK):
         if os.statvfs(there).f_flag & os.ST_RDONLY:
             advice = "mount it for writing; check the disk (dmesg)"
@@ -219,7 +202,6 @@ def _permission(out: Path, there: Path, name: str, user: str, owner: str, *, run
         return failed("results", text, f"run it as {owner}, or chown the folder")
     if not os.path.lexists(out):
         return ok("results", f"{name}: will be made")
-    uid = there.stat().st_uid
     others = sorted({other for other in _owners(out) if other != uid})
     if others:
         other = user_name(others[0])
@@ -247,8 +229,8 @@ def _existing(out: Path) -> Path:
     return there
 
 
-def _disk(settings: Settings, out: Path, name: str) -> Finding:
-    there = _existing(out)
+def _disk(settings: Settings, out: Path) -> Finding:
+    name, there = path_text(out), _existing(out)
     disk = os.statvfs(there)
     free = disk.f_bavail * disk.f_frsize
     text = f"{bytes_text(free)} free"
@@ -260,11 +242,11 @@ def _disk(settings: Settings, out: Path, name: str) -> Finding:
     mount = camera.mount_of(there)
     if mount is not None and mount.kind in _IN_MEMORY:
         text += f"; {name} lies in memory ({mount.kind}) and is lost at a restart"
-        return warning("disk", text, "give an output folder on a disk").hiding(name)
+        return warning("disk", text, "give an output folder on a disk")
     if mount is not None and not mount.gives_events:
         text += f"; {name} lies on a share ({mount.kind}), where the ledger's locks are not reliable"
         advice = "give an output folder on a disk of this computer, and copy the tables"
-        return warning("disk", text, advice).hiding(name)
+        return warning("disk", text, advice)
     if free < _LITTLE_DISK_BYTES:
         return warning("disk", f"{text}; {pauses}", "free space before that")
     return ok("disk", f"{text}{f' on {mount.kind}' if mount else ''}")
@@ -273,7 +255,7 @@ def _disk(settings: Settings, out: Path, name: str) -> Finding:
 def _ledger(out: Path, status: StationStatus) -> Finding:
     tally = status.tally
     if tally is None:
-        return warning("ledger", status.ledger_problem).hiding(str(out))
+        return warning("ledger", status.ledger_problem)
     text = f"{count_text(tally.n_ok, 'image')} of {count_text(tally.n_slides, 'slide')} counted"
     size = 0
     with suppress(OSError):
@@ -297,20 +279,20 @@ def _ledger(out: Path, status: StationStatus) -> Finding:
 def _service(status: StationStatus) -> Finding:
     state = status.state
     headline = status_text.headline(status)
+    if state is None:
+        return ok("service", headline if status.running else "none has worked on these results")
     if not status.running:
-        if state is None:
-            return ok("service", "none has worked on these results")
         text = f"not running; last report at {state.updated_at}: {state.activity}"
         if state.activity is Activity.STOPPING:
             return ok("service", text)
         advice = "if it should run: systemctl status rbc-edge, systemctl start rbc-edge"
         return warning("service", text, advice)
-    problems = () if state is None else state.problems
-    private = () if state is None else (state.source, state.detail, *problems)
-    if status.is_silent or (state is not None and state.activity.is_paused):
+    problems = state.problems
+    finding = ok("service", headline)
+    if status.is_silent or state.activity.is_paused:
         advice = "rbc-edge status and journalctl -u rbc-edge say more"
-        return failed("service", headline, advice).hiding(*private)
-    if problems:
+        finding = failed("service", headline, advice)
+    elif problems:
         text = f"{headline}; {count_text(len(problems), 'problem')}, the first: {problems[0]}"
-        return warning("service", text, "rbc-edge status lists all").hiding(*private)
-    return ok("service", headline).hiding(*private)
+        finding = warning("service", text, "rbc-edge status lists all")
+    return finding.hiding(state.source, state.detail, *problems)

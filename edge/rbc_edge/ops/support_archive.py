@@ -9,12 +9,12 @@ import secrets
 import socket
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from heapq import nlargest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rbc_edge.config import Loaded, Settings
 from rbc_edge.errors import RbcEdgeError, UnavailableError, UsageError
@@ -22,13 +22,12 @@ from rbc_edge.ops.computer import user_name
 from rbc_edge.ops.doctor import versions_of
 from rbc_edge.ops.finding import Diagnosis
 from rbc_edge.station.state_file import read_state
-
-if TYPE_CHECKING:
-    from rbc_edge.store.rows import FieldRow
+from rbc_edge.text import path_text
 
 _HAS_LEDGER = True
 try:
     from rbc_edge.store.queries import Reader
+    from rbc_edge.store.rows import FieldRow
 except ImportError:  # a broken installation: the archive then says so, without the ledger
     _HAS_LEDGER = False
 
@@ -45,14 +44,7 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """Writes what a bug report needs into a new zip file, without images, names or paths.
 
     Slides and fields of view appear as numbers that mean nothing outside the archive: hashes with a key that
-    is not kept.
-
-    Args:
-        file: The archive. It must not exist.
-        diagnosis: What the doctor found.
-
-    Returns:
-        Name and meaning of each file in the archive.
+    is not kept. Returns name and meaning of each file in the archive.
 
     Raises:
         UsageError: The file exists.
@@ -62,11 +54,7 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     settings = _json(_settings_shown(diagnosis.loaded, scrub))
     contents = [
         ("doctor.txt", "what rbc-edge doctor found", scrub.lines(diagnosis)),
-        (
-            "versions.json",
-            "versions of the program, its libraries and the system",
-            _json(dict(versions_of())),
-        ),
+        ("versions.json", "versions of the program, its libraries and the system", _json(versions_of())),
         ("settings.json", "which settings are given, and where, without paths and names", settings),
     ]
     if diagnosis.out is not None:
@@ -79,7 +67,9 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     )
     try:
         file.touch(mode=0o600, exist_ok=False)
-        file.write_bytes(_zipped([("README.txt", "", readme), *contents]))
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, _, text in (("README.txt", "", readme), *contents):
+                archive.writestr(name, text.encode("utf-8", "backslashreplace"))
     except FileExistsError as error:
         raise UsageError(f"{file}: exists already", "give another file name") from error
     except OSError as error:
@@ -102,6 +92,7 @@ class _Scrubber:
             known |= {str(value) for value in given.values() if isinstance(value, (str, Path))}
             known |= {str(diagnosis.loaded.file)} - {"None"}
         known |= {str(diagnosis.out)} - {"None"}
+        known |= {path_text(name) for name in known}
         known |= {str(Path(__file__).parents[1]), sys.prefix, str(Path.cwd())}
         known |= {str(Path.home()), socket.gethostname(), user_name()} - {"root", "rbc-edge", "localhost"}
         self._known = sorted((k for k in known if len(k) > 1), key=len, reverse=True)
@@ -171,14 +162,6 @@ def _shown(row: "FieldRow", scrub: _Scrubber) -> list[object]:
         *(row.width_px, row.height_px, *scale, *counts, ";".join(row.quality_flags), row.analyzed_at),
         *(row.version.bundle_id, round(row.elapsed_ms, 1)),
     ]
-
-
-def _zipped(contents: Sequence[tuple[str, str, str]]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, _, text in contents:
-            archive.writestr(name, text.encode("utf-8", "backslashreplace"))
-    return packed.getvalue()
 
 
 def _json(value: object) -> str:

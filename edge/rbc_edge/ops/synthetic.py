@@ -23,16 +23,12 @@ import numpy as np
 
 from rbc_edge.values import Bool, CellClass, Counts, Float32, Int64, UInt8
 
-MIN_GAP: Final = 0.08
-"""Smallest gap between cells that do not overlap, as a share of the diameter of a red cell."""
-MIN_GAP_PX: Final = 3.0
-"""The gap is never smaller than this. A camera needs it to show background between two small cells."""
-MIN_OVERLAP: Final = 0.08
-"""Smallest depth of an overlap, as a share of the diameter of a red cell."""
-MAX_OVERLAP: Final = 0.40
-"""Largest depth of an overlap, as a share of the diameter of a red cell."""
-MIN_VISIBLE: Final = 0.25
-"""Smallest visible share of the area of a red cell that the image border cuts."""
+# Lengths are shares of the diameter of a red cell.
+MIN_GAP: Final = 0.08  # smallest gap between cells that do not overlap
+MIN_GAP_PX: Final = 3.0  # and never smaller than this: a camera has to show background between small cells
+MIN_OVERLAP: Final = 0.08  # smallest depth of an overlap
+MAX_OVERLAP: Final = 0.40  # largest depth of an overlap
+MIN_VISIBLE: Final = 0.25  # smallest visible share of the area of a red cell that the image border cuts
 _MIN_VISIBLE_WBC: Final = 0.60  # with less, the nucleus that makes it a white cell may lie outside
 
 _VERTICES: Final = 72
@@ -46,25 +42,15 @@ _Colour = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Stain:
-    """How blood looks with a certain stain, lamp and camera.
+    """How blood looks with a certain stain, lamp and camera. Absorbance: natural log, per RGB channel."""
 
-    Attributes:
-        background: RGB of the empty slide at the brightest place, 0..255.
-        red: Absorbance (natural log, per RGB channel) of a red cell at its rim.
-        cytoplasm: Absorbance of the cytoplasm of a white cell.
-        nucleus: Absorbance of the nucleus of a white cell.
-        platelet: Absorbance of the granules of a platelet.
-        pallor: How pale the centre of a red cell is, 0 (as dark as the rim) to 1 (like the background).
-        variation: Relative standard deviation of the absorbance from cell to cell.
-    """
-
-    background: _Colour
-    red: _Colour
-    cytoplasm: _Colour
-    nucleus: _Colour
-    platelet: _Colour
-    pallor: float
-    variation: float
+    background: _Colour  # RGB of the empty slide at the brightest place, 0..255
+    red: _Colour  # absorbance of a red cell at its rim
+    cytoplasm: _Colour  # of a white cell: absorbance, as for the next two
+    nucleus: _Colour  # of a white cell
+    platelet: _Colour  # its granules
+    pallor: float  # how pale the centre of a red cell is, 0 (as dark as the rim) to 1 (like the background)
+    variation: float  # relative standard deviation of the absorbance from cell to cell
 
 
 # The numbers were measured on photographs of three laboratories (medians of background and cells).
@@ -104,24 +90,16 @@ ROSE: Final = Stain(
 class DrawnField:
     """A drawn field of view and its truth. Cells are in reading order (by box centre, y, then x).
 
-    Attributes:
-        image: uint8 (H, W, 3), RGB.
-        xyxy: float32 (N, 4), pixels of the field. The box of the outline, cut at the image border.
-        class_id: int64 (N,), values of `CellClass`.
-        overlapping: bool (N,), whether the red cell overlaps another cell. False for other classes.
-        group: int64 (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group. A white
-            cell is in a group when a red cell overlaps it.
-        outlines: N arrays, each float32 (V, 2): the convex outline as x, y, not cut at the border.
-        cell_diameter_px: Mean diameter of the red cells of the slide: the scale.
+    A white cell is in a group when a red cell overlaps it.
     """
 
-    image: UInt8
-    xyxy: Float32
-    class_id: Int64
-    overlapping: Bool
-    group: Int64
-    outlines: tuple[Float32, ...]
-    cell_diameter_px: float
+    image: UInt8  # (H, W, 3), RGB
+    xyxy: Float32  # (N, 4), pixels of the field: the box of the outline, cut at the image border
+    class_id: Int64  # (N,), values of `CellClass`
+    overlapping: Bool  # (N,), whether the red cell overlaps another cell; False for other classes
+    group: Int64  # (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group
+    outlines: tuple[Float32, ...]  # N of (V, 2): the convex outline as x, y, not cut at the border
+    cell_diameter_px: float  # mean diameter of the red cells of the slide: the scale
 
     @property
     def counts(self) -> Counts:
@@ -134,54 +112,37 @@ class DrawnField:
             n_platelets=int((self.class_id == CellClass.PLATELET).sum()),
         )
 
+    def encoded(self, suffix: str) -> bytes:
+        """Returns the image as the bytes of a file."""
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
+        return cv2.imencode(suffix, self.image[:, :, ::-1], options)[1].tobytes()
+
 
 def draw_field(
     rng: np.random.Generator,
     *,
     width_px: int = 640,
     height_px: int = 480,
-    cell_diameter_px: float = 60.0,
-    n_single: int = 14,
-    group_sizes: Sequence[int] = (2, 2, 3),
-    n_wbc: int = 1,
-    n_wbc_overlapped: int = 0,
-    n_platelets: int = 2,
+    cell_diameter_px: float = 60.0,  # mean diameter of a red cell, at least 12 px
+    n_single: int = 14,  # single red cells
+    group_sizes: Sequence[int] = (2, 2, 3),  # groups of overlapping red cells, each of 2 or more
+    n_wbc: int = 1,  # including the next
+    n_wbc_overlapped: int = 0,  # white cells that one more red cell partly covers: it is in no number above
+    n_platelets: int = 2,  # they touch no other cell
     stain: Stain = GREY,
-    illumination: float = 0.12,
-    noise: float = 1.5,
-    blur_px: float = 0.8,
+    illumination: float = 0.12,  # share of the light that is lost at the darkest corner, 0..1
+    noise: float = 1.5,  # standard deviation in bright places, grey levels; less in the dark, as shot noise
+    blur_px: float = 0.8,  # standard deviation of the blur of the optics
 ) -> DrawnField:
-    """Draws one field of view with exactly the given cells.
+    """Draws one field of view with exactly the given cells. The same state of `rng` gives the same field.
 
-    Args:
-        rng: Source of all randomness. The same state gives the same field.
-        width_px: Width of the image.
-        height_px: Height of the image.
-        cell_diameter_px: Mean diameter of a red cell, at least 12 px.
-        n_single: Number of single red cells.
-        group_sizes: Sizes (2 or more) of the groups of overlapping red cells.
-        n_wbc: Number of white cells, including `n_wbc_overlapped`.
-        n_wbc_overlapped: White cells that one red cell partly covers. Those red cells are not included in
-            `n_single` and `group_sizes`.
-        n_platelets: Number of platelets. They touch no other cell.
-        stain: Colours.
-        illumination: Share of the light that is lost at the darkest corner, 0..1.
-        noise: Standard deviation of the noise in bright places, grey levels. It is lower in dark places, as
-            shot noise is.
-        blur_px: Standard deviation of the blur of the optics.
-
-    Returns:
-        The field and its truth.
-
-    Raises:
-        ValueError: An argument is out of range, or there is no room for the cells.
+    Raises `ValueError` where an argument is out of range, or there is no room for the cells.
     """
-    _check_size(width_px, height_px, cell_diameter_px)
+    layout = _Layout(rng, width_px, height_px, cell_diameter_px)
     if any(size < 2 for size in group_sizes):
         raise ValueError(f"group_sizes {tuple(group_sizes)}: a group has two cells or more")
     if n_wbc_overlapped > n_wbc:
         raise ValueError(f"n_wbc_overlapped {n_wbc_overlapped} is more than n_wbc {n_wbc}")
-    layout = _Layout(rng, width_px, height_px, cell_diameter_px)
     if not layout.fill(n_single, group_sizes, n_wbc, n_wbc_overlapped, n_platelets):
         raise ValueError(
             f"no room for these cells of {cell_diameter_px:g} px in {width_px}x{height_px} px: "
@@ -197,54 +158,34 @@ def draw_slide(
     width_px: int = 640,
     height_px: int = 480,
     cell_diameter_px: float = 60.0,
-    crowding: float = 0.22,
-    overlap_fraction: float = 0.35,
-    wbc_per_field: float = 0.6,
+    crowding: float = 0.22,  # mean share of a field that red cells cover, 0..0.5
+    overlap_fraction: float = 0.35,  # mean share of the red cells that overlap, 0..1
+    wbc_per_field: float = 0.6,  # a red cell covers every third of them in part
     platelets_per_field: float = 1.5,
     stain: Stain = GREY,
     illumination: float = 0.12,
     noise: float = 1.5,
     blur_px: float = 0.8,
 ) -> list[DrawnField]:
-    """Draws the fields of one slide: same stain, lamp and scale, different cells.
+    """Draws the fields of one slide: same stain, lamp and scale (see `draw_field`), different cells.
 
-    Args:
-        rng: Source of all randomness.
-        n_fields: Number of fields.
-        width_px: Width of each image.
-        height_px: Height of each image.
-        cell_diameter_px: Mean diameter of a red cell, at least 12 px.
-        crowding: Mean share of the field that red cells cover, 0..0.5. Cells for which there is no room are
-            left out of the image and of the truth.
-        overlap_fraction: Mean share of the red cells that overlap, 0..1.
-        wbc_per_field: Mean number of white cells. A red cell covers every third of them in part.
-        platelets_per_field: Mean number of platelets.
-        stain: See `draw_field`, also for `illumination`, `noise` and `blur_px`.
-        illumination: See `draw_field`.
-        noise: See `draw_field`.
-        blur_px: See `draw_field`.
-
-    Returns:
-        `n_fields` fields.
-
-    Raises:
-        ValueError: An argument is out of range.
+    Cells for which there is no room are left out of the image and of the truth. Raises `ValueError` where an
+    argument is out of range.
     """
-    _check_size(width_px, height_px, cell_diameter_px)
     if not 0 <= crowding <= 0.5:
         raise ValueError(f"crowding {crowding:g} is not within 0..0.5")
     if not 0 <= overlap_fraction <= 1:
         raise ValueError(f"overlap_fraction {overlap_fraction:g} is not within 0..1")
-    mean_rbc = crowding * width_px * height_px / (math.pi / 4 * cell_diameter_px**2)
     fields = []
     for _ in range(n_fields):
+        layout = _Layout(rng, width_px, height_px, cell_diameter_px)
+        mean_rbc = crowding * width_px * height_px / (math.pi / 4 * cell_diameter_px**2)
         n_rbc = int(rng.poisson(mean_rbc))
         n_wbc = int(rng.poisson(wbc_per_field))
         n_wbc_overlapped = int(rng.binomial(n_wbc, 1 / 3))
         group_sizes: list[int] = []
         while sum(group_sizes) + 1 < n_rbc * overlap_fraction:
             group_sizes.append(int(rng.choice((2, 2, 2, 3, 3, 4))))
-        layout = _Layout(rng, width_px, height_px, cell_diameter_px)
         n_single = max(0, n_rbc - sum(group_sizes))
         n_platelets = int(rng.poisson(platelets_per_field))
         layout.fill(n_single, group_sizes, n_wbc, n_wbc_overlapped, n_platelets)
@@ -252,31 +193,17 @@ def draw_slide(
     return fields
 
 
-def _check_size(width_px: int, height_px: int, cell_diameter_px: float) -> None:
-    if width_px < 1 or height_px < 1:
-        raise ValueError(f"a field of {width_px}x{height_px} px has no area")
-    if not cell_diameter_px >= 12:  # also refuses NaN
-        raise ValueError(f"cell_diameter_px {cell_diameter_px:g} is below 12 px, too small to draw a cell")
-
-
 # -- geometry ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Shape:
-    """A convex outline in polar form around its centre.
-
-    Attributes:
-        class_id: The kind of cell.
-        centre: x, y in pixels of the field.
-        radius_px: float64 (V,), radius at the angles 2 pi i / V.
-        group: 0 for a cell in no group.
-    """
+    """A convex outline in polar form around its centre."""
 
     class_id: CellClass
-    centre: tuple[float, float]
-    radius_px: _Radii
-    group: int = 0
+    centre: tuple[float, float]  # x, y in pixels of the field
+    radius_px: _Radii  # (V,), radius at the angles 2 pi i / V
+    group: int = 0  # 0: in no group
 
     @cached_property
     def outline(self) -> Float32:
@@ -311,12 +238,7 @@ def _depth_px(a: Float32, b: Float32) -> tuple[float, Float32]:
     return float(min(cv2.minAreaRect(lens)[1])), lens
 
 
-def _gap_px(a: Float32, b: Float32) -> float:
-    """Returns the distance of two convex outlines that do not meet. It ends at a vertex of one of them."""
-    return min(_vertex_gap_px(a, b), _vertex_gap_px(b, a))
-
-
-def _vertex_gap_px(points: Float32, outline: Float32) -> float:
+def _gap_px(points: Float32, outline: Float32) -> float:
     """Returns the smallest distance from `points` (P, 2) to the edges of `outline` (V, 2)."""
     start = outline[None]
     edge = np.roll(outline, -1, axis=0)[None] - start
@@ -326,23 +248,20 @@ def _vertex_gap_px(points: Float32, outline: Float32) -> float:
 
 
 class _Layout:
-    """Places cells at random: each is clearly apart from, or clearly over, every other, else it is dropped.
-
-    Attributes:
-        rng: Source of all randomness.
-        width_px: Width of the field.
-        height_px: Height of the field.
-        cell_diameter_px: Mean diameter of a red cell.
-        shapes: The cells so far.
-    """
+    """Places cells at random: each is clearly apart from, or clearly over, every other, or dropped."""
 
     def __init__(
         self, rng: np.random.Generator, width_px: int, height_px: int, cell_diameter_px: float
     ) -> None:
+        if width_px < 1 or height_px < 1:
+            raise ValueError(f"a field of {width_px}x{height_px} px has no area")
+        if not cell_diameter_px >= 12:  # also refuses NaN
+            raise ValueError(
+                f"cell_diameter_px {cell_diameter_px:g} is below 12 px, too small to draw a cell"
+            )
         self.rng = rng
-        self.width_px = width_px
-        self.height_px = height_px
-        self.cell_diameter_px = cell_diameter_px
+        self.width_px, self.height_px = width_px, height_px
+        self.cell_diameter_px = cell_diameter_px  # mean of the red cells
         self.shapes: list[_Shape] = []
         self._n_groups = 0
         self._border = np.array([[0, 0], [width_px, 0], [width_px, height_px], [0, height_px]], np.float32)
@@ -363,15 +282,14 @@ class _Layout:
         return not full
 
     def _new_radius(self, class_id: CellClass) -> _Radii:
-        radius_px = self.cell_diameter_px / 2
+        rng, radius_px = self.rng, self.cell_diameter_px / 2
         match class_id:
             case CellClass.RBC:
-                size = float(np.clip(self.rng.normal(1.0, 0.06), 0.85, 1.15))
-                return _radius(self.rng, radius_px * size, 1.0)
+                return _radius(rng, radius_px * float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)), 1.0)
             case CellClass.WBC:
-                return _radius(self.rng, radius_px * self.rng.uniform(1.5, 1.9), 0.5)
+                return _radius(rng, radius_px * rng.uniform(1.5, 1.9), 0.5)
             case CellClass.PLATELET:
-                return _radius(self.rng, radius_px * self.rng.uniform(0.22, 0.35), 1.2)
+                return _radius(rng, radius_px * rng.uniform(0.22, 0.35), 1.2)
 
     def _alone(self, class_id: CellClass) -> bool:
         """Places a cell apart from all others."""
@@ -414,10 +332,10 @@ class _Layout:
 
     def _add(self, shape: _Shape) -> bool:
         """Adds a shape that is visible and fits. Returns whether it was added."""
-        if not (self._is_visible(shape) and self._fits(shape)):
-            return False
-        self.shapes.append(shape)
-        return True
+        added = self._is_visible(shape) and self._fits(shape)
+        if added:
+            self.shapes.append(shape)
+        return added
 
     def _is_visible(self, shape: _Shape) -> bool:
         """Whether the image shows enough of the shape to call it a cell of the field."""
@@ -444,18 +362,18 @@ class _Layout:
                 return False  # a quick answer, before the exact one
             depth_px, lens = _depth_px(shape.outline, other.outline)
             if not len(lens):
-                if _gap_px(shape.outline, other.outline) < gap_px:
+                # The shortest way between two convex outlines ends at a vertex of one of them.
+                a, b = shape.outline, other.outline
+                if min(_gap_px(a, b), _gap_px(b, a)) < gap_px:
                     return False
-            elif not same_group or not self._is_clear(depth_px, lens):
+            # An overlap is deep enough to see in the image, and both cells remain visible.
+            elif (
+                not same_group
+                or depth_px > MAX_OVERLAP * self.cell_diameter_px
+                or _depth_px(lens, self._border)[0] < MIN_OVERLAP * self.cell_diameter_px
+            ):
                 return False
         return True
-
-    def _is_clear(self, depth_px: float, lens: Float32) -> bool:
-        """Whether an overlap is deep enough to see in the image, and both cells remain visible."""
-        if depth_px > MAX_OVERLAP * self.cell_diameter_px:
-            return False
-        seen_px, _ = _depth_px(lens, self._border)
-        return seen_px >= MIN_OVERLAP * self.cell_diameter_px
 
 
 # -- light ------------------------------------------------------------------------------------------------
@@ -528,23 +446,14 @@ def _rise(x: Float32) -> Float32:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Patch:
-    """The part of the field that a shape covers, in the coordinates of the shape.
+    """The part of the field that a shape covers, in the coordinates of the shape. Arrays are (h, w)."""
 
-    Attributes:
-        where: Rows and columns of the field.
-        dx: float32 (h, w), pixels to the right of the centre.
-        dy: float32 (h, w), pixels below the centre.
-        rho: float32 (h, w), distance from the centre over the radius of the outline: 1 on the outline.
-        inside: float32 (h, w), 1 inside, 0 outside, one half on the outline.
-        radius_px: Mean radius of the shape.
-    """
-
-    where: tuple[slice, slice]
-    dx: Float32
-    dy: Float32
-    rho: Float32
-    inside: Float32
-    radius_px: float
+    where: tuple[slice, slice]  # rows and columns of the field
+    dx: Float32  # pixels to the right of the centre
+    dy: Float32  # pixels below the centre
+    rho: Float32  # distance from the centre over the radius of the outline: 1 on the outline
+    inside: Float32  # 1 inside, 0 outside, one half on the outline
+    radius_px: float  # mean radius of the shape
 
     @classmethod
     def of(cls, shape: _Shape, h: int, w: int, edge_px: float) -> "_Patch":
@@ -579,30 +488,23 @@ class _Patch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Painter:
-    """Adds cells to the absorbance of a field.
-
-    Attributes:
-        rng: Source of all randomness.
-        stain: Colours.
-        absorbance: float32 (H, W, 3), changed in place.
-        edge_px: Half the width of a red cell's edge.
-    """
+    """Adds cells to the absorbance of a field."""
 
     rng: np.random.Generator
     stain: Stain
-    absorbance: Float32
-    edge_px: float
+    absorbance: Float32  # (H, W, 3), changed in place
+    edge_px: float  # half the width of a red cell's edge
 
     def add(self, shape: _Shape) -> None:
         """Adds one cell."""
+        kinds = {
+            CellClass.RBC: (self._red, 1.0),
+            CellClass.WBC: (self._white, 1.3),
+            CellClass.PLATELET: (self._platelet, 1.6),
+        }
+        paint, softness = kinds[shape.class_id]
         h, w = self.absorbance.shape[:2]
-        match shape.class_id:
-            case CellClass.RBC:
-                self._red(_Patch.of(shape, h, w, self.edge_px))
-            case CellClass.WBC:
-                self._white(_Patch.of(shape, h, w, 1.3 * self.edge_px))
-            case CellClass.PLATELET:
-                self._platelet(_Patch.of(shape, h, w, 1.6 * self.edge_px))
+        paint(_Patch.of(shape, h, w, softness * self.edge_px))
 
     def _add(self, patch: _Patch, density: Float32, colour: _Colour) -> None:
         """Adds density (h, w) times colour."""

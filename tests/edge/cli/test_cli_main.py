@@ -69,7 +69,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_when_asked(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the unthinkable")
 
-    monkeypatch.setattr("rbc_edge.cli.wiring.count_once", broken)
+    monkeypatch.setattr("rbc_edge.cli.run.count_once", broken)
     asked = ("run", camera, "--out", tmp_path / "out", "--bundle", TOY_BUNDLE)
     code, _, complained = rbc(*asked)
     assert code == 1

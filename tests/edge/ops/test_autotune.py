@@ -10,7 +10,7 @@ from rbc_edge import cli, config
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
 from rbc_edge.ops import autotune
 from rbc_edge.ops.autotune import Setup, Speed, best, measure, settings_of, setups
-from rbc_edge.station.session import Clock, CountOptions, Summary
+from rbc_edge.station.session import CountOptions, Summary
 from rbc_edge.views.tables import summarize
 from rbc_edge.vision.bundle import CLASSIFIER, CLASSIFIER_FP32, DETECTOR, DETECTOR_FP32, Bundle, write
 from rbc_edge.vision.counting import EdgeRule
@@ -44,6 +44,12 @@ def rbc(capsys: pytest.CaptureFixture[str]) -> Rbc:
         return int(left.value.code or 0), said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "BUDGET_S", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
 
 
 def speed(threads: int, fields_per_s: float, precision: str = "int8") -> Speed:
@@ -119,10 +125,10 @@ def test_every_setup_has_its_turn_in_every_round(
 
     monkeypatch.setattr(autotune, "count_once", count_once)
     said: list[str] = []
-    clock = Clock(monotonic_s=lambda: now_s)
-    speeds = measure(
-        Bundle.open(toy_bundle_path), camera, budget_s=6.0, n_cores=2, say=said.append, clock=clock
-    )
+    monkeypatch.setattr(autotune, "BUDGET_S", 6.0)
+    monkeypatch.setattr(autotune, "monotonic", lambda: now_s)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    speeds = measure(Bundle.open(toy_bundle_path), camera, said.append)
     # One to warm up, and three rounds: a fourth would end after six seconds.
     assert turns == [(1, 6), *[(1, 6), (2, 6)] * 3]
     assert [s.setup.threads for s in speeds] == [1, 2]
@@ -130,18 +136,20 @@ def test_every_setup_has_its_turn_in_every_round(
     assert [s.fields_per_s for s in speeds] == [6.0, 12.0]
 
 
+@pytest.mark.usefixtures("in_a_hurry")
 def test_a_missing_folder_is_reported(toy_bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="nowhere"):
-        measure(Bundle.open(toy_bundle_path), tmp_path / "nowhere", budget_s=0.0, n_cores=1)
+        measure(Bundle.open(toy_bundle_path), tmp_path / "nowhere")
 
 
+@pytest.mark.usefixtures("in_a_hurry")
 def test_images_that_cannot_be_counted_are_refused(toy_bundle_path: Path, camera: Path) -> None:
     (camera / "s0" / "0.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match="1 of 6 images cannot be counted"):
-        measure(Bundle.open(toy_bundle_path), camera, budget_s=0.0, n_cores=1)
+        measure(Bundle.open(toy_bundle_path), camera)
     (camera / "empty").mkdir()
     with pytest.raises(UnavailableError, match="no image found"):
-        measure(Bundle.open(toy_bundle_path), camera / "empty", budget_s=0.0, n_cores=1)
+        measure(Bundle.open(toy_bundle_path), camera / "empty")
 
 
 def test_the_command(

@@ -156,8 +156,10 @@ def test_what_could_not_be_counted_is_no_zero() -> None:
     truth = demo._sum([Counts(3, 2, 1, 0), Counts(1, 0, 0, 0)])
     assert truth == Counts(4, 2, 1, 0)
     assert demo._sum_if_all([truth, None]) is None
-    lines = [c.shown for c in demo._compare(truth, None)]
-    assert lines[0] == ("red cells", "6", "-", "-")
-    assert demo._compare(truth, Counts(3, 3, 1, 2))[-1].shown == ("platelets", "0", "2", "-")
-    assert demo._compare(truth, Counts(3, 3, 1, 2))[1].error == pytest.approx(-0.25)
-    assert demo._compare(truth, truth)[0].error == 0
+    unknown, wrong, right = (
+        demo._Compared("s", 1, truth, counted) for counted in (None, Counts(3, 3, 1, 2), truth)
+    )
+    assert unknown.as_lines()[0] == ("s", "1", "red cells", "6", "-", "-")
+    assert wrong.as_lines()[-1] == ("", "", "platelets", "0", "2", "-")
+    assert wrong.as_json()["n_rbc_single"] == {"truth": 4, "counted": 3, "error": pytest.approx(-0.25)}
+    assert right.as_json()["n_rbc"] == {"truth": 6, "counted": 6, "error": 0}

@@ -6,7 +6,7 @@ import pytest
 
 from rbc_edge import config
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.ops.settings_file import check_writable, write_settings
+from rbc_edge.ops.settings_file import check_writable, write_new, write_settings
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,23 @@ def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
         write_settings(tmp_path / "file" / "c.toml", {"threads": 2})
     with pytest.raises(UnavailableError, match="cannot write it"):
         check_writable(tmp_path)
+
+
+def test_a_new_file_and_never_over_an_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "c.toml"
+    write_new(file, config.example(), force=False)
+    assert file.read_text() == config.example()
+    file.write_text("threads = 1\n")
+    with pytest.raises(UsageError, match=r"there are settings already.*--force"):
+        write_new(file, config.example(), force=False)
+    assert file.read_text() == "threads = 1\n"
+    write_new(file, config.example(out=Path("/r")), force=True)
+    assert config.load({}, file=file, env={}).settings.out == Path("/r")
+    assert [p.name for p in file.parent.iterdir()] == ["c.toml"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match="cannot write") as caught:
+        write_new(tmp_path / "file" / "c.toml", config.example(), force=False)
+    assert caught.value.exit_code == 5
