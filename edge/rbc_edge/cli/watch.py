@@ -2,11 +2,15 @@
 
 import os
 import sys
+from pathlib import Path
 
 from rbc_edge.cli.console import log_to_stderr
 from rbc_edge.cli.options import Given
-from rbc_edge.cli.wiring import prepare_process, watch_options
-from rbc_edge.station.service import PATIENCE_S, run_forever
+from rbc_edge.cli.wiring import count_options, prepare_process
+from rbc_edge.config import Settings
+from rbc_edge.errors import UsageError
+from rbc_edge.station.prometheus import check_metrics
+from rbc_edge.station.service import PATIENCE_S, WatchOptions, run_forever
 from rbc_edge.station.source import WakeEvent
 from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
@@ -22,9 +26,9 @@ def watch(given: Given, *, once: bool) -> int:
     stop = Stop(patience_s=PATIENCE_S, on_ask=wake.wake)
     with stop.on_signals():
         code = run_forever(
-            watch_options(settings),
+            _watch_options(settings),
             once=once,
-            reload=lambda: watch_options(given.load().settings),
+            reload=lambda: _watch_options(given.load().settings),
             stop=stop,
             wake=wake,
             systemd=systemd,
@@ -34,3 +38,23 @@ def watch(given: Given, *, once: bool) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _watch_options(settings: Settings) -> WatchOptions:
+    """Returns how a service counts with these settings. Raises `UsageError` where one is missing."""
+    if settings.source is None:
+        raise UsageError("no source folder", "give SOURCE, or set source in the settings file")
+    if settings.prometheus is not None:
+        check_metrics(settings.prometheus)
+    source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
+    return WatchOptions(
+        source=source,
+        counting=count_options(settings),
+        marker=settings.marker,
+        settle_s=settings.settle_s,
+        grace_s=settings.grace_s,
+        scan_every_s=settings.scan_every_s,
+        min_free_bytes=int(settings.min_free_mb * 1e6),
+        polling=settings.polling,
+        metrics=settings.prometheus,
+    )
