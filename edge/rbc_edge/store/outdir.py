@@ -27,16 +27,13 @@ class BusyError(UnavailableError):
 
 
 @contextmanager
-def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+def writing(out: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Holds an output folder for one writer of counts.
 
     A single run holds it from start to end. A service holds it only while it records images, so that a run
     can work at the same time. The system releases the lock when the process ends or dies.
 
-    Args:
-        out: The output folder. It must exist.
-        wait_s: How long to wait for another writer, seconds.
-        sleep: Replaced by tests.
+    The folder must exist. Another writer is waited for as long as `wait_s` says, seconds.
 
     Raises:
         BusyError: Another writer held the folder during the whole time.
@@ -51,7 +48,7 @@ def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = 
                     f"another rbc-edge is writing to {path_text(out)}",
                     "wait until it has finished, or choose another output folder",
                 )
-            sleep(_RETRY_S)
+            time.sleep(_RETRY_S)
             left_s -= _RETRY_S
         yield
     finally:
@@ -73,14 +70,9 @@ def open_lock_file(path: Path) -> int:
 
 
 def lock(descriptor: int, out: Path) -> bool:
-    """Locks an open file of an output folder for this process, without waiting.
+    """Locks an open file of an output folder for this process, without waiting. Closing it releases the lock.
 
-    Args:
-        descriptor: The file. Closing it releases the lock.
-        out: The output folder, for the warning.
-
-    Returns:
-        False when another process holds the lock. True also on a file system that has no locks.
+    Returns False when another process holds the lock. True also on a file system that has no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,11 +113,9 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
 def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Gives a file to write. It takes the place of `path` when it is complete, or not at all.
 
-    Args:
-        path: The file. Its folder is made.
-        durable: Force the file and its name to the disk, so that they survive a power cut. Only for the
-            process that holds `writing`. Without it, two processes may write the same file at once, and
-            the file of one of them stays.
+    Its folder is made. With `durable`, the file and its name are forced to the disk, so that they survive a
+    power cut. That is only for the process that holds `writing`. Without it, two processes may write the same
+    file at once, and the file of one of them stays.
 
     Raises:
         OSError: It cannot be written; the file of before is intact.

@@ -3,6 +3,7 @@
 import sqlite3
 import zlib
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from rbc_edge.errors import UnavailableError
@@ -44,12 +45,7 @@ def keep_aside(out: Path, stamp: str) -> Path:
     Counts of images that are no longer in the camera's folder stand in those tables only. They go along
     because the new ledger knows nothing of them: left there, tables and ``slides.csv`` would disagree.
 
-    Args:
-        out: The output folder. No process may have its ledger open.
-        stamp: A time, for the name of the new folder.
-
-    Returns:
-        The new folder that holds them.
+    No process may have the ledger open. `stamp` is a time, for the name of the new folder, which is returned.
 
     Raises:
         UnavailableError: The folder cannot be written.
@@ -73,11 +69,9 @@ def keep_aside(out: Path, stamp: str) -> Path:
 
 
 def _new_folder(path: Path) -> Path:
-    for number in range(2, 1000):
-        try:
-            path.mkdir()
-        except FileExistsError:
-            path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
-        else:
-            break
+    names = chain([path.name], (f"{path.name}_{number}" for number in range(2, 1000)))
+    for folder in map(path.with_name, names):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
     return path
