@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -24,6 +24,21 @@ _LEFT_OVER_S: Final = 3600.0  # a temporary file that is older was left by a kil
 
 class BusyError(UnavailableError):
     """Another process writes into the output folder now."""
+
+
+def make(out: Path) -> None:
+    """Makes an output folder, where it is missing.
+
+    Raises:
+        UnavailableError: It cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{path_text(out)}: cannot make the output folder: {error.strerror}",
+            "choose another --out, or check the permissions of its parent",
+        ) from error
 
 
 @contextmanager

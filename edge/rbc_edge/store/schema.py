@@ -295,7 +295,9 @@ def _guard(path: Path) -> Iterator[None]:
             advice = "free space on the disk and run again: what was counted is kept"
             raise UnavailableError(f"{what}: {error}", advice) from error
         if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            raise UnavailableError(f"{what}: {error}", "check the permissions of the output folder") from error
+            raise UnavailableError(
+                f"{what}: {error}", "check the permissions of the output folder"
+            ) from error
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             what = f"{path_text(path)}: another program holds the ledger"
             raise UnavailableError(what, "close it and run again") from error

@@ -721,4 +721,4 @@ def test_what_a_killed_run_wrote_is_safe_before_a_table_shows_it(
 
     monkeypatch.setattr(Database, "commit", forced)
     station.run()
-    assert "PRAGMA synchronous = FULL" in order[: order.index("tables")]
+    assert "INSERT OR REPLACE INTO flag VALUES ('forced')" in order[: order.index("tables")]
