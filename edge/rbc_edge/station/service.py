@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from itertools import chain, groupby
@@ -28,8 +28,9 @@ from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
 from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
+from rbc_edge.store import outdir
 from rbc_edge.store.ledger import Ledger
-from rbc_edge.store.outdir import BusyError, check_apart, free_bytes, writing
+from rbc_edge.store.outdir import BusyError, free_bytes, writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Status
 from rbc_edge.store.schema import DamagedError
@@ -51,29 +52,17 @@ _ROOM_AGAIN: Final = 1.1  # a paused service goes on when there is a tenth more 
 
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
-    """What a service is asked to do.
+    """What a service is asked to do."""
 
-    Attributes:
-        source: The camera's folder.
-        counting: How to count.
-        marker: Name of a file that lies in the source while it is the right one. None: there is none.
-        settle_s: See `Debounce`.
-        grace_s: See `Debounce`.
-        scan_every_s: How often the folder is scanned when nothing happens, seconds.
-        min_free_bytes: Nothing is counted while the results' disk has less room.
-        polling: Whether to do without events. None: as the file system needs it.
-        metrics: Prometheus text file to write. None: none.
-    """
-
-    source: Path
+    source: Path  # the camera's folder
     counting: CountOptions
-    marker: str | None = None
-    settle_s: float = 2.0
-    grace_s: float = 120.0
-    scan_every_s: float = 10.0
-    min_free_bytes: int = 200_000_000
-    polling: bool | None = None
-    metrics: Path | None = None
+    marker: str | None = None  # name of a file that lies in the source while it is the right one
+    settle_s: float = 2.0  # see `Debounce`
+    grace_s: float = 120.0  # see `Debounce`
+    scan_every_s: float = 10.0  # when nothing happens
+    min_free_bytes: int = 200_000_000  # nothing is counted while the results' disk has less room
+    polling: bool | None = None  # whether to do without events; None: as the file system needs it
+    metrics: Path | None = None  # Prometheus text file to write
 
 
 def run_forever(
@@ -106,35 +95,17 @@ def run_forever(
         BundleError: The bundle is not what the recipe says.
     """
     check_options(options)
-    out = options.counting.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot make the output folder: {error.strerror}",
-            "choose another --out, or check the permissions of its parent",
-        ) from error
+    outdir.make(options.counting.out)
     clock = clock or Clock()
-    announcer = Announcer(out, clock, systemd or Systemd())
-    service = _Service(
-        options,
-        announcer,
-        once=once,
-        reload=reload,
-        stop=stop or Stop(),
-        clock=clock,
-        wake=wake or WakeEvent(),
-    )
-    try:
-        return service.run()
-    finally:
-        service.close()
-        announcer.close()
+    with closing(Announcer(options.counting.out, clock, systemd or Systemd())) as announcer:
+        service = _Service(options, announcer, stop or Stop(), clock, wake or WakeEvent(), once=once, reload=reload)
+        with closing(service):
+            return service.run()
 
 
 def check_options(options: WatchOptions) -> None:
     """Raises `UsageError` for options that can never work, wherever the folders are now."""
-    check_apart((options.source,), options.counting.out)
+    outdir.check_apart((options.source,), options.counting.out)
     check_pattern(options.counting.slide_pattern)
     if options.metrics is not None and options.metrics.is_relative_to(options.source):
         raise UsageError(
@@ -153,12 +124,12 @@ class _Service:
         self,
         options: WatchOptions,
         announcer: Announcer,
-        *,
-        once: bool,
-        reload: Callable[[], WatchOptions] | None,
         stop: Stop,
         clock: Clock,
         wake: WakeEvent,
+        *,
+        once: bool,
+        reload: Callable[[], WatchOptions] | None,
     ) -> None:
         self._say = announcer
         self._once = once
@@ -196,7 +167,7 @@ class _Service:
         options, systemd = self._options, self._say.systemd
         self._say.tell(Activity.STARTING)
         with self._on_reload():
-            self._session = self._opened_at_start()
+            self._open_at_start()
             systemd.ready("started")
             log.info(
                 "watching %s, counting into %s with bundle %s",
@@ -256,23 +227,18 @@ class _Service:
                 inbox = self._scan()
             except (UnavailableError, OSError) as error:  # gone, or closed to us, since the probe
                 return self._source_away(str(error))
-            if not (inbox.files or inbox.unreadable or self._options.marker is not None):
-                missing = self._watcher.missing_mount(session.ledger.reader, found)
-                if missing:
-                    return self._source_away(missing)
+            is_empty = not (inbox.files or inbox.unreadable or self._options.marker is not None)
+            if is_empty and (missing := self._watcher.missing_mount(session.ledger.reader, found)):
+                return self._source_away(missing)
             return self._work(session, inbox, found)
         except BusyError as error:
             return self._trouble(Activity.ANOTHER_WRITER, error)
-        except DamagedError as error:
-            self._damage = str(error)
-            self._close_session()
-            return self._trouble(Activity.RESULTS_AWAY, error)
-        except _FullError as error:
-            self._close_session()
-            return self._trouble(Activity.DISK_FULL, error)
         except UnavailableError as error:
+            if isinstance(error, DamagedError):
+                self._damage = str(error)
             self._close_session()
-            return self._trouble(Activity.RESULTS_AWAY, error)
+            is_full = isinstance(error, _FullError)
+            return self._trouble(Activity.DISK_FULL if is_full else Activity.RESULTS_AWAY, error)
 
     def _work(self, session: Session, inbox: Inbox, found: Probe) -> float | None:
         """Counts a portion of the images that are complete."""
@@ -374,27 +340,25 @@ class _Service:
             return False
         now_s = self._clock.monotonic_s()
         row = self._session.ledger.reader.field(file.slide_id, file.fov) if self._session else None
-        is_known = row is not None and row.failure == failure and row.mtime_ns >= 0
-        if (
+        is_known = row is not None and row.status is Status.FAILED and row.failure == failure
+        may_wait = (
             self._debounce.is_young(file, now_s)
             or failure == "changed"
             or not os.path.lexists(file.path)
-            or (is_known and row is not None and row.status is Status.FAILED)
-        ):
+            or (is_known and row is not None and row.mtime_ns >= 0)
+        )
+        if may_wait:
             self._debounce.put_back(file, now_s)
-            return True
-        return False
+        return may_wait
 
     # -- the results ------------------------------------------------------------------------------------
 
-    def _opened_at_start(self) -> Session | None:
-        """Opens the session; waits for another writer."""
-        while True:
+    def _open_at_start(self) -> None:
+        """Opens the session; waits for another writer, or until it is asked to stop."""
+        while self._session is None and self._stop.signal is None:
             try:
-                return self._opened(check=True)
+                self._session = self._opened(check=True)
             except BusyError as error:
-                if self._stop.signal is not None:
-                    raise
                 self._wait(self._trouble(Activity.ANOTHER_WRITER, error))
 
     def _opened(self, *, check: bool) -> Session:
@@ -420,7 +384,7 @@ class _Service:
         )
 
     def _undamaged(self, out: Path, *, check: bool) -> Ledger:
-        found, self._damage = self._damage, ""
+        found = self._damage
         if not found:
             try:
                 ledger = Ledger(out)
@@ -437,17 +401,18 @@ class _Service:
             found,
             path_text(aside),
         )
+        self._damage = ""
         return Ledger(out)
 
     def _close_session(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def _refresh_if_needed(self, session: Session) -> None:
         if self._must_refresh:
             with writing(self._options.counting.out):
-                session.views.refresh()
+                session.refresh()
             self._must_refresh = False
 
     def _check_room(self) -> None:
