@@ -98,7 +98,9 @@ def run_forever(
     outdir.make(options.counting.out)
     clock = clock or Clock()
     with closing(Announcer(options.counting.out, clock, systemd or Systemd())) as announcer:
-        service = _Service(options, announcer, stop or Stop(), clock, wake or WakeEvent(), once=once, reload=reload)
+        service = _Service(
+            options, announcer, stop or Stop(), clock, wake or WakeEvent(), once=once, reload=reload
+        )
         with closing(service):
             return service.run()
 
