@@ -75,19 +75,14 @@ def run_forever(
     wake: WakeEvent | None = None,
     systemd: Systemd | None = None,
 ) -> ExitCode | int:
-    """Counts what comes into the camera's folder, until it is asked to stop.
+    """Counts what comes into the camera's folder, until it is asked to stop. Returns the exit code.
 
     Args:
         options: What to do.
         once: End when nothing is left to do, instead of waiting for more. Trouble is then an error.
         reload: Gives the new options when SIGHUP asks for them. It raises `RbcEdgeError` when they are wrong.
         stop: Ends the service after the image in hand.
-        clock: Where time comes from.
-        wake: What wakes the service.
-        systemd: The service manager.
-
-    Returns:
-        The exit code.
+        clock, wake, systemd: Where time comes from, what wakes the service, and the service manager.
 
     Raises:
         UsageError: The options contradict each other.
@@ -219,7 +214,10 @@ class _Service:
             if self._session is None:
                 self._session = self._opened(check=bool(self._damage))
             session = self._session
-            self._refresh_if_needed(session)
+            if self._must_refresh:
+                with writing(self._options.counting.out):
+                    session.refresh()
+                self._must_refresh = False
             found = probe(self._options.source, marker=self._options.marker)
             if found.missing:
                 self._watcher.stop()
@@ -251,9 +249,8 @@ class _Service:
         self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
         if not ready:
             self._n_troubles = 0
-            self._say.tell(
-                Activity.WATCHING, f"waiting for {n_waiting} unfinished images" if n_waiting else ""
-            )
+            detail = f"waiting for {n_waiting} unfinished images" if n_waiting else ""
+            self._say.tell(Activity.WATCHING, detail)
             if not self._make_pictures(session):
                 return _BREAK_S
             if self._once and not n_waiting:
@@ -267,14 +264,16 @@ class _Service:
         with writing(self._options.counting.out):
             self._watcher.keep_mount(session.ledger, found)
             self._say.tell(Activity.COUNTING)
-            summary = session.count(
+            session.count(
                 list(chain.from_iterable(portions)),
                 of_slide=of_slide,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
         session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
-        if summary.n_recounts:
-            self._done.clear()
+        # A count may have moved between two names, or the scale has changed: all files of these slides are
+        # asked about again.
+        slide_ids = {file.slide_id for file in ready}
+        self._done -= {hash(file) for slide_id in slide_ids for file in of_slide[slide_id]}
         self._n_troubles = 0
         self._next_scan_s = self._clock.monotonic_s()
         self._soonest_scan_s = self._next_scan_s + _BREAK_S
@@ -314,8 +313,7 @@ class _Service:
     def _scan(self) -> Inbox:
         started_s = self._clock.monotonic_s()
         inbox = scan([self._options.source], slide_pattern=self._options.counting.slide_pattern, go_on=True)
-        ended_s = self._clock.monotonic_s()
-        scan_s = ended_s - started_s
+        scan_s = (ended_s := self._clock.monotonic_s()) - started_s
         self._next_scan_s = ended_s + max(self._options.scan_every_s, scan_s * _OVERHEAD)
         self._soonest_scan_s = ended_s + max(_SOON_S, scan_s * _OVERHEAD / 2)
         unreadable = [f"{path_text(folder)}: cannot be read" for folder in inbox.unreadable]
@@ -332,9 +330,8 @@ class _Service:
 
     def _source_away(self, reason: str) -> float:
         self._say.note(source_online=False, n_waiting=0, n_to_do=0)
-        return self._trouble(
-            Activity.SOURCE_AWAY, UnavailableError(reason, "nothing is forgotten; it goes on when it is back")
-        )
+        advice = "nothing is forgotten; it goes on when it is back"
+        return self._trouble(Activity.SOURCE_AWAY, UnavailableError(reason, advice))
 
     def _may_wait(self, file: InboxFile, failure: str) -> bool:
         """Leaves for later what may be incomplete, and what may not be read, without a message each time."""
@@ -364,11 +361,7 @@ class _Service:
                 self._wait(self._trouble(Activity.ANOTHER_WRITER, error))
 
     def _opened(self, *, check: bool) -> Session:
-        """Opens the ledger; a damaged one is kept aside first.
-
-        Raises:
-            UnavailableError: It cannot be opened now.
-        """
+        """Opens the ledger; a damaged one is kept aside first."""
         counting = self._options.counting
         with writing(counting.out):
             ledger = self._undamaged(counting.out, check=check)
@@ -411,12 +404,6 @@ class _Service:
         if session is not None:
             session.close()
 
-    def _refresh_if_needed(self, session: Session) -> None:
-        if self._must_refresh:
-            with writing(self._options.counting.out):
-                session.refresh()
-            self._must_refresh = False
-
     def _check_room(self) -> None:
         """Raises `_FullError` while the results' disk is nearly full: before harm, not after."""
         out, least = self._options.counting.out, self._options.min_free_bytes
@@ -429,11 +416,7 @@ class _Service:
             )
 
     def _trouble(self, activity: Activity, error: UnavailableError) -> float:
-        """Tells what is wrong, once; returns when to try again, seconds.
-
-        Raises:
-            UnavailableError: Of a service that was to end when all is done.
-        """
+        """Tells what is wrong, once; returns when to try again, seconds."""
         if self._once and activity is not Activity.ANOTHER_WRITER:
             raise error
         wait_s = _TROUBLE_S[min(self._n_troubles, len(_TROUBLE_S) - 1)]

@@ -94,7 +94,6 @@ class Summary:
     n_duplicates: int = 0  # the content is counted under another name of the slide
     n_failed: int = 0  # now or before
     n_unreadable_folders: int = 0
-    n_recounts: int = 0  # how often a slide's scale changed, so that its fields were counted again
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
     slides: list[SlideSummary] = field(default_factory=list)  # the rows of ``slides.csv``
@@ -289,7 +288,6 @@ class Session:
             slide.contents = reader.contents(slide.slide_id, self._version)
             slide.scale, is_recount = self._slide_scale(slide, everything, workers)
             if is_recount:
-                portion.summary.n_recounts += 1
                 slide.contents = SlideContents({}, slide.contents.failed)
                 slide.status = dict(self.plan(slide.files).done)
         for _ in range(_MAX_PASSES):
@@ -366,11 +364,7 @@ class Session:
             return work.result()
 
     def _record(self, look: Look, slide: "_Slide", workers: Executor) -> Recorded | None:
-        """Brings one look into the ledger; None: the file was left for later.
-
-        Raises:
-            Abandoned: From `Stop`. The ledger still says that the file is being tried.
-        """
+        """Brings one look into the ledger; None: the file was left for later."""
         file, now = look.file, self._now()
         if self._may_wait is not None:
             failure = look.failure or ("changed" if _has_changed(file) else "")

@@ -82,7 +82,7 @@ class Probe:
 
 
 def probe(folder: Path, *, marker: str | None = None) -> Probe:
-    """Finds out whether the camera's folder is there. A file `marker` lies in it while it is the right one."""
+    """Finds out whether the camera's folder is there. A file `marker` lies in the right one."""
     name = path_text(folder)
     try:
         with os.scandir(folder) as listing:

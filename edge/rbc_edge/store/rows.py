@@ -14,17 +14,17 @@ import numpy as np
 from rbc_edge.values import Cells, Counts, Detections, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.vision.counting import EdgeRule, count
 
-FIELD_COLUMNS: Final = (
-    "slide_id, fov, path, size_bytes, mtime_ns, sha256, status, failure, message, width_px, height_px,"
-    " field.cell_diameter_px, field.scale_source, quality_flags, captured_at, analyzed_at, bundle_id,"
-    " settings, elapsed_ms, counts"
-)
-"""What `field_row` reads, of ``field JOIN slide``."""
-
-_PLAIN_COLUMNS: Final = (
-    *("fov", "size_bytes", "mtime_ns", "sha256", "status", "failure", "message", "width_px", "height_px"),
+_PLAIN: Final = (
+    *("fov", "size_bytes", "mtime_ns", "sha256", "failure", "message", "width_px", "height_px"),
     *("captured_at", "analyzed_at", "elapsed_ms"),
 )
+_COLUMNS: Final = (
+    *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
+    *("bundle_id", "settings", "counts"),
+)
+FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS)))
+"""What `field_row` reads, of ``field JOIN slide``."""
+
 _FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
@@ -148,35 +148,25 @@ def scale_of(diameter: float | None, source: str) -> Scale:
 
 def field_row(row: tuple[Any, ...]) -> FieldRow:
     """Makes a row of what a query of `FIELD_COLUMNS` gives."""
-    slide_id, fov, path, size_bytes, mtime_ns, sha256, status, failure, message, *more = row
-    width_px, height_px, diameter, source, flags, captured_at, analyzed_at, *more = more
-    bundle_id, settings, elapsed_ms, counts = more
+    of = dict(zip(_COLUMNS, row[1:], strict=True))
+    source, flags, counts = of["scale_source"], of["quality_flags"], of["counts"]
     return FieldRow(
-        slide_id=slide_id,
-        fov=fov,
-        path=Path(os.fsdecode(path)),
-        size_bytes=size_bytes,
-        mtime_ns=mtime_ns,
-        sha256=sha256,
-        status=Status(status),
-        failure=failure,
-        message=message,
-        width_px=width_px,
-        height_px=height_px,
-        scale=None if source is None else scale_of(diameter, source),
+        slide_id=row[0],
+        path=Path(os.fsdecode(of["path"])),
+        status=Status(of["status"]),
+        scale=None if source is None else scale_of(of["cell_diameter_px"], source),
         quality_flags=tuple(flags.split(_FLAG_SEPARATOR)) if flags else (),
-        captured_at=captured_at,
-        analyzed_at=analyzed_at,
-        version=Version(bundle_id, settings),
-        elapsed_ms=elapsed_ms,
+        version=Version(of["bundle_id"], of["settings"]),
         counts={} if counts is None else unpack_counts(counts),
+        **{name: of[name] for name in _PLAIN},
     )
 
 
 def column_values(row: FieldRow) -> dict[str, object]:
     """Returns what the table ``field`` holds of a row, its slide apart."""
-    return {name: getattr(row, name) for name in _PLAIN_COLUMNS} | {
+    return {name: getattr(row, name) for name in _PLAIN} | {
         "path": os.fsencode(row.path),
+        "status": row.status,
         "cell_diameter_px": row.scale.cell_diameter_px if row.scale else None,
         "scale_source": row.scale.source if row.scale else None,
         "quality_flags": _FLAG_SEPARATOR.join(row.quality_flags),

@@ -185,7 +185,7 @@ class Database:
         with self.guard():
             self.commit_lightly()
             if self._is_forced is None:
-                # A process that was killed may have left changes that were not forced. It left this flag, too.
+                # A process that was killed may have left changes that were not forced. It left this flag.
                 self._is_forced = self.first("SELECT 1 FROM flag WHERE name = 'tables-stale'") is None
             if not self._is_forced:
                 # One change that is forced to the disk takes everything before it along.
@@ -233,32 +233,34 @@ class Database:
         db.execute("PRAGMA journal_mode = WAL").fetchone()
         self._sync(full=True)
         db.execute("PRAGMA foreign_keys = ON")
-        for number, statements in enumerate(MIGRATIONS, 1):
-            if int(db.execute("PRAGMA user_version").fetchone()[0]) >= number:
-                continue
+        while (version := self._pragma("user_version")) < len(MIGRATIONS):
             db.execute("BEGIN IMMEDIATE")
             try:
                 # Asked again inside: another process may have migrated while this one waited.
-                if int(db.execute("PRAGMA user_version").fetchone()[0]) < number:
-                    for statement in statements:
+                if self._pragma("user_version") == version:
+                    for statement in MIGRATIONS[version]:
                         db.execute(statement)
                     db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    db.execute(f"PRAGMA user_version = {number}")
+                    db.execute(f"PRAGMA user_version = {version + 1}")
                 db.execute("COMMIT")
             except BaseException:
                 self.rollback()
                 raise
 
+    def _pragma(self, name: str) -> int:
+        return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])
+
     def _check_version(self, *, oldest: int) -> None:
-        db, name = self.connection, path_text(self.path)
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        application = int(db.execute("PRAGMA application_id").fetchone()[0])
-        is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if application != _APPLICATION_ID and not is_empty:
+        name, version = path_text(self.path), self._pragma("user_version")
+        n_objects = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if self._pragma("application_id") != _APPLICATION_ID and n_objects:
             raise UnavailableError(f"{name} is a database of another program", "choose another output folder")
         if version > len(MIGRATIONS):
-            what = f"was written by a newer rbc-edge (ledger version {version}; this one knows {len(MIGRATIONS)})"
-            raise UnavailableError(f"{name} {what}", "update rbc-edge, or choose another output folder")
+            raise UnavailableError(
+                f"{name} was written by a newer rbc-edge (ledger version {version}; this one knows"
+                f" {len(MIGRATIONS)})",
+                "update rbc-edge, or choose another output folder",
+            )
         if version < oldest:
             raise UnavailableError(
                 f"{name} was written by an older rbc-edge (ledger version {version})",

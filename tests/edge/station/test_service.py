@@ -275,6 +275,15 @@ def test_renamed_copied_and_replaced_files(post: Post) -> None:
     assert post.table("s2") == {"b": "7"}
 
 
+def test_an_image_that_was_passed_over_counts_when_the_other_one_changes(post: Post) -> None:
+    post.write("s1/b.png", 3)
+    post.script.at(20, lambda: post.write("s1/a.png", 3))
+    post.script.at(40, lambda: post.table("s1") == {"a": "3", "b": "duplicate"} or pytest.fail("not moved"))
+    post.script.at(41, lambda: post.write("s1/a.png", 7))
+    post.until(70)
+    assert post.table("s1") == {"a": "7", "b": "3"}
+
+
 def test_restart_counts_nothing_again(post: Post) -> None:
     post.write("s1/a.png", 3)
     post.until(10)
