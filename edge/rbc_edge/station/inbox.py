@@ -282,7 +282,7 @@ class Debounce:
         self._seen: dict[Path, _Seen] = {}
 
     def see(self, files: Sequence[InboxFile], closed: Collection[Path], now_s: float) -> list[InboxFile]:
-        """Notes a scan: files that are not counted yet, and those closed by their writers since the last call.
+        """Notes a scan: files not counted yet, and those that were closed by their writers since the last call.
 
         Returns those to be taken now, in the same order.
         """

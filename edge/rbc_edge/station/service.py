@@ -77,12 +77,9 @@ def run_forever(
 ) -> ExitCode | int:
     """Counts what comes into the camera's folder, until it is asked to stop. Returns the exit code.
 
-    Args:
-        options: What to do.
-        once: End when nothing is left to do, instead of waiting for more. Trouble is then an error.
-        reload: Gives the new options when SIGHUP asks for them. It raises `RbcEdgeError` when they are wrong.
-        stop: Ends the service after the image in hand.
-        clock, wake, systemd: Where time comes from, what wakes the service, and the service manager.
+    With `once`, it ends when nothing is left to do, instead of waiting for more, and trouble is an error.
+    `reload` gives the new options when SIGHUP asks for them. It raises `RbcEdgeError` when they are wrong.
+    `stop` ends the service after the image in hand.
 
     Raises:
         UsageError: The options contradict each other.
