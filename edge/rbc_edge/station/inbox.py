@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.store.outdir import explained
 from rbc_edge.text import IMAGE_SUFFIXES, path_text
 from rbc_edge.values import InboxFile
 
@@ -128,12 +129,8 @@ class _Walk:
                 "give an existing folder or image file; is the camera's share mounted?",
             ) from error
         if stat.S_ISDIR(status.st_mode):
-            try:
+            with explained(f"{path_text(path)}: cannot list the folder", "check its permissions"):
                 self._folder(path, status, path_text(path.name or "root"), "")
-            except OSError as error:
-                raise UnavailableError(
-                    f"{path_text(path)}: cannot list the folder: {error.strerror}", "check its permissions"
-                ) from error
         elif stat.S_ISREG(status.st_mode):
             self._file(path, status, path_text(path.parent.name or "root"), path.parent.stat())
         else:
@@ -223,9 +220,9 @@ def _named(
             if other.folder != file.folder:
                 if file.folder not in clashing:
                     clashing.add(file.folder)
+                    folders = f"{path_text(other.path.parent)} and {path_text(file.path.parent)}"
                     clash(
-                        f"two folders would be the slide {slide}: {path_text(other.path.parent)} and"
-                        f" {path_text(file.path.parent)}",
+                        f"two folders would be the slide {slide}: {folders}",
                         "give their common parent folder instead, or rename one of them",
                     )
                 continue
@@ -282,7 +279,7 @@ class Debounce:
         self._seen: dict[Path, _Seen] = {}
 
     def see(self, files: Sequence[InboxFile], closed: Collection[Path], now_s: float) -> list[InboxFile]:
-        """Notes a scan: files not counted yet, and those that were closed by their writers since the last call.
+        """Notes a scan: files not counted yet, and files that their writers have closed since the last call.
 
         Returns those to be taken now, in the same order.
         """

@@ -101,12 +101,8 @@ def survives(
 ) -> bool:
     """Tells whether a process survives the reading and counting of images.
 
-    Args:
-        paths: The images.
-        keep_going: Asked several times a second. False calls the run off.
-        options: Options of ``rbc-edge run`` that matter to a count (bundle, scale, threads).
-        command: The program.
-        timeout_s: For each image, seconds.
+    `keep_going` is asked several times a second. False calls the run off. `options` of ``rbc-edge run`` are
+    those that matter to a count (bundle, scale, threads). The time is for each image.
 
     Returns:
         False when the child was ended by the system, or was still at it after its time.

@@ -162,10 +162,6 @@ class Session:
         may_wait: Tells for a file and a failure whether to leave it for later instead of recording it. The
             failure is ``changed`` where the file was written to while it was read.
         keep_going: Asked while a sandbox is at work. False calls it off.
-
-    Attributes:
-        ledger: The ledger.
-        views: Its views.
     """
 
     def __init__(
@@ -242,6 +238,9 @@ class Session:
                         portion.add(slide)
             except (Interrupted, Abandoned):
                 portion.summary.stopped_by = self._stop.signal
+            except BundleError:
+                self.ledger.commit()  # that no image is suspect
+                raise
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         return portion.summary
 
@@ -324,7 +323,6 @@ class Session:
                         self._tell(slide, portion, file, None)
             except (Abandoned, BundleError):  # no fault of the images
                 self.ledger.end(list(slide.begun))
-                self.ledger.commit()
                 raise
         if slide.begun:
             self.ledger.end(list(slide.begun))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from rbc_edge.errors import UnavailableError
-from rbc_edge.store.outdir import is_locked, lock, open_lock_file
+from rbc_edge.store.outdir import explained, is_locked, lock, open_lock_file
+from rbc_edge.store.schema import is_gone
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
@@ -189,15 +190,11 @@ def read_state(out: Path, *, sleep: Callable[[float], None] = time.sleep) -> tup
     Raises:
         UnavailableError: The file is there and may not be read.
     """
-    try:
-        descriptor = os.open(out / STATE_FILE_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+    path, advice = out / STATE_FILE_NAME, "ask as the service's user, or as a member of its group"
+    if is_gone(path):
         return False, None
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out / STATE_FILE_NAME)}: cannot be read: {error.strerror}",
-            "ask as the service's user, or as a member of its group",
-        ) from error
+    with explained(f"{path_text(path)}: cannot be read", advice):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         state = _read(descriptor, sleep)
         running = is_locked(descriptor)

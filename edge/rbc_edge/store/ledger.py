@@ -50,12 +50,7 @@ class Ledger:
     was not committed when the process dies never happened. Every method leaves the rows consistent, so a
     commit may follow any of them.
 
-    Args:
-        out: The output folder. It must exist.
-
-    Attributes:
-        reader: The queries of this ledger. They see what is not committed yet.
-        database: Its file.
+    The output folder must exist. The queries of `reader` see what is not committed yet.
 
     Raises:
         DamagedError: The file is damaged.
@@ -153,11 +148,7 @@ class Ledger:
           known one, its count moves to this file.
         * A failure of access leaves an earlier count alone when the file has vanished.
 
-        Args:
-            look: The look.
-            version: The bundle and settings at work.
-            analyzed_at: ISO 8601, UTC.
-            force: Take no count as valid.
+        `analyzed_at` is ISO 8601, UTC. With `force`, no count is taken as valid.
 
         Returns:
             What the ledger now says. None: the look gave no cells because the content was known, and what
@@ -207,14 +198,9 @@ class Ledger:
         self.commit()
 
     def retry(self, slide_id: str | None = None, fov: str | None = None) -> int:
-        """Has failed fields of view looked at again, by the next run or the running service.
+        """Has failed fields of view looked at again, of a slide or of all, by the next run or the service.
 
-        Args:
-            slide_id: Only of this slide. None: of all.
-            fov: Only this one. None: all.
-
-        Returns:
-            How many.
+        Returns how many.
         """
         with self.database.change() as db:
             return db.execute(

@@ -26,19 +26,20 @@ class BusyError(UnavailableError):
     """Another process writes into the output folder now."""
 
 
-def make(out: Path) -> None:
-    """Makes an output folder, where it is missing.
-
-    Raises:
-        UnavailableError: It cannot be made.
-    """
+@contextmanager
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Turns an error of the system into an `UnavailableError` with advice."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot make the output folder: {error.strerror}",
-            "choose another --out, or check the permissions of its parent",
-        ) from error
+        raise UnavailableError(f"{what}: {error.strerror}", advice) from error
+
+
+def make(out: Path) -> None:
+    """Makes an output folder, where it is missing. Raises `UnavailableError`."""
+    advice = "choose another --out, or check the permissions of its parent"
+    with explained(f"{path_text(out)}: cannot make the output folder", advice):
+        out.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -71,17 +72,9 @@ def writing(out: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
 
 def open_lock_file(path: Path) -> int:
-    """Opens a file to lock, and makes it where it is missing. Returns its descriptor.
-
-    Raises:
-        UnavailableError: The folder cannot be written.
-    """
-    try:
+    """Opens a file to lock, and makes it where it is missing. Returns its descriptor."""
+    with explained(f"{path_text(path.parent)}: cannot write", "check permissions and free space"):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(path.parent)}: cannot write: {error.strerror}", "check permissions and free space"
-        ) from error
 
 
 def lock(descriptor: int, out: Path) -> bool:
@@ -175,15 +168,7 @@ def remove_left_over(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns the free space on the disk of a folder, bytes.
-
-    Raises:
-        UnavailableError: The disk cannot be examined.
-    """
-    try:
+    """Returns the free space on the disk of a folder, bytes. Raises `UnavailableError`."""
+    with explained(f"{path_text(folder)}: cannot look at its disk", "is it mounted?"):
         disk = os.statvfs(folder)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(folder)}: cannot look at its disk: {error.strerror}", "is it mounted?"
-        ) from error
     return disk.f_bavail * disk.f_frsize

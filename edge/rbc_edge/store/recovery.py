@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.store.outdir import explained
 from rbc_edge.store.rows import unpack_cells, unpack_counts
 from rbc_edge.store.schema import FILE_NAME, Database, error_kind
 from rbc_edge.text import path_text
@@ -50,7 +50,9 @@ def keep_aside(out: Path, stamp: str) -> Path:
     Raises:
         UnavailableError: The folder cannot be written.
     """
-    try:
+    with explained(
+        f"{path_text(out)}: cannot keep the damaged ledger aside", "check permissions and free space"
+    ):
         aside = _new_folder(out / f"damaged-{stamp}")
         for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
             kept = aside / table.relative_to(out)
@@ -60,11 +62,6 @@ def keep_aside(out: Path, stamp: str) -> Path:
         for suffix in ("-shm", "-wal", "-journal", ""):
             with suppress(FileNotFoundError):
                 Path(f"{out / FILE_NAME}{suffix}").rename(aside / f"{FILE_NAME}{suffix}")
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot keep the damaged ledger aside: {error.strerror}",
-            "check permissions and free space",
-        ) from error
     return aside
 
 

@@ -659,11 +659,17 @@ def test_images_done_before_are_tried_elsewhere_only_once(
     assert tried == [["a.png", "b.png"]]
 
 
-def test_a_broken_bundle_makes_no_image_suspect(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["estimate_scale", "analyze"])
+def test_a_broken_bundle_makes_no_image_suspect(
+    station: Station, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     class Broken(StandIn):
-        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
-            raise BundleError("model will not load")
+        pass
 
+    def broken(*_: object) -> None:
+        raise BundleError("model will not load")
+
+    setattr(Broken, method, broken)
     for n in range(3):
         monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", f"process {n}")
         with pytest.raises(BundleError):
