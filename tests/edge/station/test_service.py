@@ -21,6 +21,7 @@ from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
+from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
 from rbc_edge.store.schema import FILE_NAME, DamagedError
 from rbc_edge.values import InboxFile, Scale, ScaleSource
@@ -573,7 +574,7 @@ def test_a_damaged_ledger_that_cannot_be_kept_aside_now_is_later(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     post.write("s1/a.png", 3)
-    begin, keep_aside = Ledger.begin, service.keep_aside
+    begin = Ledger.begin
     errors = [UnavailableError("cannot write", "free space"), DamagedError("malformed", "")]
 
     def damaged(ledger: Ledger, files: Sequence[InboxFile]) -> None:

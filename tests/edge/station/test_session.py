@@ -1,7 +1,7 @@
 import csv
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -9,12 +9,12 @@ from math import isnan
 from pathlib import Path
 from threading import Event
 from time import perf_counter
+from typing import Any
 
 import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, UnavailableError, UsageError
-from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import Clock, CountOptions, Session, Step, Summary, count_once
@@ -24,7 +24,8 @@ from rbc_edge.store.outdir import writing
 from rbc_edge.store.schema import Database
 from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
-from rbc_edge.views.tables import Tables
+from rbc_edge.views.tables import SlideSummary, Tables
+from rbc_edge.vision import image_file
 from rbc_edge.vision.counting import EdgeRule
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -603,14 +604,14 @@ def test_a_copy_of_an_image_that_fails_now_is_counted_in_the_same_run(
     station.write("s1/copy.png", 3)
     station.run()
     os.utime(station.source / "s1" / "a.png", ns=(1, 1))
-    load_field = job.image_file.load_field
+    load_field = image_file.load_field
 
-    def no_memory(path: Path, *rest: str, **options: float) -> FieldOfView:
+    def no_memory(path: Path, *rest: Any, **options: Any) -> FieldOfView:
         if path.name == "a.png":
             raise MemoryError
         return load_field(path, *rest, **options)
 
-    monkeypatch.setattr(job.image_file, "load_field", no_memory)
+    monkeypatch.setattr(image_file, "load_field", no_memory)
     station.run(station.source / "s1")
     assert station.counts("s1") == {"a": "failed", "b": "5", "copy": "3"}
 
@@ -718,13 +719,17 @@ def test_what_a_killed_run_wrote_is_safe_before_a_table_shows_it(
     die_while_counting(station, monkeypatch, "s2/a")
     order: list[str] = []
     write, commit = Tables.write, Database.commit
-    monkeypatch.setattr(Tables, "write", lambda *args: (order.append("tables"), write(*args))[1])
+
+    def written(tables: Tables, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
+        order.append("tables")
+        return write(tables, slide_ids)
 
     def forced(database: Database) -> None:
         database.connection.set_trace_callback(order.append)
         commit(database)
         database.connection.set_trace_callback(None)
 
+    monkeypatch.setattr(Tables, "write", written)
     monkeypatch.setattr(Database, "commit", forced)
     station.run()
     assert "INSERT OR REPLACE INTO flag VALUES ('forced')" in order[: order.index("tables")]
