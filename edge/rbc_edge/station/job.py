@@ -176,14 +176,10 @@ def looks(
     n_ahead: int,
     wait: Callable[[Future[Look]], Look] = Future.result,
 ) -> Generator[Look, None, None]:
-    """Looks at files, several at a time.
+    """Looks at files, several at a time. Yields the looks in the order of the tasks.
 
-    Args:
-        tasks: What to look at. Taken one by one, a few ahead of what was yielded. None is a barrier: nothing
-            behind it is begun before everything in front of it has been yielded.
-        executor: Where the work is done.
-        n_ahead: How many tasks are at work besides the one that is waited for.
-        wait: Waits for one look. They are yielded in the order of the tasks.
+    Tasks are taken one by one, `n_ahead` more than the one that is waited for. None is a barrier: nothing
+    behind it is begun before everything in front of it has been yielded.
     """
     at_work: deque[Future[Look]] = deque()
     try:

@@ -121,7 +121,8 @@ def survives(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        _end_first(child.pid)
+        with suppress(OSError):  # where memory runs out, the system ends the child and not the service
+            Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000", encoding="ascii")
         try:
             code = _wait(child, timeout_s * len(paths), keep_going)
         finally:
@@ -146,12 +147,6 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, keep_going: Callable
             if not keep_going():
                 raise Interrupted from None
     return None
-
-
-def _end_first(pid: int) -> None:
-    """Where memory runs out, the system ends the child and not the service."""
-    with suppress(OSError):  # a system without it
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _sweep() -> None:

@@ -175,7 +175,8 @@ class _Service:
                 wait_s = self._round()
                 systemd.beat()
                 if wait_s is None:
-                    return ExitCode.SOME_FAILED if self._has_failures() else ExitCode.OK
+                    n_failed = self._session.ledger.reader.tally().n_failed if self._session else 0
+                    return ExitCode.SOME_FAILED if n_failed or self._say.state.problems else ExitCode.OK
                 if self._stop.signal is None:
                     self._wait(wait_s)
         systemd.stopping()
@@ -219,7 +220,10 @@ class _Service:
             if found.missing:
                 self._watcher.stop()
                 return self._source_away(found.missing)
-            self._listen(found)
+            watcher = self._watcher
+            watcher.listen(found)
+            self._say.note(polling=watcher.polling, polling_reason=watcher.polling_reason)
+            self._say.note(file_system=found.mount.kind if found.mount else "unknown")
             try:
                 inbox = self._scan()
             except (UnavailableError, OSError) as error:  # gone, or closed to us, since the probe
@@ -301,10 +305,6 @@ class _Service:
         self._done |= {hash(file) for file, status in plan.done.items() if status is not Status.DUPLICATE}
         return list(plan.to_do)
 
-    def _has_failures(self) -> bool:
-        failed = self._session is not None and self._session.ledger.reader.tally().n_failed > 0
-        return failed or bool(self._say.state.problems)
-
     # -- the source -------------------------------------------------------------------------------------
 
     def _scan(self) -> Inbox:
@@ -316,14 +316,6 @@ class _Service:
         unreadable = [f"{path_text(folder)}: cannot be read" for folder in inbox.unreadable]
         self._say.note_scan([*unreadable, *inbox.clashes], scan_s)
         return inbox
-
-    def _listen(self, found: Probe) -> None:
-        self._watcher.listen(found)
-        self._say.note(
-            file_system=found.mount.kind if found.mount else "unknown",
-            polling=self._watcher.polling,
-            polling_reason=self._watcher.polling_reason,
-        )
 
     def _source_away(self, reason: str) -> float:
         self._say.note(source_online=False, n_waiting=0, n_to_do=0)

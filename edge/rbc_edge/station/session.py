@@ -86,7 +86,7 @@ class Step:
 
 @dataclass(slots=True)
 class Summary:
-    """What was done. Every image stands under one of the next four numbers, where the work was not ended."""
+    """What was done. An image is counted under one of `n_counted` to `n_failed`, or not reached, or waits."""
 
     n_images: int  # found
     n_counted: int = 0  # analyzed now
@@ -317,7 +317,9 @@ class Session:
                     if file not in slide.status:
                         recorded = self._record(next(coming), slide, workers)
                         slide.add(file, recorded)
-                        self._commit_now_and_then()
+                        if self._clock.monotonic_s() - self._last_commit_s >= _COMMIT_EVERY_S:
+                            self.ledger.commit()
+                            self._last_commit_s = self._clock.monotonic_s()
                         self._tell(slide, portion, file, recorded)
                     elif file not in slide.told:
                         self._tell(slide, portion, file, None)
@@ -391,12 +393,6 @@ class Session:
         if summary.stopped_by is not None or summary.gave_up:
             return True
         return portion.n_done > 0 and self._clock.monotonic_s() >= portion.end_s
-
-    def _commit_now_and_then(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if now_s - self._last_commit_s >= _COMMIT_EVERY_S:
-            self.ledger.commit()
-            self._last_commit_s = now_s
 
     def _now(self) -> str:
         return utc_text(self._clock.now())
