@@ -13,7 +13,7 @@ from rbc_edge import __version__
 from rbc_edge.errors import RbcEdgeError, UnavailableError
 from rbc_edge.station.prometheus import write_metrics
 from rbc_edge.station.session import Clock, Step
-from rbc_edge.station.state_file import Activity, ServiceState, StateFile, boot_id
+from rbc_edge.station.state_file import MAX_PROBLEMS, Activity, ServiceState, StateFile, boot_id
 from rbc_edge.station.status import status_of
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.rows import Status
@@ -26,16 +26,10 @@ _TELL_S: Final = 2.0  # not more often than people read it
 _SILENCE_S: Final = 30.0  # a service that is silent for a minute may hang (`StationStatus`)
 _METRICS_S: Final = 15.0
 _RATE_S: Final = 300.0
-_MAX_PROBLEMS: Final = 20
 
 
 class Announcer:
-    """Tells how the service is, to everything that listens.
-
-    Args:
-        out: The output folder. It is held for this service until `close`.
-        clock: Where time comes from.
-        systemd: The service manager.
+    """Tells how the service is, to everything that listens. It holds the output folder until `close`.
 
     Attributes:
         state: What was told last.
@@ -83,7 +77,7 @@ class Announcer:
             if problem not in self._problems:
                 log.warning("%s", problem)
         self._problems = set(problems)
-        self.note(scanned_at=self._now(), scan_ms=scan_s * 1e3, problems=tuple(problems[:_MAX_PROBLEMS]))
+        self.note(scanned_at=self._now(), scan_ms=scan_s * 1e3, problems=tuple(problems[:MAX_PROBLEMS]))
 
     def alive(self) -> None:
         """Tells that the service works, though nothing is new."""
@@ -100,20 +94,16 @@ class Announcer:
         if row is not None and step.is_new:
             self._pace.append(now_s)
             is_failed = row.status is Status.FAILED
-            state = replace(
-                state,
-                last_image_at=self._now(),
-                last_image_monotonic_s=now_s,
-                n_counted=state.n_counted + (not is_failed),
-                n_failed=state.n_failed + is_failed,
-            )
+            n_counted, n_failed = state.n_counted + (not is_failed), state.n_failed + is_failed
+            state = replace(state, n_counted=n_counted, n_failed=n_failed)
+            state = replace(state, last_image_at=self._now(), last_image_monotonic_s=now_s)
         self.state = replace(state, n_to_do=max(state.n_to_do - 1, 0))
         self.tell(Activity.COUNTING)
 
     def trouble(self, activity: Activity, error: UnavailableError) -> None:
         """Tells what is wrong, and logs it once."""
-        is_same = activity is self.state.activity and error.message == self.state.detail
-        if not (is_same or (activity is self.state.activity and activity is Activity.DISK_FULL)):
+        is_same = error.message == self.state.detail or activity is Activity.DISK_FULL
+        if activity is not self.state.activity or not is_same:
             log.warning("%s: %s", activity, error)
         self.tell(activity, error.message)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.store.outdir import explained
 from rbc_edge.text import IMAGE_SUFFIXES, path_text
 from rbc_edge.values import InboxFile
 
@@ -31,20 +32,12 @@ _MAX_WAIT_S: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """What one scan found.
+    """What one scan found."""
 
-    Attributes:
-        files: Image files, sorted by slide and field of view in plain character order.
-        unreadable: Sub-folders that could not be listed; their images are not among the files.
-        n_skipped: Files passed over: their name is not that of an image, or they are no regular files.
-        clashes: In words, images left out because another has the same name. Only of a scan that is told to
-            go on.
-    """
-
-    files: tuple[InboxFile, ...]
-    unreadable: tuple[Path, ...] = ()
-    n_skipped: int = 0
-    clashes: tuple[str, ...] = ()
+    files: tuple[InboxFile, ...]  # sorted by slide and field of view in plain character order
+    unreadable: tuple[Path, ...] = ()  # sub-folders that could not be listed; their images are not in `files`
+    n_skipped: int = 0  # files passed over: no image by their name, or no regular files
+    clashes: tuple[str, ...] = ()  # of a scan that goes on: in words, images left out for a name taken before
 
 
 def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool = False) -> Inbox:
@@ -62,9 +55,6 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
             and optionally ``fov``. A file in which it is not found falls back to its folder.
         go_on: For a service: no image is no error, the first of two equal names is taken, and nothing is
             logged. What is wrong stands in the result.
-
-    Returns:
-        The files, and what was passed over.
 
     Raises:
         UsageError: The pattern is wrong, or two folders (or two files) would have the same name.
@@ -139,12 +129,8 @@ class _Walk:
                 "give an existing folder or image file; is the camera's share mounted?",
             ) from error
         if stat.S_ISDIR(status.st_mode):
-            try:
+            with explained(f"{path_text(path)}: cannot list the folder", "check its permissions"):
                 self._folder(path, status, path_text(path.name or "root"), "")
-            except OSError as error:
-                raise UnavailableError(
-                    f"{path_text(path)}: cannot list the folder: {error.strerror}", "check its permissions"
-                ) from error
         elif stat.S_ISREG(status.st_mode):
             self._file(path, status, path_text(path.parent.name or "root"), path.parent.stat())
         else:
@@ -168,8 +154,7 @@ class _Walk:
                     raise
                 self.unreadable.append(folder)
                 continue
-            below = list(self._entries(entries, slide, prefix, status))
-            todo += reversed(below)
+            todo += reversed(list(self._entries(entries, slide, prefix, status)))
 
     def _entries(
         self, entries: list[os.DirEntry[str]], slide: str, prefix: str, folder: os.stat_result
@@ -195,9 +180,8 @@ class _Walk:
         # By folder and name, not by the file's own number: two links to one file are two names, which the
         # ledger tells apart by content.
         identity = (folder.st_dev, folder.st_ino)
-        key = (*identity, path.name)
-        if key not in self._files:
-            self._files.add(key)
+        if (*identity, path.name) not in self._files:
+            self._files.add((*identity, path.name))
             self.found.append(_Found(path, slide, identity, status))
 
 
@@ -236,9 +220,9 @@ def _named(
             if other.folder != file.folder:
                 if file.folder not in clashing:
                     clashing.add(file.folder)
+                    folders = f"{path_text(other.path.parent)} and {path_text(file.path.parent)}"
                     clash(
-                        f"two folders would be the slide {slide}: {path_text(other.path.parent)} and"
-                        f" {path_text(file.path.parent)}",
+                        f"two folders would be the slide {slide}: {folders}",
                         "give their common parent folder instead, or rename one of them",
                     )
                 continue
@@ -279,9 +263,9 @@ class Debounce:
     All times are of the monotonic clock, because a camera's clock, and ours, may be set back.
 
     Args:
-        settle_s: A file is taken when its size and time have not changed for so long, seconds. Sooner where
-            its writer was seen to close it.
-        grace_s: A file that has not changed for so long is complete, even if it cannot be read, seconds.
+        settle_s: A file is taken when its size and time have not changed for so long. Sooner where its writer
+            was seen to close it.
+        grace_s: A file that has not changed for so long is complete, even if it cannot be read.
         clock_s: The time of day, seconds since 1970, where a new file is as old as its own time says. None:
             it is as old as our first sight of it.
     """
@@ -295,15 +279,9 @@ class Debounce:
         self._seen: dict[Path, _Seen] = {}
 
     def see(self, files: Sequence[InboxFile], closed: Collection[Path], now_s: float) -> list[InboxFile]:
-        """Notes a scan.
+        """Notes a scan: files not counted yet, and files that their writers have closed since the last call.
 
-        Args:
-            files: The files that are not counted yet.
-            closed: Files that their writers have closed since the last call.
-            now_s: Monotonic time, seconds.
-
-        Returns:
-            Those to be taken now, in the same order.
+        Returns those to be taken now, in the same order.
         """
         before, self._seen = self._seen, {}
         ready = []
@@ -340,9 +318,8 @@ class Debounce:
         wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _MAX_WAIT_S)
         seen.n_tries = min(seen.n_tries + 1, 30)
         seen.not_before_s = now_s + wait_s
-        end_s = seen.since_s + self._grace_s
-        if now_s < end_s:
-            seen.not_before_s = min(seen.not_before_s, end_s)
+        if self._is_young(seen, now_s):
+            seen.not_before_s = min(seen.not_before_s, seen.since_s + self._grace_s)
 
     def _is_young(self, seen: _Seen, now_s: float) -> bool:
         return now_s - seen.since_s < self._grace_s

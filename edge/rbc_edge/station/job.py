@@ -49,24 +49,14 @@ class Analyzing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnalyzerRecipe:
-    """How a process makes the analyzer that it counts with.
+    """How a process makes the analyzer that it counts with."""
 
-    Attributes:
-        bundle_id: What its counts are written down under (`Bundle.counts_as`).
-        make: Makes it. For executors of other processes it has to be picklable.
-    """
-
-    bundle_id: str
-    make: Callable[[], Analyzing]
+    bundle_id: str  # what its counts are written down under (`Bundle.counts_as`)
+    make: Callable[[], Analyzing]  # for executors of other processes it has to be picklable
 
     @classmethod
     def of(cls, bundle: Bundle, *, threads: int = 0, precision: str = "int8") -> "AnalyzerRecipe":
-        """Returns the recipe for a bundle.
-
-        Args:
-            bundle: The bundle.
-            threads: See `Analyzer`.
-            precision: Which of its networks counts.
+        """Returns the recipe for a bundle (see `Analyzer`).
 
         Raises:
             BundleError: The bundle has no networks of that precision.
@@ -97,19 +87,12 @@ class _OpenBundle:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A file to look at.
-
-    Attributes:
-        file: The file.
-        scale: The scale of its slide, or the user's.
-        recipe: What to count with.
-        known: Digests of contents that need no analysis, because they are counted already.
-    """
+    """A file to look at."""
 
     file: InboxFile
-    scale: Scale
+    scale: Scale  # of its slide, or the user's
     recipe: AnalyzerRecipe
-    known: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()  # digests of contents that need no analysis: they are counted already
 
 
 class _Kept:
@@ -193,39 +176,21 @@ def looks(
     n_ahead: int,
     wait: Callable[[Future[Look]], Look] = Future.result,
 ) -> Generator[Look, None, None]:
-    """Looks at files, several at a time.
+    """Looks at files, several at a time. Yields the looks in the order of the tasks.
 
-    Args:
-        tasks: What to look at. Taken one by one, a few ahead of what was yielded. None is a barrier: nothing
-            behind it is begun before everything in front of it has been yielded.
-        executor: Where the work is done.
-        n_ahead: How many tasks are at work besides the one that is waited for.
-        wait: Waits for one look.
-
-    Yields:
-        The looks, in the order of the tasks.
+    Tasks are taken one by one, `n_ahead` more than the one that is waited for. None is a barrier: nothing
+    behind it is begun before everything in front of it has been yielded.
     """
     at_work: deque[Future[Look]] = deque()
-    coming = iter(tasks)
-    is_over = False
     try:
-        while at_work or not is_over:
-            is_barrier = False
-            while not is_over and not is_barrier and len(at_work) <= n_ahead:
-                try:
-                    task = next(coming)
-                except StopIteration:
-                    is_over = True
-                    break
-                if task is None:
-                    is_barrier = True
-                else:
-                    at_work.append(executor.submit(look_at, task))
-            if is_barrier:
-                while at_work:
-                    yield wait(at_work.popleft())
-            elif at_work:
+        for task in tasks:
+            if task is not None:
+                at_work.append(executor.submit(look_at, task))
+            n_left = 0 if task is None else n_ahead
+            while len(at_work) > n_left:
                 yield wait(at_work.popleft())
+        while at_work:
+            yield wait(at_work.popleft())
     finally:
         for future in at_work:
             future.cancel()
@@ -233,17 +198,11 @@ def looks(
 
 @dataclass(frozen=True, slots=True)
 class ScaleLook:
-    """What some fields of a slide say of its scale.
+    """What some fields of a slide say of its scale."""
 
-    Attributes:
-        scale: The estimate. NaN with source ``none`` when no cell is seen.
-        read: Those of the files that could be read, and were asked.
-        n_passed_over: Files that could not be read.
-    """
-
-    scale: Scale
-    read: tuple[InboxFile, ...]
-    n_passed_over: int
+    scale: Scale  # NaN with source ``none`` when no cell is seen
+    read: tuple[InboxFile, ...]  # those of the files that could be read, and were asked
+    n_passed_over: int  # files that could not be read
 
 
 def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleLook:
@@ -252,32 +211,27 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
     Raises:
         RbcEdgeError: Of the bundle, not of an image.
     """
-    unknown = Scale(nan, ScaleSource.NONE)
-    images: list[UInt8] = []
-    read: list[InboxFile] = []
-    n_pixels = n_passed_over = 0
+    scale = Scale(nan, ScaleSource.NONE)
+    images: dict[InboxFile, UInt8] = {}
+    n_passed_over = 0
     for file in files:
-        if n_pixels > _SCALE_PIXELS:
+        if sum(image.shape[0] * image.shape[1] for image in images.values()) > _SCALE_PIXELS:
             break
         try:
-            image = image_file.load_field(file.path, file.slide_id, file.fov).image
+            images[file] = image_file.load_field(file.path, file.slide_id, file.fov).image
         except Exception:
             log.debug("%s: not used for the scale", path_text(file.path), exc_info=True)
             n_passed_over += 1
-            continue
-        images.append(image)
-        read.append(file)
-        n_pixels += image.shape[0] * image.shape[1]
     try:
-        scale = _KEPT.of(recipe).estimate_scale(images) if images else unknown
+        if images:
+            scale = _KEPT.of(recipe).estimate_scale(list(images.values()))
     except RbcEdgeError:
         raise
     except Exception:  # the fields are then estimated one by one, and fail one by one if they must
         slide_id = files[0].slide_id
         log.warning("slide %s: its scale could not be estimated", slide_id)
         log.debug("slide %s", slide_id, exc_info=True)
-        scale = unknown
-    return ScaleLook(scale, tuple(read), n_passed_over)
+    return ScaleLook(scale, tuple(images), n_passed_over)
 
 
 def digest(file: InboxFile) -> str:

@@ -5,9 +5,10 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UsageError
 from rbc_edge.station.state_file import Activity, ServiceState
 from rbc_edge.station.status import StationStatus
+from rbc_edge.store.outdir import explained
 from rbc_edge.text import path_text
 
 
@@ -32,9 +33,7 @@ def write_metrics(path: Path, status: StationStatus) -> None:
 
     An unknown figure is left out: a missing figure raises an alarm, a false one does not.
 
-    Args:
-        path: The file. The node exporter reads files with names that end in ``.prom``.
-        status: The figures.
+    The node exporter reads files with names that end in ``.prom``.
 
     Raises:
         UsageError: See `check_metrics`.
@@ -85,13 +84,8 @@ def write_metrics(path: Path, status: StationStatus) -> None:
         doing = labelled("activity", "1 for what the service does.", "activity")
         for activity in Activity:
             doing.labels(str(activity)).set(activity is state.activity)
-    try:
+    with explained(f"{path_text(path)}: cannot write the metrics", "check permissions and free space"):
         write_to_textfile(os.fspath(path), registry)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(path)}: cannot write the metrics: {error.strerror}",
-            "check permissions and free space",
-        ) from error
 
 
 def _since_1970_s(state: ServiceState) -> float | None:

@@ -54,25 +54,17 @@ def to_quarantine(
 ) -> list[InboxFile]:
     """Finds out which images kill a process, of those that were being counted when one died.
 
-    Args:
-        ledger: Notes each sandbox run, because the computer may go down in one.
-        interrupted: The images (`Plan.interrupted`).
-        survives: See `survives`. None: without a sandbox, an image that two processes died of is taken for
-            the cause.
-        keep_going: False when somebody asked this process to end.
+    Without a sandbox (`survives`), an image that two processes died of is taken for the cause.
 
     Returns:
         The images that must not be opened again.
 
     Raises:
-        Interrupted: Somebody asked this process to end.
+        Interrupted: `keep_going` is false: somebody asked this process to end.
     """
     max_attempts = _MAX_ATTEMPTS_WITHOUT if survives is None else _MAX_ATTEMPTS
-    killers = [
-        file
-        for file, attempt in interrupted.items()
-        if attempt.n >= max_attempts or attempt.n_sandbox >= _MAX_SANDBOX_RUNS
-    ]
+    attempts = interrupted.items()
+    killers = [f for f, a in attempts if a.n >= max_attempts or a.n_sandbox >= _MAX_SANDBOX_RUNS]
     rest = [file for file in interrupted if file not in killers]
     if survives is None or not rest:
         return killers
@@ -81,15 +73,15 @@ def to_quarantine(
     def outlives(files: Sequence[InboxFile]) -> bool:
         ledger.begin(files, sandbox=True)
         try:
-            lives = survives([file.path for file in files], keep_going)
+            if not survives([file.path for file in files], keep_going):
+                return False
         except Interrupted:
             if not keep_going():
                 ledger.end(files, sandbox=True)
                 raise
-            lives = True  # somebody else ended the child: no evidence
-        if lives:
-            ledger.end(files, sandbox=True)
-        return lives
+            # Somebody else ended the child: no evidence.
+        ledger.end(files, sandbox=True)
+        return True
 
     # Together, because most are harmless. One by one if no run of them ever ended.
     one_by_one = max(interrupted[file].n_sandbox for file in rest) >= _MAX_SANDBOX_RUNS // 2
@@ -109,12 +101,8 @@ def survives(
 ) -> bool:
     """Tells whether a process survives the reading and counting of images.
 
-    Args:
-        paths: The images.
-        keep_going: Asked several times a second. False calls the run off.
-        options: Options of ``rbc-edge run`` that matter to a count (bundle, scale, threads).
-        command: The program.
-        timeout_s: For each image, seconds.
+    `keep_going` is asked several times a second. False calls the run off. `options` of ``rbc-edge run`` are
+    those that matter to a count (bundle, scale, threads). The time is for each image.
 
     Returns:
         False when the child was ended by the system, or was still at it after its time.
@@ -133,7 +121,8 @@ def survives(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        _end_first(child.pid)
+        with suppress(OSError):  # where memory runs out, the system ends the child and not the service
+            Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000", encoding="ascii")
         try:
             code = _wait(child, timeout_s * len(paths), keep_going)
         finally:
@@ -158,12 +147,6 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, keep_going: Callable
             if not keep_going():
                 raise Interrupted from None
     return None
-
-
-def _end_first(pid: int) -> None:
-    """Where memory runs out, the system ends the child and not the service."""
-    with suppress(OSError):  # a system without it
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _sweep() -> None:

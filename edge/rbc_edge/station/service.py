@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from itertools import chain, groupby
@@ -28,8 +28,9 @@ from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
 from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
+from rbc_edge.store import outdir
 from rbc_edge.store.ledger import Ledger
-from rbc_edge.store.outdir import BusyError, check_apart, free_bytes, writing
+from rbc_edge.store.outdir import BusyError, free_bytes, writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Status
 from rbc_edge.store.schema import DamagedError
@@ -51,29 +52,17 @@ _ROOM_AGAIN: Final = 1.1  # a paused service goes on when there is a tenth more 
 
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
-    """What a service is asked to do.
+    """What a service is asked to do."""
 
-    Attributes:
-        source: The camera's folder.
-        counting: How to count.
-        marker: Name of a file that lies in the source while it is the right one. None: there is none.
-        settle_s: See `Debounce`.
-        grace_s: See `Debounce`.
-        scan_every_s: How often the folder is scanned when nothing happens, seconds.
-        min_free_bytes: Nothing is counted while the results' disk has less room.
-        polling: Whether to do without events. None: as the file system needs it.
-        metrics: Prometheus text file to write. None: none.
-    """
-
-    source: Path
+    source: Path  # the camera's folder
     counting: CountOptions
-    marker: str | None = None
-    settle_s: float = 2.0
-    grace_s: float = 120.0
-    scan_every_s: float = 10.0
-    min_free_bytes: int = 200_000_000
-    polling: bool | None = None
-    metrics: Path | None = None
+    marker: str | None = None  # name of a file that lies in the source while it is the right one
+    settle_s: float = 2.0  # see `Debounce`
+    grace_s: float = 120.0  # see `Debounce`
+    scan_every_s: float = 10.0  # when nothing happens
+    min_free_bytes: int = 200_000_000  # nothing is counted while the results' disk has less room
+    polling: bool | None = None  # whether to do without events; None: as the file system needs it
+    metrics: Path | None = None  # Prometheus text file to write
 
 
 def run_forever(
@@ -86,19 +75,11 @@ def run_forever(
     wake: WakeEvent | None = None,
     systemd: Systemd | None = None,
 ) -> ExitCode | int:
-    """Counts what comes into the camera's folder, until it is asked to stop.
+    """Counts what comes into the camera's folder, until it is asked to stop. Returns the exit code.
 
-    Args:
-        options: What to do.
-        once: End when nothing is left to do, instead of waiting for more. Trouble is then an error.
-        reload: Gives the new options when SIGHUP asks for them. It raises `RbcEdgeError` when they are wrong.
-        stop: Ends the service after the image in hand.
-        clock: Where time comes from.
-        wake: What wakes the service.
-        systemd: The service manager.
-
-    Returns:
-        The exit code.
+    With `once`, it ends when nothing is left to do, instead of waiting for more, and trouble is an error.
+    `reload` gives the new options when SIGHUP asks for them. It raises `RbcEdgeError` when they are wrong.
+    `stop` ends the service after the image in hand.
 
     Raises:
         UsageError: The options contradict each other.
@@ -106,35 +87,19 @@ def run_forever(
         BundleError: The bundle is not what the recipe says.
     """
     check_options(options)
-    out = options.counting.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot make the output folder: {error.strerror}",
-            "choose another --out, or check the permissions of its parent",
-        ) from error
+    outdir.make(options.counting.out)
     clock = clock or Clock()
-    announcer = Announcer(out, clock, systemd or Systemd())
-    service = _Service(
-        options,
-        announcer,
-        once=once,
-        reload=reload,
-        stop=stop or Stop(),
-        clock=clock,
-        wake=wake or WakeEvent(),
-    )
-    try:
-        return service.run()
-    finally:
-        service.close()
-        announcer.close()
+    with closing(Announcer(options.counting.out, clock, systemd or Systemd())) as announcer:
+        service = _Service(
+            options, announcer, stop or Stop(), clock, wake or WakeEvent(), once=once, reload=reload
+        )
+        with closing(service):
+            return service.run()
 
 
 def check_options(options: WatchOptions) -> None:
     """Raises `UsageError` for options that can never work, wherever the folders are now."""
-    check_apart((options.source,), options.counting.out)
+    outdir.check_apart((options.source,), options.counting.out)
     check_pattern(options.counting.slide_pattern)
     if options.metrics is not None and options.metrics.is_relative_to(options.source):
         raise UsageError(
@@ -153,12 +118,12 @@ class _Service:
         self,
         options: WatchOptions,
         announcer: Announcer,
-        *,
-        once: bool,
-        reload: Callable[[], WatchOptions] | None,
         stop: Stop,
         clock: Clock,
         wake: WakeEvent,
+        *,
+        once: bool,
+        reload: Callable[[], WatchOptions] | None,
     ) -> None:
         self._say = announcer
         self._once = once
@@ -196,7 +161,7 @@ class _Service:
         options, systemd = self._options, self._say.systemd
         self._say.tell(Activity.STARTING)
         with self._on_reload():
-            self._session = self._opened_at_start()
+            self._open_at_start()
             systemd.ready("started")
             log.info(
                 "watching %s, counting into %s with bundle %s",
@@ -210,7 +175,8 @@ class _Service:
                 wait_s = self._round()
                 systemd.beat()
                 if wait_s is None:
-                    return ExitCode.SOME_FAILED if self._has_failures() else ExitCode.OK
+                    n_failed = self._session.ledger.reader.tally().n_failed if self._session else 0
+                    return ExitCode.SOME_FAILED if n_failed or self._say.state.problems else ExitCode.OK
                 if self._stop.signal is None:
                     self._wait(wait_s)
         systemd.stopping()
@@ -246,33 +212,34 @@ class _Service:
             if self._session is None:
                 self._session = self._opened(check=bool(self._damage))
             session = self._session
-            self._refresh_if_needed(session)
+            if self._must_refresh:
+                with writing(self._options.counting.out):
+                    session.refresh()
+                self._must_refresh = False
             found = probe(self._options.source, marker=self._options.marker)
             if found.missing:
                 self._watcher.stop()
                 return self._source_away(found.missing)
-            self._listen(found)
+            watcher = self._watcher
+            watcher.listen(found)
+            self._say.note(polling=watcher.polling, polling_reason=watcher.polling_reason)
+            self._say.note(file_system=found.mount.kind if found.mount else "unknown")
             try:
                 inbox = self._scan()
             except (UnavailableError, OSError) as error:  # gone, or closed to us, since the probe
                 return self._source_away(str(error))
-            if not (inbox.files or inbox.unreadable or self._options.marker is not None):
-                missing = self._watcher.missing_mount(session.ledger.reader, found)
-                if missing:
-                    return self._source_away(missing)
+            is_empty = not (inbox.files or inbox.unreadable or self._options.marker is not None)
+            if is_empty and (missing := self._watcher.missing_mount(session.ledger.reader, found)):
+                return self._source_away(missing)
             return self._work(session, inbox, found)
         except BusyError as error:
             return self._trouble(Activity.ANOTHER_WRITER, error)
-        except DamagedError as error:
-            self._damage = str(error)
-            self._close_session()
-            return self._trouble(Activity.RESULTS_AWAY, error)
-        except _FullError as error:
-            self._close_session()
-            return self._trouble(Activity.DISK_FULL, error)
         except UnavailableError as error:
+            if isinstance(error, DamagedError):
+                self._damage = str(error)
             self._close_session()
-            return self._trouble(Activity.RESULTS_AWAY, error)
+            is_full = isinstance(error, _FullError)
+            return self._trouble(Activity.DISK_FULL if is_full else Activity.RESULTS_AWAY, error)
 
     def _work(self, session: Session, inbox: Inbox, found: Probe) -> float | None:
         """Counts a portion of the images that are complete."""
@@ -283,9 +250,8 @@ class _Service:
         self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
         if not ready:
             self._n_troubles = 0
-            self._say.tell(
-                Activity.WATCHING, f"waiting for {n_waiting} unfinished images" if n_waiting else ""
-            )
+            detail = f"waiting for {n_waiting} unfinished images" if n_waiting else ""
+            self._say.tell(Activity.WATCHING, detail)
             if not self._make_pictures(session):
                 return _BREAK_S
             if self._once and not n_waiting:
@@ -299,14 +265,16 @@ class _Service:
         with writing(self._options.counting.out):
             self._watcher.keep_mount(session.ledger, found)
             self._say.tell(Activity.COUNTING)
-            summary = session.count(
+            session.count(
                 list(chain.from_iterable(portions)),
                 of_slide=of_slide,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
         session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
-        if summary.n_recounts:
-            self._done.clear()
+        # A count may have moved between two names, or the scale has changed: all files of these slides are
+        # asked about again.
+        slide_ids = {file.slide_id for file in ready}
+        self._done -= {hash(file) for slide_id in slide_ids for file in of_slide[slide_id]}
         self._n_troubles = 0
         self._next_scan_s = self._clock.monotonic_s()
         self._soonest_scan_s = self._next_scan_s + _BREAK_S
@@ -337,36 +305,22 @@ class _Service:
         self._done |= {hash(file) for file, status in plan.done.items() if status is not Status.DUPLICATE}
         return list(plan.to_do)
 
-    def _has_failures(self) -> bool:
-        failed = self._session is not None and self._session.ledger.reader.tally().n_failed > 0
-        return failed or bool(self._say.state.problems)
-
     # -- the source -------------------------------------------------------------------------------------
 
     def _scan(self) -> Inbox:
         started_s = self._clock.monotonic_s()
         inbox = scan([self._options.source], slide_pattern=self._options.counting.slide_pattern, go_on=True)
-        ended_s = self._clock.monotonic_s()
-        scan_s = ended_s - started_s
+        scan_s = (ended_s := self._clock.monotonic_s()) - started_s
         self._next_scan_s = ended_s + max(self._options.scan_every_s, scan_s * _OVERHEAD)
         self._soonest_scan_s = ended_s + max(_SOON_S, scan_s * _OVERHEAD / 2)
         unreadable = [f"{path_text(folder)}: cannot be read" for folder in inbox.unreadable]
         self._say.note_scan([*unreadable, *inbox.clashes], scan_s)
         return inbox
 
-    def _listen(self, found: Probe) -> None:
-        self._watcher.listen(found)
-        self._say.note(
-            file_system=found.mount.kind if found.mount else "unknown",
-            polling=self._watcher.polling,
-            polling_reason=self._watcher.polling_reason,
-        )
-
     def _source_away(self, reason: str) -> float:
         self._say.note(source_online=False, n_waiting=0, n_to_do=0)
-        return self._trouble(
-            Activity.SOURCE_AWAY, UnavailableError(reason, "nothing is forgotten; it goes on when it is back")
-        )
+        advice = "nothing is forgotten; it goes on when it is back"
+        return self._trouble(Activity.SOURCE_AWAY, UnavailableError(reason, advice))
 
     def _may_wait(self, file: InboxFile, failure: str) -> bool:
         """Leaves for later what may be incomplete, and what may not be read, without a message each time."""
@@ -374,35 +328,29 @@ class _Service:
             return False
         now_s = self._clock.monotonic_s()
         row = self._session.ledger.reader.field(file.slide_id, file.fov) if self._session else None
-        is_known = row is not None and row.failure == failure and row.mtime_ns >= 0
-        if (
+        is_known = row is not None and row.status is Status.FAILED and row.failure == failure
+        may_wait = (
             self._debounce.is_young(file, now_s)
             or failure == "changed"
             or not os.path.lexists(file.path)
-            or (is_known and row is not None and row.status is Status.FAILED)
-        ):
+            or (is_known and row is not None and row.mtime_ns >= 0)
+        )
+        if may_wait:
             self._debounce.put_back(file, now_s)
-            return True
-        return False
+        return may_wait
 
     # -- the results ------------------------------------------------------------------------------------
 
-    def _opened_at_start(self) -> Session | None:
-        """Opens the session; waits for another writer."""
-        while True:
+    def _open_at_start(self) -> None:
+        """Opens the session; waits for another writer, or until it is asked to stop."""
+        while self._session is None and self._stop.signal is None:
             try:
-                return self._opened(check=True)
+                self._session = self._opened(check=True)
             except BusyError as error:
-                if self._stop.signal is not None:
-                    raise
                 self._wait(self._trouble(Activity.ANOTHER_WRITER, error))
 
     def _opened(self, *, check: bool) -> Session:
-        """Opens the ledger; a damaged one is kept aside first.
-
-        Raises:
-            UnavailableError: It cannot be opened now.
-        """
+        """Opens the ledger; a damaged one is kept aside first."""
         counting = self._options.counting
         with writing(counting.out):
             ledger = self._undamaged(counting.out, check=check)
@@ -420,7 +368,7 @@ class _Service:
         )
 
     def _undamaged(self, out: Path, *, check: bool) -> Ledger:
-        found, self._damage = self._damage, ""
+        found = self._damage
         if not found:
             try:
                 ledger = Ledger(out)
@@ -437,18 +385,13 @@ class _Service:
             found,
             path_text(aside),
         )
+        self._damage = ""
         return Ledger(out)
 
     def _close_session(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        self._session = None
-
-    def _refresh_if_needed(self, session: Session) -> None:
-        if self._must_refresh:
-            with writing(self._options.counting.out):
-                session.views.refresh()
-            self._must_refresh = False
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def _check_room(self) -> None:
         """Raises `_FullError` while the results' disk is nearly full: before harm, not after."""
@@ -462,11 +405,7 @@ class _Service:
             )
 
     def _trouble(self, activity: Activity, error: UnavailableError) -> float:
-        """Tells what is wrong, once; returns when to try again, seconds.
-
-        Raises:
-            UnavailableError: Of a service that was to end when all is done.
-        """
+        """Tells what is wrong, once; returns when to try again, seconds."""
         if self._once and activity is not Activity.ANOTHER_WRITER:
             raise error
         wait_s = _TROUBLE_S[min(self._n_troubles, len(_TROUBLE_S) - 1)]

@@ -5,41 +5,33 @@ The loop of the way of the data stands in `Session.count`: plan, looks, record, 
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from math import inf, nan
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from rbc_edge.errors import ExitCode, UnavailableError
+from rbc_edge.errors import BundleError, ExitCode
+from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
-from rbc_edge.station.job import (
-    SCALE_FIELDS,
-    AnalyzerRecipe,
-    Task,
-    digest,
-    drop_analyzer,
-    estimate_scale,
-    look_at,
-    looks,
-    spread,
-)
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
+from rbc_edge.store import outdir
 from rbc_edge.store.ledger import Ledger
-from rbc_edge.store.outdir import check_apart, writing
 from rbc_edge.store.queries import SlideContents
-from rbc_edge.store.rows import FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
+from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
 from rbc_edge.text import path_text, utc_text
 from rbc_edge.values import InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _MAX_SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
 _SCALE_TOLERANCE: Final = 0.02  # a smaller change of the scale changes no count (docs/results.md, scale)
@@ -52,42 +44,25 @@ _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where time comes from. Tests give their own.
+    """Where time comes from. Tests give their own."""
 
-    Attributes:
-        now: The time of day, with its zone.
-        monotonic_s: Seconds that never go back.
-    """
-
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    monotonic_s: Callable[[], float] = time.perf_counter
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)  # the time of day, with its zone
+    monotonic_s: Callable[[], float] = time.perf_counter  # never goes back
 
 
 @dataclass(frozen=True, slots=True)
 class CountOptions:
-    """How to count, and into which folder.
+    """How to count, and into which folder."""
 
-    Attributes:
-        out: Output folder. It is made when it is missing.
-        recipe: What to count with.
-        scale: The scale the user gave. None: estimated for each slide.
-        slide_pattern: See `inbox.scan`.
-        force: Count again what was counted.
-        max_failures: Stop after this many failed images. None: never.
-        workers: Images looked at together.
-        views: Tables, overlays and reports.
-        sandbox: See `Sandbox`. None: an image that was being counted when two processes died is failed
-            without that.
-    """
-
-    out: Path
-    recipe: AnalyzerRecipe
-    scale: Scale | None = None
-    slide_pattern: str | None = None
-    force: bool = False
-    max_failures: int | None = None
-    workers: int = 1
+    out: Path  # made when it is missing
+    recipe: job.AnalyzerRecipe  # what to count with
+    scale: Scale | None = None  # the user's; None: estimated for each slide
+    slide_pattern: str | None = None  # see `inbox.scan`
+    force: bool = False  # count again what was counted
+    max_failures: int | None = None  # stop after this many failed images; None: never
+    workers: int = 1  # images looked at together
     views: ViewOptions = field(default_factory=ViewOptions)
+    # None: an image that was being counted when two processes died is failed without that.
     sandbox: Sandbox | None = None
 
     @property
@@ -100,59 +75,35 @@ class CountOptions:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One image is recorded; for progress bars and logs.
-
-    Attributes:
-        file: The image.
-        row: What the ledger now says. None where nothing had to be done, or the image was left for later.
-        is_new: It was counted, or failed, now. An image that was only renamed or touched is not new.
-        n_done: Images done so far, this one included.
-        n_total: Images in all.
-    """
+    """One image is recorded; for progress bars and logs."""
 
     file: InboxFile
-    row: FieldRow | None
-    is_new: bool
-    n_done: int
+    row: FieldRow | None  # what the ledger now says; None: nothing had to be done, or it was left for later
+    is_new: bool  # counted, or failed, now; an image that was only renamed or touched is not new
+    n_done: int  # images done so far, this one included
     n_total: int
 
 
 @dataclass(slots=True)
 class Summary:
-    """What was done.
+    """What was done. An image is counted under one of `n_counted` to `n_failed`, or not reached, or waits."""
 
-    Attributes:
-        n_images: Images found.
-        n_counted: Images analyzed now.
-        n_unchanged: Images that needed no analysis: counted before, or only renamed.
-        n_duplicates: Images whose content is counted under another name of their slide.
-        n_failed: Images that could not be counted, now or before.
-        n_unreadable_folders: Sub-folders that could not be listed.
-        n_recounts: How often a slide's scale changed, so that its fields were counted again.
-        stopped_by: The signal that ended it early.
-        gave_up: It ended early because of `CountOptions.max_failures`.
-        slides: The rows of ``slides.csv``.
-    """
-
-    n_images: int
-    n_counted: int = 0
-    n_unchanged: int = 0
-    n_duplicates: int = 0
-    n_failed: int = 0
+    n_images: int  # found
+    n_counted: int = 0  # analyzed now
+    n_unchanged: int = 0  # counted before, or only renamed
+    n_duplicates: int = 0  # the content is counted under another name of the slide
+    n_failed: int = 0  # now or before
     n_unreadable_folders: int = 0
-    n_recounts: int = 0
-    stopped_by: int | None = None
-    gave_up: bool = False
-    slides: list[SlideSummary] = field(default_factory=list)
+    stopped_by: int | None = None  # the signal that ended it early
+    gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
+    slides: list[SlideSummary] = field(default_factory=list)  # the rows of ``slides.csv``
 
     @property
     def exit_code(self) -> int:
         """What the process tells the shell."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
-        if self.n_failed or self.n_unreadable_folders:
-            return ExitCode.SOME_FAILED
-        return ExitCode.OK
+        return ExitCode.SOME_FAILED if self.n_failed or self.n_unreadable_folders else ExitCode.OK
 
 
 def count_once(
@@ -167,47 +118,29 @@ def count_once(
     """Counts every image of the paths that is not counted yet, and brings the tables up to date.
 
     It may be killed at any moment: the next run goes on. One image that cannot be counted is a failed row,
-    and the others are counted.
-
-    Args:
-        paths: Folders and files.
-        options: How to count.
-        on_step: Told of every image.
-        stop: Ends the run early, with tables that show what was done.
-        clock: Where time comes from.
-        executor: Where images are looked at. None: threads of this process.
-
-    Returns:
-        What was done.
+    and the others are counted. The other arguments are those of `Session`.
 
     Raises:
         UsageError: The output folder lies inside the source, or names clash (`inbox.scan`).
         UnavailableError: Source or output cannot be used.
         BundleError: The bundle is not what the recipe says.
     """
-    stop = stop or Stop()
-    out = options.out
-    check_apart(paths, out)
+    stop, out = stop or Stop(), options.out
+    outdir.check_apart(paths, out)
     inbox = scan(paths, slide_pattern=options.slide_pattern)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot make the output folder: {error.strerror}",
-            "choose another --out, or check the permissions of its parent",
-        ) from error
+    outdir.make(out)
     try:
         with (
-            writing(out, wait_s=_WAIT_FOR_WRITER_S),
+            outdir.writing(out, wait_s=_WAIT_FOR_WRITER_S),
             Session(
                 options, Ledger(out), on_step=on_step, stop=stop, clock=clock, executor=executor
             ) as session,
         ):
             if session.ledger.reader.tables_are_stale():  # a run was killed: its counts show before the work
-                session.views.refresh()
+                session.refresh()
             summary = session.count(inbox.files)
     finally:
-        drop_analyzer(options.recipe)
+        job.drop_analyzer(options.recipe)
     summary.n_unreadable_folders = len(inbox.unreadable)
     # Without the lock: what only reads, and takes its time, keeps no service waiting.
     make_pictures(out, options.views, keep_going=lambda: stop.signal is None)
@@ -223,16 +156,12 @@ class Session:
         ledger: The folder's ledger. No other process records images meanwhile (`outdir.writing`). It is
             closed with the session.
         on_step: Told of every image.
-        stop: Ends the work after the image in hand.
+        stop: Ends the work after the image in hand, with tables that show what was done.
         clock: Where time comes from.
         executor: Where images are looked at. None: threads of this process.
         may_wait: Tells for a file and a failure whether to leave it for later instead of recording it. The
             failure is ``changed`` where the file was written to while it was read.
         keep_going: Asked while a sandbox is at work. False calls it off.
-
-    Attributes:
-        ledger: The ledger.
-        views: Its views.
     """
 
     def __init__(
@@ -274,6 +203,11 @@ class Session:
         """Says which files need a look (`Ledger.plan`)."""
         return self.ledger.plan(files, self._version, force=self._options.force)
 
+    def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
+        """Writes tables (`Views.refresh`). They never show what a power cut could take back."""
+        self.ledger.commit()
+        return self.views.refresh(slide_ids)
+
     def count(
         self,
         files: Sequence[InboxFile],
@@ -290,22 +224,24 @@ class Session:
             time_s: Ends early, between two images, after this time, seconds.
         """
         portion = _Portion(Summary(n_images=len(files)), self._clock.monotonic_s() + time_s)
-        plan = self.plan(files)
-        changed: set[str] = set()
         with self._workers() as workers:
             try:
-                plan = self._quarantined(plan, portion)
+                plan = self._without_killers(self.plan(files), portion)
                 for slide_id, group in groupby(files, key=lambda f: f.slide_id):
-                    in_slide = list(group)
-                    changed.add(slide_id)
-                    everything = (of_slide or {}).get(slide_id, in_slide)
-                    changed |= self._count_slide(in_slide, everything, plan, portion, workers)
                     if self._is_over(portion):
                         break
-            except Interrupted:
+                    slide = _Slide(slide_id, list(group), plan)
+                    try:
+                        everything = (of_slide or {}).get(slide_id, slide.files)
+                        self._count_slide(slide, everything, portion, workers)
+                    finally:
+                        portion.add(slide)
+            except (Interrupted, Abandoned):
                 portion.summary.stopped_by = self._stop.signal
-        self.ledger.commit()
-        portion.summary.slides = self.views.refresh(None if of_slide is None else changed)
+            except BundleError:
+                self.ledger.commit()  # that no image is suspect
+                raise
+        portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         return portion.summary
 
     @contextmanager
@@ -322,110 +258,80 @@ class Session:
                 wait(list(workers.at_work), timeout=_POLL_S)
             workers.shutdown(wait=not workers.at_work, cancel_futures=True)
 
-    def _quarantined(self, plan: Plan, portion: "_Portion") -> Plan:
+    def _without_killers(self, plan: Plan, portion: "_Portion") -> Plan:
         """Records as failed what kills a process; returns the plan without it."""
         if not plan.interrupted:
             return plan
-        killers = to_quarantine(
-            self.ledger,
-            plan.interrupted,
-            self._options.sandbox,
-            keep_going=self._keep_going,
-        )
+        sandbox = self._options.sandbox
+        killers = to_quarantine(self.ledger, plan.interrupted, sandbox, keep_going=self._keep_going)
         done = dict(plan.done)
+        if sandbox is not None:  # what survived, and need not be opened, is not tried by each run again
+            self.ledger.end([f for f in plan.interrupted if f in done and f not in killers])
         for file in killers:
             message = f"{path_text(file.path)}: ends the program when it is opened; it is not opened again"
-            look = Look(file, digest(file), failure="crash", message=message)
+            look = Look(file, job.digest(file), failure="crash", message=message)
             recorded = self.ledger.record(look, self._version, self._now())
-            assert recorded is not None
+            assert recorded is not None  # a failure always gives a row
             done[file] = recorded.row.status
+            portion.changed |= {file.slide_id, *recorded.left}
             self._on_step(Step(file, recorded.row, True, portion.n_done, portion.summary.n_images))
         self.ledger.commit()
         return Plan(done, tuple(f for f in plan.to_do if f not in done), plan.interrupted)
 
     def _count_slide(
-        self,
-        files: Sequence[InboxFile],
-        everything: Sequence[InboxFile],
-        plan: Plan,
-        portion: "_Portion",
-        workers: Executor,
-    ) -> set[str]:
-        """Counts the files of one slide; returns slides that lost images to it."""
-        slide = _Slide(files, plan, portion)
-        to_do = [file for file in files if file not in plan.done]
-        scale = Scale(nan, ScaleSource.NONE)  # for a slide with nothing to do
-        contents = SlideContents({}, frozenset())
-        if to_do:
-            slide_id = files[0].slide_id
-            contents = self.ledger.reader.contents(slide_id, self._version)
-            scale, is_recount = self._slide_scale(slide_id, everything, contents, workers)
+        self, slide: "_Slide", everything: Sequence[InboxFile], portion: "_Portion", workers: Executor
+    ) -> None:
+        """Counts the files of one slide, of which `everything` is there."""
+        reader = self.ledger.reader
+        if len(slide.status) < len(slide.files):
+            slide.contents = reader.contents(slide.slide_id, self._version)
+            slide.scale, is_recount = self._slide_scale(slide, everything, workers)
             if is_recount:
-                portion.summary.n_recounts += 1
-                contents = SlideContents({}, contents.failed)
-                slide.status = dict(self.plan(files).done)
+                slide.contents = SlideContents({}, slide.contents.failed)
+                slide.status = dict(self.plan(slide.files).done)
         for _ in range(_MAX_PASSES):
-            if self._pass(slide, scale, contents, portion, workers) or not slide.is_unsettled:
+            if self._pass(slide, portion, workers) or not slide.is_unsettled:
                 break
             # A count moved between two names, or what a duplicate refers to is gone: look at those, too.
             slide.is_unsettled = False
-            slide.status = dict(self.ledger.plan(files, self._version).done)
-            contents = self.ledger.reader.contents(files[0].slide_id, self._version)
-        portion.add(slide.status.values())
+            failed = {f: status for f, status in slide.status.items() if status is Status.FAILED}
+            slide.status = {**failed, **self.ledger.plan(slide.files, self._version).done}
+            slide.contents = reader.contents(slide.slide_id, self._version)
         if slide.is_changed:
             self.ledger.commit()  # first: a table never shows what a power cut could take back
-            self.views.refresh_slide(files[0].slide_id)
-        return slide.left
+            self.views.refresh_slide(slide.slide_id)
 
-    def _pass(
-        self,
-        slide: "_Slide",
-        scale: Scale,
-        contents: SlideContents,
-        portion: "_Portion",
-        workers: Executor,
-    ) -> bool:
+    def _pass(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> bool:
         """Goes through a slide's files once; tells whether it ended early."""
-        begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
         to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
-        tasks = self._tasks(to_do, scale, contents, slide, begun)
-        coming = looks(tasks, workers, n_ahead=self._options.workers, wait=self._wait)
+        tasks = self._tasks(slide, to_do)
         is_early = False
-        try:
-            for file in slide.files:
-                if self._is_over(portion):
-                    is_early = True
-                    break
-                if file in slide.status:
-                    if file not in slide.told:
-                        self._tell(slide, portion, file, None, is_new=False)
-                    continue
-                if file in slide.waiting:
-                    continue
-                recorded = self._record(next(coming), scale, portion)
-                begun.pop(file, None)
-                slide.add(file, recorded)
-                if recorded is not None and recorded.row.status is Status.FAILED:
-                    self._n_new_failures += 1
-                self._commit_now_and_then()
-                is_new = recorded is not None and recorded.is_new
-                self._tell(slide, portion, file, recorded.row if recorded else None, is_new=is_new)
-        except Abandoned:
-            portion.summary.stopped_by = self._stop.signal
-            is_early = True
-        coming.close()
-        if begun:
-            self.ledger.end(list(begun))
+        with closing(job.looks(tasks, workers, n_ahead=self._options.workers, wait=self._wait)) as coming:
+            try:
+                for file in slide.files:
+                    is_early = self._is_over(portion)
+                    if is_early:
+                        break
+                    if file in slide.waiting:
+                        continue
+                    if file not in slide.status:
+                        recorded = self._record(next(coming), slide, workers)
+                        slide.add(file, recorded)
+                        if self._clock.monotonic_s() - self._last_commit_s >= _COMMIT_EVERY_S:
+                            self.ledger.commit()
+                            self._last_commit_s = self._clock.monotonic_s()
+                        self._tell(slide, portion, file, recorded)
+                    elif file not in slide.told:
+                        self._tell(slide, portion, file, None)
+            except (Abandoned, BundleError):  # no fault of the images
+                self.ledger.end(list(slide.begun))
+                raise
+        if slide.begun:
+            self.ledger.end(list(slide.begun))
+            slide.begun.clear()
         return is_early
 
-    def _tasks(
-        self,
-        files: Sequence[InboxFile],
-        scale: Scale,
-        contents: SlideContents,
-        slide: "_Slide",
-        begun: dict[InboxFile, None],
-    ) -> Iterator[Task | None]:
+    def _tasks(self, slide: "_Slide", files: Sequence[InboxFile]) -> Iterator[job.Task | None]:
         """Yields what to look at, and has the ledger note it before it is opened.
 
         Some at a time, because a note for each would triple what is written to the disk. An image that was
@@ -435,34 +341,30 @@ class Session:
             is_alone = file in slide.interrupted
             if is_alone:
                 yield None
-            if file not in begun:
+            if file not in slide.begun:
                 together = [file]
                 for other in files[i + 1 : i + _TOGETHER] if not is_alone else ():
                     if other in slide.interrupted:
                         break
                     together.append(other)
                 self.ledger.begin(together)
-                begun.update(dict.fromkeys(together))
+                slide.begun.update(dict.fromkeys(together))
             known = frozenset[str]()
             if not self._options.force:
-                known = contents.counted.get(file.size_bytes, known)
-            yield Task(file, scale, self._options.recipe, known)
+                known = slide.contents.counted.get(file.size_bytes, known)
+            yield job.Task(file, slide.scale, self._options.recipe, known)
             if is_alone:
                 yield None
 
-    def _wait(self, looking: Future[Look]) -> Look:
+    def _wait(self, work: Future[_T]) -> _T:
         with self._stop.image_in_hand():
             # Not all at once: a signal that another thread receives is handled when this one wakes.
-            while not wait((looking,), timeout=_POLL_S).done:
+            while not wait((work,), timeout=_POLL_S).done:
                 pass
-            return looking.result()
+            return work.result()
 
-    def _record(self, look: Look, scale: Scale, portion: "_Portion") -> Recorded | None:
-        """Brings one look into the ledger; None: the file was left for later.
-
-        Raises:
-            Abandoned: From `Stop`. The ledger still says that the file is being tried.
-        """
+    def _record(self, look: Look, slide: "_Slide", workers: Executor) -> Recorded | None:
+        """Brings one look into the ledger; None: the file was left for later."""
         file, now = look.file, self._now()
         if self._may_wait is not None:
             failure = look.failure or ("changed" if _has_changed(file) else "")
@@ -471,21 +373,17 @@ class Session:
                 return None
         recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is None:  # its content was known, but what knew it is gone
-            with self._stop.image_in_hand():
-                look = look_at(Task(file, scale, self._options.recipe))
+            task = job.Task(file, slide.scale, self._options.recipe)
+            look = self._wait(workers.submit(job.look_at, task))
             recorded = self.ledger.record(look, self._version, now, force=self._options.force)
-        if recorded is not None and recorded.row.status is Status.OK:
-            portion.summary.n_counted += recorded.is_new
-            portion.summary.n_unchanged += not recorded.is_new
+        if recorded is not None:
+            self._n_new_failures += recorded.row.status is Status.FAILED
         return recorded
 
-    def _tell(
-        self, slide: "_Slide", portion: "_Portion", file: InboxFile, row: FieldRow | None, *, is_new: bool
-    ) -> None:
-        if file not in slide.told:
-            slide.told.add(file)
-            portion.n_done += 1
-            portion.summary.n_unchanged += file in slide.unchanged
+    def _tell(self, slide: "_Slide", portion: "_Portion", file: InboxFile, recorded: Recorded | None) -> None:
+        portion.n_done += file not in slide.told
+        slide.told.add(file)
+        row, is_new = (recorded.row, recorded.is_new) if recorded else (None, False)
         self._on_step(Step(file, row, is_new, portion.n_done, portion.summary.n_images))
 
     def _is_over(self, portion: "_Portion") -> bool:
@@ -496,19 +394,13 @@ class Session:
             return True
         return portion.n_done > 0 and self._clock.monotonic_s() >= portion.end_s
 
-    def _commit_now_and_then(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if now_s - self._last_commit_s >= _COMMIT_EVERY_S:
-            self.ledger.commit()
-            self._last_commit_s = now_s
-
     def _now(self) -> str:
         return utc_text(self._clock.now())
 
     # -- the scale of a slide ---------------------------------------------------------------------------
 
     def _slide_scale(
-        self, slide_id: str, files: Sequence[InboxFile], contents: SlideContents, workers: Executor
+        self, slide: "_Slide", everything: Sequence[InboxFile], workers: Executor
     ) -> tuple[Scale, bool]:
         """Returns the scale of a slide, and whether its fields have to be counted again.
 
@@ -518,29 +410,30 @@ class Session:
         """
         if self._options.scale is not None:
             return self._options.scale, False
-        bundle_id = self._version.bundle_id
-        kept = self.ledger.reader.slide_scale(slide_id)
+        bundle_id, n_files = self._version.bundle_id, len(everything)
+        kept = self.ledger.reader.slide_scale(slide.slide_id)
         if kept is not None and (kept.bundle_id != bundle_id or self._options.force):
             kept = None
-        if kept is not None and not _may_know_better(kept, len(files)):
+        if kept is not None and not _may_know_better(kept, n_files):
             return kept.scale, False
-        scale = self._estimated(files, contents, workers)
+        scale = self._estimated(slide, everything, workers)
         is_recount = kept is not None and _differ(kept.scale, scale)
         if kept is not None and not is_recount:
             scale = kept.scale
-        self.ledger.keep_scale(slide_id, SlideScale(scale, bundle_id, len(files)), recount=is_recount)
+        self.ledger.keep_scale(slide.slide_id, SlideScale(scale, bundle_id, n_files), recount=is_recount)
         self.ledger.commit()  # before any field is counted at it: a killed run goes on with the same scale
         return scale, is_recount
 
-    def _estimated(self, files: Sequence[InboxFile], contents: SlideContents, workers: Executor) -> Scale:
+    def _estimated(self, slide: "_Slide", files: Sequence[InboxFile], workers: Executor) -> Scale:
         # What killed a process once is not opened for this either.
-        candidates = [f for f in spread(files) if f.fov not in contents.failed][:_MAX_SCALE_ATTEMPTS]
-        asked, coming = candidates[:SCALE_FIELDS], candidates[SCALE_FIELDS:]
+        candidates = [f for f in job.spread(files) if f.fov not in slide.contents.failed]
+        asked = candidates[: job.SCALE_FIELDS]
+        coming = candidates[job.SCALE_FIELDS : _MAX_SCALE_ATTEMPTS]
         begun = list(asked)
         try:
             while True:
                 self.ledger.begin(asked)
-                found = workers.submit(estimate_scale, asked, self._options.recipe).result()
+                found = self._wait(workers.submit(job.estimate_scale, asked, self._options.recipe))
                 if found.n_passed_over == 0 or not coming:
                     return found.scale
                 # Others in the place of those that could not be read.
@@ -552,15 +445,11 @@ class Session:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads, and what is at work in them.
-
-    Attributes:
-        at_work: Looks that are not done.
-    """
+    """Threads, and what is at work in them."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n, thread_name_prefix="rbc-edge-count")
-        self.at_work: set[Future[Any]] = set()
+        self.at_work: set[Future[Any]] = set()  # what is not done
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `ThreadPoolExecutor.submit`."""
@@ -570,6 +459,37 @@ class _Threads(ThreadPoolExecutor):
         return future
 
 
+class _Slide:
+    """One slide's files on their way."""
+
+    def __init__(self, slide_id: str, files: list[InboxFile], plan: Plan) -> None:
+        self.slide_id = slide_id
+        self.files = files
+        self.interrupted: Mapping[InboxFile, Attempt] = plan.interrupted
+        self.status = {f: plan.done[f] for f in files if f in plan.done}  # what became of them
+        self.scale = Scale(nan, ScaleSource.NONE)
+        self.contents = SlideContents({}, frozenset())
+        self.begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
+        self.counted: set[InboxFile] = set()  # now
+        self.told: set[InboxFile] = set()
+        self.waiting: set[InboxFile] = set()
+        self.left: set[str] = set()  # slides that lost images to this one
+        self.is_changed = self.is_unsettled = False
+
+    def add(self, file: InboxFile, recorded: Recorded | None) -> None:
+        """Takes in what became of a file. None: it was left for later."""
+        self.begun.pop(file, None)
+        if recorded is None:
+            self.waiting.add(file)
+            return
+        self.status[file] = recorded.row.status
+        if recorded.is_new:
+            self.counted.add(file)
+        self.is_changed = True
+        self.is_unsettled |= recorded.is_unsettling
+        self.left |= recorded.left
+
+
 @dataclass(slots=True)
 class _Portion:
     """One call of `Session.count`."""
@@ -577,37 +497,17 @@ class _Portion:
     summary: Summary
     end_s: float
     n_done: int = 0
+    changed: set[str] = field(default_factory=set)  # slides
 
-    def add(self, status: Iterable[Status]) -> None:
-        """Adds up what became of files."""
-        for one in status:
-            self.summary.n_failed += one is Status.FAILED
-            self.summary.n_duplicates += one is Status.DUPLICATE
-
-
-class _Slide:
-    """One slide's files on their way."""
-
-    def __init__(self, files: Sequence[InboxFile], plan: Plan, portion: _Portion) -> None:
-        self.files = files
-        self.interrupted = plan.interrupted
-        self.status = {f: plan.done[f] for f in files if f in plan.done}
-        self.unchanged = frozenset(self.status)
-        self.told: set[InboxFile] = set()
-        self.waiting: set[InboxFile] = set()
-        self.is_changed = False
-        self.is_unsettled = False
-        self.left: set[str] = set()
-
-    def add(self, file: InboxFile, recorded: Recorded | None) -> None:
-        """Takes in what became of a file."""
-        if recorded is None:
-            self.waiting.add(file)
-            return
-        self.status[file] = recorded.row.status
-        self.is_changed = True
-        self.is_unsettled |= recorded.is_unsettling
-        self.left |= recorded.left
+    def add(self, slide: _Slide) -> None:
+        """Adds up what became of a slide's files."""
+        summary = self.summary
+        self.changed |= {slide.slide_id, *slide.left}
+        for file, status in slide.status.items():
+            summary.n_failed += status is Status.FAILED
+            summary.n_duplicates += status is Status.DUPLICATE
+            summary.n_counted += status is Status.OK and file in slide.counted
+            summary.n_unchanged += status is Status.OK and file not in slide.counted
 
 
 def _has_changed(file: InboxFile) -> bool:
@@ -622,7 +522,7 @@ def _may_know_better(kept: SlideScale, n_files: int) -> bool:
     """Tells whether a slide has twice the images its scale was estimated from, while they were few."""
     if kept.scale.source is ScaleSource.NONE:
         return kept.n_fields is None or n_files != kept.n_fields  # saw no cell then; there may be some now
-    return kept.n_fields is not None and n_files >= min(2 * kept.n_fields, SCALE_FIELDS) > kept.n_fields
+    return kept.n_fields is not None and n_files >= min(2 * kept.n_fields, job.SCALE_FIELDS) > kept.n_fields
 
 
 def _differ(old: Scale, new: Scale) -> bool:

@@ -30,19 +30,12 @@ _WITHOUT_EVENTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """What a folder lies on (proc(5), mountinfo).
+    """What a folder lies on (proc(5), mountinfo)."""
 
-    Attributes:
-        point: Where it is mounted.
-        root: What of the file system is mounted there.
-        kind: Type of the file system, for example ``ext4``, ``cifs``.
-        device: What is mounted, for example ``/dev/sda1``, ``//camera/images``.
-    """
-
-    point: str
-    root: str
-    kind: str
-    device: str
+    point: str  # where it is mounted
+    root: str  # what of the file system is mounted there
+    kind: str  # type of the file system, for example ``ext4``, ``cifs``
+    device: str  # what is mounted, for example ``/dev/sda1``, ``//camera/images``
 
     @property
     def gives_events(self) -> bool:
@@ -81,26 +74,15 @@ def _unescaped(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a look at the camera's folder found.
+    """What a look at the camera's folder found."""
 
-    Attributes:
-        missing: Why it is certainly not there, in words; empty when it may be.
-        mount: What it lies on; None where the system does not say.
-        identity: Device and number of the folder; another one needs new watches.
-    """
-
-    missing: str
-    mount: Mount | None = None
-    identity: tuple[int, int] = (0, 0)
+    missing: str  # why it is certainly not there, in words; empty when it may be
+    mount: Mount | None = None  # what it lies on; None where the system does not say
+    identity: tuple[int, int] = (0, 0)  # device and number of the folder; another one needs new watches
 
 
 def probe(folder: Path, *, marker: str | None = None) -> Probe:
-    """Finds out whether the camera's folder is there.
-
-    Args:
-        folder: The folder.
-        marker: Name of a file that lies in it as long as it is the right one. None: there is no such file.
-    """
+    """Finds out whether the camera's folder is there. A file `marker` lies in the right one."""
     name = path_text(folder)
     try:
         with os.scandir(folder) as listing:
@@ -141,8 +123,7 @@ class WakeEvent:
 class Events:
     """Wakes the service when something happens in the camera's folder (inotify, by watchdog).
 
-    Args:
-        wake: Called from another thread, with a file that was closed or moved in, or None.
+    `wake` is called from another thread, with a file that was closed or moved in, or None.
     """
 
     def __init__(self, wake: Callable[[Path | None], None]) -> None:
@@ -151,7 +132,6 @@ class Events:
 
     def start(self, folder: Path) -> str:
         """Watches a folder and all below it; returns why it cannot, in words, or nothing."""
-        self.stop()
         # Here, because a station that polls needs none of it.
         from watchdog import events  # noqa: PLC0415
         from watchdog.observers import Observer  # noqa: PLC0415
@@ -184,11 +164,7 @@ class Events:
     def are_on(self) -> bool:
         """Whether events arrive."""
         observer = self._observer
-        return (
-            observer is not None
-            and observer.is_alive()
-            and all(emitter.is_alive() for emitter in observer.emitters)
-        )
+        return observer is not None and all(t.is_alive() for t in (observer, *observer.emitters))
 
     def stop(self) -> None:
         """Ends the watching and its threads."""
@@ -201,11 +177,7 @@ class Events:
 class SourceWatcher:
     """Follows the camera's folder: its events, and where its images came from.
 
-    Args:
-        folder: The folder.
-        wake: See `Events`.
-        polling: Whether to do without events. None: as the file system needs it.
-        scan_every_s: How often the folder is scanned when nothing happens, for the log.
+    With `polling`, it does without events. None: as the file system needs it. `scan_every_s` is for the log.
     """
 
     def __init__(
@@ -216,7 +188,6 @@ class SourceWatcher:
         self._asked = polling
         self._scan_every_s = scan_every_s
         self._identity: tuple[int, int] | None = None
-        self._kept: Mount | None = None
         self.polling = False
         self.polling_reason = ""
 
@@ -227,11 +198,10 @@ class SourceWatcher:
         polling, reason = bool(self._asked), "as the settings say"
         if self._asked is None and found.mount is not None and not found.mount.gives_events:
             polling, reason = True, f"{found.mount.kind} gives no events of what others write"
+        self._events.stop()
         if not polling:
             reason = self._events.start(self._folder)
             polling = bool(reason)
-        else:
-            self._events.stop()
         self._identity, self.polling, self.polling_reason = found.identity, polling, reason if polling else ""
         log.info(
             "%s lies on %s; %s",
@@ -247,9 +217,8 @@ class SourceWatcher:
 
     def keep_mount(self, ledger: Ledger, found: Probe) -> None:
         """Has the ledger remember where images came from."""
-        if found.mount is not None and found.mount != self._kept:
+        if found.mount is not None:
             ledger.keep_note(_SOURCE_NOTE, f"{path_text(self._folder)}\n{found.mount}")
-            self._kept = found.mount
 
     def missing_mount(self, reader: Reader, found: Probe) -> str:
         """Returns, in words, that an empty folder is empty because a share is not mounted there."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from rbc_edge.errors import UnavailableError
-from rbc_edge.store.outdir import is_locked, lock, open_lock_file
+from rbc_edge.store.outdir import explained, is_locked, lock, open_lock_file
+from rbc_edge.store.schema import is_gone
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
@@ -54,59 +55,32 @@ class Activity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """What the service says of itself. Times are ISO 8601, UTC. An empty time means never.
-
-    Attributes:
-        pid: Its process.
-        version: Its version of rbc-edge.
-        started_at: When it started.
-        activity: What it does.
-        detail: Why, in words. May be empty.
-        source: The folder that it watches.
-        source_online: Whether that folder is there.
-        file_system: Type of its file system, e.g. ``ext4``.
-        polling: Whether changes are found by scanning alone, without events.
-        polling_reason: Why.
-        last_image_at: When an image was last recorded.
-        last_image_monotonic_s: The same on the monotonic clock. 0: never, or not known.
-        n_waiting: Images that are not finished yet.
-        n_to_do: Images that are finished and not counted yet.
-        n_counted: Images counted since the start.
-        n_failed: Images that failed since the start.
-        images_per_min: Images recorded per minute, over the last five minutes.
-        problems: What a person should look at: clashing names, unreadable folders. At most `MAX_PROBLEMS`.
-        bundle_id: The bundle that it counts with.
-        scanned_at: When the source was last scanned.
-        scan_ms: How long that took.
-        updated_at: When this was written.
-        updated_monotonic_s: The same on the monotonic clock, which does not change when the clock is set.
-        boot_id: The start of the computer that the monotonic times belong to (`boot_id`).
-    """
+    """What the service says of itself. Times are ISO 8601, UTC. An empty time means never."""
 
     pid: int = 0
-    version: str = ""
+    version: str = ""  # of rbc-edge
     started_at: str = ""
     activity: Activity = Activity.STARTING
-    detail: str = ""
-    source: str = ""
-    source_online: bool = False
-    file_system: str = ""
-    polling: bool = False
+    detail: str = ""  # why, in words; may be empty
+    source: str = ""  # the folder that it watches
+    source_online: bool = False  # whether that folder is there
+    file_system: str = ""  # its type, for example ``ext4``
+    polling: bool = False  # whether changes are found by scanning alone, without events
     polling_reason: str = ""
-    last_image_at: str = ""
-    last_image_monotonic_s: float = 0.0
-    n_waiting: int = 0
-    n_to_do: int = 0
-    n_counted: int = 0
-    n_failed: int = 0
-    images_per_min: float = 0.0
-    problems: tuple[str, ...] = ()
-    bundle_id: str = ""
-    scanned_at: str = ""
-    scan_ms: float = 0.0
-    updated_at: str = ""
-    updated_monotonic_s: float = 0.0
-    boot_id: str = ""
+    last_image_at: str = ""  # when an image was last recorded
+    last_image_monotonic_s: float = 0.0  # the same on the monotonic clock; 0: never, or not known
+    n_waiting: int = 0  # images that are not finished yet
+    n_to_do: int = 0  # images that are finished and not counted yet
+    n_counted: int = 0  # since the start
+    n_failed: int = 0  # since the start
+    images_per_min: float = 0.0  # recorded, over the last five minutes
+    problems: tuple[str, ...] = ()  # clashing names, unreadable folders; at most `MAX_PROBLEMS`
+    bundle_id: str = ""  # the bundle that it counts with
+    scanned_at: str = ""  # when the source was last scanned
+    scan_ms: float = 0.0  # how long that took
+    updated_at: str = ""  # when this was written
+    updated_monotonic_s: float = 0.0  # the same on the monotonic clock, which does not change with the clock
+    boot_id: str = ""  # the start of the computer that the monotonic times belong to (`boot_id`)
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes."""
@@ -148,18 +122,12 @@ class StateFile:
     The state is written in place, into disk space that is reserved at the start. So it can be written on a
     full disk, leaves no half file behind, and needs no rename. It is not forced to the disk, because after a
     power cut there is no service.
+
+    Raises:
+        UnavailableError: Another service works on the folder, or it cannot be written.
     """
 
     def __init__(self, out: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Locks an output folder for one service.
-
-        Args:
-            out: The output folder. It must exist.
-            sleep: Replaced by tests.
-
-        Raises:
-            UnavailableError: Another service works on the folder, or it cannot be written.
-        """
         self._out = out
         self._path = out / STATE_FILE_NAME
         self._written: ServiceState | None = None
@@ -196,13 +164,8 @@ class StateFile:
         before = self._written
         if before is None or state.updated_monotonic_s - before.updated_monotonic_s >= _IDLE_WRITE_S:
             return True
-        return state != replace(
-            before,
-            scanned_at=state.scanned_at,
-            scan_ms=state.scan_ms,
-            updated_at=state.updated_at,
-            updated_monotonic_s=state.updated_monotonic_s,
-        )
+        times = {n: getattr(state, n) for n in ("scanned_at", "scan_ms", "updated_at", "updated_monotonic_s")}
+        return state != replace(before, **times)
 
     def _keep_lock(self) -> None:
         """Makes and locks the file again after the folder was emptied, or mounted again, during the run."""
@@ -214,18 +177,12 @@ class StateFile:
                     return
             descriptor = open_lock_file(self._path)
             if lock(descriptor, self._out):
-                os.close(self._descriptor)
-                self._descriptor = descriptor
-            else:
-                os.close(descriptor)
+                self._descriptor, descriptor = descriptor, self._descriptor
+            os.close(descriptor)
 
 
 def read_state(out: Path, *, sleep: Callable[[float], None] = time.sleep) -> tuple[bool, ServiceState | None]:
     """Reads the state of the service of an output folder, without disturbing the service.
-
-    Args:
-        out: The output folder.
-        sleep: Replaced by tests.
 
     Returns:
         Whether a service is running, and its last state. None: there is none that can be read.
@@ -233,15 +190,11 @@ def read_state(out: Path, *, sleep: Callable[[float], None] = time.sleep) -> tup
     Raises:
         UnavailableError: The file is there and may not be read.
     """
-    try:
-        descriptor = os.open(out / STATE_FILE_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+    path, advice = out / STATE_FILE_NAME, "ask as the service's user, or as a member of its group"
+    if is_gone(path):
         return False, None
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out / STATE_FILE_NAME)}: cannot be read: {error.strerror}",
-            "ask as the service's user, or as a member of its group",
-        ) from error
+    with explained(f"{path_text(path)}: cannot be read", advice):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         state = _read(descriptor, sleep)
         running = is_locked(descriptor)
@@ -269,22 +222,18 @@ def _packed(state: ServiceState) -> bytes:
             state = replace(state, problems=state.problems[:-1])
             continue
         texts = {f.name: v for f in fields(state) if type(v := getattr(state, f.name)) is str}
-        longest = max(texts, key=lambda name: len(texts[name]))
-        shorter: dict[str, Any] = {longest: texts[longest][: len(texts[longest]) // 2]}
+        longest, text = max(texts.items(), key=lambda item: len(item[1]))
+        shorter: dict[str, Any] = {longest: text[: len(text) // 2]}
         state = replace(state, **shorter)
     return packed.ljust(STATE_FILE_BYTES - 1) + b"\n" if len(packed) < STATE_FILE_BYTES else packed
 
 
 def _framed(values: dict[str, Any]) -> bytes:
-    return b'{"crc32": %d, "state": %s}' % (_checksum(values), _dumped(values))
-
-
-def _dumped(values: dict[str, Any]) -> bytes:
-    return json.dumps(values).encode("ascii")
+    return b'{"crc32": %d, "state": %s}' % (_checksum(values), json.dumps(values).encode("ascii"))
 
 
 def _checksum(values: dict[str, Any]) -> int:
-    return zlib.crc32(_dumped(values))
+    return zlib.crc32(json.dumps(values).encode("ascii"))
 
 
 def _read(descriptor: int, sleep: Callable[[float], None]) -> ServiceState | None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,41 +19,28 @@ MAX_FAILURES: Final = 20
 SILENT_S: Final = 60.0
 """A service that has not written its state for so long is reported as silent, seconds."""
 
+_FAILURE_KEYS: Final = ("slide_id", "fov", "path", "failure", "message", "analyzed_at")
 _CLOCK_SLACK_S: Final = 60.0  # clocks are corrected by less all the time
 
 
 @dataclass(frozen=True, slots=True)
 class StationStatus:
-    """The status of a station.
-
-    Attributes:
-        out: The output folder.
-        running: Whether a service works on it.
-        state: The last state of the service. None: there never was one, or it cannot be read.
-        silent_s: Time since a running service last reported, seconds. None: not running, or unknown.
-        tally: The ledger in numbers. None: it cannot be read now, see `ledger_problem`.
-        ledger_problem: Why the ledger cannot be read. Empty when it can.
-        failures: Images that could not be counted, the newest first, at most `MAX_FAILURES`.
-        failure_counts: How many failed, by reason.
-        newest_result_at: When the newest result was recorded, ISO 8601, UTC. Empty: none.
-        newest_result_age_s: How long ago, seconds, never negative. None: there is none, or the clock is
-            wrong (`clock_problem`).
-        clock_problem: What is wrong with the computer's clock. Empty when nothing is.
-        disk_free_bytes: Free space for results. None: unknown.
-    """
+    """The status of a station."""
 
     out: Path
-    running: bool
-    state: ServiceState | None
-    silent_s: float | None
-    tally: Tally | None
-    ledger_problem: str
-    failures: tuple[FieldRow, ...]
-    failure_counts: Mapping[str, int]
-    newest_result_at: str
-    newest_result_age_s: float | None
-    clock_problem: str
-    disk_free_bytes: int | None
+    running: bool  # whether a service works on it
+    state: ServiceState | None  # the service's last; None: there never was one, or it cannot be read
+    silent_s: float | None  # since a running service last reported; None: not running, or unknown
+    tally: Tally | None  # None: the ledger cannot be read now, see `ledger_problem`
+    ledger_problem: str  # why the ledger cannot be read
+    failures: tuple[
+        FieldRow, ...
+    ]  # images that could not be counted, the newest first, at most `MAX_FAILURES`
+    failure_counts: Mapping[str, int]  # how many failed, by reason
+    newest_result_at: str  # when it was recorded, ISO 8601, UTC; empty: none
+    newest_result_age_s: float | None  # never negative; None: there is none, or the clock is wrong
+    clock_problem: str  # what is wrong with the computer's clock
+    disk_free_bytes: int | None  # for results; None: unknown
 
     @property
     def live(self) -> ServiceState | None:
@@ -96,14 +84,7 @@ class StationStatus:
             "bundle_id": state.bundle_id if state else None,
             "failure_counts": dict(self.failure_counts),
             "failures": [
-                {
-                    "slide_id": row.slide_id,
-                    "fov": row.fov,
-                    "path": path_text(row.path),
-                    "failure": row.failure,
-                    "message": row.message,
-                    "analyzed_at": row.analyzed_at,
-                }
+                {name: getattr(row, name) for name in _FAILURE_KEYS} | {"path": path_text(row.path)}
                 for row in self.failures
             ],
             "ledger_problem": self.ledger_problem or None,
@@ -115,14 +96,8 @@ class StationStatus:
 def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> StationStatus:
     """Reads the status of an output folder, also while a service works on it.
 
-    Args:
-        out: The output folder.
-        now: The time of day, with its zone.
-        monotonic_s: The monotonic clock, seconds. None: the computer's.
-
-    Returns:
-        The status. Ages come from the monotonic clock where the service's state is of this start of the
-        computer, so that setting the clock does not change them.
+    Ages come from the monotonic clock (`monotonic_s`, or the computer's) where the service's state is of this
+    start of the computer, so that setting the clock does not change them. `now` is the time of day with zone.
 
     Raises:
         UnavailableError: There is neither a readable ledger nor a running service.
@@ -135,16 +110,14 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     try:
         with Reader.open(out) as ledger:
             tally = ledger.tally()
-            failures = ledger.failures(MAX_FAILURES)
-            failure_counts = ledger.failure_counts()
+            failures, failure_counts = ledger.failures(MAX_FAILURES), ledger.failure_counts()
     except UnavailableError as error:
         if not running:
             raise
         problem = str(error)  # the service may be starting, or about to replace it
-    try:
+    free = None
+    with suppress(UnavailableError):
         free = free_bytes(out)
-    except UnavailableError:
-        free = None
     newest_at, age_s, clock_problem = _newest_result(state if running else None, tally, now, monotonic_s)
     return StationStatus(
         out=out,

@@ -14,19 +14,12 @@ class Abandoned(BaseException):
 
 @dataclass(slots=True)
 class Stop:
-    """A wish to end after the image in hand.
+    """A wish to end after the image in hand."""
 
-    Attributes:
-        signal: The signal that asked. None: go on.
-        patience_s: How long the image in hand may take after that. None: as long as it needs.
-        is_late: The image in hand took longer than that, and was left.
-        on_ask: Called from the signal handler.
-    """
-
-    signal: int | None = None
-    patience_s: float | None = None
-    is_late: bool = False
-    on_ask: Callable[[], None] = lambda: None
+    signal: int | None = None  # the one that asked; None: go on
+    patience_s: float | None = None  # how long the image in hand may take then; None: as long as it needs
+    is_late: bool = False  # the image in hand took longer than that, and was left
+    on_ask: Callable[[], None] = lambda: None  # called from the signal handler
     _in_hand: bool = False
 
     @contextmanager

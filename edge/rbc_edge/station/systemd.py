@@ -21,18 +21,16 @@ _MAX_STATUS_CHARS: Final = 400  # `systemctl status` shows one line
 class Systemd:
     """The connection to systemd. No call raises: a service manager that does not listen never stops counting.
 
+    Args:
+        env: The environment. None: the process's. Then the variables are removed from it, so that no child
+            process sends messages in the name of the service.
+
     Attributes:
         watchdog_s: systemd ends a service that does not call `beat` for so many seconds. None: systemd does
             not ask for it.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None) -> None:
-        """Reads where systemd listens.
-
-        Args:
-            env: The environment. None: the process's. Then the variables are removed from it, so that no
-                child process sends messages in the name of the service.
-        """
         given = dict(os.environ if env is None else env)
         if env is None:
             for name in _VARIABLES:
@@ -48,11 +46,7 @@ class Systemd:
         self.watchdog_s = _watchdog_s(given) if self._socket else None
 
     def ready(self, text: str) -> None:
-        """Says that the service works, after its start and after each reload.
-
-        Args:
-            text: What it does now, for ``systemctl status``.
-        """
+        """Says that the service works, after its start and after each reload; `text` is for people."""
         self._send("READY=1", f"STATUS={_without_breaks(text)}", patient=True)
         self._said = text
 
@@ -110,11 +104,7 @@ def _without_breaks(text: str) -> str:
 
 
 def under_journal(env: Mapping[str, str] | None = None) -> bool:
-    """Tells whether standard error goes directly to the journal (systemd.exec(5), ``JOURNAL_STREAM``).
-
-    Args:
-        env: The environment. None: the process's.
-    """
+    """Tells whether standard error goes directly to the journal (systemd.exec(5), ``JOURNAL_STREAM``)."""
     stream = (os.environ if env is None else env).get("JOURNAL_STREAM", "")
     try:
         status = os.fstat(sys.stderr.fileno())
@@ -125,10 +115,5 @@ def under_journal(env: Mapping[str, str] | None = None) -> bool:
 
 def journal_prefix(levelno: int) -> str:
     """Returns the prefix of a log line that tells the journal its priority, for a level of `logging`."""
-    if levelno >= logging.CRITICAL:
-        return "<2>"
-    if levelno >= logging.ERROR:
-        return "<3>"
-    if levelno >= logging.WARNING:
-        return "<4>"
-    return "<6>" if levelno >= logging.INFO else "<7>"
+    levels = {logging.CRITICAL: "<2>", logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}
+    return next((prefix for level, prefix in levels.items() if levelno >= level), "<7>")

@@ -8,17 +8,15 @@ what a look at a file gave, `commit` makes it last.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import (
     FIELD_COLUMNS,
-    FLAG_SEPARATOR,
     Attempt,
     FieldRow,
     Look,
@@ -27,14 +25,16 @@ from rbc_edge.store.rows import (
     SlideScale,
     Status,
     Version,
+    column_values,
     counts_by_rule,
     field_row,
     pack_cells,
-    pack_counts,
 )
 from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import path_text
 from rbc_edge.values import InboxFile
+
+_T = TypeVar("_T")
 
 _PROCESS: Final = uuid4().hex  # not its number: that comes again
 _RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
@@ -50,12 +50,7 @@ class Ledger:
     was not committed when the process dies never happened. Every method leaves the rows consistent, so a
     commit may follow any of them.
 
-    Args:
-        out: The output folder. It must exist.
-
-    Attributes:
-        reader: The queries of this ledger. They see what is not committed yet.
-        database: Its file.
+    The output folder must exist. The queries of `reader` see what is not committed yet.
 
     Raises:
         DamagedError: The file is damaged.
@@ -71,9 +66,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -89,24 +82,16 @@ class Ledger:
         name elsewhere is looked at: the folder was moved, or it is another image that a camera's clock of two
         seconds and a format of one size make look the same. A failed image is not tried again until it
         changes, except where the failure was about access. A duplicate is looked at again when its original
-        is no longer counted by this version.
-
-        Args:
-            files: What the scan found.
-            version: The bundle and settings at work.
-            force: Every file needs a look.
-
-        Returns:
-            The plan.
+        is no longer counted by this version. With `force`, every file needs a look.
         """
         done: dict[InboxFile, Status] = {}
         renamed: set[InboxFile] = set()  # known under another slide or name, too
         interrupted: dict[InboxFile, Attempt] = {}
         recorded = set(self._recorded)
-        for start in range(0, len(files), _FILES_A_QUERY):
-            portion = {os.fsencode(f.path): f for f in files[start : start + _FILES_A_QUERY]}
-            for row in self._known(list(portion)):
-                file = portion[row[0]]
+        for portion in _portions(files):
+            of_path = {os.fsencode(f.path): f for f in portion}
+            for row in self._known(list(of_path)):
+                file = of_path[row[0]]
                 if not force and (status := _done_as(file, row, version)) is not None:
                     done[file] = status
                 if row[1] is not None and row[1:3] != (file.slide_id, file.fov):
@@ -123,19 +108,13 @@ class Ledger:
 
         Committed at once, so that the note outlives the process, but not forced to the disk: an image that
         kills the process leaves the system's memory alone, and a forced write for each image would be the
-        most expensive step on a memory card.
-
-        Args:
-            files: The images.
-            sandbox: They are about to be tried in a process of their own (`end`).
+        most expensive step on a memory card. With `sandbox`, they are about to be tried in a process of their
+        own. That is rare, and forced, because the computer itself may go down.
         """
         with self.database.change() as db:
             self._take_notes_away()
             if sandbox:
-                db.executemany(
-                    "UPDATE attempt SET trials = trials + 1 WHERE path = ?",
-                    [(os.fsencode(f.path),) for f in files],
-                )
+                db.executemany("UPDATE attempt SET trials = trials + 1 WHERE path = ?", _paths(files))
             elif files:
                 values = [(os.fsencode(f.path), f.size_bytes, f.mtime_ns, 1, 0, _PROCESS) for f in files]
                 db.execute(
@@ -146,22 +125,16 @@ class Ledger:
                     " process = excluded.process",
                     [value for row in values for value in row],
                 )
-        self.database.commit_lightly()
+        if sandbox:
+            self.database.commit()
+        else:
+            self.database.commit_lightly()
 
     def end(self, files: Sequence[InboxFile], *, sandbox: bool = False) -> None:
-        """Takes back `begin` for images that were left alone.
-
-        Args:
-            files: The images.
-            sandbox: Their sandbox run ended, and its process was alive.
-        """
-        statement = (
-            "UPDATE attempt SET trials = 0 WHERE path = ?"
-            if sandbox
-            else "DELETE FROM attempt WHERE path = ?"
-        )
+        """Takes back `begin` for images that were left alone, or that a sandbox run survived."""
+        done = "UPDATE attempt SET trials = 0" if sandbox else "DELETE FROM attempt"
         with self.database.change() as db:
-            db.executemany(statement, [(os.fsencode(f.path),) for f in files])
+            db.executemany(f"{done} WHERE path = ?", _paths(files))
 
     def record(
         self, look: Look, version: Version, analyzed_at: str, *, force: bool = False
@@ -175,11 +148,7 @@ class Ledger:
           known one, its count moves to this file.
         * A failure of access leaves an earlier count alone when the file has vanished.
 
-        Args:
-            look: The look.
-            version: The bundle and settings at work.
-            analyzed_at: ISO 8601, UTC.
-            force: Take no count as valid.
+        `analyzed_at` is ISO 8601, UTC. With `force`, no count is taken as valid.
 
         Returns:
             What the ledger now says. None: the look gave no cells because the content was known, and what
@@ -198,12 +167,9 @@ class Ledger:
     # -- beside the counts ------------------------------------------------------------------------------
 
     def keep_scale(self, slide_id: str, kept: SlideScale, *, recount: bool = False) -> None:
-        """Keeps the scale estimated for a slide.
+        """Keeps the scale estimated for a slide. With `recount`, its fields are to be counted again.
 
-        Args:
-            slide_id: The slide.
-            kept: The scale, the bundle that estimated it, and from how many fields.
-            recount: Also have the slide's fields counted again. Their counts stand until they are.
+        Their counts stand until they are.
         """
         with self.database.change() as db:
             slide_key = self._slide_key(slide_id)
@@ -232,14 +198,9 @@ class Ledger:
         self.commit()
 
     def retry(self, slide_id: str | None = None, fov: str | None = None) -> int:
-        """Has failed fields of view looked at again, by the next run or the running service.
+        """Has failed fields of view looked at again, of a slide or of all, by the next run or the service.
 
-        Args:
-            slide_id: Only of this slide. None: of all.
-            fov: Only this one. None: all.
-
-        Returns:
-            How many.
+        Returns how many.
         """
         with self.database.change() as db:
             return db.execute(
@@ -283,11 +244,11 @@ class Ledger:
     def _take_notes_away(self) -> None:
         """Ends the attempts of images that were recorded; inside a change."""
         paths, self._recorded = list(dict.fromkeys(self._recorded)), []
-        for start in range(0, len(paths), _FILES_A_QUERY):
-            some = paths[start : start + _FILES_A_QUERY]
-            self.database.connection.execute(
-                f"DELETE FROM attempt WHERE path IN ({', '.join('?' * len(some))})", some
-            )
+        for some in _portions(paths):
+            self.database.connection.execute(f"DELETE FROM attempt WHERE path IN {_places([some])}", some)
+
+
+_KeyedRow = tuple[int, FieldRow]
 
 
 class _Record:
@@ -304,10 +265,10 @@ class _Record:
         self._analyzed_at = analyzed_at
         self._force = force
         self._slide_key = ledger._slide_key(file.slide_id)
-        self._here: tuple[int, FieldRow] | None = None  # of the same name
-        self._original: tuple[int, FieldRow] | None = None  # of the same content, and counted
-        self._failed_alike: list[tuple[int, FieldRow]] = []  # of the same content, and failed
-        self._claimed: list[tuple[int, FieldRow]] = []  # of the same file, under another slide or name
+        self._here: _KeyedRow | None = None  # of the same name
+        self._original: _KeyedRow | None = None  # of the same content, and counted
+        self._outdated: list[_KeyedRow] = []  # of the same file, or of the same broken one, by another name
+        self._has_passed_over = False
         path = os.fsencode(file.path)
         for key, *values in self._db.execute(
             f"SELECT field_key, {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
@@ -316,59 +277,50 @@ class _Record:
             (self._slide_key, file.fov, look.sha256 or None, path),
         ):
             row = field_row(tuple(values))
-            is_same_name = (row.slide_id, row.fov) == (file.slide_id, file.fov)
-            is_same_content = row.slide_id == file.slide_id and bool(row.sha256) and row.sha256 == look.sha256
-            if is_same_name:
+            is_here = (row.slide_id, row.fov) == (file.slide_id, file.fov)
+            is_alike = row.slide_id == file.slide_id and bool(row.sha256) and row.sha256 == look.sha256
+            if is_here:
                 self._here = key, row
-            if is_same_content and row.status is Status.OK and not look.failure:
+            if is_alike and row.status is Status.OK and not look.failure:
                 self._original = key, row
-            elif not is_same_name and os.fsencode(row.path) == path:
-                self._claimed.append((key, row))
-            elif not is_same_name and is_same_content and row.status is Status.FAILED:
-                self._failed_alike.append((key, row))
+            elif not is_here and (
+                os.fsencode(row.path) == path
+                # The same broken file under its former name is not a second failure.
+                or (is_alike and row.status is Status.FAILED and is_gone(row.path))
+            ):
+                self._outdated.append((key, row))
 
     def made(self) -> Recorded | None:
         """Applies the rules; returns what the ledger now says."""
-        look = self._look
+        look, file = self._look, self._file
         if look.failure:
             if look.failure == "vanished" and self._here and self._here[1].status is Status.OK:
-                self._ledger.end([self._file])
-                return Recorded(self._here[1], is_new=False)
-            # The same broken file under its former name is not a second failure.
-            gone = [(key, row) for key, row in self._failed_alike if is_gone(row.path)]
-            self._forget([*gone, *self._claimed, self._here])
-            row = self._put(self._file, Status.FAILED, failure=look.failure, message=look.message)
-            return self._recorded(row, is_new=True)
-        if self._original is not None:
-            key, known = self._original
-            is_elsewhere = known.path != self._file.path and not is_gone(known.path)
-            if known.fov < self._file.fov and is_elsewhere:
-                self._forget([*self._claimed, self._here])
-                row = self._put(self._file, Status.DUPLICATE, message=f"same content as {known.fov}")
-                return self._recorded(row, is_new=False)
-            if not self._force and known.version == self._version:
+                return self._recorded(self._here[1], is_new=False)
+            return self._replaced(Status.FAILED, failure=look.failure, message=look.message)
+        if self._original is None:
+            return None if look.result is None else self._replaced(Status.OK)
+        key, known = self._original
+        is_elsewhere = known.path != file.path and not is_gone(known.path)
+        if known.version == self._version:
+            if known.fov < file.fov and is_elsewhere:
+                return self._replaced(Status.DUPLICATE, message=f"same content as {known.fov}")
+            if not self._force:
                 return self._moved(key, known, is_elsewhere=is_elsewhere)
-            if look.result is None:
-                return None
-            self._forget([*self._claimed, self._here, self._original])
-            if known.fov != self._file.fov and is_elsewhere:
-                self._pass_over(known)
-        elif look.result is None:
+        if look.result is None:
             return None
-        else:
-            self._forget([*self._claimed, self._here])
-        return self._recorded(self._put(self._file, Status.OK), is_new=True)
+        self._forget([self._original])
+        if known.fov != file.fov and is_elsewhere:
+            self._pass_over(known)
+        return self._replaced(Status.OK)
 
     def _moved(self, key: int, known: FieldRow, *, is_elsewhere: bool) -> Recorded:
         """Gives a count that is valid the name, path, size and time of this file."""
         file = self._file
-        here = None if known.fov == file.fov else self._here
-        self._forget([*self._claimed, here])
+        self._forget([*self._outdated, None if known.fov == file.fov else self._here])
         self._db.execute(
             "UPDATE field SET fov = ?, path = ?, size_bytes = ?, mtime_ns = ? WHERE field_key = ?",
             (file.fov, os.fsencode(file.path), file.size_bytes, file.mtime_ns, key),
         )
-        self._ledger._recorded.append(os.fsencode(file.path))
         if known.fov != file.fov and is_elsewhere:
             self._pass_over(known)
         moved = replace(
@@ -376,29 +328,38 @@ class _Record:
         )
         return self._recorded(moved, is_new=False)
 
-    def _recorded(self, row: FieldRow, *, is_new: bool) -> Recorded:
-        """Adds up what else has changed."""
-        replaced = self._here is not None and self._here[1].status is Status.OK
-        was_counted = replaced and self._here is not None and self._here[1].sha256 != row.sha256
-        passed_over = self._original is not None and self._original[1].fov > self._file.fov
-        left = frozenset(old.slide_id for _, old in self._claimed if old.slide_id != row.slide_id)
-        return Recorded(row, is_new, left, is_unsettling=was_counted or passed_over)
+    def _replaced(self, status: Status, *, failure: str = "", message: str = "") -> Recorded:
+        """Writes a new row for this file, in the place of the old ones."""
+        self._forget([*self._outdated, self._here])
+        row = self._put(self._file, status, failure=failure, message=message)
+        return self._recorded(row, is_new=status is not Status.DUPLICATE)
 
-    def _forget(self, rows: Sequence[tuple[int, FieldRow] | None]) -> None:
-        keys = {row[0] for row in rows if row is not None}
-        if keys:
-            self._db.executemany("DELETE FROM field WHERE field_key = ?", [(key,) for key in keys])
+    def _recorded(self, row: FieldRow, *, is_new: bool) -> Recorded:
+        """Ends the attempt, and adds up what else has changed."""
+        self._ledger._recorded.append(os.fsencode(self._file.path))
+        before = self._here[1] if self._here is not None else None
+        is_lost = (
+            before is not None
+            and before.status is Status.OK
+            and (row.status is Status.FAILED or row.sha256 != before.sha256)
+        )
+        left = frozenset(old.slide_id for _, old in self._outdated if old.slide_id != row.slide_id)
+        return Recorded(row, is_new, left, is_unsettling=is_lost or self._has_passed_over)
+
+    def _forget(self, rows: Sequence[_KeyedRow | None]) -> None:
+        for key in {row[0] for row in rows if row is not None}:
+            self._db.execute("DELETE FROM field WHERE field_key = ?", (key,))
 
     def _pass_over(self, other: FieldRow) -> None:
         """Makes a row, of which the count now has another name, a duplicate."""
         # mtime -1: it is looked at again when its turn comes, for it may hold something else by now.
         file = InboxFile(other.path, other.slide_id, other.fov, other.size_bytes, -1)
         self._put(file, Status.DUPLICATE, message=f"same content as {self._file.fov}")
+        self._has_passed_over = True
 
     def _put(self, file: InboxFile, status: Status, *, failure: str = "", message: str = "") -> FieldRow:
         """Writes the row of a name that is free."""
         look, result = self._look, self._look.result if status is Status.OK else None
-        counts = counts_by_rule(result.cells) if result else {}
         row = FieldRow(
             slide_id=file.slide_id,
             fov=file.fov,
@@ -417,55 +378,40 @@ class _Record:
             analyzed_at=self._analyzed_at,
             version=self._version,
             elapsed_ms=look.elapsed_ms,
-            counts=counts,
+            counts=counts_by_rule(result.cells) if result else {},
         )
-        values: dict[str, object] = {
-            "slide_key": self._slide_key,
-            "fov": row.fov,
-            "path": os.fsencode(row.path),
-            "size_bytes": row.size_bytes,
-            "mtime_ns": row.mtime_ns,
-            "sha256": row.sha256,
-            "status": row.status,
-            "failure": row.failure,
-            "message": row.message,
-            "width_px": row.width_px,
-            "height_px": row.height_px,
-            "cell_diameter_px": row.scale.cell_diameter_px if row.scale else None,
-            "scale_source": row.scale.source if row.scale else None,
-            "quality_flags": FLAG_SEPARATOR.join(row.quality_flags),
-            "captured_at": row.captured_at,
-            "analyzed_at": row.analyzed_at,
-            "bundle_id": row.version.bundle_id,
-            "settings": row.version.settings,
-            "elapsed_ms": row.elapsed_ms,
-            "counts": pack_counts(counts) if counts else None,
-        }
+        values = {"slide_key": self._slide_key, **column_values(row)}
         cursor = self._db.execute(
-            f"INSERT INTO field ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
+            f"INSERT INTO field ({', '.join(values)}) VALUES {_places([tuple(values)])}",
             tuple(values.values()),
         )
         if result is not None:
             self._db.execute("INSERT INTO cells VALUES (?, ?)", (cursor.lastrowid, pack_cells(result.cells)))
-        self._ledger._recorded.append(os.fsencode(row.path))
         return row
 
 
 def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status | None:
     """Returns what became of a file that needs no look; None where it needs one (`Ledger.plan`)."""
-    _, slide_id, fov, size_bytes, mtime_ns, status, failure, bundle_id, settings = row[:9]
-    is_same = (slide_id, fov, size_bytes, mtime_ns) == (
-        *(file.slide_id, file.fov),
-        *(file.size_bytes, file.mtime_ns),
-    )
+    status, failure, counted_as, original_as = row[5], row[6], row[7:9], row[9:11]
     counts_as = (version.bundle_id, version.settings)
-    if not is_same or (bundle_id, settings) != counts_as:
+    is_same = row[1:5] == (file.slide_id, file.fov, file.size_bytes, file.mtime_ns)
+    if not is_same or counted_as != counts_as:
         return None
     if status == Status.FAILED and failure in _ACCESS_FAILURES:
         return None
-    if status == Status.DUPLICATE and row[9:11] != counts_as:
+    if status == Status.DUPLICATE and original_as != counts_as:
         return None
     return Status(status)
+
+
+def _paths(files: Sequence[InboxFile]) -> list[tuple[bytes]]:
+    return [(os.fsencode(f.path),) for f in files]
+
+
+def _portions(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Yields values, as many together as one query takes."""
+    for start in range(0, len(values), _FILES_A_QUERY):
+        yield values[start : start + _FILES_A_QUERY]
 
 
 def _places(rows: Sequence[Sequence[object]]) -> str:

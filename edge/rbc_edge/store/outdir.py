@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -27,16 +27,29 @@ class BusyError(UnavailableError):
 
 
 @contextmanager
-def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Turns an error of the system into an `UnavailableError` with advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"{what}: {error.strerror}", advice) from error
+
+
+def make(out: Path) -> None:
+    """Makes an output folder, where it is missing. Raises `UnavailableError`."""
+    advice = "choose another --out, or check the permissions of its parent"
+    with explained(f"{path_text(out)}: cannot make the output folder", advice):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing(out: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Holds an output folder for one writer of counts.
 
     A single run holds it from start to end. A service holds it only while it records images, so that a run
     can work at the same time. The system releases the lock when the process ends or dies.
 
-    Args:
-        out: The output folder. It must exist.
-        wait_s: How long to wait for another writer, seconds.
-        sleep: Replaced by tests.
+    The folder must exist. Another writer is waited for as long as `wait_s` says, seconds.
 
     Raises:
         BusyError: Another writer held the folder during the whole time.
@@ -51,7 +64,7 @@ def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = 
                     f"another rbc-edge is writing to {path_text(out)}",
                     "wait until it has finished, or choose another output folder",
                 )
-            sleep(_RETRY_S)
+            time.sleep(_RETRY_S)
             left_s -= _RETRY_S
         yield
     finally:
@@ -59,28 +72,15 @@ def writing(out: Path, *, wait_s: float = 0.0, sleep: Callable[[float], None] = 
 
 
 def open_lock_file(path: Path) -> int:
-    """Opens a file to lock, and makes it where it is missing. Returns its descriptor.
-
-    Raises:
-        UnavailableError: The folder cannot be written.
-    """
-    try:
+    """Opens a file to lock, and makes it where it is missing. Returns its descriptor."""
+    with explained(f"{path_text(path.parent)}: cannot write", "check permissions and free space"):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(path.parent)}: cannot write: {error.strerror}", "check permissions and free space"
-        ) from error
 
 
 def lock(descriptor: int, out: Path) -> bool:
-    """Locks an open file of an output folder for this process, without waiting.
+    """Locks an open file of an output folder for this process, without waiting. Closing it releases the lock.
 
-    Args:
-        descriptor: The file. Closing it releases the lock.
-        out: The output folder, for the warning.
-
-    Returns:
-        False when another process holds the lock. True also on a file system that has no locks.
+    Returns False when another process holds the lock. True also on a file system that has no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,11 +121,9 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
 def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Gives a file to write. It takes the place of `path` when it is complete, or not at all.
 
-    Args:
-        path: The file. Its folder is made.
-        durable: Force the file and its name to the disk, so that they survive a power cut. Only for the
-            process that holds `writing`. Without it, two processes may write the same file at once, and
-            the file of one of them stays.
+    Its folder is made. With `durable`, the file and its name are forced to the disk, so that they survive a
+    power cut. That is only for the process that holds `writing`. Without it, two processes may write the same
+    file at once, and the file of one of them stays.
 
     Raises:
         OSError: It cannot be written; the file of before is intact.
@@ -170,15 +168,7 @@ def remove_left_over(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns the free space on the disk of a folder, bytes.
-
-    Raises:
-        UnavailableError: The disk cannot be examined.
-    """
-    try:
+    """Returns the free space on the disk of a folder, bytes. Raises `UnavailableError`."""
+    with explained(f"{path_text(folder)}: cannot look at its disk", "is it mounted?"):
         disk = os.statvfs(folder)
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(folder)}: cannot look at its disk: {error.strerror}", "is it mounted?"
-        ) from error
     return disk.f_bavail * disk.f_frsize

@@ -3,46 +3,27 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
-from rbc_edge.store.rows import (
-    FIELD_COLUMNS,
-    FieldRow,
-    SlideScale,
-    Status,
-    Tally,
-    Version,
-    field_row,
-    scale_of,
-    unpack_cells,
-)
+from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database
 from rbc_edge.values import Cells
 
-_FIELDS = f"SELECT {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+_FIELDS = f"SELECT {rows.FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
 
 
 @dataclass(frozen=True, slots=True)
 class SlideContents:
-    """What of a slide is known before it is counted.
+    """What of a slide is known before it is counted."""
 
-    Attributes:
-        counted: Digests of the contents that the version asked for has counted, by the size of their file.
-        failed: Names of the fields that failed.
-    """
-
-    counted: dict[int, frozenset[str]]
-    failed: frozenset[str]
+    counted: dict[int, frozenset[str]]  # digests of what the version asked for has counted, by file size
+    failed: frozenset[str]  # names of the fields that failed
 
 
 class Reader:
-    """The queries of a ledger.
-
-    Args:
-        database: The ledger's file, open for reading or writing.
-    """
+    """The queries of a ledger that is open for reading or writing."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -61,9 +42,7 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def changes(self) -> int:
@@ -99,8 +78,7 @@ class Reader:
         )
         if row is None:
             return None
-        diameter, source, bundle_id, n_fields = row
-        return SlideScale(scale_of(diameter, source), bundle_id, n_fields)
+        return SlideScale(rows.scale_of(*row[:2]), *row[2:])
 
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
@@ -119,16 +97,16 @@ class Reader:
 
     def fields(self, slide_id: str) -> Iterator[FieldRow]:
         """Yields a slide's fields of view in order of their names."""
-        return map(field_row, self._db.rows(f"{_FIELDS} WHERE slide_id = ? ORDER BY fov", slide_id))
+        return map(rows.field_row, self._db.rows(f"{_FIELDS} WHERE slide_id = ? ORDER BY fov", slide_id))
 
     def all_fields(self) -> Iterator[FieldRow]:
         """Yields every field of view, slide by slide in order of first sight, in order of their names."""
-        return map(field_row, self._db.rows(f"{_FIELDS} ORDER BY slide_key, fov"))
+        return map(rows.field_row, self._db.rows(f"{_FIELDS} ORDER BY slide_key, fov"))
 
     def field(self, slide_id: str, fov: str) -> FieldRow | None:
         """Returns one field of view. None when the ledger does not know it."""
         row = self._db.first(f"{_FIELDS} WHERE slide_id = ? AND fov = ?", slide_id, fov)
-        return None if row is None else field_row(row)
+        return None if row is None else rows.field_row(row)
 
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
         """Yields (fov, cells) of a slide's counted fields in order of their names."""
@@ -137,7 +115,7 @@ class Reader:
             " WHERE slide_id = ? ORDER BY fov",
             slide_id,
         ):
-            yield fov, unpack_cells(packed)
+            yield fov, rows.unpack_cells(packed)
 
     # -- sums -------------------------------------------------------------------------------------------
 
@@ -157,7 +135,7 @@ class Reader:
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
         query = f"{_FIELDS} WHERE status = 'failed' ORDER BY field_key DESC LIMIT ?"
-        return [field_row(row) for row in self._db.rows(query, limit)]
+        return [rows.field_row(row) for row in self._db.rows(query, limit)]
 
     def failure_counts(self) -> dict[str, int]:
         """Returns how many fields of view failed for each reason, the most frequent first."""

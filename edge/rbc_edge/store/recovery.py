@@ -3,9 +3,10 @@
 import sqlite3
 import zlib
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.store.outdir import explained
 from rbc_edge.store.rows import unpack_cells, unpack_counts
 from rbc_edge.store.schema import FILE_NAME, Database, error_kind
 from rbc_edge.text import path_text
@@ -44,17 +45,14 @@ def keep_aside(out: Path, stamp: str) -> Path:
     Counts of images that are no longer in the camera's folder stand in those tables only. They go along
     because the new ledger knows nothing of them: left there, tables and ``slides.csv`` would disagree.
 
-    Args:
-        out: The output folder. No process may have its ledger open.
-        stamp: A time, for the name of the new folder.
-
-    Returns:
-        The new folder that holds them.
+    No process may have the ledger open. `stamp` is a time, for the name of the new folder, which is returned.
 
     Raises:
         UnavailableError: The folder cannot be written.
     """
-    try:
+    with explained(
+        f"{path_text(out)}: cannot keep the damaged ledger aside", "check permissions and free space"
+    ):
         aside = _new_folder(out / f"damaged-{stamp}")
         for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
             kept = aside / table.relative_to(out)
@@ -64,20 +62,13 @@ def keep_aside(out: Path, stamp: str) -> Path:
         for suffix in ("-shm", "-wal", "-journal", ""):
             with suppress(FileNotFoundError):
                 Path(f"{out / FILE_NAME}{suffix}").rename(aside / f"{FILE_NAME}{suffix}")
-    except OSError as error:
-        raise UnavailableError(
-            f"{path_text(out)}: cannot keep the damaged ledger aside: {error.strerror}",
-            "check permissions and free space",
-        ) from error
     return aside
 
 
 def _new_folder(path: Path) -> Path:
-    for number in range(2, 1000):
-        try:
-            path.mkdir()
-        except FileExistsError:
-            path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
-        else:
-            break
+    names = chain([path.name], (f"{path.name}_{number}" for number in range(2, 1000)))
+    for folder in map(path.with_name, names):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
     return path

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
 from pathlib import Path
@@ -11,18 +11,21 @@ from typing import Any, Final
 
 import numpy as np
 
-from rbc_edge.values import Bool, Cells, Counts, Detections, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.values import Cells, Counts, Detections, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.vision.counting import EdgeRule, count
 
-FIELD_COLUMNS: Final = (
-    "slide_id, fov, path, size_bytes, mtime_ns, sha256, status, failure, message, width_px, height_px,"
-    " field.cell_diameter_px, field.scale_source, quality_flags, captured_at, analyzed_at, bundle_id,"
-    " settings, elapsed_ms, counts"
+_PLAIN: Final = (
+    *("fov", "size_bytes", "mtime_ns", "sha256", "failure", "message", "width_px", "height_px"),
+    *("captured_at", "analyzed_at", "elapsed_ms"),
 )
+_COLUMNS: Final = (
+    *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
+    *("bundle_id", "settings", "counts"),
+)
+FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS)))
 """What `field_row` reads, of ``field JOIN slide``."""
 
-FLAG_SEPARATOR: Final = ";"
-
+_FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
     [
@@ -48,163 +51,94 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a count depends on besides the image.
+    """What a count depends on besides the image."""
 
-    Attributes:
-        bundle_id: The bundle that counted.
-        settings: Fingerprint of the settings that change a count. The edge rule changes only tables, so it is
-            not part of it.
-    """
-
-    bundle_id: str
-    settings: str
+    bundle_id: str  # the bundle that counted
+    settings: str  # fingerprint of settings that change a count: not of the edge rule, it changes only tables
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at one file gave: its cells, or why not. The pixels are not kept.
+    """What one look at one file gave: its cells, or why not. The pixels are not kept."""
 
-    Attributes:
-        file: The file, as the scan saw it.
-        sha256: Hex digest of its content. Empty when it could not be read.
-        captured_at: ISO 8601, or empty when the file does not say.
-        result: Its cells. None with no failure: it was not analyzed, because its content is known.
-        failure: Short word for why it failed, else empty.
-        message: The same in words.
-        elapsed_ms: Time it took, reading included.
-    """
-
-    file: InboxFile
-    sha256: str = ""
-    captured_at: str = ""
-    result: FovResult | None = None
-    failure: str = ""
-    message: str = ""
-    elapsed_ms: float = 0.0
+    file: InboxFile  # as the scan saw it
+    sha256: str = ""  # hex digest of its content; empty when it could not be read
+    captured_at: str = ""  # ISO 8601, or empty when the file does not say
+    result: FovResult | None = None  # None with no failure: not analyzed, because its content is known
+    failure: str = ""  # short word for why it failed
+    message: str = ""  # the same in words
+    elapsed_ms: float = 0.0  # reading included
 
 
 @dataclass(frozen=True, slots=True)
 class FieldRow:
-    """One field of view as the ledger knows it, without its cells.
-
-    Attributes:
-        slide_id: Its slide.
-        fov: Its name within the slide.
-        path: Where the file was last seen.
-        size_bytes: The file's size then.
-        mtime_ns: The file's time of change then. -1: the file is looked at again.
-        sha256: Hex digest of the content. Empty when it could not be read.
-        status: What became of it.
-        failure: Short word for why it failed, else empty.
-        message: The same in words.
-        width_px: Image width. None unless ok.
-        height_px: Image height. None unless ok.
-        scale: Scale it was counted at. None unless ok.
-        quality_flags: Stable words.
-        captured_at: ISO 8601, or empty when the file does not say.
-        analyzed_at: ISO 8601, UTC.
-        version: The bundle and settings that counted it.
-        elapsed_ms: Time it took, reading included.
-        counts: Counts under each edge rule. Empty unless ok.
-    """
+    """One field of view as the ledger knows it, without its cells."""
 
     slide_id: str
-    fov: str
-    path: Path
+    fov: str  # its name within the slide
+    path: Path  # where the file was last seen
     size_bytes: int
-    mtime_ns: int
-    sha256: str
+    mtime_ns: int  # -1: the file is looked at again
+    sha256: str  # hex digest of the content; empty when it could not be read
     status: Status
-    failure: str
-    message: str
-    width_px: int | None
+    failure: str  # short word for why it failed, else empty
+    message: str  # the same in words
+    width_px: int | None  # None unless ok, as the next two
     height_px: int | None
     scale: Scale | None
     quality_flags: tuple[str, ...]
-    captured_at: str
-    analyzed_at: str
+    captured_at: str  # ISO 8601, or empty when the file does not say
+    analyzed_at: str  # ISO 8601, UTC
     version: Version
-    elapsed_ms: float
-    counts: dict[EdgeRule, Counts]
+    elapsed_ms: float  # reading included
+    counts: dict[EdgeRule, Counts]  # empty unless ok
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What `Ledger.record` made of a look.
+    """What `Ledger.record` made of a look."""
 
-    Attributes:
-        row: What the ledger now says.
-        is_new: The image was counted, or failed, now. One that was renamed or touched is not new.
-        left: Slides that lost a row to this file.
-        is_unsettling: Other rows of the slide may need another look.
-    """
-
-    row: FieldRow
-    is_new: bool
-    left: frozenset[str] = frozenset()
-    is_unsettling: bool = False
+    row: FieldRow  # what the ledger now says
+    is_new: bool  # counted, or failed, now; an image that was renamed or touched is not new
+    left: frozenset[str] = frozenset()  # slides that lost a row to this file
+    is_unsettling: bool = False  # other rows of the slide may need another look
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How often an image was begun and never recorded.
+    """How often an image was begun and never recorded."""
 
-    Attributes:
-        n: By how many processes that are gone.
-        n_sandbox: In how many sandbox runs, in a row, of which no end is known.
-    """
-
-    n: int
-    n_sandbox: int = 0
+    n: int  # by how many processes that are gone
+    n_sandbox: int = 0  # in how many sandbox runs, in a row, of which no end is known
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done about files.
+    """What is to be done about files."""
 
-    Attributes:
-        done: Files that need no look, and what became of them.
-        to_do: Files that need one, in the order given.
-        interrupted: Those that a process was counting when it died.
-    """
-
-    done: Mapping[InboxFile, Status]
-    to_do: tuple[InboxFile, ...]
-    interrupted: Mapping[InboxFile, Attempt] = field(default_factory=dict)
+    done: Mapping[InboxFile, Status]  # need no look
+    to_do: tuple[InboxFile, ...]  # need one; in the order given
+    interrupted: Mapping[InboxFile, Attempt]  # were being counted when a process died
 
 
 @dataclass(frozen=True, slots=True)
 class SlideScale:
-    """The scale estimated for a slide.
-
-    Attributes:
-        scale: The scale.
-        bundle_id: The bundle that estimated it.
-        n_fields: Fields of view it was estimated from. None: by a version that did not say.
-    """
+    """The scale estimated for a slide."""
 
     scale: Scale
-    bundle_id: str
-    n_fields: int | None
+    bundle_id: str  # the bundle that estimated it
+    n_fields: int | None  # fields of view it was estimated from; None: by a version that did not say
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The ledger in a few numbers.
+    """The ledger in a few numbers."""
 
-    Attributes:
-        n_ok: Fields of view counted.
-        n_failed: Fields of view that could not be counted.
-        n_duplicates: Images whose content is counted under another name of their slide.
-        n_slides: Slides ever seen.
-        newest_analyzed_at: When the newest row was written, ISO 8601, UTC. Empty without a row.
-    """
-
-    n_ok: int
+    n_ok: int  # fields of view
     n_failed: int
     n_duplicates: int
-    n_slides: int
-    newest_analyzed_at: str
+    n_slides: int  # ever seen
+    newest_analyzed_at: str  # when the newest row was written, ISO 8601, UTC; empty without a row
 
 
 def scale_of(diameter: float | None, source: str) -> Scale:
@@ -214,29 +148,32 @@ def scale_of(diameter: float | None, source: str) -> Scale:
 
 def field_row(row: tuple[Any, ...]) -> FieldRow:
     """Makes a row of what a query of `FIELD_COLUMNS` gives."""
-    (slide_id, fov, path, size_bytes, mtime_ns, sha256, status, failure, message) = row[:9]
-    (width_px, height_px, diameter, source, flags, captured_at, analyzed_at) = row[9:16]
-    (bundle_id, settings, elapsed_ms, counts) = row[16:]
+    of = dict(zip(_COLUMNS, row[1:], strict=True))
+    source, flags, counts = of["scale_source"], of["quality_flags"], of["counts"]
     return FieldRow(
-        slide_id=slide_id,
-        fov=fov,
-        path=Path(os.fsdecode(path)),
-        size_bytes=size_bytes,
-        mtime_ns=mtime_ns,
-        sha256=sha256,
-        status=Status(status),
-        failure=failure,
-        message=message,
-        width_px=width_px,
-        height_px=height_px,
-        scale=None if source is None else scale_of(diameter, source),
-        quality_flags=tuple(flags.split(FLAG_SEPARATOR)) if flags else (),
-        captured_at=captured_at,
-        analyzed_at=analyzed_at,
-        version=Version(bundle_id, settings),
-        elapsed_ms=elapsed_ms,
+        slide_id=row[0],
+        path=Path(os.fsdecode(of["path"])),
+        status=Status(of["status"]),
+        scale=None if source is None else scale_of(of["cell_diameter_px"], source),
+        quality_flags=tuple(flags.split(_FLAG_SEPARATOR)) if flags else (),
+        version=Version(of["bundle_id"], of["settings"]),
         counts={} if counts is None else unpack_counts(counts),
+        **{name: of[name] for name in _PLAIN},
     )
+
+
+def column_values(row: FieldRow) -> dict[str, object]:
+    """Returns what the table ``field`` holds of a row, its slide apart."""
+    return {name: getattr(row, name) for name in _PLAIN} | {
+        "path": os.fsencode(row.path),
+        "status": row.status,
+        "cell_diameter_px": row.scale.cell_diameter_px if row.scale else None,
+        "scale_source": row.scale.source if row.scale else None,
+        "quality_flags": _FLAG_SEPARATOR.join(row.quality_flags),
+        "bundle_id": row.version.bundle_id,
+        "settings": row.version.settings,
+        "counts": pack_counts(row.counts) if row.counts else None,
+    }
 
 
 def counts_by_rule(cells: Cells) -> dict[EdgeRule, Counts]:
@@ -263,14 +200,11 @@ def unpack_counts(packed: bytes) -> dict[EdgeRule, Counts]:
 
 def pack_cells(cells: Cells) -> bytes:
     """A compressed array of `_CELL`, little-endian: exact, and readable on any machine."""
-    found = cells.detections
     packed = np.zeros(len(cells), _CELL)
-    packed["xyxy"] = found.xyxy
-    packed["score"] = found.score
-    packed["overlap_score"] = cells.overlap_score
-    packed["group"] = cells.group
-    packed["class_id"] = found.class_id
-    packed["overlapping"] = cells.overlapping
+    for name in ("xyxy", "score", "class_id"):
+        packed[name] = getattr(cells.detections, name)
+    for name in ("overlap_score", "overlapping", "group"):
+        packed[name] = getattr(cells, name)
     packed["edges"] = (cells.touches_edge * _EDGE_BITS).sum(axis=1, dtype=np.uint8)
     return zlib.compress(packed.tobytes(), level=1)
 
@@ -282,7 +216,6 @@ def unpack_cells(packed: bytes) -> Cells:
         ValueError, zlib.error: It is not that.
     """
     table = np.frombuffer(zlib.decompress(packed), _CELL)
-    edges: Bool = (table["edges"][:, None] & _EDGE_BITS) != 0
     return Cells(
         Detections(
             table["xyxy"].astype(np.float32),
@@ -292,5 +225,5 @@ def unpack_cells(packed: bytes) -> Cells:
         overlap_score=table["overlap_score"].astype(np.float32),
         overlapping=table["overlapping"].astype(np.bool_),
         group=table["group"].astype(np.int64),
-        touches_edge=edges,
+        touches_edge=(table["edges"][:, None] & _EDGE_BITS) != 0,
     )

@@ -98,25 +98,17 @@ class DamagedError(UnavailableError):
 
 
 class Database:
-    """One connection to a ledger's file.
-
-    Attributes:
-        path: The file.
-        connection: The SQLite connection.
-    """
+    """One connection to a ledger's file."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
-        self._is_forced = True  # nothing was committed since the last forced write
+        self._is_forced: bool | None = None  # nothing was committed since the last forced write
         self._is_full_sync: bool | None = None
 
     @classmethod
     def for_writing(cls, out: Path) -> Self:
-        """Opens the ledger of an output folder, and creates or migrates it where needed.
-
-        Args:
-            out: The output folder. It must exist.
+        """Opens the ledger of an output folder, which exists, and creates or migrates it where needed.
 
         Raises:
             DamagedError: The file is damaged.
@@ -125,11 +117,8 @@ class Database:
         path = out / FILE_NAME
         with _guard(path):
             database = cls(path, sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None))
-            try:
+            with database._closing_on_error():
                 database._prepare()
-            except BaseException:
-                database.close()
-                raise
         return database
 
     @classmethod
@@ -152,12 +141,17 @@ class Database:
                 uri += "&immutable=1"
             connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
             database = cls(path, connection)
-            try:
+            with database._closing_on_error():
                 database._check_version(oldest=len(MIGRATIONS))
-            except BaseException:
-                database.close()
-                raise
         return database
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Drops what was not committed."""
@@ -189,9 +183,10 @@ class Database:
     def commit(self) -> None:
         """Makes everything written so far last, through a power cut."""
         with self.guard():
-            if self.connection.in_transaction:
-                self.connection.execute("COMMIT")
-                self._is_forced = False
+            self.commit_lightly()
+            if self._is_forced is None:
+                # A process that was killed may have left changes that were not forced. It left this flag.
+                self._is_forced = self.first("SELECT 1 FROM flag WHERE name = 'tables-stale'") is None
             if not self._is_forced:
                 # One change that is forced to the disk takes everything before it along.
                 self._sync(full=True)
@@ -238,28 +233,27 @@ class Database:
         db.execute("PRAGMA journal_mode = WAL").fetchone()
         self._sync(full=True)
         db.execute("PRAGMA foreign_keys = ON")
-        for number, statements in enumerate(MIGRATIONS, 1):
-            if int(db.execute("PRAGMA user_version").fetchone()[0]) >= number:
-                continue
+        while (version := self._pragma("user_version")) < len(MIGRATIONS):
             db.execute("BEGIN IMMEDIATE")
             try:
                 # Asked again inside: another process may have migrated while this one waited.
-                if int(db.execute("PRAGMA user_version").fetchone()[0]) < number:
-                    for statement in statements:
+                if self._pragma("user_version") == version:
+                    for statement in MIGRATIONS[version]:
                         db.execute(statement)
                     db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    db.execute(f"PRAGMA user_version = {number}")
+                    db.execute(f"PRAGMA user_version = {version + 1}")
                 db.execute("COMMIT")
             except BaseException:
                 self.rollback()
                 raise
 
+    def _pragma(self, name: str) -> int:
+        return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])
+
     def _check_version(self, *, oldest: int) -> None:
-        db, name = self.connection, path_text(self.path)
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        application = int(db.execute("PRAGMA application_id").fetchone()[0])
-        is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if application != _APPLICATION_ID and not is_empty:
+        name, version = path_text(self.path), self._pragma("user_version")
+        n_objects = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if self._pragma("application_id") != _APPLICATION_ID and n_objects:
             raise UnavailableError(f"{name} is a database of another program", "choose another output folder")
         if version > len(MIGRATIONS):
             raise UnavailableError(
@@ -293,24 +287,20 @@ def _guard(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        where = path_text(path)
-        match error_kind(error):
-            case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_FORMAT:
-                raise DamagedError(
-                    f"{where}: the ledger is damaged: {error}",
-                    "move it aside and run again: the images are counted again",
-                ) from error
-            case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
-                raise UnavailableError(
-                    f"{where}: cannot write: {error}",
-                    "free space on the disk and run again: what was counted is kept",
-                ) from error
-            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-                raise UnavailableError(
-                    f"{where}: cannot write: {error}", "check the permissions of the output folder"
-                ) from error
-            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-                raise UnavailableError(
-                    f"{where}: another program holds the ledger", "close it and run again"
-                ) from error
+        kind, what = error_kind(error), f"{path_text(path)}: cannot write"
+        if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT):
+            raise DamagedError(
+                f"{path_text(path)}: the ledger is damaged: {error}",
+                "move it aside and run again: the images are counted again",
+            ) from error
+        if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            advice = "free space on the disk and run again: what was counted is kept"
+            raise UnavailableError(f"{what}: {error}", advice) from error
+        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            raise UnavailableError(
+                f"{what}: {error}", "check the permissions of the output folder"
+            ) from error
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            what = f"{path_text(path)}: another program holds the ledger"
+            raise UnavailableError(what, "close it and run again") from error
         raise

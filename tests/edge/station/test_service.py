@@ -11,7 +11,7 @@ import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
-from rbc_edge.station import job
+from rbc_edge.station import job, service
 from rbc_edge.station.job import AnalyzerRecipe, Task
 from rbc_edge.station.service import WatchOptions, run_forever
 from rbc_edge.station.session import Clock, CountOptions, count_once
@@ -21,8 +21,9 @@ from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
+from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
-from rbc_edge.store.schema import FILE_NAME
+from rbc_edge.store.schema import FILE_NAME, DamagedError
 from rbc_edge.values import InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions
 
@@ -275,6 +276,15 @@ def test_renamed_copied_and_replaced_files(post: Post) -> None:
     assert post.table("s2") == {"b": "7"}
 
 
+def test_an_image_that_was_passed_over_counts_when_the_other_one_changes(post: Post) -> None:
+    post.write("s1/b.png", 3)
+    post.script.at(20, lambda: post.write("s1/a.png", 3))
+    post.script.at(40, lambda: post.table("s1") == {"a": "3", "b": "duplicate"} or pytest.fail("not moved"))
+    post.script.at(41, lambda: post.write("s1/a.png", 7))
+    post.until(70)
+    assert post.table("s1") == {"a": "7", "b": "3"}
+
+
 def test_restart_counts_nothing_again(post: Post) -> None:
     post.write("s1/a.png", 3)
     post.until(10)
@@ -374,6 +384,28 @@ def test_an_empty_folder_on_another_mount_is_away_and_one_with_images_is_not(
     assert post.table("s1") == {"a": "3", "b": "4"}
 
 
+def test_where_images_come_from_is_remembered_after_trouble(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [Mount("/mnt", "/", "cifs", "//camera/images")]
+    monkeypatch.setattr("rbc_edge.station.source.mount_of", lambda _: mounts[-1])
+    path = post.write("s1/a.png", 3)
+    begin, errors = Ledger.begin, [UnavailableError("cannot write", "free space")]
+
+    def failing(ledger: Ledger, files: Sequence[InboxFile]) -> None:
+        if errors:
+            raise errors.pop()
+        begin(ledger, files)
+
+    monkeypatch.setattr(Ledger, "begin", failing)
+    states: list[Activity] = []
+    post.script.at(30, path.unlink)
+    post.script.at(31, lambda: mounts.append(Mount("/", "/", "ext4", "/dev/sda1")))
+    post.script.at(60, lambda: states.append(post.state().activity))
+    post.until(61)
+    assert (post.table("s1"), states) == ({"a": "3"}, [Activity.SOURCE_AWAY])
+
+
 def test_without_its_marker_nothing_is_counted(post: Post) -> None:
     post.changes["marker"] = ".station"
     post.write("s1/a.png", 3)
@@ -444,6 +476,12 @@ def test_another_writer_is_waited_for(post: Post) -> None:
     post.until(60)
     assert states == [Activity.ANOTHER_WRITER]
     assert post.table("s1") == {"a": "3"}
+
+
+def test_a_service_that_waits_for_another_writer_ends_when_asked(post: Post) -> None:
+    post.out.mkdir()
+    with writing(post.out):
+        assert post.until(5) == 143
 
 
 def test_run_and_retry_beside_the_service_are_noticed(post: Post) -> None:
@@ -529,6 +567,30 @@ def test_damage_that_shows_while_it_works_is_mended_too(post: Post, monkeypatch:
     post.script.at(20, lambda: post.write("s1/b.png", 5))
     post.until(60)
     assert post.table("s1") == {"a": "3", "b": "5"}
+    assert len(list(post.out.glob("damaged-*"))) == 1
+
+
+def test_a_damaged_ledger_that_cannot_be_kept_aside_now_is_later(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post.write("s1/a.png", 3)
+    begin = Ledger.begin
+    errors = [UnavailableError("cannot write", "free space"), DamagedError("malformed", "")]
+
+    def damaged(ledger: Ledger, files: Sequence[InboxFile]) -> None:
+        if len(errors) == 2:
+            raise errors.pop()
+        begin(ledger, files)
+
+    def away(out: Path, stamp: str) -> Path:
+        if errors:
+            raise errors.pop()
+        return keep_aside(out, stamp)
+
+    monkeypatch.setattr(Ledger, "begin", damaged)
+    monkeypatch.setattr(service, "keep_aside", away)
+    post.until(60)
+    assert post.table("s1") == {"a": "3"}
     assert len(list(post.out.glob("damaged-*"))) == 1
 
 

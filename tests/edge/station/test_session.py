@@ -1,24 +1,31 @@
 import csv
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from math import isnan
 from pathlib import Path
 from threading import Event
+from time import perf_counter
+from typing import Any
 
 import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, UnavailableError, UsageError
+from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import Clock, CountOptions, Session, Step, Summary, count_once
 from rbc_edge.station.stop import Stop
+from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
+from rbc_edge.store.schema import Database
 from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
+from rbc_edge.views.tables import SlideSummary, Tables
+from rbc_edge.vision import image_file
 from rbc_edge.vision.counting import EdgeRule
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -558,3 +565,171 @@ def test_a_content_whose_count_fell_away_is_counted_by_its_copy(station: Station
     summary = station.run(station.source / "s3", analyzer=Moody(), workers=2)
     assert station.counts("s3") == {"a": "failed", "b": "4"}
     assert summary.n_counted == 1
+
+
+# -- what became of every image -------------------------------------------------------------------------
+
+
+def each_image_once(summary: Summary) -> tuple[int, int, int, int]:
+    """What became of the images; every image stands under one number."""
+    numbers = (summary.n_counted, summary.n_unchanged, summary.n_duplicates, summary.n_failed)
+    assert sum(numbers) == summary.n_images
+    return numbers
+
+
+def test_every_image_is_summed_up_once(station: Station) -> None:
+    station.write("s1/copy.png", 3)
+    (station.source / "s1" / "broken.png").write_bytes(b"no image")
+    assert each_image_once(station.run()) == (3, 0, 1, 1)
+    assert each_image_once(station.run()) == (0, 3, 1, 1)
+    assert each_image_once(station.run(force=True)) == (3, 0, 1, 1)
+    station.write("s1/0-first.png", 3)  # the count of a moves to it
+    assert each_image_once(station.run()) == (0, 3, 2, 1)
+    assert station.counts("s1")["0-first"] == "3"
+
+
+def test_images_that_a_better_scale_counts_again_are_not_unchanged(station: Station) -> None:
+    class Unsure(StandIn):
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            return Scale(50.0 - 5 * len(images), ScaleSource.SLIDE)
+
+    station.run(station.source / "s2", analyzer=Unsure())
+    station.write("s2/b.png", 2)
+    assert each_image_once(station.run(station.source / "s2", analyzer=Unsure())) == (2, 0, 0, 0)
+
+
+def test_a_copy_of_an_image_that_fails_now_is_counted_in_the_same_run(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.write("s1/copy.png", 3)
+    station.run()
+    os.utime(station.source / "s1" / "a.png", ns=(1, 1))
+    load_field = image_file.load_field
+
+    def no_memory(path: Path, *rest: Any, **options: Any) -> FieldOfView:
+        if path.name == "a.png":
+            raise MemoryError
+        return load_field(path, *rest, **options)
+
+    monkeypatch.setattr(image_file, "load_field", no_memory)
+    station.run(station.source / "s1")
+    assert station.counts("s1") == {"a": "failed", "b": "5", "copy": "3"}
+
+
+def test_a_copy_of_an_image_elsewhere_is_counted_by_a_new_bundle_once(
+    station: Station, tmp_path: Path
+) -> None:
+    write_disks(tmp_path / "old" / "s1" / "0.png", 3)
+    station.run(tmp_path / "old" / "s1")
+    station.run(station.source / "s1")
+    assert station.counts("s1") == {"0": "3", "a": "duplicate", "b": "5"}
+    assert station.run(station.source / "s1", bundle_id="fedcba").n_counted == 2
+    assert station.run(station.source / "s1", bundle_id="fedcba").n_counted == 0
+    assert station.analyzer.analyzed == []
+
+
+def test_a_failure_of_access_counts_once_towards_the_limit(station: Station) -> None:
+    station.run()
+    station.write("s1/0-first.png", 3)
+    (station.source / "s1" / "zz.png").symlink_to("nowhere")
+    summary = station.run(max_failures=2)
+    assert (summary.gave_up, each_image_once(summary)) == (False, (0, 3, 1, 1))
+
+
+def test_images_done_before_are_tried_elsewhere_only_once(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.run()
+    monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", "one that dies")
+
+    class Deadly(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        station.run(analyzer=Deadly(), force=True)
+    monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", "the next one")
+    tried: list[list[str]] = []
+
+    def survives(paths: Sequence[Path]) -> bool:
+        tried.append([p.name for p in paths])
+        return True
+
+    for _ in range(2):
+        assert each_image_once(station.run(survives=survives)) == (0, 3, 0, 0)
+    assert tried == [["a.png", "b.png"]]
+
+
+@pytest.mark.parametrize("method", ["estimate_scale", "analyze"])
+def test_a_broken_bundle_makes_no_image_suspect(
+    station: Station, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    class Broken(StandIn):
+        pass
+
+    def broken(*_: object) -> None:
+        raise BundleError("model will not load")
+
+    setattr(Broken, method, broken)
+    for n in range(3):
+        monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", f"process {n}")
+        with pytest.raises(BundleError):
+            station.run(analyzer=Broken())
+    monkeypatch.setattr("rbc_edge.store.ledger._PROCESS", "the last")
+    assert each_image_once(station.run()) == (3, 0, 0, 0)
+
+
+def test_a_portion_that_ends_early_shows_what_is_in_quarantine(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        die_while_counting(station, monkeypatch, "s2/a")
+    station.write("s1/c.png", 1)
+    files = scan([station.source]).files
+    options = CountOptions(station.out, AnalyzerRecipe(BUNDLE_ID, StandIn))
+    of_slide = {"s1": files[:3], "s2": files[3:]}
+    with Session(options, Ledger(station.out), clock=ticking()) as session:
+        session.count(files, of_slide=of_slide, time_s=0)
+    assert station.counts("s2") == {"a": "failed"}
+
+
+def test_an_estimate_of_the_scale_is_left_when_it_takes_too_long(station: Station) -> None:
+    stop = Stop(patience_s=0.05)
+    released = Event()
+
+    class Slow(StandIn):
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            os.kill(os.getpid(), signal.SIGTERM)
+            released.wait(5)
+            return super().estimate_scale(images)
+
+    started_s = perf_counter()
+    with stop.on_signals():
+        summary = station.run(analyzer=Slow(), stop=stop)
+    assert perf_counter() - started_s < 4
+    released.set()
+    assert (stop.is_late, summary.exit_code, summary.n_counted) == (True, 143, 0)
+    assert station.run().n_counted == 3
+
+
+def test_what_a_killed_run_wrote_is_safe_before_a_table_shows_it(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut must not take back what a table shows."""
+    die_while_counting(station, monkeypatch, "s2/a")
+    order: list[str] = []
+    write, commit = Tables.write, Database.commit
+
+    def written(tables: Tables, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
+        order.append("tables")
+        return write(tables, slide_ids)
+
+    def forced(database: Database) -> None:
+        database.connection.set_trace_callback(order.append)
+        commit(database)
+        database.connection.set_trace_callback(None)
+
+    monkeypatch.setattr(Tables, "write", written)
+    monkeypatch.setattr(Database, "commit", forced)
+    station.run()
+    assert "INSERT OR REPLACE INTO flag VALUES ('forced')" in order[: order.index("tables")]

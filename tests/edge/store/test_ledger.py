@@ -405,6 +405,53 @@ def test_a_commit_is_forced_to_the_disk_and_an_attempt_is_not(desk: Desk) -> Non
     assert said == []
 
 
+def test_a_sandbox_run_is_noted_through_a_power_cut(desk: Desk) -> None:
+    """The computer itself may go down in one."""
+    desk.ledger.begin([desk.file("a")])
+    said: list[str] = []
+    desk.ledger.database.connection.set_trace_callback(said.append)
+    desk.ledger.begin([desk.file("a")], sandbox=True)
+    assert "PRAGMA synchronous = FULL" in said
+
+
+def test_a_commit_forces_what_a_process_before_left(desk: Desk, tmp_path: Path) -> None:
+    desk.look("a", "x")
+    desk.ledger.begin([desk.file("b")])
+    desk.ledger.close()
+    desk.ledger = Ledger(tmp_path / "out")
+    said: list[str] = []
+    desk.ledger.database.connection.set_trace_callback(said.append)
+    desk.ledger.commit()
+    assert any(statement.startswith("INSERT OR REPLACE INTO flag") for statement in said)
+
+
+def test_a_count_that_moves_ends_no_attempt_of_another_image(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.look("b", "x")
+    desk.ledger.begin([desk.file("a"), desk.file("b")])
+    desk.look("a", "x")
+    assert desk.shown() == {"a": "ok", "b": "duplicate"}
+    desk.ledger.commit()
+    monkeypatch.setattr(ledger_module, "_PROCESS", "the next process")
+    assert desk.interrupted([desk.file("a"), desk.file("b")]) == {desk.file("b"): Attempt(1)}
+
+
+def test_an_image_that_fails_after_all_unsettles_its_copies(desk: Desk) -> None:
+    desk.look("a", "x")
+    desk.look("b", "x")
+    recorded = desk.record("a", "x", failure="error", message="no memory")
+    assert recorded is not None
+    assert recorded.is_unsettling
+
+
+def test_a_failure_that_was_renamed_and_counted_is_no_failure_any_more(desk: Desk) -> None:
+    desk.fail("a", "x", "error", "no memory")
+    (desk.folder / "a.png").unlink()
+    assert desk.look("b", "x") == "analyzed"
+    assert desk.shown() == {"b": "ok"}
+
+
 def test_failed_images_are_tried_again_when_asked(desk: Desk) -> None:
     for fov, slide in (("a", "s"), ("b", "s"), ("c", "t")):
         file = replace(desk.file(fov), slide_id=slide)

@@ -13,7 +13,9 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_waits_for_a_service_that_lets_go_and_not_for_ever(tmp_path: Path) -> None:
+def test_a_run_waits_for_a_service_that_lets_go_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     service = writing(tmp_path)
     service.__enter__()
@@ -23,10 +25,12 @@ def test_a_run_waits_for_a_service_that_lets_go_and_not_for_ever(tmp_path: Path)
         if len(slept) == 5:
             service.__exit__(None, None, None)
 
-    with writing(tmp_path, wait_s=60, sleep=sleep):
+    monkeypatch.setattr("rbc_edge.store.outdir.time.sleep", sleep)
+    with writing(tmp_path, wait_s=60):
         assert len(slept) == 5
         slept.clear()
-        with pytest.raises(BusyError), writing(tmp_path, wait_s=1, sleep=slept.append):
+        monkeypatch.setattr("rbc_edge.store.outdir.time.sleep", slept.append)
+        with pytest.raises(BusyError), writing(tmp_path, wait_s=1):
             pass
         assert sum(slept) == pytest.approx(1, abs=0.05)
 
