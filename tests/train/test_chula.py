@@ -1,14 +1,27 @@
 """The reader of Chula: complete boxes of some fields, points of most, and what is wrong with either."""
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import rbc_train
 from tiny_data import TinyData, add_chula, photograph, write_image
 
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.values import CellClass
-from rbc_train.data import Collection, Negative, read_chula, read_public
+from rbc_edge.vision import preprocess
+from rbc_train import train_classifier
+from rbc_train.data import (
+    Collection,
+    Negative,
+    Split,
+    photographs_of,
+    read_chula,
+    read_public,
+    verified_labels,
+)
 
 
 @pytest.fixture
@@ -163,3 +176,87 @@ def test_tables_that_are_none_are_said(one: TinyData) -> None:
     (one.folder / "chula/boxes.csv").unlink()
     with pytest.raises(UnavailableError, match=r"boxes\.csv: No such file"):
         read(one)
+
+
+def test_without_being_asked_a_dataset_has_nothing_of_chula(
+    chula: TinyData,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No byte of it differs."""
+    words = ("dataset", "--data", chula.folder, "--out", tmp_path / "d", "--cell-diameter", 24)
+    code, out, _ = rbc_train(monkeypatch, capsys, *words, "--strict")
+    assert (code, "chula" in out, "nothing" in out) == (0, False, False)
+    assert (tmp_path / "d" / "manifest.json").read_bytes() == (dataset / "manifest.json").read_bytes()
+    assert photographs_of(tmp_path / "d", chula.folder).keys() == {
+        p.name for p in read_public(chula.folder)[0].photographs
+    }
+
+
+def test_a_dataset_with_chula_has_its_complete_fields_and_the_negatives(
+    chula: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("dataset", "--data", chula.folder, "--out", tmp_path / "d", "--cell-diameter", 24, "--chula")
+    code, out, _ = rbc_train(monkeypatch, capsys, *words)
+    assert code == 0
+    rows = [row.split() for row in out.splitlines()]
+    assert rows[0][-4:] == ["nothing", "misfit", "clump", "unusable"]
+    assert [r[:3] for r in rows[1:5]] == [
+        ["train", "chula", "1"],
+        ["train", "pbc", "4"],
+        ["val", "chula", "1"],
+        ["val", "pbc", "2"],
+    ]
+    assert [r[6:] for r in rows[1:3]] == [["1", "0", "0", "0"], ["0", "0", "0", "0"]]
+    images = tmp_path / "d" / "detector" / "images"
+    assert sorted(p.name for p in images.rglob("chula*")) == ["chula-1.png", "chula-3.png"]
+    got = photographs_of(tmp_path / "d", chula.folder)
+    verified = verified_labels(got.values())
+    shown: dict[Split, tuple[str, ...]] = {
+        "train": ("t0", "t1", "t2", "t3", "chula-1"),
+        "val": ("v10", "v11", "chula-3"),
+    }
+    for split, names in shown.items():
+        crops = np.load(tmp_path / "d" / "crops" / f"{split}-negatives.npy")
+        with (tmp_path / "d" / "crops" / f"{split}-negatives.csv").open(newline="") as stream:
+            lines = list(csv.DictReader(stream))
+        ids = np.concatenate([chula.drawn[n].class_id for n in names])
+        kinds = [(line["kind"], line["letter"]) for line in lines]
+        assert kinds.count(("wbc", "W")) == int((ids == CellClass.WBC).sum())
+        assert kinds.count(("platelet", "P")) == int((ids == CellClass.PLATELET).sum())
+        assert kinds.count(("nothing", "N")) == 1
+        assert len(crops) == len(kinds) == int((ids != CellClass.RBC).sum()) + 1
+        for crop, line in zip(crops, lines, strict=True):
+            p = got[line["name"]]
+            box = np.array([[float(line[k]) for k in ("x0", "y0", "x1", "y1")]], np.float32)
+            exact = preprocess.cell_crops(p.view(float(line["diameter_px"])), box, margin=0.25)[0]
+            assert np.abs(exact.astype(int) - crop.astype(int)).mean() < 3
+        # Cells carry their own labels, and nobody takes a negative for a cell.
+        cells = train_classifier.read_rows(tmp_path / "d", split)
+        assert len(cells) == int((ids == CellClass.RBC).sum())
+        for line in (c for c in cells if c["source"] == "chula"):
+            box = np.array([float(line[k]) for k in ("x0", "y0", "x1", "y1")], np.float32)
+            known = verified.find(got[line["name"]].image_path.name, box)
+            assert known is not None
+            assert (line["verified"], line["letter"]) == (known.label, known.letter)
+    files = json.loads((tmp_path / "d" / "manifest.json").read_text())["files"]
+    assert {"crops/train-negatives.npy", "crops/val-negatives.csv"} <= files.keys()
+
+
+def test_a_classifier_learns_from_a_dataset_with_chula(
+    chula: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--data", chula.folder)
+    words = ("dataset", *place, "--out", tmp_path / "d", "--cell-diameter", 24, "--chula")
+    assert rbc_train(monkeypatch, capsys, *words)[0] == 0
+    code, out, _ = rbc_train(
+        monkeypatch, capsys, "classifier", *place, "--dataset", tmp_path / "d", "--out", tmp_path / "run",
+        "--threads", 1, "--model", "base", "--epochs", 1,
+    )  # fmt: skip
+    assert (code, out.splitlines()[-1]) == (0, str(tmp_path / "run" / "classifier.pt"))
+    samples = train_classifier.read_samples(
+        tmp_path / "d", photographs_of(tmp_path / "d", chula.folder), "train", "verified"
+    )
+    assert "chula" in samples.source

@@ -13,7 +13,15 @@ import typer
 
 from rbc_edge.errors import ExitCode
 from rbc_train import console, results
-from rbc_train.data import CLASS_NAMES, read_public, write_dataset
+from rbc_train.data import (
+    CHULA,
+    CLASS_NAMES,
+    NEGATIVES,
+    Collection,
+    read_chula,
+    read_public,
+    write_dataset,
+)
 
 if TYPE_CHECKING:
     from rbc_train.evaluate import Examined
@@ -56,25 +64,35 @@ def dataset(
     crop_margin: Annotated[
         float, typer.Option(min=0, max=2, help="Margin of a crop on each side, share of its box.")
     ] = 0.25,
+    chula: Annotated[
+        bool, typer.Option(help="Take the 56 complete fields of Chula, too, and what is not one red cell.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when an annotation is wrong.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
-    txl, bccd = read_public(data)
-    for finding in [*txl.findings, *bccd.findings]:
+    taken, bccd = read_public(data)
+    if chula:
+        fields = read_chula(data / CHULA)
+        taken = Collection(taken.photographs + fields.photographs, taken.findings + fields.findings)
+    for finding in [*taken.findings, *bccd.findings]:
         typer.echo(str(finding), err=True)
-    steps = write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
+    steps = write_dataset(
+        taken, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin, negatives=chula
+    )
     with typer.progressbar(
-        steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr
+        steps, length=len(taken.complete("train", "val")), label="photographs", file=sys.stderr
     ) as bar:
         for _ in bar:
             pass
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    typer.echo(f"{'split':6} {'source':7} {'photographs':>11} {'rbc':>6} {'wbc':>5} {'platelet':>8}")
+    kinds = (("rbc", 6), ("wbc", 5), ("platelet", 8), *((k, 8) for k in NEGATIVES if chula))
+    heading = " ".join(f"{name:>{width}}" for name, width in kinds)
+    typer.echo(f"{'split':6} {'source':7} {'photographs':>11} {heading}")
     for split, sources in manifest["counts"].items():
         for source, n in sources.items():
-            cells = " ".join(f"{n.get(c, 0):>{w}}" for c, w in (("rbc", 6), ("wbc", 5), ("platelet", 8)))
+            cells = " ".join(f"{n.get(name, 0):>{width}}" for name, width in kinds)
             typer.echo(f"{split:6} {source:7} {n['photographs']:>11} {cells}")
-    n_findings = len(txl.findings) + len(bccd.findings)
+    n_findings = len(taken.findings) + len(bccd.findings)
     typer.echo(f"{n_findings} findings (on stderr, and in {out / 'manifest.json'})")
     if strict and n_findings:
         raise typer.Exit(ExitCode.SOME_FAILED)

@@ -85,7 +85,7 @@ class Negative:
 
     Attributes:
         xyxy: The box, pixels of the photograph, inside it.
-        kind: One of `NEGATIVES`.
+        kind: One of `NEGATIVES`, or wbc or platelet where a list has those, too.
         letter: What was seen, by the labelling guide.
     """
 
@@ -165,6 +165,16 @@ class Photograph:
             cell_diameter_px: Diameter of its red cells, pixels of the photograph.
         """
         return preprocess.view(self.field(cell_diameter_px).decoded, cell_diameter_px)
+
+    def non_red_cells(self) -> list[Negative]:
+        """Returns every box that is not one red cell: white cells, platelets, and the negatives."""
+        letters = {CellClass.WBC: "W", CellClass.PLATELET: "P"}
+        cells = [
+            Negative((x0, y0, x1, y1), CLASS_NAMES[c], letters[CellClass(c)])
+            for (x0, y0, x1, y1), c in zip(self.xyxy.tolist(), self.class_id.tolist(), strict=True)
+            if c != CellClass.RBC
+        ]
+        return [*cells, *self.negatives]
 
     @property
     def whole_rbc_diameters_px(self) -> Float32:
@@ -791,6 +801,13 @@ def _show(xyxy: tuple[float, float, float, float]) -> str:
     return "(" + ", ".join(f"{v:.1f}" for v in xyxy) + ")"
 
 
+def verified_labels(photographs: Iterable[Photograph]) -> labels.VerifiedLabels:
+    """Returns our verified labels, and those that came with the boxes of these photographs."""
+    own = [v for p in photographs for v in p.verified]
+    verified = labels.read_verified()
+    return labels.VerifiedLabels([*verified.rows, *own]) if own else verified
+
+
 def source_diameters_px(photographs: Iterable[Photograph]) -> dict[str, float]:
     """Returns each source's median red-cell diameter, pixels (for photographs that show too few)."""
     sizes: dict[str, list[float]] = {}
@@ -816,8 +833,37 @@ def labelled_diameter_px(photograph: Photograph, of_source: dict[str, float], *,
     return of_source.get(photograph.source, float(np.median(sizes)) if len(sizes) else 100.0)
 
 
+def photographs_of(dataset: Path, data: Path) -> dict[str, Photograph]:
+    """Reads the photographs that a dataset was made of, again and in full.
+
+    Args:
+        dataset: Folder that `write_dataset` wrote.
+        data: Folder of the public data.
+
+    Returns:
+        TXL-PBC, and Chula where the dataset has it, by name.
+
+    Raises:
+        UnavailableError: If the dataset or the data are not there, or not whole.
+    """
+    try:
+        counts = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))["counts"]
+    except (OSError, ValueError, KeyError) as error:
+        advice = "make it: python -m rbc_train dataset"
+        raise UnavailableError(f"{dataset}: not a finished dataset", advice) from error
+    photographs = read_public(data)[0].photographs
+    if any(CHULA in sources for sources in counts.values()):
+        photographs = photographs + read_chula(data / CHULA).photographs
+    return {p.name: p for p in photographs}
+
+
 def write_dataset(
-    collection: Collection, out: Path, *, cell_diameter_px: float, crop_margin: float
+    collection: Collection,
+    out: Path,
+    *,
+    cell_diameter_px: float,
+    crop_margin: float,
+    negatives: bool = False,
 ) -> Iterator[tuple[int, int]]:
     """Writes what the trainers read. Iterate to do the work.
 
@@ -825,13 +871,18 @@ def write_dataset(
     the order of `CellClass`, ``data.yaml``. ``crops/<split>.npy``: uint8 (N, 64, 64, 3) of every red-cell
     box, cut from the original photograph with `crop_margin`. ``crops/<split>.csv`` says of each where it
     comes from, its Otsu area (tight crop) and its labels. ``manifest.json``: file hashes, counts per
-    class, source and split, and every finding.
+    class, source and split, and every finding. Photographs that are not complete are left out.
+
+    ``crops/<split>-negatives.npy`` and ``.csv``, where asked for: the same of every box that is not one red
+    cell, with its kind (wbc, platelet, or one of `NEGATIVES`). They are files of their own, because whoever
+    learns single from overlapping reads every row of ``crops/<split>.csv``.
 
     Args:
         collection: What a reader returned.
         out: Folder to write. An earlier dataset in it is replaced.
         cell_diameter_px: Diameter of a red cell at model scale.
         crop_margin: See `preprocess.crops`.
+        negatives: Whether to write the negatives.
 
     Yields:
         (photographs done, photographs in all).
@@ -839,7 +890,7 @@ def write_dataset(
     Raises:
         UnavailableError: If `out` holds something that is not a dataset of ours, or cannot be written.
     """
-    photographs = collection.of("train", "val")
+    photographs = collection.complete("train", "val")
     # Where an earlier run was cut there is no manifest yet: then the marker says that the folder is ours.
     unfinished = out / "unfinished"
     ours = (out / "manifest.json").is_file() or unfinished.is_file()
@@ -851,11 +902,13 @@ def write_dataset(
         shutil.rmtree(out / part, ignore_errors=True)
     (out / "manifest.json").unlink(missing_ok=True)
     of_source = source_diameters_px(p for p in photographs if p.split == "train")
-    verified = labels.read_verified()
+    verified = verified_labels(photographs)
     files: dict[str, str] = {}
     counts: Counter[tuple[str, str, str]] = Counter()
     cut: dict[Split, list[UInt8]] = {"train": [], "val": []}
     rows: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
+    refused: dict[Split, list[UInt8]] = {"train": [], "val": []}
+    refused_rows: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
     for done, photograph in enumerate(photographs, start=1):
         diameter = labelled_diameter_px(photograph, of_source)
         view = photograph.view(diameter)
@@ -871,27 +924,31 @@ def write_dataset(
             label = verified.find(photograph.image_path.name, box)
             rows[photograph.split].append(
                 {
-                    "name": photograph.name,
-                    "source": photograph.source,
-                    **dict(zip(("x0", "y0", "x1", "y1"), (round(float(v), 2) for v in box), strict=True)),
-                    "diameter_px": round(diameter, 2),
+                    **_where(photograph, box.tolist(), diameter),
                     "otsu_area": area,
                     "letter": label.letter if label else "",
                     "verified": label.label if label else "",
                 }
             )
+        if negatives:
+            others = photograph.non_red_cells()
+            boxes = np.array([n.xyxy for n in others], np.float32).reshape(-1, 4)
+            refused[photograph.split].append(preprocess.cell_crops(view, boxes, margin=crop_margin))
+            refused_rows[photograph.split] += [
+                {**_where(photograph, n.xyxy, diameter), "kind": n.kind, "letter": n.letter} for n in others
+            ]
+            for n in others:
+                if n.kind in NEGATIVES:
+                    counts[photograph.split, photograph.source, n.kind] += 1
         yield done, len(photographs)
     threshold = labels.area_threshold(np.array([r["otsu_area"] for r in rows["train"]], np.int64))
     for split in ("train", "val"):
-        _write_crops(
-            folder=out / "crops",
-            split=split,
-            cut=cut[split],
-            rows=rows[split],
-            threshold=threshold,
-            files=files,
-            out=out,
-        )
+        for row in rows[split]:
+            row["weak"] = "overlapping" if row["otsu_area"] > threshold else "single"
+        _write_crops(out, split, cut[split], rows[split], ("otsu_area", "weak", "letter", "verified"), files)
+        if negatives:
+            name = f"{split}-negatives"
+            _write_crops(out, name, refused[split], refused_rows[split], ("kind", "letter"), files)
     _write_manifest(
         collection=collection,
         out=out,
@@ -939,39 +996,33 @@ def write_data_yaml(folder: Path, names: Iterable[str]) -> Path:
     return file
 
 
+def _where(photograph: Photograph, box: Sequence[float], diameter_px: float) -> dict[str, Any]:
+    """The columns that say where a crop comes from."""
+    corners = dict(zip(("x0", "y0", "x1", "y1"), (round(float(v), 2) for v in box), strict=True))
+    own = {"name": photograph.name, "source": photograph.source}
+    return {**own, **corners, "diameter_px": round(diameter_px, 2)}
+
+
 def _write_crops(
-    folder: Path,
-    split: Split,
+    out: Path,
+    name: str,
     cut: list[UInt8],
     rows: list[dict[str, Any]],
-    threshold: int,
+    columns: tuple[str, ...],
     files: dict[str, str],
-    out: Path,
 ) -> None:
+    """Writes ``crops/<name>.npy`` and its table: number, place, `columns`."""
+    folder, side = out / "crops", preprocess.CROP_PX
     folder.mkdir(parents=True, exist_ok=True)
-    side = preprocess.CROP_PX
-    np.save(folder / f"{split}.npy", np.concatenate([np.zeros((0, side, side, 3), np.uint8), *cut]))
-    with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
-        fields = [
-            "crop",
-            "name",
-            "source",
-            "x0",
-            "y0",
-            "x1",
-            "y1",
-            "diameter_px",
-            "otsu_area",
-            "weak",
-            "letter",
-        ]
-        writer = csv.DictWriter(stream, [*fields, "verified"], lineterminator="\n")
+    np.save(folder / f"{name}.npy", np.concatenate([np.zeros((0, side, side, 3), np.uint8), *cut]))
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+        place = ("crop", "name", "source", "x0", "y0", "x1", "y1", "diameter_px")
+        writer = csv.DictWriter(stream, [*place, *columns], lineterminator="\n")
         writer.writeheader()
         for crop, row in enumerate(rows):
-            weak = "overlapping" if row["otsu_area"] > threshold else "single"
-            writer.writerow({"crop": crop, "weak": weak, **row})
-    for name in (f"{split}.npy", f"{split}.csv"):
-        files[(folder / name).relative_to(out).as_posix()] = sha256(folder / name)
+            writer.writerow({"crop": crop, **row})
+    for file in (folder / f"{name}.npy", folder / f"{name}.csv"):
+        files[file.relative_to(out).as_posix()] = sha256(file)
 
 
 def _write_manifest(
