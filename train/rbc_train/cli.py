@@ -246,6 +246,7 @@ def evaluate(
     opened = Bundle.open(bundle)
     validation, manifest = read_public(data)[0].of("val")[::every], opened.manifest
     fields = read_chula(data / CHULA).of("val") if (data / CHULA).is_dir() else []
+    # Both kinds apart: boxes judge the laboratory, points the shapes.
     fields = [p for whole in (True, False) for p in [f for f in fields if f.complete is whole][::every]]
     verified = verified_labels([*validation, *fields])
 
@@ -264,10 +265,13 @@ def evaluate(
     found = score(examined, manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
     typer.echo(table(found))
-    everyone = examined + look(station, "Chula", fields)
+    everyone = examined + (look(station, "Chula", fields) if fields else [])
     of_laboratory = laboratories.figures(everyone, manifest.overlap_threshold)
     of_shape = laboratories.by_shape(everyone)
     own = laboratories.section(of_laboratory, of_shape, bundle_id=opened.bundle_id, scale=scale.value)
+    if sheets:
+        for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
+            typer.echo(file, err=True)
     if every > 1:
         typer.echo(laboratories.text(own.tables))
         return
@@ -293,9 +297,6 @@ def evaluate(
     )
     results.store(own, out)
     typer.echo(results.publish(section, out), err=True)
-    if sheets:
-        for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
-            typer.echo(file, err=True)
 
 
 @app.command()
