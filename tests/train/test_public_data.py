@@ -9,7 +9,18 @@ import pytest
 
 from rbc_edge.values import CellClass
 from rbc_train import labels
-from rbc_train.data import SPLITS, TWIN_CORRELATION, Collection, read_public, read_splits, source_diameters_px
+from rbc_train.data import (
+    CHULA,
+    NEGATIVES,
+    SHAPES,
+    SPLITS,
+    TWIN_CORRELATION,
+    Collection,
+    read_chula,
+    read_public,
+    read_splits,
+    source_diameters_px,
+)
 
 DATA = Path(os.environ.get("RBC_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
 
@@ -115,3 +126,38 @@ def test_cells_measure_what_is_known_of_the_cameras(public: tuple[Collection, Co
         "pbc": pytest.approx(75, rel=0.1),
         "bcd": pytest.approx(75, rel=0.1),
     }
+
+
+@pytest.fixture(scope="module")
+def chula() -> Collection:
+    return read_chula(DATA / CHULA)
+
+
+def test_chula_is_read_whole(chula: Collection) -> None:
+    assert Counter((p.split, p.complete) for p in chula.photographs) == {
+        ("train", True): 45,
+        ("train", False): 482,
+        ("val", True): 11,
+        ("val", False): 56,
+    }
+    assert len(chula.photographs) == 594
+    shapes = Counter(q.shape for p in chula.photographs for q in p.points)
+    assert shapes.keys() == set(SHAPES)
+    assert (shapes.total(), shapes["target"], shapes["schistocyte"]) == (17_384, 2_036, 712)
+    assert {p.laboratory for p in chula.photographs} == {"chula"}
+
+
+def test_boxes_of_chula_are_cells_with_a_label_or_negatives_with_a_kind(chula: Collection) -> None:
+    classes = Counter(c for p in chula.photographs for c in p.class_id.tolist())
+    assert classes == {CellClass.RBC: 5_849, CellClass.WBC: 4, CellClass.PLATELET: 301}
+    kinds = Counter(n.kind for p in chula.photographs for n in p.negatives)
+    assert kinds == {"nothing": 202, "misfit": 45, "clump": 28, "unusable": 12}
+    assert kinds.keys() == set(NEGATIVES)
+    assert classes.total() + kinds.total() == 6_441
+    verified = Counter(v.label for p in chula.photographs for v in p.verified)
+    assert verified == {"single": 4_742, "overlapping": 768 + 339}
+    assert source_diameters_px(chula.of("train")) == {"chula": pytest.approx(45, rel=0.1)}
+
+
+def test_26_images_of_chula_are_png_and_nothing_else_is_wrong(chula: Collection) -> None:
+    assert Counter((f.kind, f.action) for f in chula.findings) == {("format", "kept"): 26}

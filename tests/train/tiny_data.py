@@ -14,6 +14,11 @@ from rbc_train.labels import VerifiedLabel, VerifiedLabels
 
 YOLO_NUMBER = {0: 1, 1: 0, 2: 2}  # TXL-PBC: 0 WBC, 1 RBC, 2 platelet
 VOC_NAME = {0: "RBC", 1: "WBC", 2: "Platelets"}
+CHULA_COLUMNS = {
+    "splits.csv": "image,split,boxes",
+    "boxes.csv": "image,x0,y0,x1,y1,letter,kind,label",
+    "shapes.csv": "image,x,y,shape",
+}
 
 
 def photograph(seed: int, *, width_px: int = 192, height_px: int = 160) -> DrawnField:
@@ -107,10 +112,42 @@ class TinyData:
         """Where BCCD keeps the labels of a photograph."""
         return self.folder / "bccd" / "Annotations" / f"{name}.xml"
 
+    def add_chula(self, split: str, number: int, drawn: DrawnField, *, boxes: bool) -> None:
+        """Adds a field to Chula: a point on every single red cell, and boxes if its boxes are complete."""
+        folder, image = self.folder / "chula", f"images/{number}.jpg"
+        if not folder.is_dir():
+            (folder / "images").mkdir(parents=True)
+            for name, columns in CHULA_COLUMNS.items():
+                (folder / name).write_text(columns + "\n")
+        done, data = cv2.imencode(".jpg", drawn.image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 100))
+        assert done
+        (folder / image).write_bytes(data.tobytes())
+        self.drawn[f"chula-{number}"] = drawn
+        self.chula("splits.csv", image, split, "yes" if boxes else "no")
+        for box, c, over in zip(
+            drawn.xyxy.tolist(), drawn.class_id.tolist(), drawn.overlapping.tolist(), strict=True
+        ):
+            if c == 0 and not over:
+                middle = (round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2))
+                self.chula("shapes.csv", image, *middle, "target")
+            if boxes:
+                kind = ("rbc", "wbc", "platelet")[c]
+                letter, label = ("SO"[over], ("single", "overlapping")[over]) if c == 0 else (" WP"[c], "")
+                self.chula("boxes.csv", image, *(round(v, 1) for v in box), letter, kind, label)
+        if boxes:
+            self.chula("boxes.csv", image, 1, 1, 21, 21, "N", "nothing", "")
+
+    def chula(self, table: str, *cells: object) -> None:
+        """Adds a row to a table of Chula."""
+        with (self.folder / "chula" / table).open("a", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerow(cells)
+
     def verified(self) -> VerifiedLabels:
         """The drawn truth as verified labels; boxes rounded as in the label files."""
         rows = []
         for name, drawn in self.drawn.items():
+            if name.startswith("chula"):
+                continue  # its labels come with its boxes
             for box, c, overlapping in zip(drawn.xyxy, drawn.class_id, drawn.overlapping, strict=True):
                 if c == 0:
                     x0, y0, x1, y1 = (float(v) for v in np.round(box))
@@ -135,3 +172,14 @@ def usual(folder: Path) -> TinyData:
     data.add_bccd("train", "BloodImage_00001", photograph(30))
     data.add_bccd("val", "BloodImage_00002", photograph(31))
     return data
+
+
+def add_chula(data: TinyData) -> None:
+    """A field of Chula with complete boxes and one without, to train on and to validate."""
+    for number, split, boxes in (
+        (1, "train", True),
+        (2, "train", False),
+        (3, "val", True),
+        (4, "val", False),
+    ):
+        data.add_chula(split, number, photograph(50 + number), boxes=boxes)

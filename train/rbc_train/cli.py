@@ -13,9 +13,21 @@ import typer
 
 from rbc_edge.errors import ExitCode
 from rbc_train import console, results
-from rbc_train.data import CLASS_NAMES, read_public, write_dataset
+from rbc_train.data import (
+    CHULA,
+    CLASS_NAMES,
+    NEGATIVES,
+    Collection,
+    read_chula,
+    read_public,
+    verified_labels,
+    write_dataset,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rbc_train.data import Photograph
     from rbc_train.evaluate import Examined
     from rbc_train.train_classifier import LabelKind
 
@@ -56,25 +68,35 @@ def dataset(
     crop_margin: Annotated[
         float, typer.Option(min=0, max=2, help="Margin of a crop on each side, share of its box.")
     ] = 0.25,
+    chula: Annotated[
+        bool, typer.Option(help="Take the 56 complete fields of Chula, too, and what is not one red cell.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when an annotation is wrong.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
-    txl, bccd = read_public(data)
-    for finding in [*txl.findings, *bccd.findings]:
+    taken, bccd = read_public(data)
+    if chula:
+        fields = read_chula(data / CHULA)
+        taken = Collection(taken.photographs + fields.photographs, taken.findings + fields.findings)
+    for finding in [*taken.findings, *bccd.findings]:
         typer.echo(str(finding), err=True)
-    steps = write_dataset(txl, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin)
+    steps = write_dataset(
+        taken, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin, negatives=chula
+    )
     with typer.progressbar(
-        steps, length=len(txl.of("train", "val")), label="photographs", file=sys.stderr
+        steps, length=len(taken.complete("train", "val")), label="photographs", file=sys.stderr
     ) as bar:
         for _ in bar:
             pass
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    typer.echo(f"{'split':6} {'source':7} {'photographs':>11} {'rbc':>6} {'wbc':>5} {'platelet':>8}")
+    kinds = (("rbc", 6), ("wbc", 5), ("platelet", 8), *((k, 8) for k in NEGATIVES if chula))
+    heading = " ".join(f"{name:>{width}}" for name, width in kinds)
+    typer.echo(f"{'split':6} {'source':7} {'photographs':>11} {heading}")
     for split, sources in manifest["counts"].items():
         for source, n in sources.items():
-            cells = " ".join(f"{n.get(c, 0):>{w}}" for c, w in (("rbc", 6), ("wbc", 5), ("platelet", 8)))
+            cells = " ".join(f"{n.get(name, 0):>{width}}" for name, width in kinds)
             typer.echo(f"{split:6} {source:7} {n['photographs']:>11} {cells}")
-    n_findings = len(txl.findings) + len(bccd.findings)
+    n_findings = len(taken.findings) + len(bccd.findings)
     typer.echo(f"{n_findings} findings (on stderr, and in {out / 'manifest.json'})")
     if strict and n_findings:
         raise typer.Exit(ExitCode.SOME_FAILED)
@@ -207,44 +229,61 @@ def evaluate(
         typer.Option(help="Also write images of the worst cells and fields here. They are not public."),
     ] = None,
     threads: console.Threads = 0,
+    every: console.Every = 1,
 ) -> None:
-    """Scores a bundle, run through rbc_edge, on the validation photographs of TXL-PBC, by source.
+    """Scores a bundle, run through rbc_edge, on the validation photographs: by source and by laboratory.
 
-    Run it last: it compares the targets with what the studies scale, corruptions and bccd measured.
+    The sources are those of TXL-PBC. Chula is a laboratory, too, where the data have it. Run it last: it
+    compares the targets with what the studies scale, corruptions and bccd measured. With --every it is a
+    quick look: it prints the figures and publishes nothing.
     """
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
     from rbc_edge.vision.bundle import DETECTOR_FP32, Bundle  # noqa: PLC0415
-    from rbc_train import charts, scorecard  # noqa: PLC0415
+    from rbc_train import charts, laboratories, scorecard  # noqa: PLC0415
     from rbc_train import sheets as worst  # noqa: PLC0415
     from rbc_train.evaluate import examine, intervals, score, table  # noqa: PLC0415
-    from rbc_train.labels import read_verified  # noqa: PLC0415
 
     opened = Bundle.open(bundle)
-    validation, verified = read_public(data)[0].of("val"), read_verified()
-    manifest = opened.manifest
+    validation, manifest = read_public(data)[0].of("val")[::every], opened.manifest
+    fields = read_chula(data / CHULA).of("val") if (data / CHULA).is_dir() else []
+    # Both kinds apart: boxes judge the laboratory, points the shapes.
+    fields = [p for whole in (True, False) for p in [f for f in fields if f.complete is whole][::every]]
+    verified = verified_labels([*validation, *fields])
 
-    def look(analyzer: Analyzer, name: str) -> "list[Examined]":
-        with typer.progressbar(length=len(validation), label=name, file=sys.stderr) as bar:
+    def look(analyzer: Analyzer, name: str, shown: "Sequence[Photograph]") -> "list[Examined]":
+        with typer.progressbar(length=len(shown), label=name, file=sys.stderr) as bar:
             return examine(
                 analyzer,
-                validation,
+                shown,
                 verified,
                 scale=scale.value,
                 progress=lambda _done, _total: bar.update(1),
             )
 
-    examined = look(Analyzer(opened, threads=threads), "photographs")
+    station = Analyzer(opened, threads=threads)
+    examined = look(station, "photographs", validation)
     found = score(examined, manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
     typer.echo(table(found))
+    everyone = examined + (look(station, "Chula", fields) if fields else [])
+    of_laboratory = laboratories.figures(everyone, manifest.overlap_threshold)
+    of_shape = laboratories.by_shape(everyone)
+    own = laboratories.section(of_laboratory, of_shape, bundle_id=opened.bundle_id, scale=scale.value)
+    if sheets:
+        for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
+            typer.echo(file, err=True)
+    if every > 1:
+        typer.echo(laboratories.text(own.tables))
+        return
     runs = [run for run in (scorecard.at_export(manifest.metrics),) if run]
     if DETECTOR_FP32 in manifest.files:
-        whole = look(Analyzer(opened, threads=threads, precision="fp32"), "fp32")
+        whole = look(Analyzer(opened, threads=threads, precision="fp32"), "fp32", validation)
         fp32 = score(whole, manifest.overlap_threshold)["all"]
         runs.append(scorecard.Runs(f"now, scale {scale.value}", int8=found["all"], fp32=fp32))
     between = intervals(examined, manifest.overlap_threshold)
     lines = scorecard.targets(found, between, runs, opened.bundle_id, out)
     typer.echo(scorecard.targets_text(lines))
+    typer.echo(laboratories.text(own.tables))
     names = (*CLASS_NAMES, "overlap")
     section = scorecard.section(
         found,
@@ -256,10 +295,8 @@ def evaluate(
         scale=scale.value,
         thresholds=dict(zip(names, (*manifest.score_threshold, manifest.overlap_threshold), strict=True)),
     )
+    results.store(own, out)
     typer.echo(results.publish(section, out), err=True)
-    if sheets:
-        for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
-            typer.echo(file, err=True)
 
 
 @app.command()

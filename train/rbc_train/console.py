@@ -10,7 +10,9 @@ import typer
 from rbc_edge.errors import RbcEdgeError
 from rbc_train import results
 
-Data = Annotated[Path, typer.Option(help="Folder with splits.csv, txl_pbc/ and bccd/.", envvar="RBC_DATA")]
+Data = Annotated[
+    Path, typer.Option(help="Folder with splits.csv, txl_pbc/, bccd/ and perhaps chula/.", envvar="RBC_DATA")
+]
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle to run. By default: the shipped one.")]
 Every = Annotated[int, typer.Option(min=1, help="Use one photograph in so many.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the networks. 0: all that the processor has.")]

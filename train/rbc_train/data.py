@@ -1,8 +1,8 @@
 """Public smear images as training data: read, checked, split by photograph, written at one scale.
 
-Readers for BCCD (Pascal VOC) and TXL-PBC (YOLO text). Whatever is wrong with an annotation becomes a
-`AnnotationFinding` with its file and line. Nothing is left out without one. `write_dataset` makes what the
-trainers read. Field coordinates are xyxy in pixels of the photograph.
+Readers for BCCD (Pascal VOC), TXL-PBC (YOLO text) and Chula (CSV tables). Whatever is wrong with an
+annotation becomes a `AnnotationFinding` with its file and line. Nothing is left out without one.
+`write_dataset` makes what the trainers read. Field coordinates are xyxy in pixels of the photograph.
 """
 
 import csv
@@ -12,10 +12,10 @@ import math
 import shutil
 import xml.parsers.expat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 import cv2
 import numpy as np
@@ -33,6 +33,21 @@ VOC_CLASSES: Final = {"RBC": CellClass.RBC, "WBC": CellClass.WBC, "Platelets": C
 YOLO_CLASSES: Final = (CellClass.WBC, CellClass.RBC, CellClass.PLATELET)  # TXL-PBC's classes.txt
 CLASS_NAMES: Final = ("rbc", "wbc", "platelet")  # by CellClass number
 
+LABORATORIES: Final = {"bccd": "bccd+bcd", "bcd": "bccd+bcd"}
+"""Sources that come from one laboratory. Every other source is a laboratory of its own."""
+
+CHULA: Final = "chula"
+"""The folder of Chula RBC-12 and the source of its photographs."""
+
+SHAPES: Final = (
+    "normal", "macrocyte", "microcyte", "spherocyte", "target", "stomatocyte", "ovalocyte", "teardrop",
+    "burr", "schistocyte", "uncategorised", "hypochromic", "elliptocyte",
+)  # fmt: skip
+"""The shapes of Chula's points."""
+
+NEGATIVES: Final = ("nothing", "misfit", "clump", "unusable")
+"""Kinds of boxes without one cell: no cell, a box that does not fit, several cells, and not to be said."""
+
 _TXL_SOURCES: Final = {(640, 480): "bccd", (416, 416): "bcd", (575, 575): "raabin"}
 TWIN_CORRELATION: Final = 0.97
 """Thumbnails of one photograph correlate by over 0.97, of different ones by less (measured)."""
@@ -49,9 +64,9 @@ class AnnotationFinding:
         file: The annotation file (or the image, where that is what is wrong).
         line: 1-based line in it, 0 when the whole file is meant.
         kind: Stable word: outside, no-area, unknown-class, bad-line, missing-image, unreadable-image,
-            missing-annotation, empty, size-mismatch, duplicate, not-in-split, leak.
+            missing-annotation, empty, size-mismatch, duplicate, not-in-split, leak, format.
         message: What is wrong, in words.
-        action: ``clipped``, ``box left out``, ``photograph left out`` or ``kept``.
+        action: ``clipped``, ``box left out``, ``point left out``, ``photograph left out`` or ``kept``.
     """
 
     file: Path
@@ -64,6 +79,36 @@ class AnnotationFinding:
         return f"{self.file}:{self.line}: {self.kind}: {self.message} ({self.action})"
 
 
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """A box that was looked at and holds no single cell, where a detector may see one.
+
+    Attributes:
+        xyxy: The box, pixels of the photograph, inside it.
+        kind: One of `NEGATIVES`, or wbc or platelet where a list has those, too.
+        letter: What was seen, by the labelling guide.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    kind: str
+    letter: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShapePoint:
+    """A point on a red cell with its shape, by an expert.
+
+    Attributes:
+        x: Pixels of the photograph.
+        y: Pixels of the photograph.
+        shape: One of `SHAPES`.
+    """
+
+    x: float
+    y: float
+    shape: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Photograph:
     """One annotated photograph.
@@ -71,13 +116,17 @@ class Photograph:
     Attributes:
         image_path: The image file.
         name: Its stem, unique within a dataset.
-        source: The camera: bccd, bcd, pbc or raabin.
+        source: The camera: bccd, bcd, pbc, raabin or chula.
         split: train, val or test.
         width_px: Width of the image.
         height_px: Height of the image.
         xyxy: float32 (N, 4), pixels of the photograph, inside it.
         class_id: int64 (N,), values of `CellClass`.
         thumbnail: float32 (32, 32), grey, zero mean, unit norm: to find the same photograph again.
+        complete: Whether every cell has a box. Only such a photograph may teach or judge a detector.
+        verified: The overlap labels that came with its boxes.
+        negatives: Boxes without a single cell.
+        points: Points with a shape. Not every cell has one.
     """
 
     image_path: Path
@@ -89,6 +138,15 @@ class Photograph:
     xyxy: Float32
     class_id: Int64
     thumbnail: Float32
+    complete: bool = True
+    verified: tuple[labels.VerifiedLabel, ...] = ()
+    negatives: tuple[Negative, ...] = ()
+    points: tuple[ShapePoint, ...] = ()
+
+    @property
+    def laboratory(self) -> str:
+        """The laboratory of the photograph. Its fields share stain, hands and light."""
+        return LABORATORIES.get(self.source, self.source)
 
     def read(self) -> UInt8:
         """Returns the image, uint8 (H, W, 3) RGB."""
@@ -107,6 +165,16 @@ class Photograph:
             cell_diameter_px: Diameter of its red cells, pixels of the photograph.
         """
         return preprocess.view(self.field(cell_diameter_px).decoded, cell_diameter_px)
+
+    def non_red_cells(self) -> list[Negative]:
+        """Returns every box that is not one red cell: white cells, platelets, and the negatives."""
+        letters = {CellClass.WBC: "W", CellClass.PLATELET: "P"}
+        cells = [
+            Negative((x0, y0, x1, y1), CLASS_NAMES[c], letters[CellClass(c)])
+            for (x0, y0, x1, y1), c in zip(self.xyxy.tolist(), self.class_id.tolist(), strict=True)
+            if c != CellClass.RBC
+        ]
+        return [*cells, *self.negatives]
 
     @property
     def whole_rbc_diameters_px(self) -> Float32:
@@ -128,12 +196,18 @@ class Collection:
         """Returns the photographs of these splits."""
         return [p for p in self.photographs if p.split in splits]
 
+    def complete(self, *splits: Split) -> list[Photograph]:
+        """Returns the photographs of these splits in which every cell has a box."""
+        return [p for p in self.of(*splits) if p.complete]
+
 
 @dataclass(frozen=True, slots=True)
 class _RawBox:
     line: int
     class_name: str
     xyxy: tuple[float, float, float, float]
+    letter: str = ""
+    label: labels.VerifiedName = ""
 
 
 def read_splits(path: Path) -> list[tuple[Split, str, str]]:
@@ -158,11 +232,15 @@ def read_splits(path: Path) -> list[tuple[Split, str, str]]:
                 split, bccd, txl = row["split"], row["bccd_image"] or "", row["txl_pbc_image"] or ""
             except KeyError as error:
                 raise UsageError(f"{path}: has no column {error}") from error
-            match = next((s for s in SPLITS if s == split), None)
-            if match is None:
-                raise UsageError(f"{path}:{number}: unknown split {split!r}")
-            rows.append((match, bccd, txl))
+            rows.append((_split(split, path, number), bccd, txl))
     return rows
+
+
+def _split(word: str, file: Path, line: int) -> Split:
+    known = next((s for s in SPLITS if s == word), None)
+    if known is None:
+        raise UsageError(f"{file}:{line}: unknown split {word!r}")
+    return known
 
 
 def read_public(data: Path) -> tuple[Collection, Collection]:
@@ -362,6 +440,175 @@ def read_bccd(folder: Path, splits: Sequence[tuple[Split, str, str]]) -> Collect
     return result
 
 
+_INSPECTED: Final = {
+    "S": ("rbc", "single"), "T": ("rbc", "overlapping"), "O": ("rbc", "overlapping"),
+    "W": ("wbc", ""), "P": ("platelet", ""),
+    "N": ("nothing", ""), "B": ("misfit", ""), "M": ("clump", ""), "X": ("unusable", ""),
+}  # fmt: skip
+"""Kind and label of each letter of the labelling guide, as ``boxes.csv`` has them."""
+
+
+def read_chula(folder: Path) -> Collection:
+    """Reads Chula RBC-12: points with a shape in most photographs, our complete boxes in some.
+
+    ``splits.csv`` names every photograph, its split, and whether its boxes are complete. ``boxes.csv`` has
+    what was seen in each box of those, cells and others. ``shapes.csv`` has the points. A photograph without
+    complete boxes has no boxes at all (`Photograph.complete`), because a part of its cells would teach a
+    detector to overlook the rest.
+
+    Args:
+        folder: The folder with ``images/`` and the three tables.
+
+    Returns:
+        The photographs, named ``chula-<number>``, and the findings.
+
+    Raises:
+        UnavailableError: If a table is not there.
+        UsageError: If a table lacks a column, or names an unknown split.
+    """
+    result = Collection()
+    find = result.findings.append
+    splits: dict[str, tuple[Split, bool]] = {}
+    file = folder / "splits.csv"
+    for line, row in _rows(file, ("image", "split", "boxes")):
+        split = _split(row["split"], file, line)
+        if row["image"] in splits:
+            find(AnnotationFinding(file, line, "duplicate", "named twice in the split", "kept"))
+            split = max(split, splits[row["image"]][0], key=SPLITS.index)
+        splits[row["image"]] = split, row["boxes"] == "yes"
+    boxes = _inspected_boxes(folder / "boxes.csv", {i for i, (_, own) in splits.items() if own}, find)
+    points = _shape_points(folder / "shapes.csv", splits.keys(), find)
+    for image in sorted((folder / "images").glob("*")):
+        if f"images/{image.name}" not in splits:
+            find(AnnotationFinding(image, 0, "not-in-split", "no split names it", "photograph left out"))
+    for name, (split, complete) in splits.items():
+        image = folder / name
+        looked = _look(image, result.findings)
+        if looked is None:
+            continue
+        if image.suffix.lower() in (".jpg", ".jpeg") and _is_png(image):
+            find(AnnotationFinding(image, 0, "format", "is PNG by its content", "kept"))
+        kinds = (*CLASS_NAMES, *NEGATIVES)
+        own = _checked(boxes.get(name, []), looked[0], kinds, folder / "boxes.csv", result.findings)
+        if complete and not own:
+            _leave_out_empty(folder / "boxes.csv", result.findings)
+            continue
+        result.photographs.append(
+            Photograph(
+                image_path=image,
+                name=f"{CHULA}-{image.stem}",
+                source=CHULA,
+                split=split,
+                width_px=looked[0][0],
+                height_px=looked[0][1],
+                **_arrays(own),
+                thumbnail=looked[1],
+                complete=complete,
+                verified=tuple(
+                    labels.VerifiedLabel(image.name, CHULA, b.xyxy, b.letter, b.label, 1)
+                    for b in own
+                    if b.label
+                ),
+                negatives=tuple(
+                    Negative(b.xyxy, b.class_name, b.letter) for b in own if b.class_name in NEGATIVES
+                ),
+                points=_inside(points.get(name, []), looked[0], folder / "shapes.csv", result.findings),
+            )
+        )
+    keep_apart((result,), same_as={})
+    return result
+
+
+def _rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields the line number and the cells of each row. A cell that a short row lacks is empty."""
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, restval="")
+            if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
+                raise UsageError(f"{file}: has no column {missing[0]!r}")
+            for row in reader:
+                yield reader.line_num, row
+    except OSError as error:
+        raise UnavailableError(
+            f"{file}: {error.strerror}", "docs/training.md says where to get it"
+        ) from error
+
+
+def _inspected_boxes(
+    file: Path, complete: Container[str], find: Callable[[AnnotationFinding], None]
+) -> dict[str, list[_RawBox]]:
+    """Reads ``boxes.csv``: the boxes of each photograph. Those of other photographs become findings."""
+    boxes: dict[str, list[_RawBox]] = {}
+    for line, row in _rows(file, ("image", "x0", "y0", "x1", "y1", "letter", "kind", "label")):
+        letter, kind, label = row["letter"], row["kind"], row["label"]
+        if row["image"] not in complete:
+            message = f"{row['image']}: no split says that its boxes are complete"
+            find(AnnotationFinding(file, line, "not-in-split", message, "box left out"))
+            continue
+        try:
+            xyxy = (float(row["x0"]), float(row["y0"]), float(row["x1"]), float(row["y1"]))
+        except ValueError as error:
+            find(AnnotationFinding(file, line, "bad-line", f"no box: {error}", "box left out"))
+            continue
+        if _INSPECTED.get(letter) != (kind, label):
+            message = f"letter {letter!r} with kind {kind!r} and label {label!r}"
+            find(AnnotationFinding(file, line, "unknown-class", message, "box left out"))
+            continue
+        known: labels.VerifiedName = (
+            "single" if label == "single" else "overlapping" if label == "overlapping" else ""
+        )
+        boxes.setdefault(row["image"], []).append(_RawBox(line, kind, xyxy, letter, known))
+    return boxes
+
+
+def _shape_points(
+    file: Path, images: Container[str], find: Callable[[AnnotationFinding], None]
+) -> dict[str, list[tuple[int, ShapePoint]]]:
+    """Reads ``shapes.csv``: the points of each photograph with their lines."""
+    points: dict[str, list[tuple[int, ShapePoint]]] = {}
+    for line, row in _rows(file, ("image", "x", "y", "shape")):
+        if row["image"] not in images:
+            message = f"no split names {row['image']}"
+            find(AnnotationFinding(file, line, "not-in-split", message, "point left out"))
+            continue
+        try:
+            point = ShapePoint(float(row["x"]), float(row["y"]), row["shape"])
+        except ValueError as error:
+            find(AnnotationFinding(file, line, "bad-line", f"no point: {error}", "point left out"))
+            continue
+        if point.shape not in SHAPES:
+            find(AnnotationFinding(file, line, "unknown-class", f"{point.shape!r}", "point left out"))
+            continue
+        points.setdefault(row["image"], []).append((line, point))
+    return points
+
+
+def _inside(
+    points: Iterable[tuple[int, ShapePoint]],
+    size: tuple[int, int],
+    file: Path,
+    findings: list[AnnotationFinding],
+) -> tuple[ShapePoint, ...]:
+    """Returns the points that lie in the photograph, each once. Every other one becomes a finding."""
+    kept: dict[ShapePoint, None] = {}
+    for line, point in points:
+        where = f"({point.x:g}, {point.y:g})"
+        if not (0 <= point.x <= size[0] and 0 <= point.y <= size[1]):
+            message = f"{where} in {size[0]}x{size[1]}"
+            findings.append(AnnotationFinding(file, line, "outside", message, "point left out"))
+        elif point in kept:
+            message = f"{where} stands there already"
+            findings.append(AnnotationFinding(file, line, "duplicate", message, "point left out"))
+        else:
+            kept[point] = None
+    return tuple(kept)
+
+
+def _is_png(image: Path) -> bool:
+    with image.open("rb") as stream:
+        return stream.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
 def _look(image: Path, findings: list[AnnotationFinding]) -> tuple[tuple[int, int], Float32] | None:
     """Returns (width, height) and the thumbnail of an image, or None with a finding."""
     try:
@@ -477,15 +724,59 @@ def _add(
     """Checks the boxes of one photograph and adds it."""
     if raw is None:
         return
-    size, thumbnail = looked
-    xyxy: list[tuple[float, float, float, float]] = []
-    class_id: list[int] = []
+    boxes = _checked(raw, looked[0], CLASS_NAMES, annotation, result.findings)
+    if not boxes:
+        _leave_out_empty(annotation, result.findings)
+        return
+    result.photographs.append(
+        Photograph(
+            image_path=image,
+            name=image.stem,
+            source=source,
+            split=split,
+            width_px=looked[0][0],
+            height_px=looked[0][1],
+            **_arrays(boxes),
+            thumbnail=looked[1],
+        )
+    )
+
+
+class _Arrays(TypedDict):
+    xyxy: Float32
+    class_id: Int64
+
+
+def _arrays(boxes: Iterable[_RawBox]) -> _Arrays:
+    """The boxes of cells, without those of any other kind."""
+    cells = [b for b in boxes if b.class_name in CLASS_NAMES]
+    return {
+        "xyxy": np.array([b.xyxy for b in cells], np.float32).reshape(-1, 4),
+        "class_id": np.array([CLASS_NAMES.index(b.class_name) for b in cells], np.int64),
+    }
+
+
+def _leave_out_empty(annotation: Path, findings: list[AnnotationFinding]) -> None:
+    """Says why: a photograph without boxes would teach that its cells are background."""
+    findings.append(AnnotationFinding(annotation, 0, "empty", "no usable box", "photograph left out"))
+
+
+def _checked(
+    raw: Iterable[_RawBox],
+    size: tuple[int, int],
+    names: Sequence[str],
+    annotation: Path,
+    findings: list[AnnotationFinding],
+) -> list[_RawBox]:
+    """Returns the boxes that can be used, cut at the border. Every other one becomes a finding."""
+    boxes: list[_RawBox] = []
+    there: set[tuple[str, tuple[float, float, float, float]]] = set()
 
     def find(line: int, kind: str, message: str, action: str) -> None:
-        result.findings.append(AnnotationFinding(annotation, line, kind, message, action))
+        findings.append(AnnotationFinding(annotation, line, kind, message, action))
 
     for box in raw:
-        if box.class_name not in CLASS_NAMES:
+        if box.class_name not in names:
             find(box.line, "unknown-class", f"{box.class_name!r}", "box left out")
             continue
         x0, y0, x1, y1 = box.xyxy
@@ -498,35 +789,23 @@ def _add(
             continue
         if max(abs(a - b) for a, b in zip(inside, box.xyxy, strict=True)) > _OUTSIDE_PX:
             find(box.line, "outside", f"{_show(box.xyxy)} in {size[0]}x{size[1]}", "clipped")
-        if any(
-            c == CLASS_NAMES.index(box.class_name) and b == inside
-            for b, c in zip(xyxy, class_id, strict=True)
-        ):
+        if (box.class_name, inside) in there:
             find(box.line, "duplicate", f"{_show(box.xyxy)} stands there already", "box left out")
             continue
-        xyxy.append(inside)
-        class_id.append(CLASS_NAMES.index(box.class_name))
-    if not xyxy:
-        # A photograph without boxes would teach that its cells are background.
-        find(0, "empty", "no usable box", "photograph left out")
-        return
-    result.photographs.append(
-        Photograph(
-            image_path=image,
-            name=image.stem,
-            source=source,
-            split=split,
-            width_px=size[0],
-            height_px=size[1],
-            xyxy=np.array(xyxy, np.float32).reshape(-1, 4),
-            class_id=np.array(class_id, np.int64),
-            thumbnail=thumbnail,
-        )
-    )
+        there.add((box.class_name, inside))
+        boxes.append(replace(box, xyxy=inside))
+    return boxes
 
 
 def _show(xyxy: tuple[float, float, float, float]) -> str:
     return "(" + ", ".join(f"{v:.1f}" for v in xyxy) + ")"
+
+
+def verified_labels(photographs: Iterable[Photograph]) -> labels.VerifiedLabels:
+    """Returns our verified labels, and those that came with the boxes of these photographs."""
+    own = [v for p in photographs for v in p.verified]
+    verified = labels.read_verified()
+    return labels.VerifiedLabels([*verified.rows, *own]) if own else verified
 
 
 def source_diameters_px(photographs: Iterable[Photograph]) -> dict[str, float]:
@@ -554,8 +833,37 @@ def labelled_diameter_px(photograph: Photograph, of_source: dict[str, float], *,
     return of_source.get(photograph.source, float(np.median(sizes)) if len(sizes) else 100.0)
 
 
+def photographs_of(dataset: Path, data: Path) -> dict[str, Photograph]:
+    """Reads the photographs that a dataset was made of, again and in full.
+
+    Args:
+        dataset: Folder that `write_dataset` wrote.
+        data: Folder of the public data.
+
+    Returns:
+        TXL-PBC, and Chula where the dataset has it, by name.
+
+    Raises:
+        UnavailableError: If the dataset or the data are not there, or not whole.
+    """
+    try:
+        counts = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))["counts"]
+    except (OSError, ValueError, KeyError) as error:
+        advice = "make it: python -m rbc_train dataset"
+        raise UnavailableError(f"{dataset}: not a finished dataset", advice) from error
+    photographs = read_public(data)[0].photographs
+    if any(CHULA in sources for sources in counts.values()):
+        photographs = photographs + read_chula(data / CHULA).photographs
+    return {p.name: p for p in photographs}
+
+
 def write_dataset(
-    collection: Collection, out: Path, *, cell_diameter_px: float, crop_margin: float
+    collection: Collection,
+    out: Path,
+    *,
+    cell_diameter_px: float,
+    crop_margin: float,
+    negatives: bool = False,
 ) -> Iterator[tuple[int, int]]:
     """Writes what the trainers read. Iterate to do the work.
 
@@ -563,13 +871,18 @@ def write_dataset(
     the order of `CellClass`, ``data.yaml``. ``crops/<split>.npy``: uint8 (N, 64, 64, 3) of every red-cell
     box, cut from the original photograph with `crop_margin`. ``crops/<split>.csv`` says of each where it
     comes from, its Otsu area (tight crop) and its labels. ``manifest.json``: file hashes, counts per
-    class, source and split, and every finding.
+    class, source and split, and every finding. Photographs that are not complete are left out.
+
+    ``crops/<split>-negatives.npy`` and ``.csv``, where asked for: the same of every box that is not one red
+    cell, with its kind (wbc, platelet, or one of `NEGATIVES`). They are files of their own, because whoever
+    learns single from overlapping reads every row of ``crops/<split>.csv``.
 
     Args:
         collection: What a reader returned.
         out: Folder to write. An earlier dataset in it is replaced.
         cell_diameter_px: Diameter of a red cell at model scale.
         crop_margin: See `preprocess.crops`.
+        negatives: Whether to write the negatives.
 
     Yields:
         (photographs done, photographs in all).
@@ -577,7 +890,7 @@ def write_dataset(
     Raises:
         UnavailableError: If `out` holds something that is not a dataset of ours, or cannot be written.
     """
-    photographs = collection.of("train", "val")
+    photographs = collection.complete("train", "val")
     # Where an earlier run was cut there is no manifest yet: then the marker says that the folder is ours.
     unfinished = out / "unfinished"
     ours = (out / "manifest.json").is_file() or unfinished.is_file()
@@ -589,11 +902,13 @@ def write_dataset(
         shutil.rmtree(out / part, ignore_errors=True)
     (out / "manifest.json").unlink(missing_ok=True)
     of_source = source_diameters_px(p for p in photographs if p.split == "train")
-    verified = labels.read_verified()
+    verified = verified_labels(photographs)
     files: dict[str, str] = {}
     counts: Counter[tuple[str, str, str]] = Counter()
     cut: dict[Split, list[UInt8]] = {"train": [], "val": []}
     rows: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
+    refused: dict[Split, list[UInt8]] = {"train": [], "val": []}
+    refused_rows: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
     for done, photograph in enumerate(photographs, start=1):
         diameter = labelled_diameter_px(photograph, of_source)
         view = photograph.view(diameter)
@@ -609,27 +924,31 @@ def write_dataset(
             label = verified.find(photograph.image_path.name, box)
             rows[photograph.split].append(
                 {
-                    "name": photograph.name,
-                    "source": photograph.source,
-                    **dict(zip(("x0", "y0", "x1", "y1"), (round(float(v), 2) for v in box), strict=True)),
-                    "diameter_px": round(diameter, 2),
+                    **_where(photograph, box.tolist(), diameter),
                     "otsu_area": area,
                     "letter": label.letter if label else "",
                     "verified": label.label if label else "",
                 }
             )
+        if negatives:
+            others = photograph.non_red_cells()
+            boxes = np.array([n.xyxy for n in others], np.float32).reshape(-1, 4)
+            refused[photograph.split].append(preprocess.cell_crops(view, boxes, margin=crop_margin))
+            refused_rows[photograph.split] += [
+                {**_where(photograph, n.xyxy, diameter), "kind": n.kind, "letter": n.letter} for n in others
+            ]
+            for n in others:
+                if n.kind in NEGATIVES:
+                    counts[photograph.split, photograph.source, n.kind] += 1
         yield done, len(photographs)
     threshold = labels.area_threshold(np.array([r["otsu_area"] for r in rows["train"]], np.int64))
     for split in ("train", "val"):
-        _write_crops(
-            folder=out / "crops",
-            split=split,
-            cut=cut[split],
-            rows=rows[split],
-            threshold=threshold,
-            files=files,
-            out=out,
-        )
+        for row in rows[split]:
+            row["weak"] = "overlapping" if row["otsu_area"] > threshold else "single"
+        _write_crops(out, split, cut[split], rows[split], ("otsu_area", "weak", "letter", "verified"), files)
+        if negatives:
+            name = f"{split}-negatives"
+            _write_crops(out, name, refused[split], refused_rows[split], ("kind", "letter"), files)
     _write_manifest(
         collection=collection,
         out=out,
@@ -677,39 +996,33 @@ def write_data_yaml(folder: Path, names: Iterable[str]) -> Path:
     return file
 
 
+def _where(photograph: Photograph, box: Sequence[float], diameter_px: float) -> dict[str, Any]:
+    """The columns that say where a crop comes from."""
+    corners = dict(zip(("x0", "y0", "x1", "y1"), (round(float(v), 2) for v in box), strict=True))
+    own = {"name": photograph.name, "source": photograph.source}
+    return {**own, **corners, "diameter_px": round(diameter_px, 2)}
+
+
 def _write_crops(
-    folder: Path,
-    split: Split,
+    out: Path,
+    name: str,
     cut: list[UInt8],
     rows: list[dict[str, Any]],
-    threshold: int,
+    columns: tuple[str, ...],
     files: dict[str, str],
-    out: Path,
 ) -> None:
+    """Writes ``crops/<name>.npy`` and its table: number, place, `columns`."""
+    folder, side = out / "crops", preprocess.CROP_PX
     folder.mkdir(parents=True, exist_ok=True)
-    side = preprocess.CROP_PX
-    np.save(folder / f"{split}.npy", np.concatenate([np.zeros((0, side, side, 3), np.uint8), *cut]))
-    with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
-        fields = [
-            "crop",
-            "name",
-            "source",
-            "x0",
-            "y0",
-            "x1",
-            "y1",
-            "diameter_px",
-            "otsu_area",
-            "weak",
-            "letter",
-        ]
-        writer = csv.DictWriter(stream, [*fields, "verified"], lineterminator="\n")
+    np.save(folder / f"{name}.npy", np.concatenate([np.zeros((0, side, side, 3), np.uint8), *cut]))
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+        place = ("crop", "name", "source", "x0", "y0", "x1", "y1", "diameter_px")
+        writer = csv.DictWriter(stream, [*place, *columns], lineterminator="\n")
         writer.writeheader()
         for crop, row in enumerate(rows):
-            weak = "overlapping" if row["otsu_area"] > threshold else "single"
-            writer.writerow({"crop": crop, "weak": weak, **row})
-    for name in (f"{split}.npy", f"{split}.csv"):
-        files[(folder / name).relative_to(out).as_posix()] = sha256(folder / name)
+            writer.writerow({"crop": crop, **row})
+    for file in (folder / f"{name}.npy", folder / f"{name}.csv"):
+        files[file.relative_to(out).as_posix()] = sha256(file)
 
 
 def _write_manifest(

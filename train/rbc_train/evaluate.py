@@ -415,8 +415,16 @@ def ranked_hits(
     return np.concatenate(scores), np.concatenate(hits), n_truth
 
 
-def _precision_recall(group: Sequence[Examined], cell_class: CellClass) -> dict[str, float]:
-    """At the shipped threshold, iou 0.5."""
+def class_hits(group: Sequence[Examined], cell_class: CellClass) -> tuple[int, int, int]:
+    """Matches what was found at the shipped threshold with the labelled boxes, iou 0.5.
+
+    Args:
+        group: Photographs.
+        cell_class: Which cells.
+
+    Returns:
+        How many found cells have a label, how many cells were found, and how many are labelled.
+    """
     hits = n_found = n_truth = 0
     for e in group:
         truth = e.photograph.xyxy[e.photograph.class_id == cell_class]
@@ -425,6 +433,11 @@ def _precision_recall(group: Sequence[Examined], cell_class: CellClass) -> dict[
         hits += int((metrics.match(found.xyxy, found.score, truth, min_iou=0.5) >= 0).sum())
         n_found += len(found)
         n_truth += len(truth)
+    return hits, n_found, n_truth
+
+
+def _precision_recall(group: Sequence[Examined], cell_class: CellClass) -> dict[str, float]:
+    hits, n_found, n_truth = class_hits(group, cell_class)
     return {
         "precision": hits / n_found if n_found else math.nan,
         "recall": hits / n_truth if n_truth else math.nan,

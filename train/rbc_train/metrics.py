@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -335,4 +336,113 @@ def verdicts(score: Float32, overlapping: Bool, threshold: float) -> Verdicts:
         recall_overlapping_at_95=float(curve.true_positive_at(0.95)),
         calibration_error=calibrated.error,
         brier=calibrated.brier,
+    )
+
+
+def match_points(points: Float32, boxes: Float32) -> Int64:
+    """Pairs points with boxes that hold them, nearest to a box's middle first, each box once.
+
+    Args:
+        points: float32 (K, 2), x and y.
+        boxes: float32 (N, 4), xyxy, same frame.
+
+    Returns:
+        int64 (K,): index of the box, -1 without.
+
+    >>> boxes = np.array([[0, 0, 10, 10], [6, 0, 16, 10]], np.float32)
+    >>> match_points(np.array([[7, 5], [6, 5], [5, 5], [30, 5]], np.float32), boxes).tolist()
+    [1, -1, 0, -1]
+    """
+    pairs = np.full(len(points), -1, np.int64)
+    half = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6) / 2
+    middle = (boxes[:, 2:] + boxes[:, :2]) / 2
+    away = (np.abs(points[:, None] - middle) / half).max(axis=2, initial=0.0)  # 1 at the rim of the box
+    for flat in np.argsort(away, axis=None, kind="stable").tolist():
+        point, box = divmod(flat, len(boxes))
+        if away[point, box] > 1:
+            break
+        if pairs[point] < 0 and box not in pairs:
+            pairs[point] = box
+    return pairs
+
+
+OFF: Final = 0.15
+"""A field is wrong if its count is off by more than this share, or its overlapping share by as much."""
+
+OFF_CELLS: Final = 2
+"""A count that is off by so many cells or fewer is not wrong."""
+
+
+def fields_off(counted: Int64, labelled: Int64, share: Float64, labelled_share: Float64) -> Bool:
+    """Says which fields are wrong: by the count, or by the overlapping share.
+
+    Args:
+        counted: int64 (F,), red cells in each field.
+        labelled: int64 (F,), the same by the labels.
+        share: float64 (F,), overlapping share of the counted cells, 0..1. NaN where it is not judged.
+        labelled_share: float64 (F,), the same by the labels. NaN where it is not known.
+
+    Returns:
+        bool (F,): the count is off by more than 15 % and by more than two cells, or the overlapping share
+        by more than 15 points.
+
+    >>> share = np.array([0.1, 0.1, 0.3, 0.3])
+    >>> labelled_share = np.array([0.1, 0.1, 0.1, np.nan])
+    >>> fields_off(np.array([8, 7, 10, 10]), np.full(4, 10), share, labelled_share).tolist()
+    [False, True, True, False]
+    """
+    error = np.abs(counted - labelled)
+    by_count = (error > OFF * labelled) & (error > OFF_CELLS)
+    return np.asarray(by_count | (np.abs(share - labelled_share) > OFF), np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Alarms:
+    """Whether flags stand on the fields that are wrong.
+
+    Attributes:
+        wrong: Fields that are wrong.
+        flagged: Fields with a flag.
+        silent: Fields that are wrong and have no flag.
+        false: Fields that are right and have a flag.
+        silent_share: Share of silent fields among all fields.
+        hit_rate: Share of flagged fields among the wrong ones. NaN without any.
+        false_share: Share of flagged fields among the right ones. NaN without any.
+    """
+
+    wrong: int
+    flagged: int
+    silent: int
+    false: int
+    silent_share: float
+    hit_rate: float
+    false_share: float
+
+
+def alarms(wrong: Bool, flagged: Bool) -> Alarms:
+    """Compares flags with errors.
+
+    Args:
+        wrong: bool (F,), what `fields_off` returned.
+        flagged: bool (F,), whether the field has a flag.
+
+    Returns:
+        The comparison.
+
+    >>> found = alarms(np.array([True, True, False, False]), np.array([True, False, True, False]))
+    >>> (found.silent_share, found.hit_rate, found.false_share)
+    (0.25, 0.5, 0.5)
+    """
+
+    def share(of: Bool, among: Bool) -> float:
+        return float(of[among].mean()) if among.any() else math.nan
+
+    return Alarms(
+        wrong=int(wrong.sum()),
+        flagged=int(flagged.sum()),
+        silent=int((wrong & ~flagged).sum()),
+        false=int((flagged & ~wrong).sum()),
+        silent_share=share(wrong & ~flagged, np.ones(len(wrong), np.bool_)),
+        hit_rate=share(flagged, wrong),
+        false_share=share(flagged, ~wrong),
     )

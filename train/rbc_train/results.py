@@ -23,7 +23,8 @@ FOLDER: Final = Path("docs/results")
 
 _SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
     "results": (
-        "metrics", "bccd-test", "baselines", "corruptions", "scale", "suppression", "diameter", "overlap",
+        "metrics", "laboratories", "bccd-test", "baselines", "corruptions", "scale", "suppression",
+        "diameter", "overlap",
     ),
     "paper": ("paper", "learning"),
     "quality": ("quality", "coverage"),

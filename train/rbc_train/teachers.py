@@ -17,7 +17,7 @@ import numpy as np
 from rbc_edge.errors import UsageError
 from rbc_edge.values import Float32
 from rbc_train import metrics, networks, train_classifier
-from rbc_train.data import read_public
+from rbc_train.data import photographs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def teach(options: TeachingOptions, progress: Callable[[int, int, str], None] | 
     if options.folds < 2:
         raise UsageError("a verified crop needs a teacher that has not seen it", "give two folds or more")
     rows = train_classifier.read_rows(options.dataset, "train")
-    photographs = {p.name: p for p in read_public(options.data)[0].photographs}
+    photographs = photographs_of(options.dataset, options.data)
     # Every crop has a weak label: this is all of them.
     every = train_classifier.read_samples(options.dataset, photographs, "train", "weak")
     said = np.zeros((options.folds, len(rows)), np.float32)

@@ -22,7 +22,7 @@ from rbc_edge.values import Bool, Float32, Int64, UInt8
 from rbc_edge.vision import preprocess
 from rbc_train import metrics, networks, runs
 from rbc_train.augment import paste_neighbour, vary
-from rbc_train.data import Photograph, Split, labelled_diameter_px, read_public, source_diameters_px
+from rbc_train.data import Photograph, Split, labelled_diameter_px, photographs_of, source_diameters_px
 
 LabelKind = Literal["weak", "verified", "taught"]
 
@@ -310,7 +310,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
         return done
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    photographs = {p.name: p for p in read_public(options.data)[0].photographs}
+    photographs = photographs_of(options.dataset, options.data)
     soft = read_taught(options.taught, options.dataset) if options.taught else None
     dealt = deal(read_rows(options.dataset, "train"), options.folds) if options.folds else {}
     training = read_samples(

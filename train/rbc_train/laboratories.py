@@ -1,0 +1,244 @@
+"""A bundle by laboratory and by shape: how often it is right, and how often wrong without a flag."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+
+from rbc_edge.values import CellClass
+from rbc_train import console, metrics
+from rbc_train.data import SHAPES
+from rbc_train.evaluate import Examined, class_hits, field_counts, judged_found
+from rbc_train.metrics import Float64
+from rbc_train.results import Section, Table
+
+_LABELLED: Final = 0.9  # of a field's red cells: with fewer verified labels its true share is not known
+_BINS: Final = 10
+_NONE: Final = "–"
+
+
+def figures(examined: Sequence[Examined], overlap_threshold: float) -> dict[str, dict[str, float]]:
+    """Computes what a bundle does on each laboratory.
+
+    Args:
+        examined: Photographs. Those that are not complete are left out.
+        overlap_threshold: The bundle's.
+
+    Returns:
+        Figures by laboratory, "all" first, JSON-able.
+    """
+    complete = [e for e in examined if e.photograph.complete]
+    names = sorted({e.photograph.laboratory for e in complete})
+    groups = [(n, [e for e in complete if e.photograph.laboratory == n]) for n in names]
+    return {n: _of_group(group, overlap_threshold) for n, group in (("all", complete), *groups)}
+
+
+def _of_group(group: Sequence[Examined], threshold: float) -> dict[str, float]:
+    hits, n_found, n_labelled = class_hits(group, CellClass.RBC)
+    counted, labelled = field_counts(group, CellClass.RBC)
+    share, true_share = overlapping_shares(group)
+    wrong = metrics.fields_off(counted, labelled, share, true_share)
+    flagged = np.array([bool(e.result.flags) for e in group], np.bool_)
+    error = np.abs(metrics.relative_error(counted, labelled)[labelled > 0])
+    judged = judged_found(group)
+    verdicts = metrics.verdicts(judged.score, judged.overlapping, threshold)
+    known = ~np.isnan(true_share)
+    return {
+        "fields": len(group),
+        "labelled": n_labelled,
+        "counted": n_found,
+        "recall": hits / n_labelled if n_labelled else math.nan,
+        "precision": hits / n_found if n_found else math.nan,
+        "f1": 2 * hits / (n_found + n_labelled) if n_found + n_labelled else math.nan,
+        "count_bias": n_found / n_labelled - 1 if n_labelled else math.nan,
+        "field_error_median": float(np.median(error)) if len(error) else math.nan,
+        **asdict(metrics.alarms(wrong, flagged)),
+        "share_fields": int(known.sum()),
+        "share_bias": float((share - true_share)[known].mean()) if known.any() else math.nan,
+        "verified": verdicts.n,
+        "accuracy": verdicts.accuracy,
+        "auc": verdicts.auc,
+        "precision_overlapping": verdicts.precision_overlapping,
+        "calibration_error": metrics.calibration(judged.score, judged.overlapping, bins=_BINS).error,
+        "wbc_false_per_1000": _false_per_1000(group, CellClass.WBC, n_labelled),
+        "platelet_false_per_1000": _false_per_1000(group, CellClass.PLATELET, n_labelled),
+    }
+
+
+def overlapping_shares(group: Sequence[Examined]) -> tuple[Float64, Float64]:
+    """Returns each field's overlapping share, float64 (F,): as counted, and by the verified labels.
+
+    By the labels it is NaN where fewer than nine in ten red cells of the field have one.
+    """
+    counted, labelled = [], []
+    for e in group:
+        fraction = e.result.counts.overlap_fraction
+        counted.append(math.nan if fraction is None else fraction)
+        n = int((e.photograph.class_id == CellClass.RBC).sum())
+        enough = n > 0 and len(e.overlapping) >= _LABELLED * n
+        labelled.append(float(e.overlapping.mean()) if enough else math.nan)
+    return np.array(counted, np.float64), np.array(labelled, np.float64)
+
+
+def _false_per_1000(group: Sequence[Examined], cell_class: CellClass, n_red: int) -> float:
+    hits, n_found, _ = class_hits(group, cell_class)
+    return 1000 * (n_found - hits) / n_red if n_red else math.nan
+
+
+def by_shape(examined: Sequence[Examined]) -> dict[str, dict[str, float]]:
+    """Computes what becomes of the cells of each shape.
+
+    A point is found if it lies in a box of a red cell. A point is single if its labelled box is.
+
+    Args:
+        examined: Photographs, those with points count.
+
+    Returns:
+        Figures by shape, "all" first: points, share found, share of found ones called overlapping, and the
+        same of those that are labelled single. Shapes that no point has are left out.
+    """
+    rows: list[tuple[str, bool, bool, bool]] = []  # shape, found, called overlapping, labelled single
+    for e in examined:
+        points = e.photograph.points
+        where = np.array([(p.x, p.y) for p in points], np.float32).reshape(-1, 2)
+        cells = e.result.cells
+        red = np.flatnonzero(cells.detections.class_id == CellClass.RBC)
+        found = metrics.match_points(where, cells.detections.xyxy[red])
+        boxes = np.array([v.xyxy for v in e.photograph.verified], np.float32).reshape(-1, 4)
+        own = metrics.match_points(where, boxes)
+        rows += [
+            (
+                point.shape,
+                bool(f >= 0),
+                bool(f >= 0 and cells.overlapping[red[f]]),
+                bool(b >= 0 and e.photograph.verified[b].label == "single"),
+            )
+            for point, f, b in zip(points, found.tolist(), own.tolist(), strict=True)
+        ]
+    shapes = [s for s in SHAPES if any(r[0] == s for r in rows)]
+    return {s: _of_shape([r for r in rows if s in ("all", r[0])]) for s in ("all", *shapes) if rows}
+
+
+def _of_shape(rows: Sequence[tuple[str, bool, bool, bool]]) -> dict[str, float]:
+    called = [r[2] for r in rows if r[1]]
+    single = [r[2] for r in rows if r[1] and r[3]]
+    return {
+        "points": len(rows),
+        "found": len(called) / len(rows),
+        "called_overlapping": sum(called) / len(called) if called else math.nan,
+        "single": len(single),
+        "single_called_overlapping": sum(single) / len(single) if single else math.nan,
+    }
+
+
+def tables(of_laboratory: Mapping[str, Any], of_shape: Mapping[str, Any]) -> tuple[Table, ...]:
+    """Lays the figures out for readers.
+
+    Args:
+        of_laboratory: What `figures` returned.
+        of_shape: What `by_shape` returned.
+
+    Returns:
+        Red cells and flags, overlap and false cells, and shapes where there are points.
+    """
+    cells = tuple(
+        (
+            name, str(f["fields"]), str(f["labelled"]),
+            *(_figure(f[k]) for k in ("recall", "precision", "f1")),
+            _percent(f["count_bias"], "+.1f"), _percent(f["field_error_median"]),
+            f"{f['silent']} ({_percent(f['silent_share'])})", f"{f['wrong']}",
+            f"{f['false']} ({_percent(f['false_share'])})",
+        )
+        for name, f in of_laboratory.items()
+    )  # fmt: skip
+    overlap = tuple(
+        (
+            name, str(f["verified"]),
+            *(_figure(f[k]) for k in ("accuracy", "auc", "precision_overlapping", "calibration_error")),
+            str(f["share_fields"]), _percent(f["share_bias"], "+.1f"),
+            *(_figure(f[f"{k}_false_per_1000"], 1) for k in ("wbc", "platelet")),
+        )
+        for name, f in of_laboratory.items()
+    )  # fmt: skip
+    shapes = tuple(
+        (
+            name, str(f["points"]), _figure(f["found"]), _figure(f["called_overlapping"]), str(f["single"]),
+            _figure(f["single_called_overlapping"]),
+        )
+        for name, f in of_shape.items()
+    )  # fmt: skip
+    made = [
+        Table(
+            "Red cells by laboratory, at the shipped thresholds, iou 0.5. A field is wrong if its count is "
+            "off by more than 15 % and two cells, or its overlapping share by more than 15 points. It is "
+            "silent if it is wrong without a flag. A false alarm is a flag on a field that is right",
+            (
+                "laboratory", "fields", "labelled", "recall", "precision", "F1", "count",
+                "median field error", "silent", "wrong", "false alarms",
+            ),
+            cells,
+        ),
+        Table(
+            "Overlap by laboratory, found cells with a verified label. Calibration error: the expected one, "
+            f"{_BINS} bins of equal width. The share is judged in fields with a label on nine in ten red "
+            "cells. False white cells and platelets: per thousand red cells",
+            (
+                "laboratory", "cells", "accuracy", "AUC", "overlapping: precision", "calibration error",
+                "fields with a share", "share, points", "false white cells", "false platelets",
+            ),
+            overlap,
+        ),
+    ]  # fmt: skip
+    if shapes:
+        made.append(
+            Table(
+                "Points of Chula by shape: found as a red cell, and called overlapping",
+                (
+                    "shape",
+                    "points",
+                    "found",
+                    "of them overlapping",
+                    "found, labelled single",
+                    "of them overlapping",
+                ),
+                shapes,
+            )
+        )
+    return tuple(made)
+
+
+def text(made: Sequence[Table]) -> str:
+    """Lays tables out for the terminal."""
+    return "\n".join(f"{t.caption}:\n{console.aligned(t.columns, t.rows)}" for t in made)
+
+
+def section(
+    of_laboratory: Mapping[str, Any], of_shape: Mapping[str, Any], *, bundle_id: str, scale: str
+) -> Section:
+    """Makes the section ``laboratories``.
+
+    Args:
+        of_laboratory: What `figures` returned.
+        of_shape: What `by_shape` returned.
+        bundle_id: Of the bundle.
+        scale: How the station got the scale: estimated or labelled.
+
+    Returns:
+        The section.
+    """
+    return Section(
+        name="laboratories",
+        command="python -m rbc_train evaluate" + ("" if scale == "estimated" else f" --scale {scale}"),
+        tables=tables(of_laboratory, of_shape),
+        data={"bundle_id": bundle_id, "scale": scale, "laboratories": of_laboratory, "shapes": of_shape},
+    )
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _percent(value: float, form: str = ".1f") -> str:
+    return _NONE if math.isnan(value) else f"{100 * value:{form}} %"
