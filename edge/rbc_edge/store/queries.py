@@ -115,8 +115,8 @@ class Reader:
         n = dict(self._db.rows("SELECT status, count(*) FROM field GROUP BY status"))
         newest = self._db.first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
         ((n_slides,),) = self._db.rows("SELECT count(*) FROM slide")
-        counts = (n.get(status, 0) for status in (Status.OK, Status.FAILED, Status.DUPLICATE))
-        return Tally(*counts, n_slides, newest[0] if newest else "")
+        ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
+        return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "")
 
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""

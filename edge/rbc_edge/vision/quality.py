@@ -133,8 +133,7 @@ def measure(
     factor = min(1.0, model_px / diameter if is_scaled else _UNSCALED_SIDE_PX / min(height, width))
     # Averaging all three channels takes as long as everything else here, and colour does not need it.
     grey = preprocess.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
-    found = cells.detections
-    seen = found.xyxy / view.px
+    found, seen = cells.detections, cells.detections.xyxy / view.px
     boxes = seen * np.array([grey.shape[1] / width, grey.shape[0] / height] * 2, np.float32)
     red = found.class_id == CellClass.RBC
     bright = _bright_level(grey)
