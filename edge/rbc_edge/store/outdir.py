@@ -107,9 +107,8 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
         inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
         if inside or real == real_out / "cells":
             what = f"the output folder {path_text(out)} lies inside the source {path_text(path)}"
-            raise UsageError(
-                what, "give an --out outside the images' folder; that folder is never written to"
-            )
+            advice = "give an --out outside the images' folder; that folder is never written to"
+            raise UsageError(what, advice)
 
 
 @contextmanager

@@ -66,22 +66,17 @@ class Reader:
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
         """Returns the scale estimated for a slide. None when it never was."""
-        row = self._db.first(
-            "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
-            " WHERE slide_id = ? AND scale_source IS NOT NULL",
-            slide_id,
-        )
+        query = "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
+        row = self._db.first(f"{query} WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
         return None if row is None else SlideScale(rows.scale_of(*row[:2]), *row[2:])
 
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
         counted: dict[int, set[str]] = {}
         failed = set()
-        for fov, size_bytes, sha256, status, bundle_id, settings in self._db.rows(
-            "SELECT fov, size_bytes, sha256, status, bundle_id, settings FROM field"
-            " JOIN slide USING (slide_key) WHERE slide_id = ?",
-            slide_id,
-        ):
+        columns = "fov, size_bytes, sha256, status, bundle_id, settings"
+        query = f"SELECT {columns} FROM field JOIN slide USING (slide_key) WHERE slide_id = ?"
+        for fov, size_bytes, sha256, status, bundle_id, settings in self._db.rows(query, slide_id):
             if status == Status.FAILED:
                 failed.add(fov)
             elif status == Status.OK and (bundle_id, settings) == (version.bundle_id, version.settings):

@@ -282,9 +282,8 @@ def _deep_kind(picture: Image.Image, name: str) -> int:
     tags = getattr(picture, "tag_v2", {})
     kind = int(tags.get(_PHOTOMETRIC_TAG, _BLACK_IS_ZERO))
     if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
-        raise ImageError(
-            "unsupported", f"{name}: 16 bits, but neither grey nor RGB", "save it as grey or RGB"
-        )
+        what = f"{name}: 16 bits, but neither grey nor RGB"
+        raise ImageError("unsupported", what, "save it as grey or RGB")
     if tags.get(_SAMPLES_TAG, 1) > 1 and tags.get(_PLANAR_TAG, 1) == _SEPARATE_PLANES:
         advice = "save its channels interleaved (planar configuration: contiguous)"
         raise ImageError("unsupported", f"{name}: 16-bit colour in separate planes", advice)
