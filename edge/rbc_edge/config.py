@@ -22,9 +22,7 @@ from typing import Any, Final, TypeVar, get_args
 from rbc_edge.errors import UsageError
 
 ENV_PREFIX: Final = "RBC_EDGE_"
-CELL_DIAMETER_UM: Final = 7.5
-"""Diameter of a red cell in a dry smear, micrometres."""
-
+CELL_DIAMETER_UM: Final = 7.5  # of a red cell in a dry smear
 PRECISIONS: Final = ("int8", "fp32")
 EDGES: Final = ("all", "two-sides", "inside")
 
@@ -277,8 +275,8 @@ def _setting(of: Field[Any]) -> Setting:
     return Setting(of.name, kind, of.default, **about)
 
 
+# Each setting by its name, in the order of the example file.
 SETTINGS: Final[Mapping[str, Setting]] = {f.name: _setting(f) for f in fields(Settings)}
-"""Each setting by its name, in the order of the example file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +296,8 @@ def load(
     The two ways to give the scale are one setting: a flag for one of them comes before a file that has the
     other. A flag that is None is not given. Without `file`: that of ``RBC_EDGE_CONFIG``, or one of `places`.
 
-    Raises:
-        UsageError: A key is unknown, a value is of the wrong type or out of range, the file cannot be
-            read, or one place gives the scale in both ways.
+    Raises `UsageError` where a key is unknown, a value is of the wrong type or out of range, the file cannot
+    be read, or one place gives the scale in both ways.
     """
     env = os.environ if env is None else env
     path = _file(file, env)

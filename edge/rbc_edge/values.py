@@ -131,8 +131,7 @@ class FieldOfView:
     def image(self) -> UInt8:
         """The camera's image, uint8 (height_px, width_px, 3), RGB.
 
-        Raises:
-            ValueError: It was decoded at a part of its size. See `image_file.full_size`.
+        Raises `ValueError` where it was decoded at a part of its size. See `image_file.full_size`.
         """
         if self.decoded.reduction != 1:
             raise ValueError(f"{self.fov}: decoded at 1/{self.decoded.reduction} of its size")

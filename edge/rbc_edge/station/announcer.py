@@ -29,13 +29,10 @@ _RATE_S: Final = 300.0
 
 
 class Announcer:
-    """Tells how the service is, to everything that listens. It holds the output folder until `close`.
+    """Tells how the service is, to everything that listens. `state` is what was told last.
 
-    Attributes:
-        state: What was told last.
-
-    Raises:
-        UnavailableError: Another service works on the folder, or it cannot be written.
+    It holds the output folder until `close`. Raises `UnavailableError` where another service works on the
+    folder, or it cannot be written.
     """
 
     def __init__(self, out: Path, clock: Clock, systemd: Systemd) -> None:
@@ -43,9 +40,7 @@ class Announcer:
         self._file = StateFile(out)
         self._clock = clock
         self.systemd = systemd
-        self.state = ServiceState(
-            pid=os.getpid(), version=__version__, started_at=self._now(), boot_id=boot_id()
-        )
+        self.state = ServiceState(os.getpid(), __version__, self._now(), boot_id=boot_id())
         self._started_s = clock.monotonic_s()
         self._told_s = self._metrics_s = -inf
         self._metrics: Path | None = None

@@ -22,9 +22,8 @@ from rbc_edge.values import InboxFile
 
 log = logging.getLogger(__name__)
 
+# Failures that an incomplete file shows too: one that is still being written, or moved.
 UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
-"""Failures that an incomplete file shows too: one that is still being written, or moved."""
-
 _CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
 _FIRST_WAIT_S: Final = 0.5  # before an incomplete file is tried again; doubled each time
 _MAX_WAIT_S: Final = 300.0
@@ -49,28 +48,24 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     folders, other suffixes and everything that is not a regular file are passed over; a file given by name
     is taken whatever its suffix. A link that points nowhere is taken, so that it shows up as a failed image.
 
-    Args:
-        paths: Folders and files.
-        slide_pattern: Regular expression searched for in each file's name, with the named group ``slide``
-            and optionally ``fov``. A file in which it is not found falls back to its folder.
-        go_on: For a service: no image is no error, the first of two equal names is taken, and nothing is
-            logged. What is wrong stands in the result.
+    The pattern is a regular expression, searched for in each file's name, with the named group ``slide`` and
+    optionally ``fov``. A file in which it is not found falls back to its folder. `go_on` is for a service: no
+    image is no error, the first of two equal names is taken, and nothing is logged. What is wrong stands in
+    the result.
 
     Raises:
         UsageError: The pattern is wrong, or two folders (or two files) would have the same name.
         UnavailableError: A path is missing or cannot be read, or there is no image at all.
     """
-    pattern = _compiled(slide_pattern)
+    pattern = check_pattern(slide_pattern)
     walk = _Walk()
     for path in paths:
         walk.take(Path(os.path.abspath(path)))  # noqa: PTH100 -- resolve() would rename linked slides
     if not walk.found and not go_on:
         where = ", ".join(path_text(p) for p in paths) or "no path given"
         blocked = "".join(f"; cannot read {path_text(p)}" for p in walk.unreadable)
-        raise UnavailableError(
-            f"no image found: {where}{blocked}",
-            f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}",
-        )
+        advice = f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise UnavailableError(f"no image found: {where}{blocked}", advice)
     clashes: list[str] = []
     files = _named(walk.found, pattern, clashes if go_on else None)
     if not go_on:
@@ -81,21 +76,16 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(clashes))
 
 
-def check_pattern(slide_pattern: str | None) -> None:
-    """Raises `UsageError` where a slide pattern is wrong."""
-    _compiled(slide_pattern)
-
-
-def _compiled(slide_pattern: str | None) -> re.Pattern[str] | None:
+def check_pattern(slide_pattern: str | None) -> re.Pattern[str] | None:
+    """Returns a slide pattern compiled. Raises `UsageError` where it is wrong."""
     if slide_pattern is None:
         return None
     advice = r"for example (?P<slide>[^_]+)_(?P<fov>\d+)"
     try:
         pattern = re.compile(slide_pattern)
     except re.error as error:
-        raise UsageError(
-            f"slide pattern {slide_pattern!r} is no regular expression: {error}", advice
-        ) from error
+        what = f"slide pattern {slide_pattern!r} is no regular expression: {error}"
+        raise UsageError(what, advice) from error
     if "slide" not in pattern.groupindex:
         raise UsageError(f"slide pattern {slide_pattern!r} has no group named slide", advice)
     return pattern
@@ -124,10 +114,9 @@ class _Walk:
         try:
             status = path.stat()
         except OSError as error:
-            raise UnavailableError(
-                f"{path_text(path)}: {(error.strerror or 'cannot be read').lower()}",
-                "give an existing folder or image file; is the camera's share mounted?",
-            ) from error
+            what = f"{path_text(path)}: {(error.strerror or 'cannot be read').lower()}"
+            advice = "give an existing folder or image file; is the camera's share mounted?"
+            raise UnavailableError(what, advice) from error
         if stat.S_ISDIR(status.st_mode):
             with explained(f"{path_text(path)}: cannot list the folder", "check its permissions"):
                 self._folder(path, status, path_text(path.name or "root"), "")
@@ -198,8 +187,7 @@ def _named(
 ) -> tuple[InboxFile, ...]:
     """Gives each file its slide and a name that is unique there.
 
-    Raises:
-        UsageError: Two would go by one name; with `clashes` the later one is left out and said there.
+    Where two would go by one name, raises `UsageError`, or leaves the later one out and says so in `clashes`.
     """
 
     def clash(message: str, advice: str) -> None:
@@ -221,10 +209,8 @@ def _named(
                 if file.folder not in clashing:
                     clashing.add(file.folder)
                     folders = f"{path_text(other.path.parent)} and {path_text(file.path.parent)}"
-                    clash(
-                        f"two folders would be the slide {slide}: {folders}",
-                        "give their common parent folder instead, or rename one of them",
-                    )
+                    advice = "give their common parent folder instead, or rename one of them"
+                    clash(f"two folders would be the slide {slide}: {folders}", advice)
                 continue
         by_name[slide, fov or path_text(file.path.stem)].append(file)
 
@@ -232,16 +218,13 @@ def _named(
     for (slide, fov), same in by_name.items():
         for file in same:
             name = fov if len(same) == 1 else path_text(file.path.name)
-            if (slide, name) in files:
-                clash(
-                    f"two images of slide {slide} would have the name {name}: "
-                    f"{path_text(files[slide, name].path)} and {path_text(file.path)}",
-                    "rename one of them, or give a --slide-pattern that tells them apart",
-                )
+            if other_image := files.get((slide, name)):
+                images = f"{path_text(other_image.path)} and {path_text(file.path)}"
+                advice = "rename one of them, or give a --slide-pattern that tells them apart"
+                clash(f"two images of slide {slide} would have the name {name}: {images}", advice)
                 continue
-            files[slide, name] = InboxFile(
-                file.path, slide, name, file.status.st_size, file.status.st_mtime_ns
-            )
+            size_bytes, mtime_ns = file.status.st_size, file.status.st_mtime_ns
+            files[slide, name] = InboxFile(file.path, slide, name, size_bytes, mtime_ns)
     return tuple(files[key] for key in sorted(files))
 
 
@@ -262,12 +245,10 @@ class Debounce:
 
     All times are of the monotonic clock, because a camera's clock, and ours, may be set back.
 
-    Args:
-        settle_s: A file is taken when its size and time have not changed for so long. Sooner where its writer
-            was seen to close it.
-        grace_s: A file that has not changed for so long is complete, even if it cannot be read.
-        clock_s: The time of day, seconds since 1970, where a new file is as old as its own time says. None:
-            it is as old as our first sight of it.
+    A file is taken when its size and time have not changed for `settle_s`, or sooner where its writer was
+    seen to close it. After `grace_s` without a change it is complete, even if it cannot be read. `clock_s`
+    gives the time of day, seconds since 1970: then a new file is as old as its own time says. Without it, as
+    old as our first sight of it.
     """
 
     def __init__(

@@ -28,9 +28,7 @@ from rbc_edge.vision.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-SCALE_FIELDS: Final = 8
-"""Fields of view a slide's scale is estimated from."""
-
+SCALE_FIELDS: Final = 8  # of view a slide's scale is estimated from
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
 _M_ARENA_MAX: Final = -8  # malloc.h
@@ -56,11 +54,7 @@ class AnalyzerRecipe:
 
     @classmethod
     def of(cls, bundle: Bundle, *, threads: int = 0, precision: str = "int8") -> "AnalyzerRecipe":
-        """Returns the recipe for a bundle (see `Analyzer`).
-
-        Raises:
-            BundleError: The bundle has no networks of that precision.
-        """
+        """Returns the recipe for a bundle (see `Analyzer`). Raises `BundleError` without such networks."""
         bundle.networks(precision)
         opening = _OpenBundle(bundle.path, bundle.bundle_id, threads, precision)
         return cls(bundle.counts_as(precision), opening)
@@ -78,10 +72,8 @@ class _OpenBundle:
     def __call__(self) -> Analyzer:
         bundle = Bundle.open(self.path)
         if bundle.bundle_id != self.bundle_id:
-            raise BundleError(
-                f"{path_text(self.path)}: it is bundle {bundle.bundle_id} now, and was {self.bundle_id}",
-                "start again, to count with the new one",
-            )
+            what = f"{path_text(self.path)}: it is bundle {bundle.bundle_id} now, and was {self.bundle_id}"
+            raise BundleError(what, "start again, to count with the new one")
         return Analyzer(bundle, threads=self.threads, precision=self.precision)
 
 
@@ -139,10 +131,8 @@ def drop_analyzer(recipe: AnalyzerRecipe) -> None:
 def look_at(task: Task) -> Look:
     """Reads, decodes and counts one file.
 
-    Whatever is wrong with the image is a failure in the look, never an exception.
-
-    Raises:
-        RbcEdgeError: Of the bundle, not of the image.
+    Whatever is wrong with the image is a failure in the look, never an exception. An `RbcEdgeError` is of the
+    bundle.
     """
     started_s = perf_counter()
     file, scale = task.file, task.scale
@@ -150,9 +140,8 @@ def look_at(task: Task) -> Look:
     try:
         # One of the large ones at a time: two of 20 megapixels are half a gigabyte.
         with _ONE_LARGE if _is_large(file, scale) else nullcontext():
-            field = image_file.load_field(
-                file.path, file.slide_id, file.fov, cell_diameter_px=scale.cell_diameter_px
-            )
+            diameter_px = scale.cell_diameter_px
+            field = image_file.load_field(file.path, file.slide_id, file.fov, cell_diameter_px=diameter_px)
             look = replace(look, sha256=field.sha256, captured_at=field.captured_at)
             if field.sha256 not in task.known:
                 look = replace(look, result=_KEPT.of(task.recipe).analyze(field, scale))
@@ -206,11 +195,7 @@ class ScaleLook:
 
 
 def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleLook:
-    """Estimates a slide's scale from some of its fields.
-
-    Raises:
-        RbcEdgeError: Of the bundle, not of an image.
-    """
+    """Estimates a slide's scale from some of its fields. Raises `RbcEdgeError` of the bundle only."""
     scale = Scale(nan, ScaleSource.NONE)
     images: dict[InboxFile, UInt8] = {}
     n_passed_over = 0
@@ -228,9 +213,8 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
     except RbcEdgeError:
         raise
     except Exception:  # the fields are then estimated one by one, and fail one by one if they must
-        slide_id = files[0].slide_id
-        log.warning("slide %s: its scale could not be estimated", slide_id)
-        log.debug("slide %s", slide_id, exc_info=True)
+        log.warning("slide %s: its scale could not be estimated", files[0].slide_id)
+        log.debug("slide %s", files[0].slide_id, exc_info=True)
     return ScaleLook(scale, tuple(images), n_passed_over)
 
 

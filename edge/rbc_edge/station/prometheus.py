@@ -17,27 +17,19 @@ def check_metrics(path: Path) -> None:
     try:
         import prometheus_client  # noqa: F401, PLC0415  an extra
     except ImportError as error:
-        raise UsageError(
-            "metrics need the Prometheus client, which is not installed",
-            'pip install "rbc-edge[prometheus]"',
-        ) from error
+        what = "metrics need the Prometheus client, which is not installed"
+        raise UsageError(what, 'pip install "rbc-edge[prometheus]"') from error
     if not path.parent.is_dir():
-        raise UsageError(
-            f"{path_text(path)}: its folder does not exist",
-            "give a file in the folder that the node exporter's textfile collector reads",
-        )
+        advice = "give a file in the folder that the node exporter's textfile collector reads"
+        raise UsageError(f"{path_text(path)}: its folder does not exist", advice)
 
 
 def write_metrics(path: Path, status: StationStatus) -> None:
     """Writes the figures of a status, by temporary file and rename.
 
-    An unknown figure is left out: a missing figure raises an alarm, a false one does not.
-
-    The node exporter reads files with names that end in ``.prom``.
-
-    Raises:
-        UsageError: See `check_metrics`.
-        UnavailableError: The file cannot be written.
+    An unknown figure is left out: a missing figure raises an alarm, a false one does not. The node exporter
+    reads files with names that end in ``.prom``. Raises as `check_metrics`, and `UnavailableError` where the
+    file cannot be written.
     """
     check_metrics(path)
     from prometheus_client import CollectorRegistry, Gauge, write_to_textfile  # noqa: PLC0415
@@ -57,16 +49,11 @@ def write_metrics(path: Path, status: StationStatus) -> None:
         gauge("images_failed", "Images that could not be counted, in the ledger.", tally.n_failed)
         gauge("images_duplicate", "Images counted under another name of their slide.", tally.n_duplicates)
         gauge("slides", "Slides in the ledger.", tally.n_slides)
-        by_reason = labelled(
-            "images_failed_by_reason", "Images that could not be counted, by reason.", "reason"
-        )
+        failed = labelled("images_failed_by_reason", "Images that could not be counted, by reason.", "reason")
         for reason, n in status.failure_counts.items():
-            by_reason.labels(reason).set(n)
-    gauge(
-        "newest_result_age_seconds",
-        "Age of the newest result. Absent when the computer's clock is wrong.",
-        status.newest_result_age_s,
-    )
+            failed.labels(reason).set(n)
+    of_age = "Age of the newest result. Absent when the computer's clock is wrong."
+    gauge("newest_result_age_seconds", of_age, status.newest_result_age_s)
     gauge("disk_free_bytes", "Free space for results.", status.disk_free_bytes)
     gauge("clock_ok", "0: the computer's clock was set back.", not status.clock_problem)
     if (state := status.live) is not None:

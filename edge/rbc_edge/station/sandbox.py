@@ -25,9 +25,7 @@ from rbc_edge.values import InboxFile
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S: Final = 120.0
-"""An image that takes longer than this hangs, seconds."""
-
+TIMEOUT_S: Final = 120.0  # an image that takes longer than this hangs
 Sandbox = Callable[[Sequence[Path], Callable[[], bool]], bool]
 """Tells for images, and whether to go on, if a process of its own survives counting them (`survives`)."""
 
@@ -54,13 +52,9 @@ def to_quarantine(
 ) -> list[InboxFile]:
     """Finds out which images kill a process, of those that were being counted when one died.
 
-    Without a sandbox (`survives`), an image that two processes died of is taken for the cause.
-
-    Returns:
-        The images that must not be opened again.
-
-    Raises:
-        Interrupted: `keep_going` is false: somebody asked this process to end.
+    Without a sandbox (`survives`), an image that two processes died of is taken for the cause. Returns the
+    images that must not be opened again. Raises `Interrupted` where `keep_going` is false: somebody asked
+    this process to end.
     """
     max_attempts = _MAX_ATTEMPTS_WITHOUT if survives is None else _MAX_ATTEMPTS
     attempts = interrupted.items()
@@ -102,13 +96,9 @@ def survives(
     """Tells whether a process survives the reading and counting of images.
 
     `keep_going` is asked several times a second. False calls the run off. `options` of ``rbc-edge run`` are
-    those that matter to a count (bundle, scale, threads). The time is for each image.
-
-    Returns:
-        False when the child was ended by the system, or was still at it after its time.
-
-    Raises:
-        Interrupted: Called off, or somebody asked the child to end.
+    those that matter to a count (bundle, scale, threads). The time is for each image. Returns False when the
+    child was ended by the system, or was still at it after its time. Raises `Interrupted` where it was called
+    off, or somebody asked the child to end.
     """
     # Its settings are those given here, not the environment's or a file's, and it does not speak to systemd.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RBC_EDGE_", "NOTIFY_"))}

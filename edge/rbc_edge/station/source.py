@@ -203,12 +203,9 @@ class SourceWatcher:
             reason = self._events.start(self._folder)
             polling = bool(reason)
         self._identity, self.polling, self.polling_reason = found.identity, polling, reason if polling else ""
-        log.info(
-            "%s lies on %s; %s",
-            path_text(self._folder),
-            found.mount or "an unknown file system",
-            f"polling every {self._scan_every_s:g} s: {reason}" if polling else "woken by its events",
-        )
+        where = found.mount or "an unknown file system"
+        how = f"polling every {self._scan_every_s:g} s: {reason}" if polling else "woken by its events"
+        log.info("%s lies on %s; %s", path_text(self._folder), where, how)
 
     def stop(self) -> None:
         """Ends the events and their threads."""

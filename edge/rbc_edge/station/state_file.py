@@ -27,9 +27,7 @@ STATE_FILE_NAME: Final = ".rbc-edge.service"
 STATE_FILE_BYTES: Final = 8192
 MAX_PROBLEMS: Final = 20
 
-_IDLE_WRITE_S: Final = 20.0
-"""How often a state is written when only its times have changed. Each write wears a memory card."""
-
+_IDLE_WRITE_S: Final = 20.0  # when only the times have changed: each write wears a memory card
 _LOCK_TRIES, _LOCK_PAUSE_S = 15, 0.02  # a reader holds the lock for microseconds
 _READ_TRIES, _READ_PAUSE_S = 10, 0.005
 
@@ -121,10 +119,8 @@ class StateFile:
 
     The state is written in place, into disk space that is reserved at the start. So it can be written on a
     full disk, leaves no half file behind, and needs no rename. It is not forced to the disk, because after a
-    power cut there is no service.
-
-    Raises:
-        UnavailableError: Another service works on the folder, or it cannot be written.
+    power cut there is no service. Raises `UnavailableError` where another service works on the folder, or it
+    cannot be written.
     """
 
     def __init__(self, out: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -139,10 +135,8 @@ class StateFile:
         state = _read(self._descriptor, sleep)
         os.close(self._descriptor)
         who = f" (process {state.pid}, since {state.started_at})" if state else ""
-        raise UnavailableError(
-            f"another rbc-edge watch{who} works on {path_text(out)}",
-            "stop it, or choose another output folder",
-        )
+        what = f"another rbc-edge watch{who} works on {path_text(out)}"
+        raise UnavailableError(what, "stop it, or choose another output folder")
 
     def write(self, state: ServiceState) -> None:
         """Writes the state. Never raises: counting goes on where the state cannot be written."""
@@ -184,11 +178,8 @@ class StateFile:
 def read_state(out: Path, *, sleep: Callable[[float], None] = time.sleep) -> tuple[bool, ServiceState | None]:
     """Reads the state of the service of an output folder, without disturbing the service.
 
-    Returns:
-        Whether a service is running, and its last state. None: there is none that can be read.
-
-    Raises:
-        UnavailableError: The file is there and may not be read.
+    Returns whether a service is running, and its last state. None: there is none that can be read. Raises
+    `UnavailableError` where the file is there and may not be read.
     """
     path, advice = out / STATE_FILE_NAME, "ask as the service's user, or as a member of its group"
     if is_gone(path):
@@ -229,11 +220,8 @@ def _packed(state: ServiceState) -> bytes:
 
 
 def _framed(values: dict[str, Any]) -> bytes:
-    return b'{"crc32": %d, "state": %s}' % (_checksum(values), json.dumps(values).encode("ascii"))
-
-
-def _checksum(values: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values).encode("ascii"))
+    text = json.dumps(values).encode("ascii")
+    return b'{"crc32": %d, "state": %s}' % (zlib.crc32(text), text)
 
 
 def _read(descriptor: int, sleep: Callable[[float], None]) -> ServiceState | None:
@@ -241,7 +229,7 @@ def _read(descriptor: int, sleep: Callable[[float], None]) -> ServiceState | Non
     for _ in range(_READ_TRIES):
         with suppress(ValueError, KeyError, TypeError, RecursionError):
             content = json.loads(os.pread(descriptor, 2 * STATE_FILE_BYTES, 0))
-            if content["crc32"] == _checksum(content["state"]):
+            if content["crc32"] == zlib.crc32(json.dumps(content["state"]).encode("ascii")):
                 return ServiceState.from_json(content["state"])
         sleep(_READ_PAUSE_S)
     return None

@@ -16,9 +16,7 @@ from rbc_edge.store.rows import FieldRow, Tally
 from rbc_edge.text import path_text, span_text, utc_text
 
 MAX_FAILURES: Final = 20
-SILENT_S: Final = 60.0
-"""A service that has not written its state for so long is reported as silent, seconds."""
-
+SILENT_S: Final = 60.0  # a service that has not written its state for so long is reported as silent
 _FAILURE_KEYS: Final = ("slide_id", "fov", "path", "failure", "message", "analyzed_at")
 _CLOCK_SLACK_S: Final = 60.0  # clocks are corrected by less all the time
 
@@ -33,9 +31,7 @@ class StationStatus:
     silent_s: float | None  # since a running service last reported; None: not running, or unknown
     tally: Tally | None  # None: the ledger cannot be read now, see `ledger_problem`
     ledger_problem: str  # why the ledger cannot be read
-    failures: tuple[
-        FieldRow, ...
-    ]  # images that could not be counted, the newest first, at most `MAX_FAILURES`
+    failures: tuple[FieldRow, ...]  # images that could not be counted, newest first, at most `MAX_FAILURES`
     failure_counts: Mapping[str, int]  # how many failed, by reason
     newest_result_at: str  # when it was recorded, ISO 8601, UTC; empty: none
     newest_result_age_s: float | None  # never negative; None: there is none, or the clock is wrong
@@ -98,9 +94,7 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
 
     Ages come from the monotonic clock (`monotonic_s`, or the computer's) where the service's state is of this
     start of the computer, so that setting the clock does not change them. `now` is the time of day with zone.
-
-    Raises:
-        UnavailableError: There is neither a readable ledger nor a running service.
+    Raises `UnavailableError` where there is neither a readable ledger nor a running service.
     """
     monotonic_s = time.monotonic() if monotonic_s is None else monotonic_s
     running, state = read_state(out)
@@ -108,9 +102,9 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     failures: list[FieldRow] = []
     failure_counts: dict[str, int] = {}
     try:
-        with Reader.open(out) as ledger:
-            tally = ledger.tally()
-            failures, failure_counts = ledger.failures(MAX_FAILURES), ledger.failure_counts()
+        with Reader.open(out) as reader:
+            tally = reader.tally()
+            failures, failure_counts = reader.failures(MAX_FAILURES), reader.failure_counts()
     except UnavailableError as error:
         if not running:
             raise
@@ -118,21 +112,10 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     free = None
     with suppress(UnavailableError):
         free = free_bytes(out)
-    newest_at, age_s, clock_problem = _newest_result(state if running else None, tally, now, monotonic_s)
-    return StationStatus(
-        out=out,
-        running=running,
-        state=state,
-        silent_s=_silent_s(state, now, monotonic_s) if running and state else None,
-        tally=tally,
-        ledger_problem=problem,
-        failures=tuple(failures),
-        failure_counts=failure_counts,
-        newest_result_at=newest_at,
-        newest_result_age_s=age_s,
-        clock_problem=clock_problem,
-        disk_free_bytes=free,
-    )
+    silent_s = _silent_s(state, now, monotonic_s) if running and state else None
+    newest = _newest_result(state if running else None, tally, now, monotonic_s)
+    ledger = (tally, problem, tuple(failures), failure_counts)
+    return StationStatus(out, running, state, silent_s, *ledger, *newest, free)
 
 
 def _newest_result(

@@ -21,13 +21,9 @@ _MAX_STATUS_CHARS: Final = 400  # `systemctl status` shows one line
 class Systemd:
     """The connection to systemd. No call raises: a service manager that does not listen never stops counting.
 
-    Args:
-        env: The environment. None: the process's. Then the variables are removed from it, so that no child
-            process sends messages in the name of the service.
-
-    Attributes:
-        watchdog_s: systemd ends a service that does not call `beat` for so many seconds. None: systemd does
-            not ask for it.
+    `env` is the environment. None: the process's. Then the variables are removed from it, so that no child
+    process sends messages in the name of the service. systemd ends a service that does not call `beat` for
+    `watchdog_s` seconds. None: systemd does not ask for it.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None) -> None:

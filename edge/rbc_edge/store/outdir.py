@@ -49,21 +49,16 @@ def writing(out: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     A single run holds it from start to end. A service holds it only while it records images, so that a run
     can work at the same time. The system releases the lock when the process ends or dies.
 
-    The folder must exist. Another writer is waited for as long as `wait_s` says, seconds.
-
-    Raises:
-        BusyError: Another writer held the folder during the whole time.
-        UnavailableError: The folder cannot be written.
+    The folder must exist. Raises `BusyError` where another writer held it for all of `wait_s`, and
+    `UnavailableError` where it cannot be written.
     """
     descriptor = open_lock_file(out / LOCK_NAME)
     try:
         left_s = wait_s
         while not lock(descriptor, out):
             if left_s <= 0:
-                raise BusyError(
-                    f"another rbc-edge is writing to {path_text(out)}",
-                    "wait until it has finished, or choose another output folder",
-                )
+                advice = "wait until it has finished, or choose another output folder"
+                raise BusyError(f"another rbc-edge is writing to {path_text(out)}", advice)
             time.sleep(_RETRY_S)
             left_s -= _RETRY_S
         yield
@@ -111,10 +106,9 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
         real = Path(os.path.realpath(path))
         inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
         if inside or real == real_out / "cells":
-            raise UsageError(
-                f"the output folder {path_text(out)} lies inside the source {path_text(path)}",
-                "give an --out outside the images' folder; that folder is never written to",
-            )
+            what = f"the output folder {path_text(out)} lies inside the source {path_text(path)}"
+            advice = "give an --out outside the images' folder; that folder is never written to"
+            raise UsageError(what, advice)
 
 
 @contextmanager
@@ -123,10 +117,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
 
     Its folder is made. With `durable`, the file and its name are forced to the disk, so that they survive a
     power cut. That is only for the process that holds `writing`. Without it, two processes may write the same
-    file at once, and the file of one of them stays.
-
-    Raises:
-        OSError: It cannot be written; the file of before is intact.
+    file at once, and the file of one of them stays. Raises `OSError` where it cannot be written. Then the
+    file of before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name of a view may be as long as the file system allows, so a suffix would not fit.

@@ -31,12 +31,7 @@ class Reader:
 
     @classmethod
     def open(cls, out: Path) -> Self:
-        """Opens the ledger of an output folder for reading only, while another process may write it.
-
-        Raises:
-            DamagedError: The file is damaged.
-            UnavailableError: There is none, it cannot be read, or this version does not read it.
-        """
+        """Opens the ledger of an output folder for reading only. Raises as `Database.for_reading`."""
         return cls(Database.for_reading(out))
 
     def __enter__(self) -> Self:
@@ -71,24 +66,17 @@ class Reader:
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
         """Returns the scale estimated for a slide. None when it never was."""
-        row = self._db.first(
-            "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
-            " WHERE slide_id = ? AND scale_source IS NOT NULL",
-            slide_id,
-        )
-        if row is None:
-            return None
-        return SlideScale(rows.scale_of(*row[:2]), *row[2:])
+        query = "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
+        row = self._db.first(f"{query} WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
+        return None if row is None else SlideScale(rows.scale_of(*row[:2]), *row[2:])
 
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
         counted: dict[int, set[str]] = {}
         failed = set()
-        for fov, size_bytes, sha256, status, bundle_id, settings in self._db.rows(
-            "SELECT fov, size_bytes, sha256, status, bundle_id, settings FROM field"
-            " JOIN slide USING (slide_key) WHERE slide_id = ?",
-            slide_id,
-        ):
+        columns = "fov, size_bytes, sha256, status, bundle_id, settings"
+        query = f"SELECT {columns} FROM field JOIN slide USING (slide_key) WHERE slide_id = ?"
+        for fov, size_bytes, sha256, status, bundle_id, settings in self._db.rows(query, slide_id):
             if status == Status.FAILED:
                 failed.add(fov)
             elif status == Status.OK and (bundle_id, settings) == (version.bundle_id, version.settings):
@@ -110,11 +98,9 @@ class Reader:
 
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
         """Yields (fov, cells) of a slide's counted fields in order of their names."""
-        for fov, packed in self._db.rows(
-            "SELECT fov, packed FROM cells JOIN field USING (field_key) JOIN slide USING (slide_key)"
-            " WHERE slide_id = ? ORDER BY fov",
-            slide_id,
-        ):
+        tables = "cells JOIN field USING (field_key) JOIN slide USING (slide_key)"
+        query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? ORDER BY fov"
+        for fov, packed in self._db.rows(query, slide_id):
             yield fov, rows.unpack_cells(packed)
 
     # -- sums -------------------------------------------------------------------------------------------
@@ -123,14 +109,9 @@ class Reader:
         """Sums up the ledger."""
         n = dict(self._db.rows("SELECT status, count(*) FROM field GROUP BY status"))
         newest = self._db.first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
-        slides = self._db.first("SELECT count(*) FROM slide")
-        return Tally(
-            n_ok=n.get(Status.OK, 0),
-            n_failed=n.get(Status.FAILED, 0),
-            n_duplicates=n.get(Status.DUPLICATE, 0),
-            n_slides=int(slides[0]) if slides else 0,
-            newest_analyzed_at=newest[0] if newest else "",
-        )
+        ((n_slides,),) = self._db.rows("SELECT count(*) FROM slide")
+        ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
+        return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "")
 
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
@@ -139,9 +120,5 @@ class Reader:
 
     def failure_counts(self) -> dict[str, int]:
         """Returns how many fields of view failed for each reason, the most frequent first."""
-        return dict(
-            self._db.rows(
-                "SELECT failure, count(*) FROM field WHERE status = 'failed' GROUP BY failure"
-                " ORDER BY count(*) DESC, failure"
-            )
-        )
+        query = "SELECT failure, count(*) FROM field WHERE status = 'failed' GROUP BY failure"
+        return dict(self._db.rows(f"{query} ORDER BY count(*) DESC, failure"))

@@ -16,10 +16,7 @@ def damage(database: Database) -> str:
     """Reads the whole ledger and returns what is wrong with it. Empty when nothing is.
 
     SQLite's own check reads the structure. The packed cells and counts are read as well, because SQLite
-    takes any bytes there.
-
-    Raises:
-        UnavailableError: It cannot be read now.
+    takes any bytes there. Raises `UnavailableError` where it cannot be read now.
     """
     db = database.connection
     with database.guard():
@@ -46,13 +43,10 @@ def keep_aside(out: Path, stamp: str) -> Path:
     because the new ledger knows nothing of them: left there, tables and ``slides.csv`` would disagree.
 
     No process may have the ledger open. `stamp` is a time, for the name of the new folder, which is returned.
-
-    Raises:
-        UnavailableError: The folder cannot be written.
+    Raises `UnavailableError` where the output folder cannot be written.
     """
-    with explained(
-        f"{path_text(out)}: cannot keep the damaged ledger aside", "check permissions and free space"
-    ):
+    what = f"{path_text(out)}: cannot keep the damaged ledger aside"
+    with explained(what, "check permissions and free space"):
         aside = _new_folder(out / f"damaged-{stamp}")
         for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
             kept = aside / table.relative_to(out)

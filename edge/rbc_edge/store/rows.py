@@ -22,9 +22,8 @@ _COLUMNS: Final = (
     *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
     *("bundle_id", "settings", "counts"),
 )
+# What `field_row` reads, of ``field JOIN slide``.
 FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS)))
-"""What `field_row` reads, of ``field JOIN slide``."""
-
 _FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
@@ -189,11 +188,7 @@ def pack_counts(counts: Mapping[EdgeRule, Counts]) -> bytes:
 
 
 def unpack_counts(packed: bytes) -> dict[EdgeRule, Counts]:
-    """Reads what `pack_counts` made.
-
-    Raises:
-        ValueError: It is not that.
-    """
+    """Reads what `pack_counts` made. Raises `ValueError` where it is not that."""
     table = np.frombuffer(packed, "<i4").reshape(-1, 4).tolist()
     return {rule: Counts(*row) for rule, row in zip(_RULES, table, strict=True)}
 
@@ -210,18 +205,11 @@ def pack_cells(cells: Cells) -> bytes:
 
 
 def unpack_cells(packed: bytes) -> Cells:
-    """Reads what `pack_cells` made.
-
-    Raises:
-        ValueError, zlib.error: It is not that.
-    """
+    """Reads what `pack_cells` made. Raises `ValueError` or `zlib.error` where it is not that."""
     table = np.frombuffer(zlib.decompress(packed), _CELL)
+    xyxy, score = table["xyxy"].astype(np.float32), table["score"].astype(np.float32)
     return Cells(
-        Detections(
-            table["xyxy"].astype(np.float32),
-            table["score"].astype(np.float32),
-            table["class_id"].astype(np.int64),
-        ),
+        Detections(xyxy, score, table["class_id"].astype(np.int64)),
         overlap_score=table["overlap_score"].astype(np.float32),
         overlapping=table["overlapping"].astype(np.bool_),
         group=table["group"].astype(np.int64),

@@ -110,9 +110,8 @@ class Database:
     def for_writing(cls, out: Path) -> Self:
         """Opens the ledger of an output folder, which exists, and creates or migrates it where needed.
 
-        Raises:
-            DamagedError: The file is damaged.
-            UnavailableError: The folder cannot be written, or the file is no ledger, or a newer version's.
+        Raises `DamagedError` where the file is damaged, and `UnavailableError` where the folder cannot be
+        written, or the file is no ledger, or a newer version's.
         """
         path = out / FILE_NAME
         with _guard(path):
@@ -125,15 +124,13 @@ class Database:
     def for_reading(cls, out: Path) -> Self:
         """Opens the ledger of an output folder for reading only, while another process may write it.
 
-        Raises:
-            DamagedError: The file is damaged.
-            UnavailableError: There is none, it cannot be read, or this version does not read it.
+        Raises `DamagedError` where the file is damaged, and `UnavailableError` where there is none, it cannot
+        be read, or this version does not read it.
         """
         path = out / FILE_NAME
         if is_gone(path):
-            raise UnavailableError(
-                f"{path_text(out)}: no {FILE_NAME} there", "give the --out of a run or of the service"
-            )
+            advice = "give the --out of a run or of the service"
+            raise UnavailableError(f"{path_text(out)}: no {FILE_NAME} there", advice)
         with _guard(path):
             uri = f"{path.absolute().as_uri()}?mode=ro"
             if not Path(f"{path}-wal").exists() and not os.access(out, os.W_OK):
@@ -256,16 +253,13 @@ class Database:
         if self._pragma("application_id") != _APPLICATION_ID and n_objects:
             raise UnavailableError(f"{name} is a database of another program", "choose another output folder")
         if version > len(MIGRATIONS):
-            raise UnavailableError(
-                f"{name} was written by a newer rbc-edge (ledger version {version}; this one knows"
-                f" {len(MIGRATIONS)})",
-                "update rbc-edge, or choose another output folder",
-            )
+            versions = f"ledger version {version}; this one knows {len(MIGRATIONS)}"
+            advice = "update rbc-edge, or choose another output folder"
+            raise UnavailableError(f"{name} was written by a newer rbc-edge ({versions})", advice)
         if version < oldest:
-            raise UnavailableError(
-                f"{name} was written by an older rbc-edge (ledger version {version})",
-                "run `rbc-edge run` or the service on it once; that brings it up to date",
-            )
+            what = f"{name} was written by an older rbc-edge (ledger version {version})"
+            advice = "run `rbc-edge run` or the service on it once; that brings it up to date"
+            raise UnavailableError(what, advice)
 
 
 def is_gone(path: Path) -> bool:
@@ -287,20 +281,17 @@ def _guard(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        kind, what = error_kind(error), f"{path_text(path)}: cannot write"
+        kind, name = error_kind(error), path_text(path)
         if kind in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT):
-            raise DamagedError(
-                f"{path_text(path)}: the ledger is damaged: {error}",
-                "move it aside and run again: the images are counted again",
-            ) from error
+            advice = "move it aside and run again: the images are counted again"
+            raise DamagedError(f"{name}: the ledger is damaged: {error}", advice) from error
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            what, advice = f"{name}: another program holds the ledger", "close it and run again"
+            raise UnavailableError(what, advice) from error
         if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             advice = "free space on the disk and run again: what was counted is kept"
-            raise UnavailableError(f"{what}: {error}", advice) from error
-        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            raise UnavailableError(
-                f"{what}: {error}", "check the permissions of the output folder"
-            ) from error
-        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            what = f"{path_text(path)}: another program holds the ledger"
-            raise UnavailableError(what, "close it and run again") from error
-        raise
+        elif kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            advice = "check the permissions of the output folder"
+        else:
+            raise
+        raise UnavailableError(f"{name}: cannot write: {error}", advice) from error

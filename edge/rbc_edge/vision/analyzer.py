@@ -80,10 +80,8 @@ class Analyzer:
         """Finds and classifies the cells of one field of view.
 
         A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
-        clearly contradict it (another objective, another camera in the same folder).
-
-        Returns:
-            Every cell, whatever the edge rule, and the quality flags (`quality.FLAGS`).
+        clearly contradict it (another objective, another camera in the same folder). Returns every cell,
+        whatever the edge rule, and the quality flags (`quality.FLAGS`).
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
@@ -95,13 +93,9 @@ class Analyzer:
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold
         clock.lap("classify")
-        cells = Cells(
-            found,
-            overlap_score,
-            overlapping,
-            counting.groups(found.xyxy, found.class_id, overlapping),
-            boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px),
-        )
+        group = counting.groups(found.xyxy, found.class_id, overlapping)
+        edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
+        cells = Cells(found, overlap_score, overlapping, group, edges)
         if len(rbc) == 0:
             flags.append("no-red-cells")
         flags += quality.flags(self.features(view, cells, used))
@@ -116,10 +110,9 @@ class Analyzer:
 
     def features(self, view: preprocess.View, cells: Cells, used: Scale) -> quality.Features:
         """Measures the quality of a field's image (see `quality`), from its view for the scale `used`."""
-        model_px, scores = self.bundle.manifest.cell_diameter_px, self.bundle.manifest.score_threshold
-        return quality.measure(
-            view, cells, used.cell_diameter_px, model_px=model_px, min_score=scores[CellClass.RBC]
-        )
+        manifest = self.bundle.manifest
+        known = {"model_px": manifest.cell_diameter_px, "min_score": manifest.score_threshold[CellClass.RBC]}
+        return quality.measure(view, cells, used.cell_diameter_px, **known)
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"
@@ -203,9 +196,8 @@ def count_image(
         ValueError: The array has another dtype or shape.
     """
     given = given_scale(cell_diameter_px=cell_diameter_px, um_per_px=um_per_px)
-    return open_analyzer(bundle, threads=threads).count_image(
-        image, scale=given, max_megapixels=max_megapixels
-    )
+    analyzer = open_analyzer(bundle, threads=threads)
+    return analyzer.count_image(image, scale=given, max_megapixels=max_megapixels)
 
 
 def open_analyzer(bundle: Bundle | _Path | None = None, *, threads: int = 0) -> Analyzer:
@@ -217,8 +209,7 @@ def open_analyzer(bundle: Bundle | _Path | None = None, *, threads: int = 0) -> 
 def given_scale(*, cell_diameter_px: float | None, um_per_px: float | None) -> Scale | None:
     """Returns the scale that the user gave. None for neither.
 
-    Raises:
-        UsageError: Both are given, or one is not positive.
+    Raises `UsageError` where both are given, or one is not positive.
     """
     if cell_diameter_px is not None and um_per_px is not None:
         raise UsageError("cell_diameter_px and um_per_px say the same in two ways", "give one of them")

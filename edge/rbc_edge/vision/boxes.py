@@ -19,8 +19,7 @@ _PAIRS_AT_ONCE = 2_000_000  # bounds the memory of a field where all boxes share
 def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px: float) -> Bool:
     """Tells which boxes, float32 (N, 4), reach the border of their field. All numbers are its pixels.
 
-    Returns:
-        bool (N, 4): left, top, right, bottom. A side counts as reached from `EDGE_MARGIN` on.
+    Returns bool (N, 4): left, top, right, bottom. A side counts as reached from `EDGE_MARGIN` on.
     """
     x_min, y_min, x_max, y_max = xyxy.T
     m = EDGE_MARGIN * cell_diameter_px

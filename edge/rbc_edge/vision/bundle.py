@@ -32,9 +32,7 @@ from rbc_edge.text import path_text
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-FORMAT: Final = 2
-"""Version of the manifest this program reads and writes."""
-
+FORMAT: Final = 2  # version of the manifest this program reads and writes
 MANIFEST: Final = "manifest.json"
 DETECTOR: Final = "detector.onnx"
 DETECTOR_FP32: Final = "detector-fp32.onnx"
@@ -120,8 +118,7 @@ class Bundle:
     def networks(self, precision: str) -> tuple[str, str]:
         """Returns the names of the detector and the classifier of a precision, ``int8`` or ``fp32``.
 
-        Raises:
-            BundleError: This bundle has none.
+        Raises `BundleError` where this bundle has none.
         """
         names = (DETECTOR_FP32, CLASSIFIER_FP32) if precision == "fp32" else (DETECTOR, CLASSIFIER)
         if missing := [file for file in names if file not in self.manifest.files]:
@@ -136,8 +133,7 @@ class Bundle:
     def session(self, file: str, *, threads: int) -> ort.InferenceSession:
         """Opens one of the bundle's networks on the CPU. `threads` work inside one operator.
 
-        Raises:
-            BundleError: ONNX Runtime cannot load it.
+        Raises `BundleError` where ONNX Runtime cannot load it.
         """
         import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
 
@@ -150,9 +146,7 @@ class Bundle:
         # Threads that wait in a loop would take the processor from decoding and from the camera.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            return ort.InferenceSession(
-                str(self.path / file), sess_options=options, providers=["CPUExecutionProvider"]
-            )
+            return ort.InferenceSession(str(self.path / file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise _broken(self.path / file, f"ONNX Runtime cannot load it: {error}") from error
 
@@ -177,9 +171,8 @@ def default_path() -> Path:
 
 def claimed_id(path: Path | None = None) -> str | None:
     """Returns the bundle_id in the manifest of a folder (see `Bundle.open`), unchecked. None without one."""
-    folder = default_path() if path is None else path
     try:
-        claimed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["bundle_id"]
+        claimed = json.loads(((path or default_path()) / MANIFEST).read_text(encoding="utf-8"))["bundle_id"]
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return None
     return claimed if isinstance(claimed, str) and claimed.isalnum() else None
@@ -189,10 +182,8 @@ def write(folder: Path, source: Mapping[str, Path], manifest: Manifest) -> Bundl
     """Writes a bundle: copies the files, hashes them, writes the manifest last.
 
     An earlier bundle in the folder is replaced. `source` gives for each name in the bundle the file to copy.
-    The manifest's ``files`` and ``bundle_id`` are filled in here.
-
-    Raises:
-        BundleError: A required file is missing.
+    The manifest's ``files`` and ``bundle_id`` are filled in here. Raises `BundleError` where a required file
+    is missing.
     """
     if missing := [name for name in _REQUIRED if name not in source]:
         raise BundleError(f"{folder}: a bundle needs {', '.join(missing)}")

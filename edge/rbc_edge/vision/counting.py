@@ -21,10 +21,8 @@ def groups(xyxy: Float32, class_id: Int64, overlapping: Bool) -> Int64:
 
     A group is a connected component of overlapping red cells and the white cells that touch them. Two cells
     are linked when their boxes, grown by 5 %, intersect. An overlapping red cell without a link gets a number
-    of its own: its partner was not found, or lies outside the field.
-
-    Returns:
-        int64 (N,): 1..G in order of each group's first cell. 0 for a cell in no group.
+    of its own: its partner was not found, or lies outside the field. Returns int64 (N,): 1..G in order of
+    each group's first cell. 0 for a cell in no group.
     """
     red = overlapping & (class_id == CellClass.RBC)
     member = np.flatnonzero(red | (class_id == CellClass.WBC))

@@ -72,9 +72,8 @@ class Detector:
     def _detect_tile(self, small: UInt8, tile: preprocess.Tile, least: Float32) -> Detections:
         """Returns what one tile's core holds, in pixels at model scale, after suppression."""
         window, left, top = preprocess.pad_to_stride(small[tile.y0 : tile.y1, tile.x0 : tile.x1])
-        boxes, scores = self._session.run(
-            ["boxes", "scores"], {"image": window[None], "least_score": least.astype(np.float32)}
-        )
+        given = {"image": window[None], "least_score": least.astype(np.float32)}
+        boxes, scores = self._session.run(["boxes", "scores"], given)
         # There are no cells in the padding: boxes are cut at the image border.
         limit = np.array([tile.x1 - tile.x0, tile.y1 - tile.y0] * 2, np.float32)
         boxes = np.clip(boxes - np.array([left, top] * 2, np.float32), 0, limit)

@@ -54,9 +54,8 @@ def load_field(
     cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of its size,
     in half the time and a fraction of the memory. NaN: decoded in full.
 
-    Raises:
-        ImageError: With reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
-            ``too-large``, ``too-small`` or ``unsupported``.
+    Raises `ImageError` with reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
+    ``too-large``, ``too-small`` or ``unsupported``.
     """
     try:
         with path.open("rb") as file:
@@ -78,8 +77,7 @@ def load_field(
 def full_size(field: FieldOfView) -> UInt8:
     """Returns a field's image in full, uint8 (H, W, 3) RGB, decoded again if it is reduced.
 
-    Raises:
-        ImageError: `too-large` where it does not fit into memory.
+    Raises `ImageError` with reason ``too-large`` where it does not fit into memory.
     """
     return field.image if field.decoded.reduction == 1 else decode(field.decoded.file, field.fov)[0]
 
@@ -274,11 +272,8 @@ def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
     if scaled.ndim == 2:
         scaled = np.repeat(scaled[:, :, None], 3, axis=2)
     upright = Image.fromarray(np.ascontiguousarray(scaled))
-    if orientation != 1:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        upright.info["exif"] = exif.tobytes()
-        upright = ImageOps.exif_transpose(upright)
+    upright.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(upright, in_place=True)
     return np.asarray(upright, dtype=np.uint8)
 
 

@@ -216,10 +216,8 @@ def crops(image: UInt8, xyxy: Float32, *, margin: float, size_px: int = CROP_PX)
     """Cuts each box out of the field, with a margin, and resizes it to a square.
 
     The margin, a share of the box's side on each of its four sides, shows whether background lies around the
-    cell. Width and height are stretched separately. Pixels outside the field are `PAD_VALUE`.
-
-    Returns:
-        uint8 (N, size_px, size_px, 3).
+    cell. Width and height are stretched separately. Pixels outside the field are `PAD_VALUE`. Returns
+    uint8 (N, size_px, size_px, 3).
     """
     out = np.empty((len(xyxy), size_px, size_px, 3), np.uint8)
     height, width = image.shape[:2]

@@ -133,20 +133,17 @@ def measure(
     factor = min(1.0, model_px / diameter if is_scaled else _UNSCALED_SIDE_PX / min(height, width))
     # Averaging all three channels takes as long as everything else here, and colour does not need it.
     grey = preprocess.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
-    found = cells.detections
-    seen = found.xyxy / view.px
+    found, seen = cells.detections, cells.detections.xyxy / view.px
     boxes = seen * np.array([grey.shape[1] / width, grey.shape[0] / height] * 2, np.float32)
     red = found.class_id == CellClass.RBC
     bright = _bright_level(grey)
-    contrast, edge_width = _outlines(grey, boxes[red], bright)
+    outlines = _outlines(grey, boxes[red], bright)
     block_px = _BLOCK * (diameter * factor if is_scaled else model_px)
-    unevenness, glass = _light(grey, boxes, max(1, round(block_px)))
+    light = _light(grey, boxes, max(1, round(block_px)))
     score = found.score[red]
     confidence = (median(score) - min_score) / (1 - min_score) if len(score) else math.nan
     clipped, green = _colour(view.plain, seen[red])
-    return Features(
-        bright, clipped, contrast, edge_width, unevenness, glass, cell_diameter_px, confidence, green
-    )
+    return Features(bright, clipped, *outlines, *light, cell_diameter_px, confidence, green)
 
 
 def flags(features: Features) -> tuple[str, ...]:
@@ -176,8 +173,7 @@ def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]
         return math.nan, math.nan
     grey = grey[:_MAX_REMAP_PX, :_MAX_REMAP_PX]
     height, width = grey.shape
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     x, y = (centre[:, i, None] + half[:, i, None] * _RAYS[i].reshape(1, -1) for i in (0, 1))
     seen = cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     shape = (len(boxes), *_RAYS[0].shape)

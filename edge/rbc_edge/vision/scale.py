@@ -103,11 +103,8 @@ def _ratio(a: float, b: float) -> float:
 def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int = 1) -> Scale:
     """Estimates the red-cell diameter of a slide from some of its fields, each uint8 (H, W, 3) RGB.
 
-    `threads` fields are analyzed at the same time, large fields one by one.
-
-    Returns:
-        The median over cells of the fields' estimates, with source ``estimated-slide``. NaN and ``none``
-        when no field shows red cells.
+    `threads` fields are analyzed at the same time, large fields one by one. Returns the median over cells of
+    the fields' estimates, with source ``estimated-slide``. NaN and ``none`` when no field shows red cells.
     """
 
     def measured(image: UInt8, near: float = math.nan) -> tuple[float, int]:

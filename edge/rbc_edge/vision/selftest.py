@@ -46,18 +46,13 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
     """Counts the bundle's test field and compares the cells with those that the export found.
 
     8-bit kernels differ between processors: cells near the threshold may come or go, clear cells may not.
-
-    Raises:
-        BundleError: This machine finds other cells than the export.
+    Raises `BundleError` where this machine finds other cells than the export.
     """
     place = bundle.path / TEST_EXPECTED
     try:
         expected = json.loads(place.read_text(encoding="utf-8"))
-        wanted = Detections(
-            np.array(expected["xyxy"], np.float32).reshape(-1, 4),
-            np.array(expected["score"], np.float32),
-            np.array(expected["class_id"], np.int64),
-        )
+        xyxy, score = (np.array(expected[name], np.float32) for name in ("xyxy", "score"))
+        wanted = Detections(xyxy.reshape(-1, 4), score, np.array(expected["class_id"], np.int64))
         diameter = float(expected["cell_diameter_px"])
         wanted_overlap = np.array([np.nan if s is None else s for s in expected["overlap_score"]], np.float32)
         if len(wanted_overlap) != len(wanted) or not 0 < diameter < math.inf:
@@ -83,16 +78,13 @@ def verify(bundle: Bundle, *, threads: int = 0) -> SelfTest:
     for each, matched in ((found, ours), (wanted, theirs)):
         is_clear = each.score > least[each.class_id] + _CLEAR
         n_unmatched += int(np.count_nonzero(np.delete(is_clear, matched)))
-    box_error = np.abs(found.xyxy[ours] - wanted.xyxy[theirs]).max(initial=0.0)
+    box_error = float(np.abs(found.xyxy[ours] - wanted.xyxy[theirs]).max(initial=0.0))
     score_error = np.abs(found.score[ours] - wanted.score[theirs]).max(initial=0.0)
     overlap_error = np.nan_to_num(np.abs(cells.overlap_score[ours] - wanted_overlap[theirs])).max(initial=0.0)
-    errors = float(box_error), float(max(score_error, overlap_error))
-    result = SelfTest(len(wanted), len(found), n_unmatched, *errors)
-    if len(wanted) == 0 or result.n_unmatched or overlap_error > _SCORE_ERROR:
-        raise BundleError(
-            f"{bundle.path}: on its test field this machine sees {result.n_found} cells where the export saw "
-            f"{result.n_expected}; {result.n_unmatched} clear ones differ, "
-            f"scores by up to {result.score_error:.2f}",
-            "report this with the output of `rbc-edge bundle show` and the processor's name",
-        )
-    return result
+    largest = float(max(score_error, overlap_error))
+    if len(wanted) == 0 or n_unmatched or overlap_error > _SCORE_ERROR:
+        seen = f"sees {len(found)} cells where the export saw {len(wanted)}"
+        differ = f"{n_unmatched} clear ones differ, scores by up to {largest:.2f}"
+        advice = "report this with the output of `rbc-edge bundle show` and the processor's name"
+        raise BundleError(f"{bundle.path}: on its test field this machine {seen}; {differ}", advice)
+    return SelfTest(len(wanted), len(found), n_unmatched, box_error, largest)

@@ -7,13 +7,11 @@ import numpy as np
 
 from rbc_edge.values import Float32, Int64
 
+# How alike cells of one field are in overlapping (intraclass correlation), where a slide cannot say. Between
+# the photographs of a source we measured 0.10 to 0.19.
 LIKENESS = 0.2
-"""How alike cells of one field are in overlapping (intraclass correlation), where a slide cannot say. Between
-the photographs of a source we measured 0.10 to 0.19."""
-
+# A slide has too few fields or cells where half the 95 % interval of its overlap fraction is larger.
 SAYS_LITTLE = 0.10
-"""A slide has too few fields or cells where half the 95 % interval of its overlap fraction is larger."""
-
 _MANY = 1_000_000  # degrees of freedom of a known number
 
 _Z_95 = 1.959963984540054
