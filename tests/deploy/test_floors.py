@@ -11,7 +11,7 @@ LOWEST = ROOT / ".ci" / "lowest"
 
 
 def test_every_library_of_the_station_has_a_floor_and_nothing_else() -> None:
-    """`.ci/lowest` compares the installed version with the floor, so the floor must be all that stands there."""
+    """`.ci/lowest` compares the installed version with the floor, so nothing else may stand there."""
     needs = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["prometheus"]]
     assert [need for need in needs if not re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", need)] == []
 
