@@ -130,7 +130,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
 
     # -- an upgrade that fails changes nothing
     tree.path("/root/rbc_edge-9.9.9-py3-none-any.whl").write_bytes(b"not a wheel")
-    said = tree.run(install[0], "/root/rbc_edge-9.9.9-py3-none-any.whl")
+    said = tree.run(install[0], "/root/rbc_edge-9.9.9-py3-none-any.whl", *install[2:])
     works = tree.run("rbc-edge", "bundle", "verify").returncode == 0
     proof.check("a broken wheel changes nothing", said.returncode == 1 and releases(tree) == second and works)
     settings.write_bytes(written + b"treads = 2\n")
