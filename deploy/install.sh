@@ -5,6 +5,12 @@
 set -eu
 umask 022
 
+# Root must run nothing that lies in the folder of the caller. Python looks for modules in the current folder and in
+# folders that variables name. So the script leaves that folder first, and calls Python only with -I (isolated).
+caller=$(pwd)
+cd /
+unset CDPATH PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE
+
 usage() {
     cat <<'END'
 usage: install.sh rbc_edge-VERSION.whl [options]
@@ -13,7 +19,7 @@ usage: install.sh rbc_edge-VERSION.whl [options]
   --out DIR          folder for the results  [default: /var/lib/rbc-edge]
   --group GROUP      add the service to this group, which can read the camera's folder
   --wheels DIR       install from the packages (wheels) in DIR, without network
-  --constraint FILE  exact versions for pip (constraints.txt of the release)
+  --constraint FILE  exact versions for pip, instead of the tested ones in requirements.txt, without a check of hashes
   --prometheus       also install what the Prometheus text file needs
   --python PROGRAM   the Python to use, 3.11 or newer  [default: /usr/bin/python3]
   --no-start         install, but do not start or restart the service
@@ -59,7 +65,14 @@ done
 [ -n "$wheel" ] || wrong "no wheel given"
 [ "$(id -u)" = 0 ] || die "only root can install a service" "sudo $0 ..."
 
-here=$(cd -- "$(dirname -- "$0")" && pwd)
+# A path as the caller typed it, from the folder of the caller.
+absolute() {
+    case $1 in
+        /*) printf '%s' "$1" ;;
+        *) printf '%s' "$caller/$1" ;;
+    esac
+}
+here=$(cd -- "$(dirname -- "$(absolute "$0")")" && pwd)
 prefix=/opt/rbc-edge
 state=/var/lib/rbc-edge
 config=/etc/rbc-edge/config.toml
@@ -70,28 +83,22 @@ user=rbc-edge
 
 # -- checks. Nothing is changed up to the next heading ---------------------------------------------------
 
-absolute() {
-    case $1 in
-        /*) printf '%s' "$1" ;;
-        *) printf '%s' "$PWD/$1" ;;
-    esac
-}
 case $wheel in
     *rbc_edge-*.whl) ;;
     *) die "$wheel: not a wheel of rbc-edge" "the name must be rbc_edge-VERSION-py3-none-any.whl" 2 ;;
 esac
-[ -f "$wheel" ] || die "$wheel: there is no such file" "" 2
 wheel=$(absolute "$wheel")
-for file in systemd/rbc-edge.service systemd/config.toml; do
+[ -f "$wheel" ] || die "$wheel: there is no such file" "" 2
+for file in systemd/rbc-edge.service systemd/config.toml requirements.txt requirements-prometheus.txt; do
     [ -f "$here/$file" ] || die "$here/$file is missing" "copy the whole deploy folder of the release"
 done
 if [ -n "$wheels" ]; then
-    [ -d "$wheels" ] || die "$wheels: there is no such folder" "--wheels names a folder of wheels" 2
     wheels=$(absolute "$wheels")
+    [ -d "$wheels" ] || die "$wheels: there is no such folder" "--wheels names a folder of wheels" 2
 fi
 if [ -n "$constraint" ]; then
-    [ -f "$constraint" ] || die "$constraint: there is no such file" "" 2
     constraint=$(absolute "$constraint")
+    [ -f "$constraint" ] || die "$constraint: there is no such file" "" 2
 fi
 for folder in "$source" "$out"; do
     case $folder in
@@ -111,9 +118,12 @@ if [ -z "$python" ]; then
     [ -x "$python" ] || python=$(command -v python3) ||
         die "python3 is missing" "apt install python3 python3-venv"
 fi
+case $python in
+    */*) python=$(absolute "$python") ;;
+esac
 command -v "$python" >/dev/null || die "$python: there is no such program" "" 2
 # Not uname: Raspberry Pi OS can have a 64-bit kernel with 32-bit programs.
-"$python" - <<'END' || exit 1
+"$python" -I - <<'END' || exit 1
 import platform, struct, sys
 def no(what, advice):
     sys.exit(f"install.sh: {what}\n  {advice}")
@@ -201,12 +211,24 @@ release=$(mktemp -d "$prefix/releases/${name%%-*}-XXXXXX")
 chmod 755 "$release"
 
 say "installing $(basename "$wheel") into $release"
-"$python" -m venv "$release" || die "$python could not make a virtual environment" "see the messages above"
-set -- --disable-pip-version-check --no-input --quiet install
-if [ -n "$wheels" ]; then set -- "$@" --no-index --find-links "$wheels"; fi
-if [ -n "$constraint" ]; then set -- "$@" --constraint "$constraint"; fi
-"$release/bin/python" -m pip "$@" "$wheel$extras" ||
-    die "pip could not install it" "without network, give a folder with all packages: --wheels DIR"
+"$python" -I -m venv "$release" || die "$python could not make a virtual environment" "see the messages above"
+pip() { "$release/bin/python" -I -m pip --disable-pip-version-check --no-input --quiet "$@"; }
+if [ -z "$wheels$constraint" ]; then
+    # Exactly the tested versions, and no file whose hash is not in the list.
+    set -- --requirement "$here/requirements.txt"
+    [ -z "$extras" ] || set -- "$@" --requirement "$here/requirements-prometheus.txt"
+    pip install --require-hashes --only-binary :all: "$@" ||
+        die "pip could not install the libraries" \
+            "without network: --wheels DIR. A Python that requirements.txt does not name: --constraint constraints.txt"
+    pip install --no-index --no-deps "$wheel" || die "pip could not install $wheel" "see the messages above"
+    pip check || die "the libraries in requirements.txt do not fit to $wheel" "take both from one release"
+else
+    set --
+    if [ -n "$wheels" ]; then set -- "$@" --no-index --find-links "$wheels"; fi
+    if [ -n "$constraint" ]; then set -- "$@" --constraint "$constraint"; fi
+    pip install "$@" "$wheel$extras" ||
+        die "pip could not install it" "without network, give a folder with all packages: --wheels DIR"
+fi
 
 # -- user, folders, settings -----------------------------------------------------------------------------
 
@@ -225,7 +247,7 @@ install -d -m 755 /etc/rbc-edge
 install -m 644 "$here/systemd/config.toml" /etc/rbc-edge/config.toml.example
 if [ ! -e "$config" ]; then
     new_config=yes
-    "$release/bin/python" - "$here/systemd/config.toml" "$config" "$source" "$out" <<'END'
+    "$release/bin/python" -I - "$here/systemd/config.toml" "$config" "$source" "$out" <<'END'
 import json, sys
 example, config, source, out = sys.argv[1:]
 text = open(example, encoding="utf-8").read()
@@ -242,7 +264,7 @@ as_service "$release/bin/rbc-edge" config validate --config "$config" >/dev/null
 # The sandbox must allow folders of the settings that are in unusual places.
 as_service "$release/bin/rbc-edge" config show --json --config "$config" >"$work/settings.json" ||
     die "the settings cannot be read"
-"$release/bin/python" - "$work/settings.json" "$work/new.conf" "$source" "$out" "$config" <<'END' || exit 2
+"$release/bin/python" -I - "$work/settings.json" "$work/new.conf" "$source" "$out" "$config" <<'END' || exit 2
 import json, os, sys
 shown, conf, given_source, given_out, config = sys.argv[1:]
 settings = json.load(open(shown, encoding="utf-8"))
@@ -351,7 +373,7 @@ finished=yes
 for old in "$prefix"/releases/*; do
     [ "$old" = "$release" ] || [ "$old" = "$before" ] || rm -rf "$old"
 done
-say "$("$release/bin/rbc-edge" --version) is installed. Settings: $config. Results: $out"
+say "$(as_service "$release/bin/rbc-edge" --version) is installed. Settings: $config. Results: $out"
 if [ -n "$source" ]; then
     if [ ! -d "$source" ]; then
         say "$source does not exist yet. The service waits for it"

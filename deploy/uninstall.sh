@@ -2,6 +2,9 @@
 # Removes the service and the program. Results and ledger always stay. Settings stay, except with --purge.
 set -eu
 
+# As in install.sh: root runs nothing that lies in the folder of the caller.
+cd /
+
 usage() {
     cat <<'END'
 usage: uninstall.sh [--purge]

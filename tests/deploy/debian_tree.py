@@ -25,6 +25,7 @@ _TIMES: Final = {"analyzed_at", "elapsed_ms"}
 _SETTINGS: Final = "etc/rbc-edge/config.toml"
 _RESULTS: Final = "var/lib/rbc-edge"
 _CAMERA: Final = "/srv/camera"
+_PLANTED: Final = ("platform.py", "struct.py", "json.py", "venv.py", "pip.py", "rbc_edge/__init__.py")
 _WATCH_ONCE: Final = (
     *("runuser", "-u", "rbc-edge", "--", "rbc-edge", "watch", "--once"),
     *("--config", "/etc/rbc-edge/config.toml"),
@@ -68,10 +69,17 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
     nothing = not tree.path("/opt/rbc-edge").exists() and not settings.exists()
     proof.check("an installation that fails leaves nothing", said.returncode == 1 and nothing)
 
-    # -- a first installation
-    said = tree.run(*install, "--source", _CAMERA)
+    # -- a first installation, from a folder with Python files that must not run
+    planted = tree.path("/srv/planted")
+    for name in _PLANTED:
+        (planted / name).parent.mkdir(parents=True, exist_ok=True)
+        (planted / name).write_text(f"open('/srv/planted/ran', 'a').write('{name} ')\n")
+    in_planted = ("env", "--chdir=/srv/planted", "PYTHONPATH=/srv/planted")
+    said = tree.run(*in_planted, *install, "--source", _CAMERA)
     print(said.stdout, end="")
     proof.check("install.sh, offline", said.returncode == 0, f"exit {said.returncode}")
+    ran = planted / "ran"
+    proof.check("it runs nothing of that folder", not ran.exists(), ran.read_text() if ran.exists() else "")
     if said.returncode != 0:
         return
     first = releases(tree)
@@ -122,7 +130,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
 
     # -- an upgrade that fails changes nothing
     tree.path("/root/rbc_edge-9.9.9-py3-none-any.whl").write_bytes(b"not a wheel")
-    said = tree.run(install[0], "/root/rbc_edge-9.9.9-py3-none-any.whl")
+    said = tree.run(install[0], "/root/rbc_edge-9.9.9-py3-none-any.whl", *install[2:])
     works = tree.run("rbc-edge", "bundle", "verify").returncode == 0
     proof.check("a broken wheel changes nothing", said.returncode == 1 and releases(tree) == second and works)
     settings.write_bytes(written + b"treads = 2\n")
@@ -161,7 +169,7 @@ def prove(tree: Tree, wheel: str, proof: Proof) -> None:
 
     # -- uninstalling
     before = digests(results)
-    said = tree.run("/root/release/deploy/uninstall.sh")
+    said = tree.run(*in_planted, "/root/release/deploy/uninstall.sh")
     print(said.stdout, end="")
     gone = [
         path
