@@ -75,9 +75,8 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     except OSError as error:
         with suppress(OSError):
             file.unlink()  # no half archive: the file did not exist before
-        raise UnavailableError(
-            f"{file}: cannot write: {error.strerror or error}", "check permissions and free space"
-        ) from error
+        text = f"{file}: cannot write: {error.strerror or error}"
+        raise UnavailableError(text, "check permissions and free space") from error
     return [("README.txt", "this list"), *((name, meaning) for name, meaning, _ in contents)]
 
 
