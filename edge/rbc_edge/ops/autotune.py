@@ -97,12 +97,8 @@ def measure(
 ) -> list[Speed]:
     """Times every setup on the images, or on drawn ones. Returns a speed for each, in the order of `setups`.
 
-    `say` is called with a line for each step.
-
-    Raises:
-        UsageError: There are no images, or some cannot be counted.
-        UnavailableError: The images, or the folder for temporary files, cannot be used.
-        BundleError: ONNX Runtime cannot load the bundle.
+    `say` is called with a line for each step. Raises `UsageError` where there are no images, or some cannot
+    be counted, and `UnavailableError` where they, or the folder for temporary files, cannot be used.
     """
     advice = "set TMPDIR to a folder with space for a few megabytes"
     with (

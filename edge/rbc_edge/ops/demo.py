@@ -20,6 +20,7 @@ from rbc_edge.text import path_text
 from rbc_edge.values import Counts
 from rbc_edge.vision.bundle import Bundle
 
+# Columns of the tables for which the truth is known, and their names on the screen.
 _COUNTED: Final = {
     "n_rbc": "red cells",
     "n_rbc_single": "single",
@@ -27,8 +28,6 @@ _COUNTED: Final = {
     "n_wbc": "white cells",
     "n_platelets": "platelets",
 }
-"""Columns of the tables for which the truth is known, and their names on the screen."""
-
 _Line = tuple[str, str, str, str, str, str]
 
 
@@ -95,11 +94,8 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
 
     Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view) and
     ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide. Without
-    a folder it makes a temporary one, which stays. The same seed draws the same slides.
-
-    Raises:
-        BundleError: The bundle is missing or not intact. Nothing was drawn.
-        UnavailableError: The folder cannot be written.
+    a folder it makes a temporary one, which stays. The same seed draws the same slides. Raises `BundleError`
+    before it draws, and `UnavailableError` where the folder cannot be written.
     """
     opened = Bundle.open(bundle)
     if out is None:

@@ -47,9 +47,8 @@ def check_writable(file: Path) -> None:
 def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
     """Sets keys in a settings file. The new text is checked before it replaces the file, or makes a new one.
 
-    Raises:
-        UsageError: The file has an error, or the keys cannot be changed safely.
-        UnavailableError: It cannot be written.
+    Raises `UsageError` where the file has an error or the keys cannot be changed safely, and
+    `UnavailableError` where it cannot be written.
     """
     target = Path(os.path.realpath(file))  # a link stays a link
     try:

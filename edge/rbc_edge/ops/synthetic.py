@@ -14,7 +14,7 @@ Coordinates are pixels of the field of view, x to the right, y down. Pixel (i, j
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Final
 
@@ -227,22 +227,23 @@ def _gap_px(points: Float32, outline: Float32) -> float:
     return float(np.sqrt(((to_point - t[..., None] * edge) ** 2).sum(2).min()))
 
 
+@dataclass(eq=False)
 class _Layout:
     """Places cells at random: each is clearly apart from, or clearly over, every other, or dropped."""
 
-    def __init__(
-        self, rng: np.random.Generator, width_px: int, height_px: int, cell_diameter_px: float
-    ) -> None:
-        if width_px < 1 or height_px < 1:
-            raise ValueError(f"a field of {width_px}x{height_px} px has no area")
-        if not cell_diameter_px >= 12:  # also refuses NaN
-            text = f"cell_diameter_px {cell_diameter_px:g} is below 12 px, too small to draw a cell"
-            raise ValueError(text)
-        self.rng = rng
-        self.width_px, self.height_px = width_px, height_px
-        self.cell_diameter_px = cell_diameter_px  # mean of the red cells
-        self.shapes: list[_Shape] = []
-        self._border = np.array([[0, 0], [width_px, 0], [width_px, height_px], [0, height_px]], np.float32)
+    rng: np.random.Generator
+    width_px: int
+    height_px: int
+    cell_diameter_px: float  # mean of the red cells
+    shapes: list[_Shape] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        w, h, cell_px = self.width_px, self.height_px, self.cell_diameter_px
+        if w < 1 or h < 1:
+            raise ValueError(f"a field of {w}x{h} px has no area")
+        if not cell_px >= 12:  # also refuses NaN
+            raise ValueError(f"cell_diameter_px {cell_px:g} is below 12 px, too small to draw a cell")
+        self._border = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
 
     def fill(
         self, n_single: int, group_sizes: Sequence[int], n_wbc: int, n_wbc_overlapped: int, n_platelets: int
@@ -261,13 +262,10 @@ class _Layout:
 
     def _new_radius(self, class_id: CellClass) -> _Radii:
         rng, radius_px = self.rng, self.cell_diameter_px / 2
-        match class_id:
-            case CellClass.RBC:
-                return _radius(rng, radius_px * float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)), 1.0)
-            case CellClass.WBC:
-                return _radius(rng, radius_px * rng.uniform(1.5, 1.9), 0.5)
-            case CellClass.PLATELET:
-                return _radius(rng, radius_px * rng.uniform(0.22, 0.35), 1.2)
+        if class_id == CellClass.RBC:
+            return _radius(rng, radius_px * float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)), 1.0)
+        low, high, wobble = (1.5, 1.9, 0.5) if class_id == CellClass.WBC else (0.22, 0.35, 1.2)
+        return _radius(rng, radius_px * rng.uniform(low, high), wobble)
 
     def _alone(self, class_id: CellClass, group: int = 0) -> bool:
         """Places a cell apart from all others, as the first of a group where one is given."""
@@ -375,19 +373,14 @@ def _render(layout: _Layout, stain: Stain, illumination: float, noise: float, bl
         grain *= np.sqrt(transmitted)
         picture += grain * np.float32(noise / 0.47 / 255)  # the blur left 0.47 of the deviation
     image = cv2.convertScaleAbs(np.maximum(picture, 0), alpha=255.0)
-    return _truth(layout, np.asarray(image, np.uint8))
 
-
-def _truth(layout: _Layout, image: UInt8) -> DrawnField:
-    """Returns the field with its cells in reading order."""
-    limits = np.array([layout.width_px, layout.height_px] * 2, np.float32)
     corners = [(shape.outline.min(axis=0), shape.outline.max(axis=0)) for shape in layout.shapes]
-    xyxy = np.clip(np.array(corners, np.float32).reshape(-1, 4), 0, limits)
-    class_id = np.array([s.class_id for s in layout.shapes], np.int64)
-    group = np.array([s.group for s in layout.shapes], np.int64)
+    xyxy = np.clip(np.array(corners, np.float32).reshape(-1, 4), 0, np.array([w, h, w, h], np.float32))
+    class_id = np.array([shape.class_id for shape in layout.shapes], np.int64)
+    group = np.array([shape.group for shape in layout.shapes], np.int64)
     order = np.lexsort((xyxy[:, 0] + xyxy[:, 2], xyxy[:, 1] + xyxy[:, 3]))
     return DrawnField(
-        image=image,
+        image=np.asarray(image, np.uint8),
         xyxy=xyxy[order],
         class_id=class_id[order],
         overlapping=((group > 0) & (class_id == CellClass.RBC))[order],
@@ -402,8 +395,8 @@ def _light(rng: np.random.Generator, w: int, h: int, fall_off: float) -> Float32
     x = np.linspace(-1, 1, w, dtype=np.float32)[None]
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     cx, cy = rng.uniform(-0.45, 0.45, 2).astype(np.float32)
-    slope = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
-    loss = (x - cx) ** 2 + (y - cy) ** 2 + slope[0] * x + slope[1] * y
+    sx, sy = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
+    loss = (x - cx) ** 2 + (y - cy) ** 2 + sx * x + sy * y
     loss -= loss.min()
     return np.asarray(1 - fall_off * loss / max(float(loss.max()), 1e-6), np.float32)
 

@@ -122,36 +122,20 @@ class Views(Pictures):
 
     def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         super().__init__(ledger.reader, options, monotonic_s=monotonic_s)
-        self._tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
+        self.tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
-        """Writes the tables of slides that have changed (None: any may have). Their pictures are due.
-
-        Returns the rows of ``slides.csv``.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The tables of before are intact.
-        """
-        summaries = self._tables.write(slide_ids)
+        """Does what `Tables.write` does. The pictures of the changed slides are then due."""
+        summaries = self.tables.write(slide_ids)
         self.changed(slide_ids)
         return summaries
-
-    def refresh_slide(self, slide_id: str) -> None:
-        """Writes the tables of one slide, so that they can be read while others are being counted."""
-        self._tables.write_slide(slide_id)
-
-    def look_again(self) -> None:
-        """Forgets what was read: another process changed the ledger."""
-        self._tables.look_again()
 
 
 def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], bool]) -> None:
     """Brings overlays and reports up to date, reading the ledger while another process may write it.
 
-    `keep_going` is asked before each picture. False ends the work early.
-
-    Raises:
-        UnavailableError: The ledger cannot be read.
+    `keep_going` is asked before each picture. False ends the work early. Raises `UnavailableError` where the
+    ledger cannot be read.
     """
     if not options.has_pictures or not keep_going():
         return

@@ -84,11 +84,9 @@ class Reports:
     ) -> list[Path]:
         """Writes pages of slides (None: all), and the index of all slides. Returns the pages.
 
-        `keep_going` is asked before each picture. False ends the work early, and old pages stay.
-
-        Raises:
-            UsageError: The ledger does not know one of these slides.
-            UnavailableError: The pages cannot be written. The old ones are intact.
+        `keep_going` is asked before each picture. False ends the work early, and old pages stay. Raises
+        `UsageError` where the ledger does not know one of these slides, and `UnavailableError` where pages
+        cannot be written: the old ones are intact.
         """
         names = file_names(self.ledger.slide_ids())
         for slide_id in slide_ids or ():

@@ -248,17 +248,15 @@ class Tables:
                     left_over.unlink()
 
     def write_slide(self, slide_id: str) -> None:
-        """Writes one slide's tables. Errors are those of `write`."""
+        """Writes one slide's tables, so that they can be read while others are being counted."""
         if name := self._file_names().get(slide_id):  # else the ledger does not know the slide yet
             self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
 
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes the tables of slides that have changed (None: all may have), and ``slides.csv``.
 
-        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The old tables are intact.
+        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``. Raises
+        `UnavailableError` where the output folder cannot be written: the old tables are intact.
         """
         names = self._file_names()
         if slide_ids is None:
