@@ -155,12 +155,10 @@ def strip(fields: Sequence[PageField]) -> list[StripColumn]:
 def _column(fields: Sequence[PageField]) -> StripColumn:
     counts = [f.counts for f in fields if f.counts]
     n = max(len(counts), 1)
-    return StripColumn(
-        *(fields[0].name, fields[-1].name, len(counts)),
-        *(sum(c.n_rbc_single for c in counts) / n, sum(c.n_rbc_overlapping for c in counts) / n),
-        is_flagged=any(f.row.status is Status.OK and f.reasons for f in fields),
-        is_failed=any(f.row.status is Status.FAILED for f in fields),
-    )
+    means = sum(c.n_rbc_single for c in counts) / n, sum(c.n_rbc_overlapping for c in counts) / n
+    is_flagged = any(f.row.status is Status.OK and f.reasons for f in fields)
+    is_failed = any(f.row.status is Status.FAILED for f in fields)
+    return StripColumn(fields[0].name, fields[-1].name, len(counts), *means, is_flagged, is_failed)
 
 
 def cluster(fields: Sequence[PageField]) -> Cluster | None:

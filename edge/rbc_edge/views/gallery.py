@@ -35,10 +35,8 @@ class EmbeddedPicture(NamedTuple):
 
 
 def side_px(n_pictures: int) -> int:
-    """Returns the longest side at which this number of pictures fits into a page, pixels.
-
-    There are few sizes, so that one more field rarely means that all pictures must be drawn again.
-    """
+    """Returns the longest side at which this number of pictures fits into a page, pixels."""
+    # There are few sizes, so that one more field rarely means that all pictures must be drawn again.
     pixels = MAX_BYTES / max(n_pictures, 1) / _BYTES_PER_PIXEL
     return next((side for side in _SIDES_PX if side * side * 0.75 <= pixels), _SIDES_PX[-1])
 

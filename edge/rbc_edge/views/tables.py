@@ -70,10 +70,9 @@ class SlideSummary:
 
 
 class Table(Generic[_Row]):
-    """The columns of a kind of CSV file, in order.
+    """The columns of a kind of CSV file, in order: name, function that makes the text from a row, meaning.
 
-    A column has a name in the header, a function that makes its text from a row, and a meaning in one line of
-    Markdown, for ``docs/tables.md``.
+    The meaning is one line of Markdown, for ``docs/tables.md``.
     """
 
     def __init__(self, *columns: tuple[str, Callable[[_Row], str], str]) -> None:
