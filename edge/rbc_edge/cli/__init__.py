@@ -14,10 +14,8 @@ __all__ = ["app", "main"]
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process with its exit code.
 
-    The only place where errors become messages and exit codes.
-
-    Args:
-        arguments: What follows the program's name. None: the process's.
+    The only place where errors become messages and exit codes. The arguments are what follows the program's
+    name. None: those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the run

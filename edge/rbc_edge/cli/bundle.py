@@ -57,8 +57,8 @@ def _accuracy(manifest: Manifest) -> str:
         recall, precision = (metrics["int8"]["all"][key] for key in ("rbc_recall", "rbc_precision"))
     except (KeyError, TypeError):
         return "not measured"
-    found = f"{recall:.1%} of the red cells found, {precision:.1%} of those found are right"
-    return f"{found} (validation photographs)"
+    right = f"{precision:.1%} of those found are right (validation photographs)"
+    return f"{recall:.1%} of the red cells found, {right}"
 
 
 def verify(given: Given, *, json_output: bool) -> int:
@@ -69,9 +69,7 @@ def verify(given: Given, *, json_output: bool) -> int:
     if json_output:
         print_json({"bundle_id": bundle.bundle_id, "verified": True, **asdict(test)})
     else:
-        print(
-            f"bundle {bundle.bundle_id} is intact and finds the same cells here as at the export:"
-            f" {test.n_found} cells of {test.n_expected}, boxes within {test.box_error_px:.1f} px,"
-            f" scores within {test.score_error:.3f}"
-        )
+        near = f"boxes within {test.box_error_px:.1f} px, scores within {test.score_error:.3f}"
+        found = f"{test.n_found} cells of {test.n_expected}, {near}"
+        print(f"bundle {bundle.bundle_id} is intact and finds the same cells here as at the export: {found}")
     return ExitCode.OK

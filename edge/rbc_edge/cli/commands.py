@@ -35,17 +35,11 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
-VERSION = option(
-    "--version",
-    "Print the version of the program and of its bundle.",
-    False,
-    callback=_version,
-    is_eager=True,
-)
+ABOUT_VERSION = "Print the version of the program and of its bundle."
 
 
 @app.callback()
-def _program(_: bool = VERSION) -> None:
+def _program(_: bool = option("--version", ABOUT_VERSION, False, callback=_version, is_eager=True)) -> None:
     pass
 
 

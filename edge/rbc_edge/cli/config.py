@@ -23,9 +23,8 @@ def init(file: Path | None, *, source: Path | None, out: Path | None, force: boo
         return ExitCode.OK
     file = file or places()[0]
     write_new(file, text, force=force)
-    print(
-        one_line(f"{file}: written; check it with `rbc-edge config validate --config {file}` after a change")
-    )
+    check = f"rbc-edge config validate --config {file}"
+    print(one_line(f"{file}: written; check it with `{check}` after a change"))
     return ExitCode.OK
 
 

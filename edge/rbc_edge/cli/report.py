@@ -28,9 +28,8 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
         rule = loaded.settings.edges
         if loaded.source["edges"] == "default":  # as in the tables of the same folder
             rule = reader.note(EDGES_NOTE) or rule
-        reports = Reports(
-            out, reader, edges=EdgeRule(rule), images=IMAGES if images is None else images, manifest=manifest
-        )
+        n_images = IMAGES if images is None else images
+        reports = Reports(out, reader, edges=EdgeRule(rule), images=n_images, manifest=manifest)
         pages = reports.write(slides or None)
     for page in [*pages, reports.index]:
         print(path_text(page))

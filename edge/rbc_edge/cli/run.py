@@ -85,15 +85,11 @@ def _flagged_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
     flagged = sorted((s for s in slides if s.n_fov_flagged), key=lambda s: -s.n_fov_flagged / s.n_fov_ok)
     for slide in flagged[:_MAX_NAMED_SLIDES]:
         flags = ", ".join(f"{n} {flag}" for flag, n in slide.flags.items())
-        yield (
-            f"have a look: {one_line(slide.slide_id)}: {slide.n_fov_flagged} of"
-            f" {count_text(slide.n_fov_ok, 'field')} flagged: {flags}"
-        )
+        share = f"{slide.n_fov_flagged} of {count_text(slide.n_fov_ok, 'field')}"
+        yield f"have a look: {one_line(slide.slide_id)}: {share} flagged: {flags}"
     if any(slide.contradicts_scale for slide in flagged):
-        yield (
-            "the cells do not have the size that the given scale says; run without --cell-diameter and"
-            " --um-per-px to have it estimated"
-        )
+        advice = "run without --cell-diameter and --um-per-px to have it estimated"
+        yield f"the cells do not have the size that the given scale says; {advice}"
     if len(flagged) > _MAX_NAMED_SLIDES:
         yield f"have a look: {len(flagged) - _MAX_NAMED_SLIDES} more slides (--json lists all)"
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,15 +30,13 @@ from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle
 from rbc_edge.vision.image_file import load_field
 
 N_DRAWN: Final = 24
-BUDGET_S: Final = 45.0
-"""No new round begins after this time. With drawing and opening, the whole takes about a minute."""
-
+BUDGET_S: Final = 45.0  # no new round begins then. With drawing and opening, the whole takes about a minute.
 _MAX_ROUNDS: Final = 5
 _TURN_S: Final = 2.5  # long enough that a short interruption by the system matters little
 _MIN_FIELDS, _MAX_FIELDS = 6, 1000
+# Factor by which one more thread, or fp32, has to be faster. The camera's program needs a core too, and fp32
+# needs more memory and gives other counts.
 _MIN_GAIN: Final = 1.03
-"""Factor by which one more thread, or fp32, has to be faster. The camera's program needs a core too, and fp32
-needs more memory and gives other counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +97,8 @@ def measure(
 ) -> list[Speed]:
     """Times every setup on the images, or on drawn ones. Returns a speed for each, in the order of `setups`.
 
-    `say` is called with a line for each step.
-
-    Raises:
-        UsageError: There are no images, or some cannot be counted.
-        UnavailableError: The images, or the folder for temporary files, cannot be used.
-        BundleError: ONNX Runtime cannot load the bundle.
+    `say` is called with a line for each step. Raises `UsageError` where there are no images, or some cannot
+    be counted, and `UnavailableError` where they, or the folder for temporary files, cannot be used.
     """
     advice = "set TMPDIR to a folder with space for a few megabytes"
     with (
@@ -143,9 +137,8 @@ def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
         with suppress(ImageError):  # a turn reports it
             images.append(load_field(path, "", path.name).image)
     found = Analyzer(bundle, threads=1).estimate_scale(images)
-    if found.source is ScaleSource.NONE:
-        return None
-    return Scale(found.cell_diameter_px, ScaleSource.CELL_DIAMETER)
+    is_known = found.source is not ScaleSource.NONE
+    return Scale(found.cell_diameter_px, ScaleSource.CELL_DIAMETER) if is_known else None
 
 
 def _turn(
@@ -162,8 +155,8 @@ def _turn(
     if summary.n_failed:
         text = f"{summary.n_failed} of {len(paths)} images cannot be counted"
         raise UsageError(text, "`rbc-edge run` names them; give other images")
-    counts = [slide.counts for slide in summary.slides if slide.counts is not None]
-    return max(took_s, 1e-9), sum(c.n_rbc + c.n_wbc + c.n_platelets for c in counts)
+    counts = [slide.counts for slide in summary.slides if slide.counts]
+    return max(took_s, 1e-9), sum(sum(astuple(c)) for c in counts)
 
 
 def _rounds(
@@ -203,9 +196,9 @@ def best(speeds: Sequence[Speed]) -> Speed:
 
 def settings_of(speeds: Sequence[Speed], chosen: Speed) -> dict[str, int | str]:
     """Returns the settings of a setup. The precision only where there was a choice."""
-    values: dict[str, int | str] = {"threads": chosen.setup.threads}
-    if len({s.setup.precision for s in speeds}) > 1:
-        values["precision"] = chosen.setup.precision
+    values: dict[str, int | str] = asdict(chosen.setup)
+    if len({s.setup.precision for s in speeds}) == 1:
+        del values["precision"]
     return values
 
 

@@ -20,6 +20,7 @@ from rbc_edge.text import path_text
 from rbc_edge.values import Counts
 from rbc_edge.vision.bundle import Bundle
 
+# Columns of the tables for which the truth is known, and their names on the screen.
 _COUNTED: Final = {
     "n_rbc": "red cells",
     "n_rbc_single": "single",
@@ -27,8 +28,6 @@ _COUNTED: Final = {
     "n_wbc": "white cells",
     "n_platelets": "platelets",
 }
-"""Columns of the tables for which the truth is known, and their names on the screen."""
-
 _Line = tuple[str, str, str, str, str, str]
 
 
@@ -95,11 +94,8 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
 
     Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view) and
     ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide. Without
-    a folder it makes a temporary one, which stays. The same seed draws the same slides.
-
-    Raises:
-        BundleError: The bundle is missing or not intact. Nothing was drawn.
-        UnavailableError: The folder cannot be written.
+    a folder it makes a temporary one, which stays. The same seed draws the same slides. Raises `BundleError`
+    before it draws, and `UnavailableError` where the folder cannot be written.
     """
     opened = Bundle.open(bundle)
     if out is None:
@@ -120,13 +116,11 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
         print(f"stopped; what was counted is in {path_text(results)}", file=sys.stderr)
         return int(summary.exit_code)
     counted = {slide.slide_id: slide.counts for slide in summary.slides}
-    slides = [
-        _Compared(
-            *(slide.slide_id, slide.n_fields, truth[slide.slide_id], counted[slide.slide_id]),
-            *(slide.cell_diameter_px, _measured_px(results / f"{slide.slide_id}.csv")),
-        )
-        for slide in _SLIDES
-    ]
+    slides = []
+    for slide in _SLIDES:
+        name, seen_px = slide.slide_id, _measured_px(results / f"{slide.slide_id}.csv")
+        both = truth[name], counted[name]
+        slides.append(_Compared(name, slide.n_fields, *both, slide.cell_diameter_px, seen_px))
     whole = _Compared("all", n_fields, _sum(truth.values()), _sum_if_all(counted.values()))
     if json_output:
         places = {"out": out, "images": images, "results": results, "truth": table}
@@ -173,8 +167,8 @@ def _sum_if_all(counts: Iterable[Counts | None]) -> Counts | None:
 def _measured_px(table: Path) -> float | None:
     """Returns the estimated cell diameter from the table of a slide. None where it has none."""
     with unavailable(path_text(table), ""), table.open(encoding="utf-8", newline="") as stream:
-        found = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
-    diameters = [float(text) for text in found if text]
+        texts = [row["cell_diameter_px"] for row in csv.DictReader(stream)]
+    diameters = [float(text) for text in texts if text]
     return float(np.median(diameters)) if diameters else None
 
 

@@ -33,8 +33,8 @@ _FIRST_YEAR, _LAST_YEAR = 2026, 2100  # no image is older than the program that 
 _CLOCK_SLACK: Final = timedelta(minutes=1)
 _X86: Final = (("avx512_vnni", "avx_vnni"), "avx2", "VNNI")
 _ARM: Final = (("i8mm", "asimddp"), "asimd", "dot products")
+# For each architecture: extensions that make int8 fast, the one that int8 needs, and what the former add.
 _INT8: Final = {"x86_64": _X86, "AMD64": _X86, "i686": _X86, "aarch64": _ARM, "arm64": _ARM}
-"""For each architecture: extensions that make int8 fast, the one that int8 needs, and what the former add."""
 
 
 def examine(
@@ -113,16 +113,13 @@ def _installation() -> Finding:
 def _processor(computer: Computer) -> Finding:
     name = computer.model or computer.machine
     fast, needed, what = _INT8.get(computer.machine, ((), "", ""))
-    for flag in fast:
-        if flag in computer.flags:
-            return ok("processor", f"{name}: int8 is fast ({flag})")
+    if found := [flag for flag in fast if flag in computer.flags]:
+        return ok("processor", f"{name}: int8 is fast ({found[0]})")
     if needed in computer.flags:
         return ok("processor", f"{name}: int8 works, but without {what} it is not at its fastest ({needed})")
-    return warning(
-        "processor",
-        f"{name} ({computer.machine}): no instructions for fast int8 (avx2, vnni, asimddp), so it is slow",
-        "the counts are the same; a processor of the last ten years is several times as fast",
-    )
+    text = f"{name} ({computer.machine}): no instructions for fast int8 (avx2, vnni, asimddp), so it is slow"
+    advice = "the counts are the same; a processor of the last ten years is several times as fast"
+    return warning("processor", text, advice)
 
 
 def _cores(computer: Computer, settings: Settings) -> Finding:
@@ -151,11 +148,9 @@ def _memory(computer: Computer) -> Finding:
         advice = "end other programs, raise MemoryMax, or set threads = 1"
         return warning("memory", f"{text}: not enough for images of 5 megapixels or more", advice)
     if computer.accounts_memory is False:
-        return warning(
-            "memory",
-            f"{text}; the kernel does not account for memory, so the service's MemoryMax has no effect",
-            "on a Raspberry Pi: add cgroup_enable=memory to the line in /boot/firmware/cmdline.txt, restart",
-        )
+        text += "; the kernel does not account for memory, so the service's MemoryMax has no effect"
+        line = "add cgroup_enable=memory to the line in /boot/firmware/cmdline.txt"
+        return warning("memory", text, f"on a Raspberry Pi: {line}, restart")
     return ok("memory", text)
 
 

@@ -47,17 +47,15 @@ def check_writable(file: Path) -> None:
 def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
     """Sets keys in a settings file. The new text is checked before it replaces the file, or makes a new one.
 
-    Raises:
-        UsageError: The file has an error, or the keys cannot be changed safely.
-        UnavailableError: It cannot be written.
+    Raises `UsageError` where the file has an error or the keys cannot be changed safely, and
+    `UnavailableError` where it cannot be written.
     """
     target = Path(os.path.realpath(file))  # a link stays a link
     try:
         old = target.read_bytes() if target.exists() else b""
     except OSError as error:
-        raise UsageError(
-            f"{path_text(file)}: cannot read it: {error.strerror}", "check its permissions"
-        ) from error
+        text = f"{path_text(file)}: cannot read it: {error.strerror}"
+        raise UsageError(text, "check its permissions") from error
     if old:
         config.load({}, file=target, env={})  # a file with an error is not changed
     text = changed = old.decode("utf-8")
@@ -68,10 +66,9 @@ def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
     except tomllib.TOMLDecodeError:  # the key is there twice: the old one has a form that we do not see
         is_right = False
     if not is_right:
-        raise UsageError(
-            f"{path_text(file)}: {', '.join(values)} cannot be changed in it without changing something else",
-            f"write it yourself: {assignments(values)}",
-        )
+        name = path_text(file)
+        text = f"{name}: {', '.join(values)} cannot be changed in it without changing something else"
+        raise UsageError(text, f"write it yourself: {assignments(values)}")
     failed = unavailable(f"{path_text(file)}: cannot write it", "check the permissions of its folder")
     with failed, replacing(target) as stream:
         if target.exists():

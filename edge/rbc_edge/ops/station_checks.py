@@ -55,8 +55,8 @@ def bundle(settings: Settings) -> Finding:
         test = verify(opened, threads=settings.threads)
     except BundleError as error:
         return failed_by("bundle", error)
-    found = f"{test.n_found} cells of {test.n_expected}"
-    return ok("bundle", f"{opened.bundle_id} is intact and finds in its test image what it should: {found}")
+    found = f"finds in its test image what it should: {test.n_found} cells of {test.n_expected}"
+    return ok("bundle", f"{opened.bundle_id} is intact and {found}")
 
 
 # -- the camera's folder ----------------------------------------------------------------------------------
@@ -83,14 +83,9 @@ class Tree:
     @classmethod
     def of(cls, source: Path) -> Self:
         """Walks through the source. Finds nothing where it is away."""
-        tree = cls()
-
-        def unreadable(_: OSError) -> None:
-            tree.n_folders += 1
-            tree.n_unreadable += 1
-
-        n_entries = 0
-        for folder, folders, names in os.walk(source, onerror=unreadable):
+        tree, n_entries = cls(), 0
+        errors: list[OSError] = []
+        for folder, folders, names in os.walk(source, onerror=errors.append):
             tree.n_folders += 1
             n_entries += len(folders) + len(names)
             if n_entries > _MAX_ENTRIES:
@@ -102,6 +97,8 @@ class Tree:
                         tree.newest_s = max(tree.newest_s, image.stat().st_mtime)
                         tree.n_images += 1
                         tree.n_unreadable += not os.access(image, os.R_OK)
+        tree.n_folders += len(errors)
+        tree.n_unreadable += len(errors)
         return tree
 
 
@@ -125,12 +122,11 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
         yield warning("source", text, advice)
     else:
         yield ok("source", text)
-    mount = probe.mount
-    if mount is None:
+    if (mount := probe.mount) is None:
         yield ok("events", "the file system of the source is unknown")
     else:
-        private = (str(mount), mount.device, mount.root, mount.point)
-        yield _events(settings, mount, tree.n_folders, computer.max_watches).hiding(*private)
+        found = _events(settings, mount, tree.n_folders, computer.max_watches)
+        yield found.hiding(str(mount), mount.device, mount.root, mount.point)
 
 
 def _events(settings: Settings, mount: camera.Mount, n_folders: int, max_watches: int | None) -> Finding:
@@ -193,8 +189,8 @@ def _permission(out: Path, there: Path, uid: int, *, running: bool) -> Finding:
     name, user, owner = path_text(out), user_name(), user_name(uid)
     if not os.access(there, os.W_OK | os.X_OK):
         if os.statvfs(there).f_flag & os.ST_RDONLY:
-            advice = "mount it for writing; check the disk (dmesg)"
-            return failed("results", f"{name}: its disk is read-only", advice)
+            text = f"{name}: its disk is read-only"
+            return failed("results", text, "mount it for writing; check the disk (dmesg)")
         text = f"{name}: {user} may not write there"
         if running:
             advice = f"a program that writes there has to run as {owner}: runuser -u {owner} -- rbc-edge ..."
@@ -287,11 +283,9 @@ def _service(status: StationStatus) -> Finding:
             return ok("service", text)
         advice = "if it should run: systemctl status rbc-edge, systemctl start rbc-edge"
         return warning("service", text, advice)
-    problems = state.problems
-    finding = ok("service", headline)
+    finding, problems = ok("service", headline), state.problems
     if status.is_silent or state.activity.is_paused:
-        advice = "rbc-edge status and journalctl -u rbc-edge say more"
-        finding = failed("service", headline, advice)
+        finding = failed("service", headline, "rbc-edge status and journalctl -u rbc-edge say more")
     elif problems:
         text = f"{headline}; {count_text(len(problems), 'problem')}, the first: {problems[0]}"
         finding = warning("service", text, "rbc-edge status lists all")

@@ -16,24 +16,17 @@ def headline(status: StationStatus) -> str:
     why = f": {state.detail}" if state.detail else ""
     watching = f"watching {state.source}"
     if status.is_silent and status.silent_s is not None:
-        return (
-            f"SILENT: process {state.pid} has not reported for {span_text(status.silent_s)}; it may hang"
-            f"{failed}"
-        )
-    match state.activity:
-        case Activity.SOURCE_AWAY:
-            return f"PAUSED: the source is away{why}"
-        case Activity.DISK_FULL:
-            return f"PAUSED: the disk is nearly full{why}"
-        case Activity.RESULTS_AWAY:
-            return f"PAUSED: the results cannot be written{why}"
-        case Activity.COUNTING:
-            return f"{watching}, counting; {count_text(state.n_to_do, 'image')} to do{failed}"
-        case Activity.WATCHING:
-            waiting = f"; {count_text(state.n_waiting, 'image')} not finished yet" if state.n_waiting else ""
-            return f"{watching}, up to date{waiting}{failed}"
-        case _:
-            return f"{watching}, {state.activity}{why}{failed}"
+        span = span_text(status.silent_s)
+        return f"SILENT: process {state.pid} has not reported for {span}; it may hang{failed}"
+    waiting = f"; {count_text(state.n_waiting, 'image')} not finished yet" if state.n_waiting else ""
+    texts = {
+        Activity.SOURCE_AWAY: f"PAUSED: the source is away{why}",
+        Activity.DISK_FULL: f"PAUSED: the disk is nearly full{why}",
+        Activity.RESULTS_AWAY: f"PAUSED: the results cannot be written{why}",
+        Activity.COUNTING: f"{watching}, counting; {count_text(state.n_to_do, 'image')} to do{failed}",
+        Activity.WATCHING: f"{watching}, up to date{waiting}{failed}",
+    }
+    return texts.get(state.activity, f"{watching}, {state.activity}{why}{failed}")
 
 
 def as_lines(status: StationStatus) -> list[str]:
@@ -66,21 +59,16 @@ def as_lines(status: StationStatus) -> list[str]:
 def _service_lines(state: ServiceState, *, running: bool) -> list[tuple[str, str]]:
     service = f"rbc-edge {state.version}, process {state.pid}, since {state.started_at}"
     if not running:
-        return [
-            ("source", state.source),
-            ("last service", f"{service}; last report at {state.updated_at}: {state.activity}"),
-        ]
+        last = f"{service}; last report at {state.updated_at}: {state.activity}"
+        return [("source", state.source), ("last service", last)]
     how = f"polling: {state.polling_reason}" if state.polling else "notified by file events"
     kind = f" ({state.file_system})" if state.file_system else ""
+    counted = f"{state.n_counted} counted, {state.n_failed} failed"
     return [
         ("source", f"{state.source}{kind}, {f'online, {how}' if state.source_online else 'AWAY'}"),
         ("service", service),
         ("bundle", state.bundle_id),
         ("waiting", f"{count_text(state.n_waiting, 'image')} not finished yet, {state.n_to_do} to do"),
-        (
-            "since start",
-            f"{state.n_counted} counted, {state.n_failed} failed;"
-            f" {state.images_per_min:.1f} images a minute lately",
-        ),
+        ("since start", f"{counted}; {state.images_per_min:.1f} images a minute lately"),
         *(("problem", problem) for problem in state.problems),
     ]

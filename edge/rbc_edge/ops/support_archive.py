@@ -44,11 +44,8 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """Writes what a bug report needs into a new zip file, without images, names or paths.
 
     Slides and fields of view appear as numbers that mean nothing outside the archive: hashes with a key that
-    is not kept. Returns name and meaning of each file in the archive.
-
-    Raises:
-        UsageError: The file exists.
-        UnavailableError: It cannot be written.
+    is not kept. Returns name and meaning of each file in the archive. Raises `UsageError` where the file
+    exists, and `UnavailableError` where it cannot be written.
     """
     scrub = _Scrubber(diagnosis)
     settings = _json(_settings_shown(diagnosis.loaded, scrub))
@@ -75,9 +72,8 @@ def write(file: Path, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     except OSError as error:
         with suppress(OSError):
             file.unlink()  # no half archive: the file did not exist before
-        raise UnavailableError(
-            f"{file}: cannot write: {error.strerror or error}", "check permissions and free space"
-        ) from error
+        text = f"{file}: cannot write: {error.strerror or error}"
+        raise UnavailableError(text, "check permissions and free space") from error
     return [("README.txt", "this list"), *((name, meaning) for name, meaning, _ in contents)]
 
 

@@ -14,7 +14,7 @@ Coordinates are pixels of the field of view, x to the right, y down. Pixel (i, j
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Final
 
@@ -53,35 +53,17 @@ class Stain:
     variation: float  # relative standard deviation of the absorbance from cell to cell
 
 
-# The numbers were measured on photographs of three laboratories (medians of background and cells).
+# Measured on photographs of three laboratories (medians of background and cells), in the order of the fields.
 GREY: Final = Stain(
-    background=(212, 215, 209),
-    red=(0.15, 0.33, 0.22),
-    cytoplasm=(0.15, 0.30, 0.03),
-    nucleus=(0.80, 1.10, 0.03),
-    platelet=(0.42, 0.52, 0.05),
-    pallor=0.52,
-    variation=0.14,
+    (212, 215, 209), (0.15, 0.33, 0.22), (0.15, 0.3, 0.03), (0.8, 1.1, 0.03), (0.42, 0.52, 0.05), 0.52, 0.14
 )
 """Greenish-grey light, dusky red cells, violet nuclei."""
 CREAM: Final = Stain(
-    background=(254, 233, 205),
-    red=(0.33, 0.46, 0.28),
-    cytoplasm=(0.24, 0.34, 0.10),
-    nucleus=(1.15, 1.75, 0.42),
-    platelet=(0.50, 0.75, 0.20),
-    pallor=0.52,
-    variation=0.06,
+    (254, 233, 205), (0.33, 0.46, 0.28), (0.24, 0.34, 0.1), (1.15, 1.75, 0.42), (0.5, 0.75, 0.2), 0.52, 0.06
 )
 """Warm cream light, pinkish-grey red cells, dark blue nuclei."""
 ROSE: Final = Stain(
-    background=(222, 187, 174),
-    red=(0.40, 0.58, 0.25),
-    cytoplasm=(0.16, 0.26, 0.15),
-    nucleus=(0.95, 2.10, 0.55),
-    platelet=(0.40, 0.65, 0.30),
-    pallor=0.30,
-    variation=0.08,
+    (222, 187, 174), (0.4, 0.58, 0.25), (0.16, 0.26, 0.15), (0.95, 2.1, 0.55), (0.4, 0.65, 0.3), 0.3, 0.08
 )
 """Rose light, grey-violet red cells with little pallor, purple nuclei."""
 
@@ -179,16 +161,14 @@ def draw_slide(
     fields = []
     for _ in range(n_fields):
         layout = _Layout(rng, width_px, height_px, cell_diameter_px)
-        mean_rbc = crowding * width_px * height_px / (math.pi / 4 * cell_diameter_px**2)
-        n_rbc = int(rng.poisson(mean_rbc))
+        n_rbc = int(rng.poisson(crowding * width_px * height_px / (math.pi / 4 * cell_diameter_px**2)))
         n_wbc = int(rng.poisson(wbc_per_field))
         n_wbc_overlapped = int(rng.binomial(n_wbc, 1 / 3))
         group_sizes: list[int] = []
         while sum(group_sizes) + 1 < n_rbc * overlap_fraction:
             group_sizes.append(int(rng.choice((2, 2, 2, 3, 3, 4))))
-        n_single = max(0, n_rbc - sum(group_sizes))
         n_platelets = int(rng.poisson(platelets_per_field))
-        layout.fill(n_single, group_sizes, n_wbc, n_wbc_overlapped, n_platelets)
+        layout.fill(max(0, n_rbc - sum(group_sizes)), group_sizes, n_wbc, n_wbc_overlapped, n_platelets)
         fields.append(_render(layout, stain, illumination, noise, blur_px))
     return fields
 
@@ -247,24 +227,23 @@ def _gap_px(points: Float32, outline: Float32) -> float:
     return float(np.sqrt(((to_point - t[..., None] * edge) ** 2).sum(2).min()))
 
 
+@dataclass(eq=False)
 class _Layout:
     """Places cells at random: each is clearly apart from, or clearly over, every other, or dropped."""
 
-    def __init__(
-        self, rng: np.random.Generator, width_px: int, height_px: int, cell_diameter_px: float
-    ) -> None:
-        if width_px < 1 or height_px < 1:
-            raise ValueError(f"a field of {width_px}x{height_px} px has no area")
-        if not cell_diameter_px >= 12:  # also refuses NaN
-            raise ValueError(
-                f"cell_diameter_px {cell_diameter_px:g} is below 12 px, too small to draw a cell"
-            )
-        self.rng = rng
-        self.width_px, self.height_px = width_px, height_px
-        self.cell_diameter_px = cell_diameter_px  # mean of the red cells
-        self.shapes: list[_Shape] = []
-        self._n_groups = 0
-        self._border = np.array([[0, 0], [width_px, 0], [width_px, height_px], [0, height_px]], np.float32)
+    rng: np.random.Generator
+    width_px: int
+    height_px: int
+    cell_diameter_px: float  # mean of the red cells
+    shapes: list[_Shape] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        w, h, cell_px = self.width_px, self.height_px, self.cell_diameter_px
+        if w < 1 or h < 1:
+            raise ValueError(f"a field of {w}x{h} px has no area")
+        if not cell_px >= 12:  # also refuses NaN
+            raise ValueError(f"cell_diameter_px {cell_px:g} is below 12 px, too small to draw a cell")
+        self._border = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
 
     def fill(
         self, n_single: int, group_sizes: Sequence[int], n_wbc: int, n_wbc_overlapped: int, n_platelets: int
@@ -278,44 +257,38 @@ class _Layout:
             [partial(self._alone, CellClass.PLATELET)] * n_platelets,
         ]
         # Without room for one cell there is hardly room for the next of its kind: go on with the next kind.
-        full = [kind for kind in kinds if not all(place() for place in kind)]
-        return not full
+        complete = [all(place() for place in kind) for kind in kinds]
+        return all(complete)
 
     def _new_radius(self, class_id: CellClass) -> _Radii:
         rng, radius_px = self.rng, self.cell_diameter_px / 2
-        match class_id:
-            case CellClass.RBC:
-                return _radius(rng, radius_px * float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)), 1.0)
-            case CellClass.WBC:
-                return _radius(rng, radius_px * rng.uniform(1.5, 1.9), 0.5)
-            case CellClass.PLATELET:
-                return _radius(rng, radius_px * rng.uniform(0.22, 0.35), 1.2)
+        if class_id == CellClass.RBC:
+            return _radius(rng, radius_px * float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)), 1.0)
+        low, high, wobble = (1.5, 1.9, 0.5) if class_id == CellClass.WBC else (0.22, 0.35, 1.2)
+        return _radius(rng, radius_px * rng.uniform(low, high), wobble)
 
-    def _alone(self, class_id: CellClass) -> bool:
-        """Places a cell apart from all others."""
+    def _alone(self, class_id: CellClass, group: int = 0) -> bool:
+        """Places a cell apart from all others, as the first of a group where one is given."""
         for _ in range(_MAX_TRIES):
             radius_px = self._new_radius(class_id)
             reach = float(radius_px.max())
             x = float(self.rng.uniform(-reach, self.width_px + reach))
             y = float(self.rng.uniform(-reach, self.height_px + reach))
-            if self._add(_Shape(class_id, (x, y), radius_px)):
+            if self._add(_Shape(class_id, (x, y), radius_px, group)):
                 return True
         return False
 
     def _group(self, classes: Sequence[CellClass]) -> bool:
         """Places a connected group, all of it or nothing."""
         before = len(self.shapes)
-        self._n_groups += 1
+        group = 1 + max((shape.group for shape in self.shapes), default=0)
         for _ in range(_MAX_TRIES // 10):
-            if self._alone(classes[0]):
-                self.shapes[-1] = replace(self.shapes[-1], group=self._n_groups)
-                if all(self._attach(class_id, before) for class_id in classes[1:]):
-                    return True
+            if self._alone(classes[0], group) and all(self._attach(c, group, before) for c in classes[1:]):
+                return True
             del self.shapes[before:]
-        self._n_groups -= 1
         return False
 
-    def _attach(self, class_id: CellClass, first: int) -> bool:
+    def _attach(self, class_id: CellClass, group: int, first: int) -> bool:
         """Places a cell over a cell of the group. The group begins at index `first`."""
         for _ in range(_MAX_TRIES // 10):
             partner = self.shapes[int(self.rng.integers(first, len(self.shapes)))]
@@ -326,25 +299,22 @@ class _Layout:
             distance = float(partner.radius_px[i] + radius_px[(i + _VERTICES // 2) % _VERTICES] - depth_px)
             x = partner.centre[0] + distance * math.cos(direction)
             y = partner.centre[1] + distance * math.sin(direction)
-            if self._add(_Shape(class_id, (x, y), radius_px, self._n_groups)):
+            if self._add(_Shape(class_id, (x, y), radius_px, group)):
                 return True
         return False
 
     def _add(self, shape: _Shape) -> bool:
         """Adds a shape that is visible and fits. Returns whether it was added."""
-        added = self._is_visible(shape) and self._fits(shape)
-        if added:
+        if added := self._is_visible(shape) and self._fits(shape):
             self.shapes.append(shape)
         return added
 
     def _is_visible(self, shape: _Shape) -> bool:
         """Whether the image shows enough of the shape to call it a cell of the field."""
         outline = shape.outline
-        high = outline.max(axis=0)
-        if outline.min() >= 0 and high[0] <= self.width_px and high[1] <= self.height_px:
-            return True
-        if shape.class_id == CellClass.PLATELET:
-            return False  # a platelet that is cut is a speck
+        is_whole = bool(outline.min() >= 0 and (outline.max(axis=0) <= self._border[2]).all())
+        if is_whole or shape.class_id == CellClass.PLATELET:  # a platelet that is cut is a speck
+            return is_whole
         visible, _ = cv2.intersectConvexConvex(outline, self._border)
         least = MIN_VISIBLE if shape.class_id == CellClass.RBC else _MIN_VISIBLE_WBC
         return bool(visible >= least * cv2.contourArea(outline))
@@ -382,10 +352,10 @@ class _Layout:
 def _render(layout: _Layout, stain: Stain, illumination: float, noise: float, blur_px: float) -> DrawnField:
     """Turns a layout into an image and its truth."""
     h, w, rng = layout.height_px, layout.width_px, layout.rng
-    painter = _Painter(rng, stain, np.zeros((h, w, 3), np.float32), max(0.7, 0.018 * layout.cell_diameter_px))
+    absorbance = np.zeros((h, w, 3), np.float32)
+    painter = _Painter(rng, stain, absorbance, edge_px=max(0.7, 0.018 * layout.cell_diameter_px))
     for shape in layout.shapes:
         painter.add(shape)
-    absorbance = painter.absorbance
 
     # Plasma and dust: a mottled background, much fainter than any cell.
     mottle = rng.normal(0, 1, (h // 40 + 3, w // 40 + 3)).astype(np.float32)
@@ -403,21 +373,14 @@ def _render(layout: _Layout, stain: Stain, illumination: float, noise: float, bl
         grain *= np.sqrt(transmitted)
         picture += grain * np.float32(noise / 0.47 / 255)  # the blur left 0.47 of the deviation
     image = cv2.convertScaleAbs(np.maximum(picture, 0), alpha=255.0)
-    return _truth(layout, np.asarray(image, np.uint8))
 
-
-def _truth(layout: _Layout, image: UInt8) -> DrawnField:
-    """Returns the field with its cells in reading order."""
-    limits = np.array([layout.width_px, layout.height_px], np.float32)
-    xyxy = np.zeros((len(layout.shapes), 4), np.float32)
-    for i, shape in enumerate(layout.shapes):
-        xyxy[i, :2] = np.clip(shape.outline.min(axis=0), 0, limits)
-        xyxy[i, 2:] = np.clip(shape.outline.max(axis=0), 0, limits)
-    class_id = np.array([s.class_id for s in layout.shapes], np.int64)
-    group = np.array([s.group for s in layout.shapes], np.int64)
+    corners = [(shape.outline.min(axis=0), shape.outline.max(axis=0)) for shape in layout.shapes]
+    xyxy = np.clip(np.array(corners, np.float32).reshape(-1, 4), 0, np.array([w, h, w, h], np.float32))
+    class_id = np.array([shape.class_id for shape in layout.shapes], np.int64)
+    group = np.array([shape.group for shape in layout.shapes], np.int64)
     order = np.lexsort((xyxy[:, 0] + xyxy[:, 2], xyxy[:, 1] + xyxy[:, 3]))
     return DrawnField(
-        image=image,
+        image=np.asarray(image, np.uint8),
         xyxy=xyxy[order],
         class_id=class_id[order],
         overlapping=((group > 0) & (class_id == CellClass.RBC))[order],
@@ -432,8 +395,8 @@ def _light(rng: np.random.Generator, w: int, h: int, fall_off: float) -> Float32
     x = np.linspace(-1, 1, w, dtype=np.float32)[None]
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     cx, cy = rng.uniform(-0.45, 0.45, 2).astype(np.float32)
-    slope = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
-    loss = (x - cx) ** 2 + (y - cy) ** 2 + slope[0] * x + slope[1] * y
+    sx, sy = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
+    loss = (x - cx) ** 2 + (y - cy) ** 2 + sx * x + sy * y
     loss -= loss.min()
     return np.asarray(1 - fall_off * loss / max(float(loss.max()), 1e-6), np.float32)
 
@@ -497,17 +460,12 @@ class _Painter:
 
     def add(self, shape: _Shape) -> None:
         """Adds one cell."""
-        kinds = {
-            CellClass.RBC: (self._red, 1.0),
-            CellClass.WBC: (self._white, 1.3),
-            CellClass.PLATELET: (self._platelet, 1.6),
-        }
-        paint, softness = kinds[shape.class_id]
+        paint = {CellClass.RBC: self._red, CellClass.WBC: self._white, CellClass.PLATELET: self._platelet}
+        softness = {CellClass.RBC: 1.0, CellClass.WBC: 1.3, CellClass.PLATELET: 1.6}[shape.class_id]
         h, w = self.absorbance.shape[:2]
-        paint(_Patch.of(shape, h, w, softness * self.edge_px))
+        paint[shape.class_id](_Patch.of(shape, h, w, softness * self.edge_px))
 
     def _add(self, patch: _Patch, density: Float32, colour: _Colour) -> None:
-        """Adds density (h, w) times colour."""
         self.absorbance[patch.where] += density[..., None] * np.asarray(colour, np.float32)
 
     def _red(self, patch: _Patch) -> None:

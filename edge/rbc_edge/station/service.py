@@ -297,7 +297,7 @@ class _Service:
         if changes != self._changes:  # `rbc-edge run` or `retry` has changed the ledger
             self._changes = changes
             self._done.clear()
-            session.views.look_again()
+            session.views.tables.look_again()
         before = self._done
         plan = session.plan([file for file in inbox.files if hash(file) not in before])
         self._done = {hash(file) for file in inbox.files if hash(file) in before}

@@ -299,7 +299,7 @@ class Session:
             slide.contents = reader.contents(slide.slide_id, self._version)
         if slide.is_changed:
             self.ledger.commit()  # first: a table never shows what a power cut could take back
-            self.views.refresh_slide(slide.slide_id)
+            self.views.tables.write_slide(slide.slide_id)
 
     def _pass(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> bool:
         """Goes through a slide's files once; tells whether it ended early."""

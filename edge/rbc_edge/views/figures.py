@@ -14,9 +14,7 @@ from rbc_edge.values import Cells, Counts
 from rbc_edge.views.gallery import EmbeddedPicture
 from rbc_edge.vision.counting import EdgeRule
 
-MAX_GROUP: Final = 12
-"""Larger groups are counted with groups of this size."""
-
+MAX_GROUP: Final = 12  # larger groups are counted with groups of this size
 _MAX_COLUMNS: Final = 240
 _MAX_BINS: Final = 16
 _OUTLIER: Final = 3.5  # modified z-score: Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers
@@ -99,8 +97,7 @@ def unusual_fields(rows: Iterable[FieldRow], edges: EdgeRule) -> dict[str, tuple
     counted = {row.fov: row.counts[edges] for row in rows if row.counts}
     reasons: dict[str, tuple[Reason, ...]] = dict.fromkeys(counted, ())
     n_rbc = [float(counts.n_rbc) for counts in counted.values()]
-    shares = [overlap_share(counts) for counts in counted.values()]
-    for kind, values in (("count", n_rbc), ("overlap", shares)):
+    for kind, values in (("count", n_rbc), ("overlap", list(map(overlap_share, counted.values())))):
         known = [v for v in values if not isnan(v)]
         usual = float(np.median(known)) if known else 0.0
         # Counts vary at least by their square root (Poisson).
@@ -151,31 +148,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def strip(fields: Sequence[PageField]) -> list[StripColumn]:
     """Shows the fields along the slide, several in a column if there are more than 240."""
-    together = -(-len(fields) // _MAX_COLUMNS) or 1
+    together = max(ceil(len(fields) / _MAX_COLUMNS), 1)
     return [_column(fields[i : i + together]) for i in range(0, len(fields), together)]
 
 
 def _column(fields: Sequence[PageField]) -> StripColumn:
     counts = [f.counts for f in fields if f.counts]
     n = max(len(counts), 1)
-    return StripColumn(
-        *(fields[0].name, fields[-1].name, len(counts)),
-        *(sum(c.n_rbc_single for c in counts) / n, sum(c.n_rbc_overlapping for c in counts) / n),
-        is_flagged=any(f.row.status is Status.OK and f.reasons for f in fields),
-        is_failed=any(f.row.status is Status.FAILED for f in fields),
-    )
+    means = sum(c.n_rbc_single for c in counts) / n, sum(c.n_rbc_overlapping for c in counts) / n
+    is_flagged = any(f.row.status is Status.OK and f.reasons for f in fields)
+    is_failed = any(f.row.status is Status.FAILED for f in fields)
+    return StripColumn(fields[0].name, fields[-1].name, len(counts), *means, is_flagged, is_failed)
 
 
 def cluster(fields: Sequence[PageField]) -> Cluster | None:
     """Returns the tenth of the slide with twice its share of the fields that need a look, or more."""
     bad = np.array([bool(field.reasons) for field in fields], np.float64)
-    n_tenth = max(3, len(fields) // 10)
-    n_bad = int(bad.sum())
+    n_tenth, n_bad = max(3, len(fields) // 10), int(bad.sum())
     if n_bad < 3 or len(fields) < 3 * n_tenth:
         return None
     sums = np.convolve(bad, np.ones(n_tenth), "valid")
-    start = int(sums.argmax())
-    n_inside = int(sums[start])
+    start, n_inside = int(sums.argmax()), int(sums.max())
     if n_inside < 3 or n_inside / n_tenth < 2 * n_bad / len(fields):
         return None
     return Cluster(fields[start].name, fields[start + n_tenth - 1].name, n_inside, n_bad)

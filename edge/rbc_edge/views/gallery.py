@@ -12,13 +12,11 @@ from PIL import Image
 from rbc_edge.errors import ImageError
 from rbc_edge.store.rows import FieldRow
 from rbc_edge.text import one_line, path_text
-from rbc_edge.values import Cells, FieldOfView
+from rbc_edge.values import Cells
 from rbc_edge.views.overlay import draw
 from rbc_edge.vision.image_file import load_field
 
-MAX_BYTES: Final = 22_000_000
-"""All pictures of a page together, as base64."""
-
+MAX_BYTES: Final = 22_000_000  # all pictures of a page together, as base64
 _BYTES_PER_PIXEL: Final = 0.18  # of a picture at _QUALITY, as base64
 _QUALITY: Final = 72
 _SIDES_PX: Final = (1600, 1280, 960, 800, 640, 560, 480)
@@ -37,10 +35,8 @@ class EmbeddedPicture(NamedTuple):
 
 
 def side_px(n_pictures: int) -> int:
-    """Returns the longest side at which this number of pictures fits into a page, pixels.
-
-    There are few sizes, so that one more field rarely means that all pictures must be drawn again.
-    """
+    """Returns the longest side at which this number of pictures fits into a page, pixels."""
+    # There are few sizes, so that one more field rarely means that all pictures must be drawn again.
     pixels = MAX_BYTES / max(n_pictures, 1) / _BYTES_PER_PIXEL
     return next((side for side in _SIDES_PX if side * side * 0.75 <= pixels), _SIDES_PX[-1])
 
@@ -53,17 +49,13 @@ def embed(row: FieldRow, cells: Cells, key: str, longest_px: int) -> tuple[Embed
         if error.reason == "vanished":
             return None, f"no picture: the image is no longer at {one_line(path_text(row.path))}"
         return None, f"no picture: {one_line(str(error))}"
-    if not _matches(field, row):
+    if field.sha256 != row.sha256:
         return None, "no picture: the file now holds another image, which the next run counts"
     drawn = draw(field.image, cells, longest_px=longest_px)
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
     return EmbeddedPicture(key, text, drawn.shape[1], drawn.shape[0]), ""
-
-
-def _matches(field: FieldOfView, row: FieldRow) -> bool:
-    return field.sha256 == row.sha256
 
 
 def old_pictures(page: Path) -> dict[str, EmbeddedPicture]:

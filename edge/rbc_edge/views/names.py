@@ -56,10 +56,7 @@ def overlay_folder(out: Path, slide_name: str) -> Path:
 
 
 def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, Path]:
-    """Returns the path of the overlay of each field of view, also where none is drawn.
-
-    `slide_name` comes from `file_names`. `fovs` are all counted fields of the slide, in order.
-    """
+    """Returns the path of the overlay, drawn or not, of each counted field of a slide (all, in order)."""
     folder = overlay_folder(out, slide_name)
     return {fov: folder / on_disk(f"{name}{OVERLAY_SUFFIX}") for fov, name in file_names(fovs).items()}
 

@@ -60,13 +60,12 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
     Returns a copy, shrunk so that its longer side has `longest_px` at most. 0: as large as the image.
     """
     factor = longest_px / max(image.shape[:2]) if longest_px else 1.0
+    out = image.copy()
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-        out: UInt8 = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        out = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         found = replace(cells.detections, xyxy=cells.detections.xyxy * np.float32(factor))
         cells = replace(cells, detections=found)
-    else:
-        out = image.copy()
     thin = max(1, round(math.sqrt(out.shape[0] * out.shape[1]) / 400))
     _draw_groups(out, cells, thin)
     for i, box in enumerate(cells.detections.xyxy.tolist()):
@@ -96,8 +95,7 @@ def _draw_groups(out: UInt8, cells: Cells, thin: int) -> None:
     """Draws a line around the cells of each group. A convex hull would enclose cells of no group."""
     for number in np.flatnonzero(np.bincount(cells.group)[1:] > 1) + 1:
         boxes = cells.detections.xyxy[cells.group == number]
-        side = float((boxes[:, 2:] - boxes[:, :2]).mean())
-        margin = math.ceil(side * 0.5) + 3 * thin
+        margin = math.ceil(float((boxes[:, 2:] - boxes[:, :2]).mean()) * 0.5) + 3 * thin
         corner = np.floor(boxes[:, :2].min(axis=0)).astype(int) - margin
         size = np.ceil(boxes[:, 2:].max(axis=0)).astype(int) + margin - corner
         area: UInt8 = np.zeros((int(size[1]), int(size[0])), np.uint8)
@@ -167,8 +165,8 @@ def threshold_texts(bundle_id: str, manifest: Manifest | None) -> list[str]:
     if manifest is None or manifest.bundle_id != bundle_id.partition("+")[0]:
         return []
     score = manifest.score_threshold
-    names = ((CellClass.RBC, "red"), (CellClass.WBC, "white"), (CellClass.PLATELET, "platelet"))
-    seen = ", ".join(f"{name} {score[kind]:.2f}" for kind, name in names)
+    names = {CellClass.RBC: "red", CellClass.WBC: "white", CellClass.PLATELET: "platelet"}
+    seen = ", ".join(f"{name} {score[kind]:.2f}" for kind, name in names.items())
     return [f"score at least: {seen}", f"overlapping from {manifest.overlap_threshold:.2f}"]
 
 
@@ -178,8 +176,7 @@ def _placed(
     """Arranges items in lines. Returns them with their upper left corners, and the height, in pixels."""
     placed = []
     x = left = px // 2
-    y = px // 3
-    line = round(px * 1.35)
+    y, line = px // 3, round(px * 1.35)
     for label, text in items:
         swatch = round(_SWATCH_EM * px) if label is not None else 0
         if x > left and x + swatch + length(text) > width - left:
@@ -256,10 +253,10 @@ class Overlays:
                 drawn = self._draw(each, cells.get(each.row.fov, Cells.empty()))
             except RbcEdgeError:
                 raise
-            except OSError as error:
+            except OSError as error:  # a full disk or missing permission: the others fail too
                 what = error.strerror or error
                 self._warn(f"{path_text(each.path)}: the overlay cannot be written: {what}")
-                return True  # a full disk or missing permission: the others fail too
+                return True
             except Exception as error:  # counting must go on after any error
                 log.debug("%s", path_text(each.path), exc_info=True)
                 self._warn(f"{path_text(each.path)}: cannot be drawn: {type(error).__name__}: {error}")

@@ -52,9 +52,7 @@ class Pictures:
 
     def __init__(self, reader: Reader, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         out, edges, manifest = reader.path.parent, options.edges, options.manifest
-        self._options = options
-        self._reader = reader
-        self._monotonic_s = monotonic_s
+        self._reader, self._options, self._monotonic_s = reader, options, monotonic_s
         self._overlays = Overlays(out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest)
         self._reports = Reports(out, reader, edges=edges, manifest=manifest)
         self._to_draw: dict[str, None] = {}
@@ -74,15 +72,11 @@ class Pictures:
     def catch_up(
         self, *, keep_going: Callable[[], bool], time_s: float = inf, wait: bool = False, reports: bool = True
     ) -> bool:
-        """Makes overlays (`draw`), then `reports` where they are wanted. Returns whether all are drawn."""
-        if not self.draw(keep_going=keep_going, time_s=time_s):
-            return False
-        if reports:
-            self.report(keep_going=keep_going, wait=wait)
-        return True
+        """Draws the overlays of changed slides, for about so long, then writes `reports` if they are wanted.
 
-    def draw(self, *, keep_going: Callable[[], bool], time_s: float = inf) -> bool:
-        """Draws the overlays of changed slides, for about so long. Returns whether all are drawn."""
+        With `wait`, only of slides that had no news for 20 s, or news for 5 minutes. Returns whether all
+        overlays are drawn.
+        """
         end_s = self._monotonic_s() + time_s
         for slide_id in list(self._to_draw):
             if not self._overlays.write_slide(
@@ -90,13 +84,12 @@ class Pictures:
             ):
                 return False
             del self._to_draw[slide_id]
+        if reports:
+            self._report(keep_going, wait=wait)
         return True
 
-    def report(self, *, keep_going: Callable[[], bool], wait: bool = False) -> None:
-        """Writes the pages of changed slides, and the index.
-
-        With `wait`, only of slides that had no news for 20 s, or news for 5 minutes.
-        """
+    def _report(self, keep_going: Callable[[], bool], *, wait: bool) -> None:
+        """Writes the pages of changed slides, and the index."""
         now_s = self._monotonic_s()
         due = [
             slide_id
@@ -105,9 +98,8 @@ class Pictures:
         ]
         if not due:
             return
-        known = set(self._reader.slide_ids())
         try:
-            self._reports.write([slide_id for slide_id in due if slide_id in known], keep_going=keep_going)
+            self._reports.write(set(due).intersection(self._reader.slide_ids()), keep_going=keep_going)
         except UnavailableError as error:
             self._warn(str(error))
         except RbcEdgeError:
@@ -130,36 +122,20 @@ class Views(Pictures):
 
     def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         super().__init__(ledger.reader, options, monotonic_s=monotonic_s)
-        self._tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
+        self.tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
-        """Writes the tables of slides that have changed (None: any may have). Their pictures are due.
-
-        Returns the rows of ``slides.csv``.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The tables of before are intact.
-        """
-        summaries = self._tables.write(slide_ids)
+        """Does what `Tables.write` does. The pictures of the changed slides are then due."""
+        summaries = self.tables.write(slide_ids)
         self.changed(slide_ids)
         return summaries
-
-    def refresh_slide(self, slide_id: str) -> None:
-        """Writes the tables of one slide, so that they can be read while others are being counted."""
-        self._tables.write_slide(slide_id)
-
-    def look_again(self) -> None:
-        """Forgets what was read: another process changed the ledger."""
-        self._tables.look_again()
 
 
 def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], bool]) -> None:
     """Brings overlays and reports up to date, reading the ledger while another process may write it.
 
-    `keep_going` is asked before each picture. False ends the work early.
-
-    Raises:
-        UnavailableError: The ledger cannot be read.
+    `keep_going` is asked before each picture. False ends the work early. Raises `UnavailableError` where the
+    ledger cannot be read.
     """
     if not options.has_pictures or not keep_going():
         return

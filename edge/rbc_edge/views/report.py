@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 from rbc_edge import __version__
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UsageError, unavailable
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 _KeepGoing = Callable[[], bool]
 
-IMAGES: Final = 400
-"""Pictures in a slide's page if the user gives no other number."""
-
+IMAGES: Final = 400  # pictures in a slide's page if the user gives no other number
 _PAGE: Final = 2  # another version writes all pages again
 _CONTENT: Final = re.compile(rb'<meta name="rbc-edge-content" content="([0-9a-f]{16})">')
 _HEAD_BYTES: Final = 2048
@@ -86,11 +84,9 @@ class Reports:
     ) -> list[Path]:
         """Writes pages of slides (None: all), and the index of all slides. Returns the pages.
 
-        `keep_going` is asked before each picture. False ends the work early, and old pages stay.
-
-        Raises:
-            UsageError: The ledger does not know one of these slides.
-            UnavailableError: The pages cannot be written. The old ones are intact.
+        `keep_going` is asked before each picture. False ends the work early, and old pages stay. Raises
+        `UsageError` where the ledger does not know one of these slides, and `UnavailableError` where pages
+        cannot be written: the old ones are intact.
         """
         names = file_names(self.ledger.slide_ids())
         for slide_id in slide_ids or ():
@@ -100,7 +96,8 @@ class Reports:
                 raise UsageError(f"no slide {slide_id!r} in the ledger", advice)
         pages: list[Path] = []
         folder = self.index.parent
-        try:
+        advice = "check permissions and free space; the counts are kept in the ledger"
+        with unavailable(f"{path_text(folder)}: cannot write the reports", advice):
             for slide_id, name in names.items():
                 page = folder / on_disk(page_name(name))
                 wanted = slide_ids is None or slide_id in slide_ids
@@ -117,10 +114,6 @@ class Reports:
                 pages += [page] * wanted
                 self._lines[slide_id] = SlideLine(one_line(slide_id), page_name(name), summary)
             self._write_index()
-        except OSError as error:
-            message = f"{path_text(folder)}: cannot write the reports: {error.strerror or error}"
-            advice = "check permissions and free space; the counts are kept in the ledger"
-            raise UnavailableError(message, advice) from error
         return pages
 
     def _write_slide(
@@ -134,8 +127,7 @@ class Reports:
         side_px = gallery.side_px(len(shown))
         overlays = overlay_paths(self.out, name, [field.row.fov for field in counted])
         for field in shown:
-            overlay = overlays[field.row.fov]
-            if overlay.exists():
+            if (overlay := overlays[field.row.fov]).exists():
                 field.overlay = _url(f"../{path_text(overlay.relative_to(self.out))}")
         key = self._key(rows, shown, side_px)
         if _content_key(page) == key:
@@ -176,9 +168,8 @@ class Reports:
         crowding = float(counts.n_rbc) if counts else 0.0
         if row.scale and not isnan(row.scale.cell_diameter_px) and row.width_px and row.height_px:
             crowding *= row.scale.cell_diameter_px**2 / (row.width_px * row.height_px)
-        return PageField(
-            number, one_line(row.fov), one_line(path_text(row.path)), row, counts, reasons, crowding
-        )
+        path = one_line(path_text(row.path))
+        return PageField(number, one_line(row.fov), path, row, counts, reasons, crowding)
 
     def _put_pictures(
         self, slide_id: str, shown: Sequence[PageField], side_px: int, page: Path, keep_going: _KeepGoing
@@ -192,11 +183,10 @@ class Reports:
         for field in shown:
             if not keep_going():
                 return False
-            fov = field.row.fov
-            field.picture = old.get(keys[fov])
+            key, found = keys[field.row.fov], cells.get(field.row.fov, Cells.empty())
+            field.picture = old.get(key)
             if field.picture is None:
-                found = cells.get(fov, Cells.empty())
-                field.picture, field.note = gallery.embed(field.row, found, keys[fov], side_px)
+                field.picture, field.note = gallery.embed(field.row, found, key, side_px)
             left_bytes -= len(field.picture.base64) if field.picture else 0
             if left_bytes < 0:
                 break
@@ -204,7 +194,7 @@ class Reports:
         return True
 
     def _key(self, rows: Sequence[FieldRow], shown: Sequence[PageField], side_px: int) -> str:
-        """Returns 16 hex digits that change when the page has to."""
+        """Changes when the page has to."""
         thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self.manifest)}
         return digest(
             *(_PAGE, __version__, self.edges, self.images, side_px, sorted(thresholds)),
@@ -253,10 +243,9 @@ class Reports:
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  0.1 s, needed for pages
 
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.loader, environment.undefined = PackageLoader("rbc_edge.views"), StrictUndefined
+    environment.keep_trailing_newline = True
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
     environment.filters |= {"url": _url, "counted": count_text}
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}

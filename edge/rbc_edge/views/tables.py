@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, astuple, dataclass, field
 from io import BytesIO, StringIO
 from itertools import chain, compress, groupby
 from math import isnan
@@ -33,9 +33,7 @@ from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
 SCHEMA: Final = "1"
-EDGES_NOTE: Final = "edges"
-"""Name of the note in the ledger that keeps the edge rule of the tables."""
-
+EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
 _Row = TypeVar("_Row")
@@ -56,9 +54,7 @@ class SlideSummary:
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
     # The others are no columns.
-    n_fov_more: int | None = (
-        None  # more fields for an interval of ±2 percentage points. None without red cells
-    )
+    n_fov_more: int | None = None  # more fields for an interval of ±2 points. None without red cells.
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
     n_fov_flagged: int = 0  # fields with at least one flag
 
@@ -74,10 +70,9 @@ class SlideSummary:
 
 
 class Table(Generic[_Row]):
-    """The columns of a kind of CSV file, in order.
+    """The columns of a kind of CSV file, in order: name, function that makes the text from a row, meaning.
 
-    A column has a name in the header, a function that makes its text from a row, and a meaning in one line of
-    Markdown, for ``docs/tables.md``.
+    The meaning is one line of Markdown, for ``docs/tables.md``.
     """
 
     def __init__(self, *columns: tuple[str, Callable[[_Row], str], str]) -> None:
@@ -252,17 +247,15 @@ class Tables:
                     left_over.unlink()
 
     def write_slide(self, slide_id: str) -> None:
-        """Writes one slide's tables. Errors are those of `write`."""
+        """Writes one slide's tables, so that they can be read while others are being counted."""
         if name := self._file_names().get(slide_id):  # else the ledger does not know the slide yet
             self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
 
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes the tables of slides that have changed (None: all may have), and ``slides.csv``.
 
-        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``.
-
-        Raises:
-            UnavailableError: The output folder cannot be written. The old tables are intact.
+        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``. Raises
+        `UnavailableError` where the output folder cannot be written: the old tables are intact.
         """
         names = self._file_names()
         if slide_ids is None:
@@ -339,8 +332,7 @@ class _Sums:
         """Returns the sums of the rows so far."""
         ok = self.ok
         captured, flags = [when for _, _, when, _ in ok if when], [each for *_, each in ok if each]
-        parts = [(c.n_rbc_single, c.n_rbc_overlapping, c.n_wbc, c.n_platelets) for c, *_ in ok]
-        cells = np.array(parts, np.int64).reshape(len(ok), 4)
+        cells = np.array([astuple(counts) for counts, *_ in ok], np.int64).reshape(len(ok), 4)
         n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
         return SlideSummary(
             slide_id=slide_id,

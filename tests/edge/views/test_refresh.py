@@ -64,18 +64,18 @@ def test_a_run_that_was_stopped_makes_none(counted: Path) -> None:
 def test_overlays_are_drawn_bit_by_bit(counted: Path, ledger: Ledger) -> None:
     pictures = Pictures(ledger.reader, EVERYTHING, monotonic_s=lambda: 0.0)
     pictures.changed()
-    assert not pictures.draw(keep_going=for_n(3))
+    assert not pictures.catch_up(keep_going=for_n(3), reports=False)
     assert len(made(counted)) == 3
-    assert pictures.draw(keep_going=for_n(1))
+    assert pictures.catch_up(keep_going=for_n(1), reports=False)
     assert len(made(counted)) == 4
-    assert pictures.draw(keep_going=for_n(0))  # nothing is left to do
+    assert pictures.catch_up(keep_going=for_n(0), reports=False)  # nothing is left to do
 
 
 def test_drawing_takes_no_longer_than_it_may(counted: Path, ledger: Ledger) -> None:
     ticks = iter(range(100))
     pictures = Pictures(ledger.reader, EVERYTHING, monotonic_s=lambda: float(next(ticks)))
     pictures.changed()
-    assert not pictures.draw(keep_going=lambda: True, time_s=2.5)
+    assert not pictures.catch_up(keep_going=lambda: True, time_s=2.5, reports=False)
     assert 0 < len(made(counted)) < 4
 
 
@@ -83,28 +83,28 @@ def test_a_page_is_written_when_its_slide_rests_or_never_does(counted: Path, led
     now_s = 0.0
     pictures = Pictures(ledger.reader, ViewOptions(reports=True), monotonic_s=lambda: now_s)
     pictures.changed(["s1", "s2"])
-    pictures.report(keep_going=lambda: True, wait=True)
+    pictures.catch_up(keep_going=lambda: True, wait=True)
     assert made(counted) == []
     now_s = 15.0
     pictures.changed(["s2"])
     now_s = 21.0
-    pictures.report(keep_going=lambda: True, wait=True)
+    pictures.catch_up(keep_going=lambda: True, wait=True)
     assert made(counted) == ["reports/index.html", "reports/s1.html"]
     while now_s < 301.0:
         assert "reports/s2.html" not in made(counted)
         pictures.changed(["s2"])
-        pictures.report(keep_going=lambda: True, wait=True)
+        pictures.catch_up(keep_going=lambda: True, wait=True)
         now_s += 10.0
-    pictures.report(keep_going=lambda: True, wait=True)
+    pictures.catch_up(keep_going=lambda: True, wait=True)
     assert "reports/s2.html" in made(counted)
 
 
 def test_a_page_that_was_left_is_written_next_time(counted: Path, ledger: Ledger) -> None:
-    pictures = Pictures(ledger.reader, EVERYTHING, monotonic_s=lambda: 0.0)
+    pictures = Pictures(ledger.reader, ViewOptions(reports=True), monotonic_s=lambda: 0.0)
     pictures.changed()
-    pictures.report(keep_going=lambda: False)
+    pictures.catch_up(keep_going=lambda: False)
     assert made(counted) == []
-    pictures.report(keep_going=lambda: True)
+    pictures.catch_up(keep_going=lambda: True)
     assert len(made(counted)) == 3
 
 
