@@ -90,7 +90,7 @@ def survives(
     keep_going: Callable[[], bool] = lambda: True,
     *,
     options: Sequence[str],
-    command: Sequence[str] = (sys.executable, "-m", "rbc_edge"),
+    command: Sequence[str] = (sys.executable, "-P", "-m", "rbc_edge"),
     timeout_s: float = TIMEOUT_S,
 ) -> bool:
     """Tells whether a process survives the reading and counting of images.
