@@ -15,8 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.store.outdir import explained
+from rbc_edge.errors import UnavailableError, UsageError, unavailable
 from rbc_edge.text import IMAGE_SUFFIXES, path_text
 from rbc_edge.values import InboxFile
 
@@ -118,7 +117,7 @@ class _Walk:
             advice = "give an existing folder or image file; is the camera's share mounted?"
             raise UnavailableError(what, advice) from error
         if stat.S_ISDIR(status.st_mode):
-            with explained(f"{path_text(path)}: cannot list the folder", "check its permissions"):
+            with unavailable(f"{path_text(path)}: cannot list the folder", "check its permissions"):
                 self._folder(path, status, path_text(path.name or "root"), "")
         elif stat.S_ISREG(status.st_mode):
             self._file(path, status, path_text(path.parent.name or "root"), path.parent.stat())

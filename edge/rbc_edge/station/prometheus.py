@@ -5,10 +5,9 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from rbc_edge.errors import UsageError
+from rbc_edge.errors import UsageError, unavailable
 from rbc_edge.station.state_file import Activity, ServiceState
 from rbc_edge.station.status import StationStatus
-from rbc_edge.store.outdir import explained
 from rbc_edge.text import path_text
 
 
@@ -71,7 +70,7 @@ def write_metrics(path: Path, status: StationStatus) -> None:
         doing = labelled("activity", "1 for what the service does.", "activity")
         for activity in Activity:
             doing.labels(str(activity)).set(activity is state.activity)
-    with explained(f"{path_text(path)}: cannot write the metrics", "check permissions and free space"):
+    with unavailable(f"{path_text(path)}: cannot write the metrics", "check permissions and free space"):
         write_to_textfile(os.fspath(path), registry)
 
 

@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from rbc_edge.errors import UnavailableError
-from rbc_edge.store.outdir import explained, is_locked, lock, open_lock_file
+from rbc_edge.errors import UnavailableError, unavailable
+from rbc_edge.store.outdir import is_locked, lock, open_lock_file
 from rbc_edge.store.schema import is_gone
 from rbc_edge.text import path_text
 
@@ -184,7 +184,7 @@ def read_state(out: Path, *, sleep: Callable[[float], None] = time.sleep) -> tup
     path, advice = out / STATE_FILE_NAME, "ask as the service's user, or as a member of its group"
     if is_gone(path):
         return False, None
-    with explained(f"{path_text(path)}: cannot be read", advice):
+    with unavailable(f"{path_text(path)}: cannot be read", advice):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         state = _read(descriptor, sleep)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.errors import UnavailableError, UsageError, unavailable
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
@@ -26,19 +26,10 @@ class BusyError(UnavailableError):
     """Another process writes into the output folder now."""
 
 
-@contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
-    """Turns an error of the system into an `UnavailableError` with advice."""
-    try:
-        yield
-    except OSError as error:
-        raise UnavailableError(f"{what}: {error.strerror}", advice) from error
-
-
 def make(out: Path) -> None:
     """Makes an output folder, where it is missing. Raises `UnavailableError`."""
     advice = "choose another --out, or check the permissions of its parent"
-    with explained(f"{path_text(out)}: cannot make the output folder", advice):
+    with unavailable(f"{path_text(out)}: cannot make the output folder", advice):
         out.mkdir(parents=True, exist_ok=True)
 
 
@@ -68,7 +59,7 @@ def writing(out: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
 def open_lock_file(path: Path) -> int:
     """Opens a file to lock, and makes it where it is missing. Returns its descriptor."""
-    with explained(f"{path_text(path.parent)}: cannot write", "check permissions and free space"):
+    with unavailable(f"{path_text(path.parent)}: cannot write", "check permissions and free space"):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
@@ -161,6 +152,6 @@ def remove_left_over(folder: Path) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Returns the free space on the disk of a folder, bytes. Raises `UnavailableError`."""
-    with explained(f"{path_text(folder)}: cannot look at its disk", "is it mounted?"):
+    with unavailable(f"{path_text(folder)}: cannot look at its disk", "is it mounted?"):
         disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize

@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from rbc_edge.store.outdir import explained
+from rbc_edge.errors import unavailable
 from rbc_edge.store.rows import unpack_cells, unpack_counts
 from rbc_edge.store.schema import FILE_NAME, Database, error_kind
 from rbc_edge.text import path_text
@@ -46,7 +46,7 @@ def keep_aside(out: Path, stamp: str) -> Path:
     Raises `UnavailableError` where the output folder cannot be written.
     """
     what = f"{path_text(out)}: cannot keep the damaged ledger aside"
-    with explained(what, "check permissions and free space"):
+    with unavailable(what, "check permissions and free space"):
         aside = _new_folder(out / f"damaged-{stamp}")
         for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
             kept = aside / table.relative_to(out)

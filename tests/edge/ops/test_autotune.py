@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from stand_in import write_disks
 
-from rbc_edge import cli, config
 from rbc_edge.errors import ExitCode, UnavailableError, UsageError
 from rbc_edge.ops import autotune
 from rbc_edge.ops.autotune import Setup, Speed, best, measure, settings_of, setups
@@ -18,12 +17,7 @@ from rbc_edge.vision.counting import EdgeRule
 Rbc = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("RBC_EDGE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(config, "_SYSTEM_FILE", tmp_path / "none.toml")
+pytestmark = pytest.mark.usefixtures("own_settings")
 
 
 @pytest.fixture
@@ -31,19 +25,6 @@ def camera(tmp_path: Path) -> Path:
     for i in range(6):
         write_disks(tmp_path / "camera" / f"s{i % 2}" / f"{i}.png", 4 + i, seed=i)
     return tmp_path / "camera"
-
-
-@pytest.fixture
-def rbc(capsys: pytest.CaptureFixture[str]) -> Rbc:
-    """Runs the command line in this process; returns exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
