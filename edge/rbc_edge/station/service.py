@@ -265,16 +265,15 @@ class _Service:
         with writing(self._options.counting.out):
             self._watcher.keep_mount(session.ledger, found)
             self._say.tell(Activity.COUNTING)
-            session.count(
+            summary = session.count(
                 list(chain.from_iterable(portions)),
                 of_slide=of_slide,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
         session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
-        # A count may have moved between two names, or the scale has changed: all files of these slides are
-        # asked about again.
-        slide_ids = {file.slide_id for file in ready}
-        self._done -= {hash(file) for slide_id in slide_ids for file in of_slide[slide_id]}
+        # A count has moved between two names, or the scale has changed: all files of the slide are asked
+        # about again. Not of every slide, or one more image would cost as much as all images of its slide.
+        self._done -= {hash(file) for slide_id in summary.unsettled for file in of_slide[slide_id]}
         self._n_troubles = 0
         self._next_scan_s = self._clock.monotonic_s()
         self._soonest_scan_s = self._next_scan_s + _BREAK_S

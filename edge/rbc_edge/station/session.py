@@ -97,6 +97,7 @@ class Summary:
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
     slides: list[SlideSummary] = field(default_factory=list)  # the rows of ``slides.csv``
+    unsettled: set[str] = field(default_factory=set)  # slides of which a file that was done may need a look
 
     @property
     def exit_code(self) -> int:
@@ -289,6 +290,7 @@ class Session:
             if is_recount:
                 slide.contents = SlideContents({}, slide.contents.failed)
                 slide.status = dict(self.plan(slide.files).done)
+                slide.was_unsettled = True
         for _ in range(_MAX_PASSES):
             if self._pass(slide, portion, workers) or not slide.is_unsettled:
                 break
@@ -474,7 +476,7 @@ class _Slide:
         self.told: set[InboxFile] = set()
         self.waiting: set[InboxFile] = set()
         self.left: set[str] = set()  # slides that lost images to this one
-        self.is_changed = self.is_unsettled = False
+        self.is_changed = self.is_unsettled = self.was_unsettled = False
 
     def add(self, file: InboxFile, recorded: Recorded | None) -> None:
         """Takes in what became of a file. None: it was left for later."""
@@ -487,6 +489,7 @@ class _Slide:
             self.counted.add(file)
         self.is_changed = True
         self.is_unsettled |= recorded.is_unsettling
+        self.was_unsettled |= recorded.is_unsettling
         self.left |= recorded.left
 
 
@@ -503,6 +506,8 @@ class _Portion:
         """Adds up what became of a slide's files."""
         summary = self.summary
         self.changed |= {slide.slide_id, *slide.left}
+        if slide.was_unsettled:
+            summary.unsettled.add(slide.slide_id)
         for file, status in slide.status.items():
             summary.n_failed += status is Status.FAILED
             summary.n_duplicates += status is Status.DUPLICATE

@@ -24,7 +24,7 @@ from rbc_edge.store.outdir import writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.values import InboxFile, Scale, ScaleSource
+from rbc_edge.values import InboxFile, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -274,6 +274,44 @@ def test_renamed_copied_and_replaced_files(post: Post) -> None:
     # the copy keeps the count when the first one's content is replaced
     assert post.table("s1") == {"b": "7", "copy": "5", "renamed": "3"}
     assert post.table("s2") == {"b": "7"}
+
+
+def test_one_image_more_does_not_ask_about_all_of_its_slide(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, asked = Ledger.plan, list[int]()
+
+    def counted(ledger: Ledger, files: Sequence[InboxFile], *args: object, **options: object) -> object:
+        asked.append(len(files))
+        return plan(ledger, files, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "plan", counted)
+    for i in range(20):
+        post.write(f"s1/{i:02}.png", 3, seed=i)
+    post.script.at(30, asked.clear)
+    post.script.at(31, lambda: post.write("s1/more.png", 2, seed=30))
+    post.until(60)
+    assert len(post.table("s1")) == 21
+    assert asked
+    assert max(asked) == 1
+
+
+def test_a_better_scale_has_the_fields_of_before_counted_again(post: Post) -> None:
+    class Unsure(StandIn):
+        """Estimates a scale that depends on the number of fields, as a real one does at first."""
+
+        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+            return Scale({1: 50.0, 2: 40.0}.get(len(images), 41.0), ScaleSource.SLIDE)
+
+    post.analyzer = Unsure()
+    counting = replace(post.options().counting, scale=None)
+    post.changes["counting"] = counting
+    post.write("s1/a.png", 3)
+    post.script.at(20, lambda: post.write("s1/b.png", 5))
+    post.until(60)
+    assert post.analyzer.analyzed == ["s1/a", "s1/b", "s1/a"]
+    assert [scale.cell_diameter_px for scale in post.analyzer.scales] == [50.0, 40.0, 40.0]
+    assert post.table("s1") == {"a": "3", "b": "5"}
 
 
 def test_an_image_that_was_passed_over_counts_when_the_other_one_changes(post: Post) -> None:
