@@ -1,12 +1,17 @@
-"""Photographs as another microscope, stain or camera might have made them, and overlaps made by pasting."""
+"""Photographs as another microscope, stain or camera might have made them, and overlaps made by pasting.
+
+Also what lies on photographs and is no blood: letters, scale bars and pointers burned into the pixels, the
+black surround of an eyepiece, glass with dirt and nothing else.
+"""
 
 import math
 import random
+from typing import Final
 
 import cv2
 import numpy as np
 
-from rbc_edge.values import Float32, UInt8
+from rbc_edge.values import Bool, Float32, UInt8
 from rbc_edge.vision.preprocess import BACKGROUND_LEVEL
 
 
@@ -14,7 +19,7 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
     """Shows a photograph as another microscope, stain or camera might have.
 
     Colour cast and light by a gain per channel and a gamma, more or less of another dye, a lamp that lights
-    one side more, focus by a blur, fewer pixels, a camera's noise, JPEG.
+    one side more, focus by a blur, outlines that a camera has sharpened, fewer pixels, noise, JPEG.
 
     Args:
         image: uint8 (H, W, 3), any channel order.
@@ -39,6 +44,9 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
         values = _coarser(values, rng.uniform(0.45, 0.9))
     if rng.random() < 0.3:
         values = np.asarray(cv2.GaussianBlur(values, (0, 0), rng.uniform(0.3, 1.1)), np.float32)
+    elif rng.random() < 0.15:
+        soft = cv2.GaussianBlur(values, (0, 0), rng.uniform(0.8, 1.6))
+        values = np.clip(values + rng.uniform(0.4, 1.6) * (values - soft), 0, 1).astype(np.float32)
     if rng.random() < 0.3:
         noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(values.shape, np.float32)
         values = values + noise * rng.uniform(0.005, 0.03)
@@ -50,15 +58,27 @@ def vary(image: UInt8, rng: random.Random) -> UInt8:
 
 
 def _restained(values: Float32, rng: random.Random) -> Float32:
-    """Another amount of dye, and another dye: absorbances scale, each channel its own way (Beer-Lambert).
+    """Another amount of dye, and another dye, in absorbances (Beer-Lambert).
 
     A strong stain makes red cells dark and hides their pale middle. A weak one, or a condenser wide open,
-    brings everything near the background.
+    brings everything near the background. Channels scale apart, and leak into each other: pink cells become
+    orange, violet or grey, and so does what tells a white cell from a red one by its colour alone. A curve
+    makes pale middles paler, or hides them. The plasma takes a tint of its own.
     """
+    glass = BACKGROUND_LEVEL / 255
+    depth = -np.log(np.clip(values / glass, 1e-3, 1.15))
+    if rng.random() < 0.4:
+        leak = rng.uniform(0.1, 0.6)
+        other = np.array([[rng.random() for _ in range(3)] for _ in range(3)])
+        mixing = (1 - leak) * np.eye(3) + leak * other / other.sum(axis=1, keepdims=True)
+        depth = depth @ mixing.T.astype(np.float32)
+    if rng.random() < 0.3:
+        full = max(float(np.percentile(depth[::4, ::4], 95)), 0.05)
+        depth = np.sign(depth) * full * (np.abs(depth) / full) ** rng.uniform(0.7, 1.5)
     amount = math.exp(rng.uniform(math.log(0.4), math.log(2.2)))
     power = np.array([amount * rng.uniform(0.75, 1.33) for _ in range(3)], np.float32)
-    glass = BACKGROUND_LEVEL / 255
-    return np.asarray(glass * np.clip(values / glass, 1e-3, 1.15) ** power, np.float32)
+    plasma = np.array([rng.uniform(0, 0.08) for _ in range(3)], np.float32) * (rng.random() < 0.3)
+    return np.asarray(glass * np.exp(-(depth * power + plasma)), np.float32)
 
 
 def _shade(height: int, width: int, rng: random.Random) -> Float32:
@@ -76,6 +96,105 @@ def _coarser(values: Float32, factor: float) -> Float32:
     size = (max(8, round(width * factor)), max(8, round(height * factor)))
     small = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+_INKS: Final = (
+    (0, 0, 0),
+    (255, 255, 255),
+    (255, 255, 0),
+    (0, 255, 0),
+    (255, 0, 0),
+    (0, 0, 255),
+    (0, 255, 255),
+)
+_FONTS: Final = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_PLAIN, cv2.FONT_HERSHEY_COMPLEX_SMALL)
+
+
+def burned_in(image: UInt8, rng: random.Random) -> UInt8:
+    """Burns letters, a scale bar or a pointer into a photograph, as the programs of cameras do.
+
+    Args:
+        image: uint8 (H, W, 3), any channel order.
+        rng: Source of chance.
+
+    Returns:
+        uint8 (H, W, 3), a new array.
+    """
+    drawn = image.copy()
+    height, width = drawn.shape[:2]
+    for _ in range(rng.randint(1, 3)):
+        ink, thick = rng.choice(_INKS), rng.randint(1, 3)
+        x, y = rng.randrange(width), rng.randrange(height)
+        what = rng.randrange(3)
+        if what == 0:
+            letters = rng.choice(("um", "µm", " x1000", ":", "/", "")) if rng.random() < 0.7 else "Sample A"
+            text = f"{rng.uniform(0, 2026):.{rng.randint(0, 2)}f}{letters}"
+            size = rng.uniform(0.3, 1.0)
+            cv2.putText(drawn, text, (x - 30, y), rng.choice(_FONTS), size, ink, thick, cv2.LINE_AA)
+        elif what == 1:
+            end, tick = x + rng.randint(15, 120), rng.choice((0, 3, 6))
+            cv2.line(drawn, (x, y), (end, y), ink, thick)
+            for side in (x, end):
+                cv2.line(drawn, (side, y - tick), (side, y + tick), ink, thick)
+        else:
+            angle, long = rng.uniform(0, 2 * math.pi), rng.uniform(10, 45)
+            tip = (round(x + long * math.cos(angle)), round(y + long * math.sin(angle)))
+            cv2.arrowedLine(drawn, (x, y), tip, ink, rng.randint(1, 6), cv2.LINE_AA, 0, 0.4)
+    return np.asarray(drawn, np.uint8)
+
+
+def empty_glass(height: int, width: int, rng: random.Random) -> UInt8:
+    """Draws glass between smears, with dirt, fibres and rims of dried plasma: uint8 (height, width, 3)."""
+    noise = np.random.default_rng(rng.getrandbits(32))
+    level = BACKGROUND_LEVEL / 255 * np.array([rng.uniform(0.9, 1.02) for _ in range(3)], np.float32)
+    values = np.empty((height, width, 3), np.float32)
+    values[...] = level
+    cloud = cv2.resize(
+        noise.standard_normal((6, 6), np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
+    values *= 1 + rng.uniform(0, 0.05) * cloud[:, :, None]
+    drawn = np.asarray(np.clip(values * 255, 0, 255), np.uint8)
+    for _ in range(rng.randint(0, 8)):
+        ink = tuple(int(v) for v in noise.integers(60, 220, 3))
+        place = (rng.randrange(width), rng.randrange(height))
+        if rng.random() < 0.6:
+            cv2.circle(drawn, place, rng.randint(1, 4), ink, -1, cv2.LINE_AA)
+        else:
+            steps = noise.integers(-18, 19, (rng.randint(3, 8), 2)).cumsum(axis=0) + np.array(place)
+            cv2.polylines(
+                drawn, [steps.astype(np.int32)], rng.random() < 0.2, ink, rng.randint(1, 2), cv2.LINE_AA
+            )
+    return np.asarray(cv2.GaussianBlur(drawn, (0, 0), rng.uniform(0.5, 1.5)), np.uint8)
+
+
+def surrounded(image: UInt8, xyxy: Float32, rng: random.Random) -> tuple[UInt8, Float32, Bool]:
+    """Shows a photograph through an eyepiece: black beyond a circle.
+
+    Args:
+        image: uint8 (H, W, 3).
+        xyxy: float32 (N, 4), boxes in it, pixels.
+        rng: Source of chance.
+
+    Returns:
+        The image, a new array; the boxes, each around what is still seen of it; and bool (N,), which boxes
+        still show enough to be a cell: a tenth.
+    """
+    height, width = image.shape[:2]
+    radius = rng.uniform(0.45, 0.75) * max(height, width)
+    centre = (round(width * rng.uniform(0.3, 0.7)), round(height * rng.uniform(0.3, 0.7)))
+    lit = np.zeros((height, width), np.uint8)
+    cv2.circle(lit, centre, round(radius), 1, -1)
+    dark = rng.randint(0, 20)
+    drawn = np.where(lit[:, :, None] > 0, image, np.uint8(dark)).astype(np.uint8)
+    boxes, seen = xyxy.copy(), np.zeros(len(xyxy), np.bool_)
+    for i, (x0, y0, x1, y1) in enumerate(np.round(xyxy).astype(np.int64).tolist()):
+        rows, columns = np.nonzero(lit[y0:y1, x0:x1])
+        if len(rows) < max(0.1 * (y1 - y0) * (x1 - x0), 6):
+            continue
+        seen[i] = True
+        if len(rows) < (y1 - y0) * (x1 - x0):
+            boxes[i] = x0 + columns.min(), y0 + rows.min(), x0 + columns.max() + 1, y0 + rows.max() + 1
+    return drawn, boxes, seen
 
 
 def paste_neighbour(

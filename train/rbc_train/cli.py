@@ -19,6 +19,7 @@ from rbc_train.data import (
     NEGATIVES,
     Collection,
     read_chula,
+    read_completed,
     read_public,
     verified_labels,
     write_dataset,
@@ -71,6 +72,10 @@ def dataset(
     chula: Annotated[
         bool, typer.Option(help="Take the 56 complete fields of Chula, too, and what is not one red cell.")
     ] = False,
+    completed: Annotated[
+        Path | None,
+        typer.Option(help="What the complete command wrote: boxes where annotators left cells without one."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when an annotation is wrong.")] = False,
 ) -> None:
     """Checks the public annotations and writes the detector's photographs and the 64x64 crops."""
@@ -81,13 +86,16 @@ def dataset(
     for finding in [*taken.findings, *bccd.findings]:
         typer.echo(str(finding), err=True)
     steps = write_dataset(
-        taken, out, cell_diameter_px=cell_diameter, crop_margin=crop_margin, negatives=chula
+        taken,
+        out,
+        cell_diameter_px=cell_diameter,
+        crop_margin=crop_margin,
+        negatives=chula,
+        completed=completed,
     )
-    with typer.progressbar(
-        steps, length=len(taken.complete("train", "val")), label="photographs", file=sys.stderr
-    ) as bar:
-        for _ in bar:
-            pass
+    with typer.progressbar(length=1, label="photographs", file=sys.stderr) as bar:
+        for _, bar.length in steps:
+            bar.update(1)
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     kinds = (("rbc", 6), ("wbc", 5), ("platelet", 8), *((k, 8) for k in NEGATIVES if chula))
     heading = " ".join(f"{name:>{width}}" for name, width in kinds)
@@ -100,6 +108,38 @@ def dataset(
     typer.echo(f"{n_findings} findings (on stderr, and in {out / 'manifest.json'})")
     if strict and n_findings:
         raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+@app.command()
+def complete(
+    data: console.Data = console.DATA,
+    bundle: console.BundleOption = None,
+    out: Annotated[Path, typer.Option(help="Table to write.")] = Path("data/completed.csv"),
+    sheets: Annotated[
+        Path | None,
+        typer.Option(help="Also write images of photographs with their boxes here. They are not public."),
+    ] = None,
+    threads: console.Threads = 0,
+) -> None:
+    """Boxes the cells of the training photographs that have a point of an expert, or nothing, instead.
+
+    A bundle proposes the boxes, and the points decide. For `dataset --completed`. Look at the sheets first.
+    """
+    from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
+    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import complete as completing  # noqa: PLC0415
+    from rbc_train import sheets as drawn  # noqa: PLC0415
+
+    chula = read_chula(data / CHULA).of("train") if (data / CHULA).is_dir() else []
+    photographs = read_public(data)[0].of("train") + chula
+    analyzer = Analyzer(Bundle.open(bundle), threads=threads)
+    with typer.progressbar(length=len(photographs), label="photographs", file=sys.stderr) as bar:
+        counts = completing.write(photographs, analyzer, out, lambda _done, _total: bar.update(1))
+    typer.echo("  ".join(f"{origin} {n}" for origin, n in sorted(counts.items())))
+    if sheets:
+        for file in drawn.write_completed(photographs, read_completed(out), sheets):
+            typer.echo(file, err=True)
+    typer.echo(out)
 
 
 @app.command()

@@ -854,7 +854,71 @@ def photographs_of(dataset: Path, data: Path) -> dict[str, Photograph]:
     photographs = read_public(data)[0].photographs
     if any(CHULA in sources for sources in counts.values()):
         photographs = photographs + read_chula(data / CHULA).photographs
+    table = dataset / "completed.csv"
+    if table.is_file():
+        photographs = completed_photographs(photographs, read_completed(table))
     return {p.name: p for p in photographs}
+
+
+COMPLETED_COLUMNS: Final = ("name", "x0", "y0", "x1", "y1", "kind", "origin")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box of a completed photograph.
+
+    Attributes:
+        xyxy: Pixels of the photograph.
+        class_id: Which cell.
+        origin: ``labelled`` by an annotator, ``pointed`` (found, with a point in it), ``spot`` (a point, and
+            the outline of the dark spot under it), ``disc`` (a point, and a cell's mean size), or ``found``.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    class_id: CellClass
+    origin: str
+
+
+def read_completed(file: Path) -> dict[str, list[Box]]:
+    """Reads what `complete.write` wrote: the boxes of each photograph, by its name.
+
+    Raises:
+        UnavailableError: If the file is not there.
+        UsageError: If it is not such a table.
+    """
+    boxes: dict[str, list[Box]] = {}
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                x0, y0, x1, y1 = (float(row[k]) for k in ("x0", "y0", "x1", "y1"))
+                kind = CellClass(CLASS_NAMES.index(row["kind"]))
+                boxes.setdefault(row["name"], []).append(Box((x0, y0, x1, y1), kind, row["origin"]))
+    except OSError as error:
+        raise UnavailableError(
+            f"{file}: {error.strerror}", "make it: python -m rbc_train complete"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{file}: not a table of completed boxes: {error}") from error
+    return boxes
+
+
+def completed_photographs(photographs: Iterable[Photograph], boxes: dict[str, list[Box]]) -> list[Photograph]:
+    """Returns the photographs, those that the table names with its boxes, and complete."""
+    made = []
+    for photograph in photographs:
+        own = boxes.get(photograph.name)
+        if not own:
+            made.append(photograph)
+            continue
+        made.append(
+            replace(
+                photograph,
+                xyxy=np.array([b.xyxy for b in own], np.float32).reshape(-1, 4),
+                class_id=np.array([b.class_id for b in own], np.int64),
+                complete=True,
+            )
+        )
+    return made
 
 
 def write_dataset(
@@ -864,6 +928,7 @@ def write_dataset(
     cell_diameter_px: float,
     crop_margin: float,
     negatives: bool = False,
+    completed: Path | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Writes what the trainers read. Iterate to do the work.
 
@@ -883,6 +948,8 @@ def write_dataset(
         cell_diameter_px: Diameter of a red cell at model scale.
         crop_margin: See `preprocess.crops`.
         negatives: Whether to write the negatives.
+        completed: Table of boxes (`read_completed`) that replace those of its photographs. It is copied into
+            the dataset.
 
     Yields:
         (photographs done, photographs in all).
@@ -890,7 +957,10 @@ def write_dataset(
     Raises:
         UnavailableError: If `out` holds something that is not a dataset of ours, or cannot be written.
     """
-    photographs = collection.complete("train", "val")
+    everyone = collection.of("train", "val")
+    if completed is not None:
+        everyone = completed_photographs(everyone, read_completed(completed))
+    photographs = [p for p in everyone if p.complete]
     # Where an earlier run was cut there is no manifest yet: then the marker says that the folder is ours.
     unfinished = out / "unfinished"
     ours = (out / "manifest.json").is_file() or unfinished.is_file()
@@ -900,7 +970,8 @@ def write_dataset(
     unfinished.touch()
     for part in ("detector", "crops"):
         shutil.rmtree(out / part, ignore_errors=True)
-    (out / "manifest.json").unlink(missing_ok=True)
+    for old in ("manifest.json", "completed.csv"):
+        (out / old).unlink(missing_ok=True)
     of_source = source_diameters_px(p for p in photographs if p.split == "train")
     verified = verified_labels(photographs)
     files: dict[str, str] = {}
@@ -941,6 +1012,9 @@ def write_dataset(
                 if n.kind in NEGATIVES:
                     counts[photograph.split, photograph.source, n.kind] += 1
         yield done, len(photographs)
+    if completed is not None:
+        shutil.copyfile(completed, out / "completed.csv")
+        files["completed.csv"] = sha256(out / "completed.csv")
     threshold = labels.area_threshold(np.array([r["otsu_area"] for r in rows["train"]], np.int64))
     for split in ("train", "val"):
         for row in rows[split]:

@@ -3,7 +3,7 @@
 They show photographs of the public data, which we may not publish. Keep them out of the repository.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ import numpy as np
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import CellClass, Float32, UInt8
 from rbc_train import evaluate, metrics
+from rbc_train.data import Box, Photograph
 from rbc_train.evaluate import Examined
 from rbc_train.labels import VerifiedLabels
 
@@ -125,6 +126,53 @@ def worst_fields(examined: Sequence[Examined], *, most: int = 12, columns: int =
         title = f"{photograph.source} {photograph.name[:13]}: labelled {labelled[i]}, counted {counted[i]}"
         tiles.append(_titled(_boxes(examined[i]), title))
     return _grid(tiles, columns) if tiles else None
+
+
+_ORIGINS: Final = {
+    "labelled": (0, 130, 0),
+    "pointed": (0, 130, 0),
+    "found": (0, 0, 255),
+    "spot": (255, 0, 0),
+    "disc": (255, 0, 0),
+}
+
+
+def write_completed(
+    photographs: Sequence[Photograph], boxes: Mapping[str, Sequence[Box]], out: Path, *, most: int = 12
+) -> list[Path]:
+    """Draws photographs with completed boxes, to be looked at before they teach.
+
+    Args:
+        photographs: Those that were completed.
+        boxes: What `data.read_completed` returned.
+        out: Folder to write.
+        most: Photographs on a sheet.
+
+    Returns:
+        A sheet for each origin of boxes but ``labelled``: green is labelled or has a point, blue was found,
+        red is a point that nothing held. White cells are drawn in magenta.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for origin in ("pointed", "found", "spot", "disc"):
+        own = [p for p in photographs if any(b.origin == origin for b in boxes.get(p.name, ()))]
+        chosen = [own[round(i)] for i in np.linspace(0, len(own) - 1, min(most, len(own)))]
+        if chosen:
+            written.append(out / f"completed-{origin}.png")
+            tiles = [_titled(_completed(p, boxes[p.name]), f"{p.source} {p.name[:13]}") for p in chosen]
+            cv2.imwrite(str(written[-1]), _grid(tiles, 2)[:, :, ::-1])
+    return written
+
+
+def _completed(photograph: Photograph, boxes: Sequence[Box]) -> UInt8:
+    image = photograph.read()
+    factor = _FIELD_PX / image.shape[1]
+    drawn = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
+    for box in boxes:
+        corners = np.array(box.xyxy, np.float32) * factor
+        ink = (255, 0, 255) if box.class_id is CellClass.WBC else _ORIGINS[box.origin]
+        cv2.rectangle(drawn, _point(corners[:2]), _point(corners[2:]), ink, 1)
+    return drawn
 
 
 def _crop(image: UInt8, box: Float32) -> UInt8:
