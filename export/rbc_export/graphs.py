@@ -111,20 +111,25 @@ def _decode(distances: Tensor, places: Tensor, *, bins: int) -> Tensor:
 
 
 class ClassifierGraph(nn.Module):
-    """The overlap CNN from pixels to probability.
+    """The second stage from pixels to probabilities.
 
     Args:
-        network: Gives logits for float (N, 3, 64, 64) in 0..1.
+        network: Gives logits float (N, 2) for float (N, 3, 64, 64) in 0..1, or (N,) without the second.
+        slope: Of the calibration of the overlap logit, fitted on validation cells (Platt 1999).
+        shift: Added to it.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, slope: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
         self.network = network
+        self.slope, self.shift = slope, shift
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """Scores crops uint8 (N, 64, 64, 3): float32 (N,)."""
-        scores: Tensor = torch.sigmoid(self.network(crops.permute(0, 3, 1, 2).float() / 255.0))
-        return scores
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores crops uint8 (N, 64, 64, 3): overlap_score and refuse_score, each float32 (N,)."""
+        logits = self.network(crops.permute(0, 3, 1, 2).float() / 255.0)
+        overlap = logits[:, 0] if logits.ndim == 2 else logits
+        refuse = torch.sigmoid(logits[:, 1]) if logits.ndim == 2 else torch.zeros_like(logits)
+        return torch.sigmoid(overlap * self.slope + self.shift), refuse
 
 
 def write_detector(graph: DetectorGraph, file: Path) -> None:
@@ -137,7 +142,8 @@ def write_detector(graph: DetectorGraph, file: Path) -> None:
 def write_classifier(graph: ClassifierGraph, file: Path) -> None:
     """Writes the classifier as fp32 ONNX with a free number of crops."""
     example = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-    _write(graph, (example,), file, {"crops": {0: "n"}, "overlap_score": {0: "n"}})
+    axes = {"crops": {0: "n"}, "overlap_score": {0: "n"}, "refuse_score": {0: "n"}}
+    _write(graph, (example,), file, axes)
 
 
 def _write(

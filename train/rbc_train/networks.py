@@ -1,7 +1,8 @@
-"""The networks: YOLOv5n as ultralytics builds it, and the networks that judge overlap.
+"""The networks: YOLOv5n as ultralytics builds it, and the networks of the second stage.
 
-All overlap networks take uint8 RGB crops of 64x64 and give one logit per crop: the log odds that the cell
-in the middle overlaps another cell. Shapes stand in the margin.
+All networks of the second stage take uint8 RGB crops of 64x64. They give the log odds that the cell in the
+middle overlaps another cell. Ours also give the log odds that the box holds no single red cell. Shapes stand
+in the margin.
 """
 
 import os
@@ -85,17 +86,18 @@ class StagesNet(nn.Module):
         self.stages = nn.ModuleList(list(yolo.model[:depth]))
         self.taps = tuple(i for i in self._CHANNELS if i < depth)
         self.head = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(sum(self._CHANNELS[i] for i in self.taps), 1)
+            nn.Dropout(dropout), nn.Linear(sum(self._CHANNELS[i] for i in self.taps), 2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives logits float (N,) for crops float (N, 3, 64, 64) in 0..1."""
+        """Gives logits float (N, 2), overlapping and no single red cell, for crops float (N, 3, 64, 64)."""
         pooled: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             x = stage(x)  # N, 64, 8, 8 after layer 4; N, 128, 4, 4 after 6; N, 256, 2, 2 after 9
             if i in self.taps:
                 pooled.append(x.mean((2, 3)))
-        return torch.squeeze(self.head(torch.cat(pooled, 1)), 1)
+        logits: Tensor = self.head(torch.cat(pooled, 1))
+        return logits
 
     def begin_from(self, detector: nn.Module) -> None:
         """Takes the first stages of a trained detector.
@@ -126,8 +128,18 @@ def to_input(crops: UInt8) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255.0
 
 
-@torch.no_grad()
+def overlap_logits(logits: Tensor) -> Tensor:
+    """Returns the log odds of overlapping, float (N,), of what any of the networks gives."""
+    return logits[:, 0] if logits.ndim == 2 else logits
+
+
 def predict(network: nn.Module, crops: UInt8, *, turned: bool = False) -> Float32:
+    """Scores crops for overlap (see `predict_both`): float32 (N,), probability of overlapping."""
+    return predict_both(network, crops, turned=turned)[:, 0]
+
+
+@torch.no_grad()
+def predict_both(network: nn.Module, crops: UInt8, *, turned: bool = False) -> Float32:
     """Scores crops.
 
     Args:
@@ -136,14 +148,16 @@ def predict(network: nn.Module, crops: UInt8, *, turned: bool = False) -> Float3
         turned: Take the mean over the eight ways to turn and mirror a crop.
 
     Returns:
-        float32 (N,): probability of overlapping.
+        float32 (N, 2): probability of overlapping, and that the box holds no single red cell. The paper's
+        networks do not say the second: 0.
     """
     network.eval()
-    parts = [torch.zeros(0)]
+    parts = [torch.zeros(0, 2)]
     for i in range(0, len(crops), 256):
         x = to_input(crops[i : i + 256])
         views = [torch.rot90(y, k, (2, 3)) for k in range(4) for y in (x, x.flip(3))] if turned else [x]
-        parts.append(torch.stack([torch.sigmoid(network(v)) for v in views]).mean(0))
+        scores = torch.stack([torch.sigmoid(network(v)) for v in views]).mean(0)
+        parts.append(scores if scores.ndim == 2 else torch.stack([scores, torch.zeros_like(scores)], 1))
     return torch.cat(parts).numpy().astype(np.float32)
 
 

@@ -63,7 +63,7 @@ def teach(options: TeachingOptions, progress: Callable[[int, int, str], None] | 
     photographs = photographs_of(options.dataset, options.data)
     # Every crop has a weak label: this is all of them.
     every = train_classifier.read_samples(options.dataset, photographs, "train", "weak")
-    said = np.zeros((options.folds, len(rows)), np.float32)
+    said = np.zeros((options.folds, len(rows), 2), np.float32)
     for fold in range(options.folds):
         one = train_classifier.ClassifierOptions(
             options.dataset,
@@ -78,11 +78,11 @@ def teach(options: TeachingOptions, progress: Callable[[int, int, str], None] | 
             threads=options.threads,
         )
         network, config = networks.load_classifier(train_classifier.train(one, progress))
-        said[fold] = networks.predict(network, every.crops(config["crop_margin"]), turned=True)
+        said[fold] = networks.predict_both(network, every.crops(config["crop_margin"]), turned=True)
     dealt = train_classifier.deal(rows, options.folds)
     own = np.array([dealt[row["name"]] for row in rows])
     inspected = np.array([bool(row["verified"]) for row in rows])
-    probability = np.where(inspected, said[own, np.arange(len(rows))], said.mean(axis=0))
+    probability = np.where(inspected[:, None], said[own, np.arange(len(rows))], said.mean(axis=0))
     _write(options.out / train_classifier.TAUGHT, rows, probability.astype(np.float32))
     return options.out / train_classifier.TAUGHT
 
@@ -92,14 +92,14 @@ def agreement(rows: list[dict[str, str]], probability: Float32) -> metrics.Verdi
 
     Args:
         rows: Of the dataset.
-        probability: float32 (N,), what was taught of each.
+        probability: float32 (N, 2), what was taught of each.
 
     Returns:
         Teachers against verified training labels.
     """
     inspected = np.array([bool(row["verified"]) for row in rows])
     overlapping = np.array([row["verified"] == "overlapping" for row in rows])
-    return metrics.verdicts(probability[inspected], overlapping[inspected], 0.5)
+    return metrics.verdicts(probability[inspected, 0], overlapping[inspected], 0.5)
 
 
 def _write(file: Path, rows: list[dict[str, str]], probability: Float32) -> None:
@@ -107,7 +107,7 @@ def _write(file: Path, rows: list[dict[str, str]], probability: Float32) -> None
     temporary = file.with_suffix(".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("name", "x0", "y0", "overlap_score"))
-        for row, p in zip(rows, probability.tolist(), strict=True):
-            writer.writerow((row["name"], row["x0"], row["y0"], f"{p:.5f}"))
+        writer.writerow(("name", "x0", "y0", "overlap_score", "refuse_score"))
+        for row, both in zip(rows, probability.tolist(), strict=True):
+            writer.writerow((row["name"], row["x0"], row["y0"], *(f"{p:.5f}" for p in both)))
     temporary.replace(file)

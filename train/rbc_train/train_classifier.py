@@ -1,4 +1,7 @@
-"""Training of the overlap classifier: the paper's two networks, and the one that the bundle ships.
+"""Training of the second stage: the paper's two networks, and the one that the bundle ships.
+
+The paper's networks learn single from overlapping. Ours also learn what is not one red cell: every box that
+was looked at and holds something else, and boxes that are drawn wrong on purpose (`_wrong_boxes`).
 
 Read it from top to bottom: the options, the samples, `train`. The networks are in `rbc_train.networks`.
 """
@@ -18,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.values import Bool, Float32, Int64, UInt8
+from rbc_edge.values import Bool, CellClass, Float32, Int64, UInt8
 from rbc_edge.vision import preprocess
+from rbc_edge.vision.boxes import iou
 from rbc_train import metrics, networks, runs
 from rbc_train.augment import paste_neighbour, vary
 from rbc_train.data import Photograph, Split, labelled_diameter_px, photographs_of, source_diameters_px
@@ -89,7 +93,8 @@ class Samples:
         view: int64 (N,), index into `views`.
         xyxy: float32 (N, 4), pixels of the photograph.
         overlapping: bool (N,), the label.
-        target: float32 (N,), how much the label says overlapping, 0..1.
+        target: float32 (N,), how much the label says overlapping, 0..1. NaN where that is not the question.
+        refuse: float32 (N,), how much it says that the box holds no single red cell, 0..1. NaN: unknown.
         letter: N letters of the verified label, "" where there is none.
         source: N cameras.
     """
@@ -99,6 +104,7 @@ class Samples:
     xyxy: Float32
     overlapping: Bool
     target: Float32
+    refuse: Float32
     letter: list[str]
     source: list[str]
 
@@ -135,7 +141,7 @@ def read_taught(folder: Path, dataset: Path) -> Float32:
         dataset: The dataset of the crops that they judged.
 
     Returns:
-        float32 (N,): probability of overlapping, by crop of the dataset.
+        float32 (N, 2): probability of overlapping, and of no single red cell, by crop of the dataset.
 
     Raises:
         UnavailableError: If there are no verdicts, or they are for another dataset.
@@ -149,7 +155,8 @@ def read_taught(folder: Path, dataset: Path) -> Float32:
         same = [(r["name"], r["x0"], r["y0"]) for r in taught] == [
             (r["name"], r["x0"], r["y0"]) for r in rows
         ]
-        probability = np.array([float(r["overlap_score"]) for r in taught], np.float32)
+        both = [(float(r["overlap_score"]), float(r["refuse_score"])) for r in taught]
+        probability = np.array(both, np.float32).reshape(-1, 2)
     except (OSError, KeyError, ValueError) as error:
         raise UnavailableError(f"{file}: not a file of the teachers: {error}", advice) from error
     if not same:
@@ -178,6 +185,8 @@ def read_samples(
     kind: LabelKind,
     soft: Float32 | None = None,
     use: Callable[[str], bool] = lambda _name: True,
+    *,
+    others: bool = False,
 ) -> Samples:
     """Reads the labelled boxes of one split.
 
@@ -186,8 +195,9 @@ def read_samples(
         photographs: Those that may be used, by name.
         split: train or val.
         kind: Which labels.
-        soft: float32 (N,), for labels taught: the teachers' probability for every crop of the split.
+        soft: float32 (N, 2), for labels taught: what the teachers say of every crop of the split.
         use: Whether a photograph, by its name, takes part.
+        others: Also read the boxes that are not one red cell, and draw wrong ones.
 
     Returns:
         The boxes that have such a label. Taught, a verified box stands twice: its target is the mean of
@@ -197,6 +207,7 @@ def read_samples(
         UnavailableError: If the dataset or a photograph is not there.
     """
     rows = read_rows(dataset, split)
+    refuse = np.zeros(len(rows), np.float32)
     if kind == "taught":
         if soft is None or len(soft) != len(rows):
             raise UnavailableError(
@@ -205,19 +216,28 @@ def read_samples(
             )
         verified = [i for i, row in enumerate(rows) if row["verified"]]
         hard = np.array([r["verified"] == "overlapping" for r in rows], np.float32)
-        target = soft.copy()
-        target[verified] = (soft[verified] + hard[verified]) / 2
-        chosen = [*range(len(rows)), *verified]
+        target, refuse = soft[:, 0].copy(), soft[:, 1].copy()
+        target[verified] = (soft[verified, 0] + hard[verified]) / 2
+        refuse[verified] /= 2
+        chosen = [*_spread(rows), *verified]
     else:
         chosen = [i for i, row in enumerate(rows) if row[kind] and use(row["name"])]
         target = np.array([row[kind] == "overlapping" for row in rows], np.float32)
+    # Several cells in the box: each of them overlaps, but it is no box of one.
+    several = np.array([row["letter"][:1] == "M" for row in rows], np.bool_)
+    refuse[several] = np.nan
     named = {row["name"] for row in rows}
     if missing := sorted(named - photographs.keys()):
         raise UnavailableError(f"{dataset}: {missing[0]} is not in the data", "make the dataset again")
-    names = sorted({rows[i]["name"] for i in chosen})
-    number = {name: i for i, name in enumerate(names)}
     rows = [rows[i] for i in chosen]
-    target = target[chosen]
+    target, refuse = target[chosen], refuse[chosen]
+    if others:
+        more = _negatives(dataset, split, use) + _wrong_boxes(rows, photographs)
+        rows += more
+        target = np.concatenate([target, np.full(len(more), np.nan, np.float32)])
+        refuse = np.concatenate([refuse, np.ones(len(more), np.float32)])
+    names = sorted({row["name"] for row in rows})
+    number = {name: i for i, name in enumerate(names)}
     of_source = source_diameters_px(p for p in photographs.values() if p.split == "train")
     used = [photographs[name] for name in names]
     boxes = [[float(r[k]) for k in ("x0", "y0", "x1", "y1")] for r in rows]
@@ -227,31 +247,109 @@ def read_samples(
         xyxy=np.array(boxes, np.float32).reshape(-1, 4),
         overlapping=target >= 0.5,
         target=target,
+        refuse=refuse,
         letter=[r["letter"] for r in rows],
         source=[r["source"] for r in rows],
     )
+
+
+_MOST_TAUGHT: Final = 9
+"""Crops of a photograph that are taught. A field of Chula has a hundred cells, and others teach, too."""
+
+
+def _spread(rows: list[dict[str, str]]) -> list[int]:
+    """Chooses crops evenly, at most `_MOST_TAUGHT` times two of a photograph."""
+    of: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        of.setdefault(row["name"], []).append(i)
+    return [
+        own[round(k)]
+        for own in of.values()
+        for k in np.linspace(0, len(own) - 1, min(len(own), 2 * _MOST_TAUGHT))
+    ]
+
+
+_REFUSED: Final = ("wbc", "platelet", "nothing", "misfit", "clump")
+
+
+def _negatives(dataset: Path, split: Split, use: Callable[[str], bool]) -> list[dict[str, str]]:
+    """Reads the boxes of the dataset that are not one red cell. None where it was made without them."""
+    file = dataset / "crops" / f"{split}-negatives.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [r for r in csv.DictReader(stream) if r["kind"] in _REFUSED and use(r["name"])]
+
+
+_WRONG_A_PHOTOGRAPH: Final = 4
+_WRONG_IOU: Final = 0.4  # a wrong box shares less with every cell
+
+
+def _wrong_boxes(rows: list[dict[str, str]], photographs: dict[str, Photograph]) -> list[dict[str, str]]:
+    """Draws boxes that no detector should give: beside a cell, on a part of it, around several, on glass.
+
+    Drawn once, by the name of the photograph: chance is the same in every run.
+    """
+    made: list[dict[str, str]] = []
+    for name in sorted({row["name"] for row in rows}):
+        photograph, rng = photographs[name], random.Random(name)
+        cells = photograph.xyxy
+        red = cells[photograph.class_id == CellClass.RBC]
+        if len(red) == 0:
+            continue
+        size = np.array([photograph.width_px, photograph.height_px] * 2, np.float32)
+        for _ in range(_WRONG_A_PHOTOGRAPH):
+            box = np.clip(_wrong(red, size, rng), 0, size).astype(np.float32)
+            shown = box[2:] - box[:2]
+            if shown.min() < 4 or iou(box[None], cells).max() > _WRONG_IOU:
+                continue
+            corners = dict(zip(("x0", "y0", "x1", "y1"), map(str, box.tolist()), strict=True))
+            made.append({"name": name, "source": photograph.source, "letter": "", **corners})
+    return made
+
+
+def _wrong(red: Float32, size: Float32, rng: random.Random) -> Float32:
+    """One wrong box, float32 (4,), by a cell of a photograph."""
+    cell = red[rng.randrange(len(red))]
+    side = np.tile(cell[2:] - cell[:2], 2)
+    what = rng.randrange(4)
+    if what == 0:  # beside: half of this cell, half of what is next to it
+        angle, far = rng.uniform(0, 2 * math.pi), rng.uniform(0.45, 0.75)
+        return np.asarray(cell + side * far * np.array([math.cos(angle), math.sin(angle)] * 2), np.float32)
+    if what == 1:  # a part
+        part = rng.uniform(0.35, 0.6)
+        low = cell[:2] + (1 - part) * side[:2] * np.array([rng.random(), rng.random()])
+        return np.concatenate([low, low + part * side[:2]]).astype(np.float32)
+    if what == 2:  # this cell and the nearest one
+        away = np.abs((red[:, :2] + red[:, 2:] - cell[:2] - cell[2:]) / 2).sum(axis=1)
+        if len(red) > 1:
+            other = red[int(np.argsort(away)[1])]
+            return np.concatenate([np.minimum(cell[:2], other[:2]), np.maximum(cell[2:], other[2:])])
+    low = np.array([rng.uniform(0, s) for s in (size[:2] - side[:2]).clip(1).tolist()])
+    return np.concatenate([low, low + side[:2]]).astype(np.float32)
 
 
 def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Random) -> tuple[UInt8, Float32]:
     """Cuts every training box once, with the variation of other detectors and microscopes.
 
     Returns:
-        Crops uint8 (N, 64, 64, 3) and targets float32 (N,), 0 single, 1 overlapping.
+        Crops uint8 (N, 64, 64, 3) and targets float32 (N, 2): overlapping, and no single red cell. NaN where
+        a crop does not say.
     """
     margin, paste = options.crop_margin or 0.0, options.paste or 0.0
-    singles = [i for i in range(len(samples)) if not samples.overlapping[i]]
+    singles = [i for i in range(len(samples)) if samples.target[i] < 0.5]
     out = np.empty((len(samples), preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8)
-    targets = samples.target.copy()
+    targets = np.stack([samples.target, samples.refuse], axis=1)
     plain = options.model in networks.PAPER
     for i in range(len(samples)):
         view, box = samples.views[int(samples.view[i])], samples.xyxy[i]
-        if not samples.overlapping[i] and rng.random() < paste:
+        if samples.target[i] < 0.5 and rng.random() < paste:
             j = rng.choice(singles)
             touches = rng.random() < 0.7
             depth = rng.uniform(0.02, 0.5) if touches else -rng.uniform(0.1, 0.3)
             donor = samples.views[int(samples.view[j])]
             view, box = _pasted(view, box, donor, samples.xyxy[j], depth=depth, rng=rng)
-            targets[i] = float(touches)
+            targets[i, 0] = float(touches)
         if not plain:
             # The detector's boxes are not the annotator's.
             side = np.tile(box[2:] - box[:2], 2)
@@ -313,6 +411,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     photographs = photographs_of(options.dataset, options.data)
     soft = read_taught(options.taught, options.dataset) if options.taught else None
     dealt = deal(read_rows(options.dataset, "train"), options.folds) if options.folds else {}
+    ours = options.model not in networks.PAPER
     training = read_samples(
         dataset=options.dataset,
         photographs=photographs,
@@ -320,6 +419,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
         kind=options.labels,
         soft=soft,
         use=lambda name: dealt.get(name) != options.fold,
+        others=ours,
     )
     # Whatever teaches, the verified labels judge.
     validation = read_samples(options.dataset, photographs, "val", "verified")
@@ -328,7 +428,6 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     val_crops = validation.crops(options.crop_margin or 0.0)
 
     network = networks.build(options.model)
-    ours = options.model not in networks.PAPER
     if isinstance(network, networks.StagesNet) and options.detector is not None:
         network.begin_from(networks.load_detector(options.detector))
     decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)  # type: ignore[no-untyped-call]
@@ -423,9 +522,9 @@ def _run_epoch(
             continue  # batch normalisation needs two
         target = torch.from_numpy(targets[chosen])
         logits = network(networks.to_input(crops[chosen]))
-        soft = target * (1 - 2 * smoothing) + smoothing
-        losses = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-        loss = (losses * weights[target.round().long()]).mean()
+        loss = _loss(networks.overlap_logits(logits), target[:, 0], smoothing, weights)
+        if logits.ndim == 2:
+            loss = loss + _loss(logits[:, 1], target[:, 1], smoothing, torch.ones(2))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if calm:
@@ -434,6 +533,15 @@ def _run_epoch(
         averaged.update_parameters(network)
         total += loss.item() * len(chosen)
     return total / max(len(crops), 1)
+
+
+def _loss(logits: Tensor, target: Tensor, smoothing: float, weights: Tensor) -> Tensor:
+    """Cross entropy over the crops that answer this question (target not NaN), by weight of the answer."""
+    says = ~target.isnan()
+    logits, target = logits[says], target[says]
+    soft = target * (1 - 2 * smoothing) + smoothing
+    losses = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+    return (losses * weights[target.round().long()]).sum() / max(len(says), 1)
 
 
 def _judge(network: nn.Module, crops: UInt8, overlapping: Bool) -> dict[str, float]:
