@@ -282,6 +282,7 @@ class FovResult:
         cells: Every cell, whatever the edge rule.
         quality_flags: Stable words, sorted, for the ``quality_flags`` column.
         timings_ms: Wall time by stage, e.g. ``{"decode": 2.1, "detect": 5.0}``.
+        n_refused: Boxes of the detector that hold no single red cell. They are not among the cells.
     """
 
     width_px: int
@@ -290,6 +291,7 @@ class FovResult:
     cells: Cells
     quality_flags: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    n_refused: int = 0
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def test_one_image_has_the_counts_of_its_row(
     assert (slide.slide_id, slide.counts) == ("slide-a", counts.counts)
     with (result.out / "slide-a.csv").open(encoding="utf-8") as table:
         (row,) = csv.DictReader(table)
-    for column in ("n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets"):
+    for column in ("n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets", "n_refused"):
         assert int(row[column]) == getattr(counts, column)
     assert row["scale_source"] == counts.scale.source
     assert float(row["cell_diameter_px"]) == pytest.approx(counts.scale.cell_diameter_px, abs=0.01)

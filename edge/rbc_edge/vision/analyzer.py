@@ -14,7 +14,18 @@ import numpy as np
 
 from rbc_edge.config import CELL_DIAMETER_UM
 from rbc_edge.errors import ImageError, UsageError
-from rbc_edge.values import CellClass, Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.values import (
+    Bool,
+    CellClass,
+    Cells,
+    Detections,
+    FieldOfView,
+    Float32,
+    FovResult,
+    Scale,
+    ScaleSource,
+    UInt8,
+)
 from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
@@ -80,27 +91,26 @@ class Analyzer:
         """Finds and classifies the cells of one field of view.
 
         A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
-        clearly contradict it (another objective, another camera in the same folder). Returns every cell,
-        whatever the edge rule, and the quality flags (`quality.FLAGS`).
+        clearly contradict it (another objective, another camera in the same folder). A box that the second
+        stage refuses is no cell. Returns every cell, whatever the edge rule, and the quality flags
+        (`quality.FLAGS`).
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
-        rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-        crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
-        clock.lap("crop")
-        overlap_score = np.full(len(found), np.nan, np.float32)
-        overlap_score[rbc] = self.classifier.overlap_score(crops)
+        overlap_score, refused = self._judge(view, found, clock)
+        n_refused = int(np.count_nonzero(refused))
+        found, overlap_score = found.take(~refused), overlap_score[~refused]
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold
-        clock.lap("classify")
         group = counting.groups(found.xyxy, found.class_id, overlapping)
         edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
         cells = Cells(found, overlap_score, overlapping, group, edges)
-        if len(rbc) == 0:
+        if not (found.class_id == CellClass.RBC).any():
             flags.append("no-red-cells")
         flags += quality.flags(self.features(view, cells, used))
         clock.lap("quality")
-        return FovResult(field.width_px, field.height_px, used, cells, tuple(sorted(flags)), clock.laps_ms)
+        size = field.width_px, field.height_px
+        return FovResult(*size, used, cells, tuple(sorted(flags)), clock.laps_ms, n_refused)
 
     def view(self, field: FieldOfView, used: Scale) -> preprocess.View:
         """Returns what the networks were shown of a field that was counted at a scale (`FovResult.scale`)."""
@@ -113,6 +123,19 @@ class Analyzer:
         manifest = self.bundle.manifest
         known = {"model_px": manifest.cell_diameter_px, "min_score": manifest.score_threshold[CellClass.RBC]}
         return quality.measure(view, cells, used.cell_diameter_px, **known)
+
+    def _judge(self, view: preprocess.View, found: Detections, clock: "_Clock") -> tuple[Float32, Bool]:
+        """Judges the red cells of N boxes. Returns overlap scores, (N,), and which are refused, (N,).
+
+        Other classes have the score NaN and are not refused.
+        """
+        rbc = np.flatnonzero(found.class_id == CellClass.RBC)
+        crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
+        clock.lap("crop")
+        scores = np.full((2, len(found)), np.nan, np.float32)
+        scores[:, rbc] = self.classifier.scores(crops)
+        clock.lap("classify")
+        return scores[0], self.classifier.refuses(scores[1])
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"

@@ -245,4 +245,7 @@ def test_the_analyzer_raises_them_and_they_change_no_count(
     assert "uneven-light" in result.quality_flags
     assert list(result.quality_flags) == sorted(result.quality_flags)
     found = analyzer.detector.detect(preprocess.balance(dim), 40.0)
-    np.testing.assert_array_equal(result.cells.detections.xyxy, found.xyxy)
+    # The toy finds red cells in the dark corners, where there is only glass. The second stage refuses them.
+    kept = [box for box in found.xyxy.tolist() if box in result.cells.detections.xyxy.tolist()]
+    assert result.cells.detections.xyxy.tolist() == kept
+    assert result.n_refused == len(found) - len(kept)
