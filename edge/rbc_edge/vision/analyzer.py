@@ -26,7 +26,7 @@ from rbc_edge.values import (
     ScaleSource,
     UInt8,
 )
-from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale
+from rbc_edge.vision import boxes, clumps, counting, image_file, preprocess, quality, scale
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
@@ -92,14 +92,20 @@ class Analyzer:
 
         A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
         clearly contradict it (another objective, another camera in the same folder). A box that the second
-        stage refuses is no cell. Returns every cell, whatever the edge rule, and the quality flags
-        (`quality.FLAGS`).
+        stage refuses is no cell. Where it is large, its cells are searched (`clumps`). Returns every cell,
+        whatever the edge rule, and the quality flags (`quality.FLAGS`).
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
         overlap_score, refused = self._judge(view, found, clock)
         n_refused = int(np.count_nonzero(refused))
+        heaps = clumps.among(found.xyxy[refused], used.cell_diameter_px)
         found, overlap_score = found.take(~refused), overlap_score[~refused]
+        if len(heaps):
+            found, overlap_score = self._take_apart(view, heaps, used, found, overlap_score, clock)
+            cells_at = found.xyxy[found.class_id != CellClass.PLATELET]
+            if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in heaps):
+                flags.append("clump")
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold
         group = counting.groups(found.xyxy, found.class_id, overlapping)
@@ -136,6 +142,25 @@ class Analyzer:
         scores[:, rbc] = self.classifier.scores(crops)
         clock.lap("classify")
         return scores[0], self.classifier.refuses(scores[1])
+
+    def _take_apart(
+        self,
+        view: preprocess.View,
+        heaps: Float32,
+        used: Scale,
+        found: Detections,
+        overlap_score: Float32,
+        clock: "_Clock",
+    ) -> tuple[Detections, Float32]:
+        """Searches clumps again. Returns the cells, and their scores, with those that came out of them."""
+        for heap in heaps[: clumps.MAX_SEARCHED]:
+            more = clumps.search(self.detector, view, heap, used.cell_diameter_px, found)
+            clock.lap("detect")
+            score, refused = self._judge(view, more, clock)
+            found = Detections.joined([found, more.take(~refused)])
+            overlap_score = np.concatenate([overlap_score, score[~refused]])
+        order = boxes.reading_order(found.xyxy)
+        return found.take(order), overlap_score[order]
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"
