@@ -118,7 +118,7 @@ def attach_all(probe: Probe) -> None:
     probe.attach("suppress", detector, "suppress")
     probe.attach("suppress", detector, "vote")
     probe.attach("crop", preprocess, "crops")
-    probe.attach("classify", classifier.Classifier, "overlap_score")
+    probe.attach("classify", classifier.Classifier, "scores")
     probe.attach("groups, edges", counting, "groups")
     probe.attach("groups, edges", boxes, "touches_edge")
     probe.attach("analyzer, rest", analyzer.Analyzer, "analyze")

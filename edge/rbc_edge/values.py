@@ -159,6 +159,12 @@ class Detections:
         """Returns detections with N = 0."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Detections"]) -> "Detections":
+        """Returns the detections of all parts, at least one, in their order."""
+        names = ("xyxy", "score", "class_id")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     def take(self, index: Int64 | Bool) -> "Detections":
         """Returns the detections that `index` (int64 (M,) or bool (N,)) names, in that order."""
         return Detections(self.xyxy[index], self.score[index], self.class_id[index])
@@ -282,6 +288,7 @@ class FovResult:
         cells: Every cell, whatever the edge rule.
         quality_flags: Stable words, sorted, for the ``quality_flags`` column.
         timings_ms: Wall time by stage, e.g. ``{"decode": 2.1, "detect": 5.0}``.
+        n_refused: Boxes of the detector that hold no single red cell. They are not among the cells.
     """
 
     width_px: int
@@ -290,6 +297,7 @@ class FovResult:
     cells: Cells
     quality_flags: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    n_refused: int = 0
 
     @property
     def flags(self) -> tuple[str, ...]:

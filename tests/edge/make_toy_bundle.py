@@ -184,23 +184,36 @@ def make_detector(file: Path) -> None:
 
 
 def make_classifier(file: Path) -> None:
-    """How dark it is just outside the outline, against how dark it is inside."""
+    """How dark it is just outside the outline against inside, and whether that is the colour of a red cell.
+
+    Red cells absorb green and little red. Dust is grey, and empty glass absorbs nothing: both are refused.
+    """
     g = Graph()
-    green = channel(g, absorbed(g, "crops", 2), 1)  # (N, 1, 32, 32)
+    darkness = absorbed(g, "crops", 2)  # (N, 3, 32, 32)
+    green, red = channel(g, darkness, 1), channel(g, darkness, 0)
     radius_px = preprocess.CROP_PX / 2 / (1 + 2 * CROP_MARGIN)
     inside, outside = disc(32, 0, 0.8 * radius_px, 2), disc(32, 1.2 * radius_px, 1.45 * radius_px, 2)
     means = g("Conv", green, g.constant(np.stack([inside, outside])[:, None]))  # (N, 2, 1, 1)
-    share = g("Div", channel(g, means, 1), g("Add", channel(g, means, 0), g.constant(0.02)))
-    probability = g("Sigmoid", g("Mul", g("Sub", share, g.constant(0.22)), g.constant(20.0)))
+    green_inside = g("Add", channel(g, means, 0), g.constant(0.02))
+    red_inside = g("Add", g("Conv", red, g.constant(inside[None, None])), g.constant(0.02))
+    overlap = g("Div", channel(g, means, 1), green_inside)
+    grey = g("Div", red_inside, green_inside)
+    scores = {"overlap_score": (overlap, 0.22), "refuse_score": (grey, 0.92)}
     g.save(
         file,
         [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["N", 64, 64, 3])],
         {
-            g("Reshape", probability, g.constant([-1], np.int64)): helper.make_tensor_value_info(
-                "overlap_score", TensorProto.FLOAT, ["N"]
+            g("Reshape", probability(g, share, middle), g.constant([-1], np.int64)): (
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"])
             )
+            for name, (share, middle) in scores.items()
         },
     )
+
+
+def probability(g: Graph, share: str, middle: float) -> str:
+    """A sigmoid with one half at `middle`."""
+    return g("Sigmoid", g("Mul", g("Sub", share, g.constant(middle)), g.constant(20.0)))
 
 
 def manifest() -> bundle.Manifest:
@@ -216,6 +229,7 @@ def manifest() -> bundle.Manifest:
         iou_threshold_across=0.4,
         crop_margin=CROP_MARGIN,
         overlap_threshold=0.5,
+        refuse_threshold=0.5,
         normalisation="uint8 RGB in; the networks see how much darker than the brightest place",
         calibration={},
         training={"made by": "tests/edge/make_toy_bundle.py", "data": "none"},

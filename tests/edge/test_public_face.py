@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -80,7 +81,7 @@ def test_one_image_has_the_counts_of_its_row(
     assert (slide.slide_id, slide.counts) == ("slide-a", counts.counts)
     with (result.out / "slide-a.csv").open(encoding="utf-8") as table:
         (row,) = csv.DictReader(table)
-    for column in ("n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets"):
+    for column in ("n_rbc", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets", "n_refused"):
         assert int(row[column]) == getattr(counts, column)
     assert row["scale_source"] == counts.scale.source
     assert float(row["cell_diameter_px"]) == pytest.approx(counts.scale.cell_diameter_px, abs=0.01)
@@ -93,6 +94,27 @@ def test_one_image_has_the_counts_of_its_row(
     again = rbc_edge.count_folder([photograph], tmp_path / "out2", bundle=toy_bundle_path)
     assert again.n_counted == 1
     assert rbc_edge.count_folder([photograph], tmp_path / "out2", bundle=toy_bundle_path).n_counted == 0
+
+
+def test_what_was_refused_stays_in_the_row(
+    tmp_path: Path, toy_bundle_path: Path, drawn_fields: tuple[DrawnField, ...], write_image: WriteImage
+) -> None:
+    """Through the ledger, and through a second run that counts nothing."""
+    image = np.vstack([drawn_fields[0].image, np.full((80, 320, 3), 225, np.uint8)])
+    cv2.circle(image, (160, 300), 20, (150, 150, 150), -1)  # dust
+    file = write_image(tmp_path / "slides" / "s" / "a.png", image)
+    rows = []
+    for n_counted in (1, 0):
+        result = rbc_edge.count_folder(
+            [file], tmp_path / "out", bundle=toy_bundle_path, cell_diameter_px=40.0
+        )
+        assert result.n_counted == n_counted
+        rows.append((tmp_path / "out" / "s.csv").read_bytes())
+    assert rows[0] == rows[1]
+    (row,) = csv.DictReader(rows[0].decode().splitlines())
+    assert row["n_refused"] == "1"
+    counts = rbc_edge.count_image(file, bundle=toy_bundle_path, cell_diameter_px=40.0)
+    assert (counts.n_refused, counts.n_rbc) == (1, int(row["n_rbc"]))
 
 
 def test_an_array_is_counted_like_its_file(

@@ -42,12 +42,17 @@ def _main_facts(bundle: Bundle) -> dict[str, object]:
         "precision": "int8, fp32" if has_fp32 else "int8",
         "cell diameter": f"{manifest.cell_diameter_px:g} px, to which every image is scaled",
         "a detection counts": ", ".join(f"{name} from score {score:g}" for name, score in named),
-        "a cell is overlapping": f"from score {manifest.overlap_threshold:g}",
+        "a red cell": f"overlapping from score {manifest.overlap_threshold:g}, {_refused(manifest)}",
         "training data": manifest.training.get("data", "not named"),
         "training commit": manifest.training.get("commit", "not named"),
         "accuracy": _accuracy(manifest),
         "licence": manifest.licence,
     }
+
+
+def _refused(manifest: Manifest) -> str:
+    threshold = manifest.refuse_threshold
+    return f"refused from score {threshold:g}" if threshold < 1 else "never refused"
 
 
 def _accuracy(manifest: Manifest) -> str:

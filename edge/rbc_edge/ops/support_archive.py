@@ -35,8 +35,8 @@ _MAX_ROWS: Final = 500
 _FIXED_WORDS: Final = frozenset({"edges", "precision"})  # settings with one of a few known words
 _COLUMNS: Final = (
     *("slide", "fov", "status", "failure", "size_bytes", "width_px", "height_px", "cell_diameter_px"),
-    *("scale_source", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets", "quality_flags"),
-    *("analyzed_at", "bundle_id", "elapsed_ms"),
+    *("scale_source", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets", "n_refused"),
+    *("quality_flags", "analyzed_at", "bundle_id", "elapsed_ms"),
 )
 
 
@@ -155,8 +155,8 @@ def _shown(row: "FieldRow", scrub: _Scrubber) -> list[object]:
     scale = ("", "") if row.scale is None else (f"{row.scale.cell_diameter_px:.1f}", row.scale.source)
     return [
         *(scrub.hashed(row.slide_id), scrub.hashed(row.fov), row.status, row.failure, row.size_bytes),
-        *(row.width_px, row.height_px, *scale, *counts, ";".join(row.quality_flags), row.analyzed_at),
-        *(row.version.bundle_id, round(row.elapsed_ms, 1)),
+        *(row.width_px, row.height_px, *scale, *counts, row.n_refused, ";".join(row.quality_flags)),
+        *(row.analyzed_at, row.version.bundle_id, round(row.elapsed_ms, 1)),
     ]
 
 

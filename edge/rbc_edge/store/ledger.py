@@ -379,6 +379,7 @@ class _Record:
             version=self._version,
             elapsed_ms=look.elapsed_ms,
             counts=counts_by_rule(result.cells) if result else {},
+            n_refused=result.n_refused if result else None,
         )
         values = {"slide_key": self._slide_key, **column_values(row)}
         cursor = self._db.execute(

@@ -16,7 +16,7 @@ from rbc_edge.vision.counting import EdgeRule, count
 
 _PLAIN: Final = (
     *("fov", "size_bytes", "mtime_ns", "sha256", "failure", "message", "width_px", "height_px"),
-    *("captured_at", "analyzed_at", "elapsed_ms"),
+    *("captured_at", "analyzed_at", "elapsed_ms", "n_refused"),
 )
 _COLUMNS: Final = (
     *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
@@ -91,6 +91,7 @@ class FieldRow:
     version: Version
     elapsed_ms: float  # reading included
     counts: dict[EdgeRule, Counts]  # empty unless ok
+    n_refused: int | None  # boxes that hold no single red cell. None unless ok, and by a version without them
 
 
 @dataclass(frozen=True, slots=True)

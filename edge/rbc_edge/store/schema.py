@@ -90,6 +90,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE TABLE note (name TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # Boxes that the second stage refused. NULL: not counted, or by a version that refused none.
+        "ALTER TABLE field ADD COLUMN n_refused INTEGER",
+    ),
 )
 
 

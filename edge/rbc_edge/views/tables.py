@@ -32,7 +32,7 @@ from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
-SCHEMA: Final = "1"
+SCHEMA: Final = "2"
 EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
@@ -152,7 +152,7 @@ def _cells(slide_id: str, fields: Iterable[tuple[str, Cells]]) -> Iterator[_Cell
 # -- the columns ----------------------------------------------------------------------------------------
 
 SLIDE_TABLE: Final = Table[SlideSummary](
-    ("schema", lambda _: SCHEMA, "version of the table, 1"),
+    ("schema", lambda _: SCHEMA, f"version of the table, {SCHEMA}"),
     (
         "slide_id",
         lambda s: _text(s.slide_id),
@@ -176,7 +176,7 @@ SLIDE_TABLE: Final = Table[SlideSummary](
 )
 
 FIELD_TABLE: Final = Table[_Fov](
-    ("schema", lambda _: SCHEMA, "version of the table, 1"),
+    ("schema", lambda _: SCHEMA, f"version of the table, {SCHEMA}"),
     ("slide_id", lambda f: _text(f.row.slide_id), "the slide"),
     ("fov", lambda f: _text(f.row.fov), "the field of view: name of the file without its suffix"),
     ("path", lambda f: _text(path_text(f.row.path)), "the file"),
@@ -192,6 +192,11 @@ FIELD_TABLE: Final = Table[_Fov](
     ("n_rbc_overlapping", lambda f: _count(f.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("n_wbc", lambda f: _count(f.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda f: _count(f.counts, "n_platelets"), "platelets"),
+    (
+        "n_refused",
+        lambda f: _number(f.row.n_refused),
+        "boxes that hold no single red cell. They are no cells",
+    ),
     ("overlap_fraction", lambda f: _share(f.counts), "share of the red cells that overlap, 0 to 1"),
     ("quality_flags", lambda f: _text(";".join(f.row.quality_flags)), "quality warnings, joined with `;`"),
     ("captured_at", lambda f: _text(f.row.captured_at), "when the image was taken (EXIF)"),
@@ -201,7 +206,7 @@ FIELD_TABLE: Final = Table[_Fov](
 )
 
 CELL_TABLE: Final = Table[_Cell](
-    ("schema", lambda _: SCHEMA, "version of the table, 1"),
+    ("schema", lambda _: SCHEMA, f"version of the table, {SCHEMA}"),
     ("slide_id", lambda c: c.slide, "the slide"),
     ("fov", lambda c: c.fov, "the field of view"),
     ("cell", lambda c: str(c.number), "number of the cell in its field, from 1"),

@@ -14,8 +14,19 @@ import numpy as np
 
 from rbc_edge.config import CELL_DIAMETER_UM
 from rbc_edge.errors import ImageError, UsageError
-from rbc_edge.values import CellClass, Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
-from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale
+from rbc_edge.values import (
+    Bool,
+    CellClass,
+    Cells,
+    Detections,
+    FieldOfView,
+    Float32,
+    FovResult,
+    Scale,
+    ScaleSource,
+    UInt8,
+)
+from rbc_edge.vision import boxes, clumps, counting, image_file, preprocess, quality, scale
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
@@ -80,27 +91,32 @@ class Analyzer:
         """Finds and classifies the cells of one field of view.
 
         A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
-        clearly contradict it (another objective, another camera in the same folder). Returns every cell,
+        clearly contradict it (another objective, another camera in the same folder). A box that the second
+        stage refuses is no cell. Where it is large, its cells are searched (`clumps`). Returns every cell,
         whatever the edge rule, and the quality flags (`quality.FLAGS`).
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
-        rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-        crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
-        clock.lap("crop")
-        overlap_score = np.full(len(found), np.nan, np.float32)
-        overlap_score[rbc] = self.classifier.overlap_score(crops)
+        overlap_score, refused = self._judge(view, found, clock)
+        n_refused = int(np.count_nonzero(refused))
+        heaps = clumps.among(found.xyxy[refused], used.cell_diameter_px)
+        found, overlap_score = found.take(~refused), overlap_score[~refused]
+        if len(heaps):
+            found, overlap_score = self._take_apart(view, heaps, used, found, overlap_score, clock)
+            cells_at = found.xyxy[found.class_id != CellClass.PLATELET]
+            if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in heaps):
+                flags.append("clump")
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold
-        clock.lap("classify")
         group = counting.groups(found.xyxy, found.class_id, overlapping)
         edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
         cells = Cells(found, overlap_score, overlapping, group, edges)
-        if len(rbc) == 0:
+        if not (found.class_id == CellClass.RBC).any():
             flags.append("no-red-cells")
         flags += quality.flags(self.features(view, cells, used))
         clock.lap("quality")
-        return FovResult(field.width_px, field.height_px, used, cells, tuple(sorted(flags)), clock.laps_ms)
+        size = field.width_px, field.height_px
+        return FovResult(*size, used, cells, tuple(sorted(flags)), clock.laps_ms, n_refused)
 
     def view(self, field: FieldOfView, used: Scale) -> preprocess.View:
         """Returns what the networks were shown of a field that was counted at a scale (`FovResult.scale`)."""
@@ -113,6 +129,38 @@ class Analyzer:
         manifest = self.bundle.manifest
         known = {"model_px": manifest.cell_diameter_px, "min_score": manifest.score_threshold[CellClass.RBC]}
         return quality.measure(view, cells, used.cell_diameter_px, **known)
+
+    def _judge(self, view: preprocess.View, found: Detections, clock: "_Clock") -> tuple[Float32, Bool]:
+        """Judges the red cells of N boxes. Returns overlap scores, (N,), and which are refused, (N,).
+
+        Other classes have the score NaN and are not refused.
+        """
+        rbc = np.flatnonzero(found.class_id == CellClass.RBC)
+        crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
+        clock.lap("crop")
+        scores = np.full((2, len(found)), np.nan, np.float32)
+        scores[:, rbc] = self.classifier.scores(crops)
+        clock.lap("classify")
+        return scores[0], self.classifier.refuses(scores[1])
+
+    def _take_apart(
+        self,
+        view: preprocess.View,
+        heaps: Float32,
+        used: Scale,
+        found: Detections,
+        overlap_score: Float32,
+        clock: "_Clock",
+    ) -> tuple[Detections, Float32]:
+        """Searches clumps again. Returns the cells, and their scores, with those that came out of them."""
+        for heap in heaps[: clumps.MAX_SEARCHED]:
+            more = clumps.search(self.detector, view, heap, used.cell_diameter_px, found)
+            clock.lap("detect")
+            score, refused = self._judge(view, more, clock)
+            found = Detections.joined([found, more.take(~refused)])
+            overlap_score = np.concatenate([overlap_score, score[~refused]])
+        order = boxes.reading_order(found.xyxy)
+        return found.take(order), overlap_score[order]
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"

@@ -27,6 +27,18 @@ def touches_edge(xyxy: Float32, width_px: int, height_px: int, cell_diameter_px:
     return np.stack(sides, axis=1).astype(np.bool_)
 
 
+def reading_order(xyxy: Float32) -> Int64:
+    """Returns the order of boxes, float32 (N, 4), by their centres: y, then x."""
+    centre = xyxy[:, :2] + xyxy[:, 2:]
+    return np.lexsort((centre[:, 0], centre[:, 1]))
+
+
+def centre_inside(xyxy: Float32, box: Float32) -> Bool:
+    """Tells which boxes, float32 (N, 4), have their centre in a box, float32 (4,): bool (N,)."""
+    centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+    return np.asarray(((centre >= box[:2]) & (centre < box[2:])).all(axis=1), np.bool_)
+
+
 def iou(a: Float32, b: Float32) -> Float32:
     """Intersection over union, float32 (N, M), of boxes float32 (N, 4) with boxes float32 (M, 4).
 

@@ -9,7 +9,8 @@ The networks' contract:
   (3,), by `CellClass` → ``boxes`` float32 (N, 4) xyxy in pixels of the input, ``scores`` float32 (N, 3)
   probability of each class: the places where a class reaches its least score, before suppression.
 - ``classifier.onnx``: ``crops`` uint8 (N, 64, 64, 3) RGB → ``overlap_score`` float32 (N,), probability
-  that the cell in the middle is overlapping.
+  that the cell in the middle is overlapping, and ``refuse_score`` float32 (N,), probability that the box
+  holds no single red cell: nothing, another cell, several cells, or a part of one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from rbc_edge.text import path_text
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-FORMAT: Final = 2  # version of the manifest this program reads and writes
+FORMAT: Final = 3  # version of the manifest this program reads and writes
 MANIFEST: Final = "manifest.json"
 DETECTOR: Final = "detector.onnx"
 DETECTOR_FP32: Final = "detector-fp32.onnx"
@@ -57,6 +58,9 @@ class Manifest:
     iou_threshold_across: float  # the same for boxes of different classes
     crop_margin: float  # share of the box's side on each of its four sides
     overlap_threshold: float  # smallest classifier score of an overlapping cell, 0..1
+    # Smallest classifier score of a box that is not one red cell, 0..1. 1: no box is refused, whatever its
+    # score.
+    refuse_threshold: float
     normalisation: str  # what the networks do with pixel values, in words
     calibration: Mapping[str, Any]  # the images on which the int8 ranges were measured
     training: Mapping[str, Any]  # data, commit, seeds and options that made the networks
@@ -243,7 +247,7 @@ def _parse(content: object, file: Path) -> Manifest:
         shares = (*manifest.score_threshold, *manifest.iou_threshold, manifest.iou_threshold_across)
         sound = (
             len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3
-            and all(0 <= s <= 1 for s in (*shares, manifest.overlap_threshold))
+            and all(0 <= s <= 1 for s in (*shares, manifest.overlap_threshold, manifest.refuse_threshold))
             and 0 < manifest.cell_diameter_px < math.inf
             and 0 <= manifest.crop_margin <= 2
             and all(isinstance(px, int) for px in (manifest.tile_px, manifest.tile_overlap_px))

@@ -11,7 +11,7 @@ import numpy as np
 
 from rbc_edge.values import Bool, Detections, Float32, Int64, UInt8
 from rbc_edge.vision import preprocess
-from rbc_edge.vision.boxes import iou
+from rbc_edge.vision.boxes import iou, reading_order
 from rbc_edge.vision.bundle import DETECTOR, Bundle
 
 _SEAM_PX = 4.0  # two tiles place a cell's centre a little differently, so near the seam both keep it
@@ -31,6 +31,8 @@ class Detector:
         # Each thread takes a tile or a field of its own, so no operator waits for another thread.
         self._session = bundle.session(file, threads=1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-tile") if threads > 1 else None
+        within, across = self.manifest.iou_threshold, self.manifest.iou_threshold_across
+        self._iou_thresholds = np.array(within, np.float32), across
         self._score_threshold = np.array(self.manifest.score_threshold, np.float32)
 
     def detect(
@@ -54,18 +56,14 @@ class Detector:
         tiles = preprocess.tiles(columns, rows, tile_px=manifest.tile_px, overlap_px=manifest.tile_overlap_px)
         in_order = map if self._pool is None or len(tiles) == 1 else self._pool.map
         found = list(in_order(lambda tile: self._detect_tile(small, tile, least), tiles))
-        xyxy = np.concatenate([f.xyxy for f in found])
+        merged = Detections.joined(found)
         # Sizes are rounded to whole pixels: each axis has its own exact factor.
         back = np.array([width / columns, height / rows] * 2, np.float32)
-        merged = Detections(
-            np.clip(xyxy * back, 0, np.array([width, height] * 2, np.float32)).astype(np.float32),
-            np.concatenate([f.score for f in found]),
-            np.concatenate([f.class_id for f in found]),
-        )
+        xyxy = np.clip(merged.xyxy * back, 0, np.array([width, height] * 2, np.float32)).astype(np.float32)
+        merged = replace(merged, xyxy=xyxy)
         if len(found) > 1:
             merged = merged.take(self._suppress(merged))
-        centre = merged.xyxy[:, :2] + merged.xyxy[:, 2:]
-        merged = merged.take(np.lexsort((centre[:, 0], centre[:, 1])))
+        merged = merged.take(reading_order(merged.xyxy))
         # The last pixel of a view may reach beyond the field.
         return replace(merged, xyxy=np.minimum(merged.xyxy * view.px, np.array(view.size * 2, np.float32)))
 
@@ -90,9 +88,12 @@ class Detector:
         mine = np.asarray(((centre >= low) & (centre < high)).all(axis=1), np.bool_)
         return Detections(xyxy, found.score, found.class_id).take(mine)
 
+    def is_new(self, found: Detections, known: Detections) -> Bool:
+        """Tells which of N boxes show a cell that no known box shows: bool (N,)."""
+        return np.asarray(~one_cell(found, known, *self._iou_thresholds).any(axis=1), np.bool_)
+
     def _suppress(self, found: Detections) -> Int64:
-        within, across = self.manifest.iou_threshold, self.manifest.iou_threshold_across
-        return suppress(found, np.array(within, np.float32), across)
+        return suppress(found, *self._iou_thresholds)
 
 
 def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
@@ -115,23 +116,30 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
 def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: float) -> Int64:
     """Greedy non-maximum suppression that keeps cells apart which lie over each other.
 
-    Boxes with a larger iou are one cell: than `iou_threshold`, float32 (3,), for boxes of one class, than
-    `iou_threshold_across` for boxes of different classes. Returns int64 (M,): indices that stay, best score
-    first.
+    Returns int64 (M,): indices that stay, best score first. See `one_cell` for the thresholds.
     """
     order = np.argsort(-found.score, kind="stable")
-    xyxy, class_id = found.xyxy[order], found.class_id[order]
+    found = found.take(order)
     alive = np.ones(len(order), np.bool_)
     kept: list[int] = []
     # Some rows of the iou table at a time. One call for each box takes too long, and the whole table of a
     # field of 20 megapixels takes more memory than its pixels.
     for start in range(0, len(order), _ROWS):
-        rows = slice(start, start + _ROWS)
-        same_class = class_id[rows, None] == class_id[None]
-        limit = np.where(same_class, iou_threshold[class_id[rows], None], iou_threshold_across)
-        one_cell = iou(xyxy[rows], xyxy) > limit
-        for i in range(len(one_cell)):
+        some = found.take(np.arange(start, min(start + _ROWS, len(order))))
+        same = one_cell(some, found, iou_threshold, iou_threshold_across)
+        for i in range(len(same)):
             if alive[start + i]:
                 kept.append(start + i)
-                alive &= ~one_cell[i]
+                alive &= ~same[i]
     return order[np.array(kept, np.int64)]
+
+
+def one_cell(a: Detections, b: Detections, iou_threshold: Float32, iou_threshold_across: float) -> Bool:
+    """Tells which of N boxes are one cell with which of M boxes: bool (N, M).
+
+    These have a larger iou: than `iou_threshold`, float32 (3,), for boxes of one class, than
+    `iou_threshold_across` for boxes of different classes.
+    """
+    same_class = a.class_id[:, None] == b.class_id
+    limit = np.where(same_class, iou_threshold[a.class_id, None], iou_threshold_across)
+    return np.asarray(iou(a.xyxy, b.xyxy) > limit, np.bool_)

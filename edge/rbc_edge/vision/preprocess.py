@@ -86,6 +86,18 @@ class View:
         """Returns an image as a view of itself, already balanced."""
         return cls(image, image, np.ones(4, np.float32), (image.shape[1], image.shape[0]))
 
+    def part(self, xyxy: Float32) -> tuple["View", Float32]:
+        """Cuts a box, float32 (4,), pixels of the field, out as a view of its own.
+
+        The box must show a part of the field. Returns the view, and its left upper corner in the field,
+        float32 (4,), as x, y, x, y: to be added to boxes of the part.
+        """
+        low, high = np.maximum(np.floor(xyxy[:2] / self.px[:2]), 0), np.ceil(xyxy[2:] / self.px[2:])
+        (x0, y0), (x1, y1) = low.astype(np.int64).tolist(), high.astype(np.int64).tolist()
+        image, plain = self.image[y0:y1, x0:x1], self.plain[y0:y1, x0:x1]
+        width, height = np.ceil(np.array(image.shape[1::-1]) * self.px[:2]).astype(np.int64).tolist()
+        return View(image, plain, self.px, (width, height)), np.tile(low * self.px[:2], 2).astype(np.float32)
+
     def shown_px(self, length_px: float) -> float:
         """Returns a length of the field, pixels of the field, in pixels of the view."""
         return length_px / float(np.sqrt(self.px[0] * self.px[1]))

@@ -57,6 +57,8 @@ shipped bundle. Another detector may have other scores.
 FLAGS: Final[Mapping[str, str]] = {
     "blurred": "The outlines of the cells are washed out: out of focus, or the stage moved. Focus again and "
     "take the field once more. In a strongly blurred field cells are missed.",
+    "clump": "A group of cells could not be taken apart, and cells of it are missing from the count. Look at "
+    "the field. If this happens often, move to where cells lie side by side.",
     "crowded": "Hardly any glass shows between the cells: the thick part of the smear. Cells that lie under "
     "others are not counted. Move to where cells lie side by side.",
     "dark": "Too little light: details are lost, and overlaps are no longer found. Turn up the lamp, open "

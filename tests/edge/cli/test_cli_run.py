@@ -144,7 +144,7 @@ def test_plain_locale_and_names_that_are_not_text(tmp_path: Path) -> None:
         assert rb"sl\xff" in said
     text = (tmp_path / "out" / "slides.csv").read_text(encoding="utf-8")
     assert "\nsl" not in text
-    assert r"1,sl\xffé,1,1," in text
+    assert r"2,sl\xffé,1,1," in text
 
 
 def test_closed_stdout_is_no_error(camera: Path, tmp_path: Path) -> None:

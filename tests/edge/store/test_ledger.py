@@ -36,7 +36,9 @@ def some_cells(n: int, seed: int = 0) -> Cells:
 
 
 def a_result(n: int = 5, seed: int = 0) -> FovResult:
-    return FovResult(640, 480, Scale(41.25, ScaleSource.SLIDE), some_cells(n, seed), ("blurred", "dark"))
+    return FovResult(
+        640, 480, Scale(41.25, ScaleSource.SLIDE), some_cells(n, seed), ("blurred", "dark"), {}, n
+    )
 
 
 class Desk:
@@ -114,6 +116,7 @@ def test_cells_and_counts_come_back_exactly(desk: Desk, n: int) -> None:
     assert (row.path, row.sha256, row.version) == (desk.file("a").path, "x", VERSION)
     assert (row.analyzed_at, row.elapsed_ms) == (WHEN, 1.5)
     assert row.counts == {rule: count(result.cells, rule) for rule in EdgeRule}
+    assert row.n_refused == n
     ((fov, cells),) = desk.ledger.reader.cells("s")
     assert fov == "a"
     for name in ("overlap_score", "overlapping", "group", "touches_edge"):
@@ -155,7 +158,7 @@ def test_done_is_done_until_file_bundle_or_settings_change(desk: Desk) -> None:
 def test_failed_is_tried_again_only_where_access_failed(desk: Desk, failure: str, is_done: bool) -> None:
     row = desk.fail("a", "", failure, "in words")
     assert (row.status, row.failure, row.message) == (Status.FAILED, failure, "in words")
-    assert (row.counts, row.width_px, row.scale) == ({}, None, None)
+    assert (row.counts, row.n_refused, row.width_px, row.scale) == ({}, None, None, None)
     assert desk.is_done(desk.file("a")) == is_done
     assert not desk.is_done(desk.file("a", mtime_ns=2))
 
@@ -181,6 +184,7 @@ def test_renamed_file_keeps_its_count(desk: Desk) -> None:
     assert desk.shown() == {"b": "ok"}
     assert desk.is_done(desk.file("b"))
     assert [fov for fov, _ in desk.ledger.reader.cells("s")] == ["b"]
+    assert desk.ledger.reader.field("s", "b").n_refused == 5  # type: ignore[union-attr]
 
 
 def test_copy_is_a_duplicate_and_the_first_name_counts_whichever_came_first(desk: Desk) -> None:
@@ -535,6 +539,26 @@ def test_ledger_of_the_first_version_is_brought_up_to_date(
         assert ledger.reader.note("x") == ""
     with Reader.open(tmp_path):
         pass
+
+
+def test_a_count_of_before_the_second_stage_refused_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
+        Ledger(tmp_path).close()
+    alter(tmp_path, "INSERT INTO slide (slide_id) VALUES ('s')")
+    known = {
+        "slide_key": "1", "fov": "'a'", "path": "x'61'", "size_bytes": "1", "mtime_ns": "1", "sha256": "'x'",
+        "status": "'ok'", "failure": "''", "message": "''", "width_px": "640", "height_px": "480",
+        "quality_flags": "''", "captured_at": "''", "analyzed_at": f"'{WHEN}'", "bundle_id": "'b'",
+        "settings": "''", "elapsed_ms": "1.5", "counts": f"x'{'02000000' * 12}'",
+    }  # fmt: skip
+    alter(tmp_path, f"INSERT INTO field ({', '.join(known)}) VALUES ({', '.join(known.values())})")
+    with Ledger(tmp_path) as ledger:
+        (row,) = ledger.reader.fields("s")
+    assert row.n_refused is None
+    assert row.counts[EdgeRule.ALL].n_rbc == 4
 
 
 def test_damage_is_found_by_reading_everything(tmp_path: Path) -> None:

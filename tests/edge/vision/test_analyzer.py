@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_edge.vision import boxes, counting, image_file, preprocess
 from rbc_edge.vision.analyzer import Analyzer, default_threads
 from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.classifier import CropScores
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
 
@@ -68,6 +70,41 @@ def test_the_scores_belong_to_their_cells(analyzer: Analyzer, crowded: DrawnFiel
             preprocess.balance(crowded.image), cells.detections.xyxy[i : i + 1], margin=0.25
         )
         assert cells.overlap_score[i] == pytest.approx(analyzer.classifier.overlap_score(crop)[0], abs=1e-5)
+
+
+def test_dust_is_refused_and_no_cell(analyzer: Analyzer, crowded: DrawnField) -> None:
+    image = np.vstack([crowded.image, np.full_like(crowded.image[:80], crowded.image.max(axis=(0, 1)))])
+    plain = analyzer.analyze(field(image), GIVEN)
+    assert plain.n_refused == 0
+    cv2.circle(image, (160, 300), 20, (150, 150, 150), -1)
+    result = analyzer.analyze(field(image), GIVEN)
+    assert result.n_refused == 1
+    np.testing.assert_array_equal(result.cells.detections.xyxy, plain.cells.detections.xyxy)
+    assert result.counts == plain.counts
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_every_red_box_is_a_cell_or_refused(
+    analyzer: Analyzer, crowded: DrawnField, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """And what is refused is in no group, no count and no flag."""
+    found = analyzer.detector.detect(preprocess.balance(crowded.image), 40.0)
+    red = np.flatnonzero(found.class_id == CellClass.RBC)
+    overlap = np.linspace(0, 1, len(red)).astype(np.float32)
+    refuse = (np.random.default_rng(0).random(len(red)) < share).astype(np.float32)
+    monkeypatch.setattr(analyzer.classifier, "scores", lambda _: CropScores(overlap, refuse))
+    result = analyzer.analyze(field(crowded.image), GIVEN)
+    cells, kept = result.cells, np.delete(np.arange(len(found)), red[refuse == 1])
+    assert result.n_refused == (refuse == 1).sum() == len(found) - len(cells)
+    np.testing.assert_array_equal(cells.detections.xyxy, found.xyxy[kept])
+    assert result.n_rbc == (refuse == 0).sum()
+    np.testing.assert_array_equal(
+        cells.overlap_score[cells.detections.class_id == CellClass.RBC], overlap[refuse == 0]
+    )
+    np.testing.assert_array_equal(
+        cells.group, counting.groups(found.xyxy[kept], found.class_id[kept], cells.overlapping)
+    )
+    assert ("no-red-cells" in result.flags) == (share == 1.0)
 
 
 def test_the_same_field_gives_the_same_cells(analyzer: Analyzer, crowded: DrawnField) -> None:

@@ -1,5 +1,6 @@
 """The overlap classifier of a bundle: order, batches, nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +23,37 @@ def noise(n: int) -> UInt8:
 
 
 def test_no_crops_give_no_scores(classifier: Classifier) -> None:
-    scores = classifier.overlap_score(noise(0))
-    assert scores.shape == (0,)
-    assert scores.dtype == np.float32
+    for scores in classifier.scores(noise(0)):
+        assert scores.shape == (0,)
+        assert scores.dtype == np.float32
 
 
 @pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
 def test_batches_change_no_score_and_no_order(classifier: Classifier, n: int) -> None:
     crops = noise(n)
-    scores = classifier.overlap_score(crops)
-    assert scores.shape == (n,)
-    assert scores.dtype == np.float32
+    scores = classifier.scores(crops)
+    for one in scores:
+        assert one.shape == (n,)
+        assert one.dtype == np.float32
     for i in {0, n // 2, min(255, n - 1), min(256, n - 1), n - 1}:
-        assert scores[i] == pytest.approx(classifier.overlap_score(crops[i : i + 1])[0], abs=1e-6)
+        alone = classifier.scores(crops[i : i + 1])
+        assert [s[i] for s in scores] == pytest.approx([s[0] for s in alone], abs=1e-6)
 
 
 def test_the_bundle_says_margin_and_threshold(classifier: Classifier, toy_bundle_path: Path) -> None:
     manifest = Bundle.open(toy_bundle_path).manifest
     assert (classifier.margin, classifier.threshold) == (manifest.crop_margin, manifest.overlap_threshold)
+
+
+@pytest.mark.parametrize(("threshold", "refused"), [(0.0, [0, 1, 2]), (0.5, [1, 2]), (0.75, [2]), (1.0, [])])
+def test_a_threshold_of_1_refuses_nothing(
+    toy_bundle_path: Path, threshold: float, refused: list[int]
+) -> None:
+    toy = Bundle.open(toy_bundle_path)
+    manifest = replace(toy.manifest, refuse_threshold=threshold)
+    classifier = Classifier(Bundle(toy.path, manifest), threads=1)
+    scores = np.array([0.0, 0.5, 1.0, np.nan], np.float32)
+    assert np.flatnonzero(classifier.refuses(scores)).tolist() == refused
 
 
 def test_a_cell_with_a_neighbour_scores_higher_than_one_alone(classifier: Classifier) -> None:

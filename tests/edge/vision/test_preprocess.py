@@ -100,6 +100,25 @@ def test_crops_of_nothing_and_of_a_box_without_area() -> None:
     np.testing.assert_array_equal(point, np.broadcast_to(scene()[10, 10], (64, 64, 3)))
 
 
+@pytest.mark.parametrize("box", [(40, 30, 90, 80), (-20, -20, 33, 41), (100, 150, 500, 500)])
+def test_a_part_of_a_view_shows_its_box_where_it_lies(box: tuple[int, int, int, int]) -> None:
+    """The view is half as large as the field, and a column and a row of its last pixels are not full."""
+    field = scene(161, 201)
+    view = preprocess.view(field, 100.0)
+    assert view.image.shape == (80, 100, 3)
+    part, corner = view.part(np.array(box, np.float32))
+    x0, y0, *_ = np.rint(corner / view.px).astype(np.int64).tolist()
+    height, width = part.image.shape[:2]
+    np.testing.assert_array_equal(part.image, view.image[y0 : y0 + height, x0 : x0 + width])
+    np.testing.assert_array_equal(part.plain, view.plain[y0 : y0 + height, x0 : x0 + width])
+    low, high = corner[:2], corner[:2] + np.array([width, height]) * view.px[:2]
+    assert (low <= np.maximum(box[:2], 0)).all()
+    assert (low > np.array(box[:2]) - view.px[:2]).all() or min(box[:2]) < 0
+    assert (high >= np.minimum(box[2:], view.size) - 1e-3).all()
+    assert (high < np.array(box[2:]) + view.px[2:]).all()
+    assert (np.array(part.size) >= high - low - 1e-3).all()
+
+
 def test_a_crop_is_stretched_apart_in_width_and_height() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     image[40:60, 10:90] = 255

@@ -67,6 +67,14 @@ def test_a_doubtful_cell_may_come_or_go(toy_bundle_path: Path, tmp_path: Path) -
     assert (seen.n_expected, seen.n_found, seen.n_unmatched) == (N_TEST_CELLS - 1, N_TEST_CELLS, 0)
 
 
+def test_a_box_near_the_threshold_may_be_refused_on_one_of_them(
+    toy_bundle_path: Path, tmp_path: Path
+) -> None:
+    expected = expected_of(toy_bundle_path)
+    seen = verify(changed(toy_bundle_path, tmp_path, **without_a_clear_cell(expected), n_refused=1))
+    assert (seen.n_expected, seen.n_found, seen.n_unmatched) == (N_TEST_CELLS - 1, N_TEST_CELLS, 1)
+
+
 def without_a_clear_cell(expected: dict[str, Any]) -> dict[str, Any]:
     best = int(np.argmax(expected["score"]))
     return {
@@ -86,6 +94,7 @@ OTHER_CELLS: dict[str, Any] = {
     "another class": lambda e: {"class_id": [1 - c if c < 2 else c for c in e["class_id"]]},
     "boxes elsewhere": lambda e: {"xyxy": (np.array(e["xyxy"]) + 15).tolist()},
     "other verdicts": lambda e: {"overlap_score": [None if s is None else 1 - s for s in e["overlap_score"]]},
+    "two are refused": lambda _: {"n_refused": 2},
     "no cells at all": lambda _: {"xyxy": [], "class_id": [], "score": [], "overlap_score": []},
 }
 
@@ -108,6 +117,7 @@ BROKEN: dict[str, Any] = {
     "class": {"class_id": [7] * N_TEST_CELLS},
     "no diameter": {"cell_diameter_px": 0.0},
     "text": {"xyxy": "boxes"},
+    "refused is null": {"n_refused": None},
     "null": {"class_id": None},
 }
 

@@ -53,10 +53,10 @@ def test_detector_gives_the_places_that_reach_the_least_score(toy_bundle_path: P
 def test_classifier_keeps_the_contract(toy_bundle_path: Path, n: int) -> None:
     session = ort.InferenceSession(str(toy_bundle_path / CLASSIFIER), providers=["CPUExecutionProvider"])
     crops = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), np.uint8)
-    (score,) = session.run(["overlap_score"], {"crops": crops})
-    assert score.dtype == np.float32
-    assert score.shape == (n,)
-    assert ((score >= 0) & (score <= 1)).all()
+    for score in session.run(["overlap_score", "refuse_score"], {"crops": crops}):
+        assert score.dtype == np.float32
+        assert score.shape == (n,)
+        assert ((score >= 0) & (score <= 1)).all()
 
 
 @pytest.mark.parametrize("grey", [0, 114, 200, 255])
