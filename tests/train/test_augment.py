@@ -10,7 +10,7 @@ from tiny_data import photograph
 from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
 from rbc_edge.values import Float32, UInt8
 from rbc_edge.vision.preprocess import BACKGROUND_LEVEL
-from rbc_train.augment import _restained, paste_neighbour, vary
+from rbc_train.augment import _restained, burned_in, empty_glass, paste_neighbour, surrounded, vary
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +121,65 @@ def test_a_cell_at_the_border_and_one_of_another_camera(drawn: DrawnField) -> No
             assert own[3] <= image.shape[0] + 1
 
 
-def test_another_dye_leaves_glass_alone_and_darkens_or_pales_what_is_stained() -> None:
+def test_another_dye_leaves_glass_and_darkens_or_pales_what_is_stained() -> None:
     """Beer-Lambert: no dye, nothing absorbed, however strong the stain."""
     glass = BACKGROUND_LEVEL / 255
     values = np.full((4, 6, 3), glass, np.float32)
     values[:, 3:] = (0.6, 0.3, 0.5)
-    lighter = darker = 0
+    lighter = darker = bare = 0
     for seed in range(40):
         restained = _restained(values, random.Random(seed))
-        np.testing.assert_allclose(restained[:, :3], glass, rtol=1e-5)
-        assert (restained[:, 3:] < glass).all() and (restained > 0).all()
+        assert ((restained[:, :3] > 0.92 * glass) & (restained[:, :3] < 1.001 * glass)).all()
+        bare += bool(np.allclose(restained[:, :3], glass, rtol=1e-5))
+        assert (restained[:, 3:] < restained[:, :3]).all() and (restained > 0).all()
         lighter += bool((restained[0, 3] > values[0, 3]).all())
         darker += bool((restained[0, 3] < values[0, 3]).all())
     assert lighter > 10 and darker > 10
+    assert 20 < bare < 40  # the others have plasma on their glass
+
+
+def test_what_is_burned_in_covers_little_and_moves_nothing(drawn: DrawnField) -> None:
+    changed = []
+    for seed in range(30):
+        image = burned_in(drawn.image, random.Random(seed))
+        assert (image.shape, image.dtype) == (drawn.image.shape, np.uint8)
+        np.testing.assert_array_equal(image, burned_in(drawn.image, random.Random(seed)))
+        changed.append(float((image != drawn.image).any(axis=2).mean()))
+    assert max(changed) < 0.1
+    assert sum(c > 0 for c in changed) > 20
+
+
+def test_empty_glass_shows_no_cell() -> None:
+    """No dark body as large as a cell of 40 px."""
+    for seed in range(20):
+        image = empty_glass(200, 240, random.Random(seed))
+        assert (image.shape, image.dtype) == ((200, 240, 3), np.uint8)
+        dark = (image.min(axis=2) < 0.8 * np.median(image)).astype(np.uint8)
+        opened = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((15, 15), np.uint8))
+        assert opened.sum() == 0
+
+
+def test_through_an_eyepiece_boxes_hold_what_is_still_seen(drawn: DrawnField) -> None:
+    cut = hidden = 0
+    for seed in range(30):
+        image, boxes, seen = surrounded(drawn.image, drawn.xyxy, random.Random(seed))
+        lit = (image == drawn.image).all(axis=2)
+        assert (image[~lit].max(axis=1) <= 20).all()
+        for box, own, is_seen in zip(drawn.xyxy, boxes, seen, strict=True):
+            x0, y0, x1, y1 = np.round(own).astype(int)
+            if not is_seen:
+                hidden += 1
+                bx = np.round(box).astype(int)
+                assert lit[bx[1] : bx[3], bx[0] : bx[2]].mean() < 0.1
+                continue
+            assert (own[:2] >= box[:2] - 1).all() and (own[2:] <= box[2:] + 1).all()
+            rows, columns = np.nonzero(lit[y0:y1, x0:x1])
+            assert rows.min() == 0 and columns.min() == 0  # nothing black beyond what is seen
+            cut += bool((own != box).any())
+    assert cut > 5 and hidden > 2
+
+
+def test_an_image_without_boxes_can_be_surrounded(drawn: DrawnField) -> None:
+    image, boxes, seen = surrounded(drawn.image, np.zeros((0, 4), np.float32), random.Random(1))
+    assert image.shape == drawn.image.shape
+    assert boxes.shape == (0, 4) and len(seen) == 0

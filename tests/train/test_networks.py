@@ -19,10 +19,16 @@ from rbc_train.networks import ModelName
 def test_networks_give_a_logit_a_crop(model: ModelName, n: int) -> None:
     network = networks.build(model).eval()
     crops = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3)).astype(np.uint8)
-    assert network(networks.to_input(crops)).shape == (n,)
+    ours = model not in networks.PAPER
+    logits = network(networks.to_input(crops))
+    assert logits.shape == ((n, 2) if ours else (n,))
+    assert networks.overlap_logits(logits).shape == (n,)
     scores = networks.predict(network, crops)
     assert scores.dtype == np.float32
     assert ((scores > 0) & (scores < 1)).all()
+    both = networks.predict_both(network, crops)
+    np.testing.assert_array_equal(both[:, 0], scores)
+    assert (both[:, 1] > 0).all() if ours else (both[:, 1] == 0).all()
     assert networks.predict(network, crops[:0]).shape == (0,)
 
 

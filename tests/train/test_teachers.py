@@ -47,11 +47,12 @@ def test_inspected_crops_are_judged_by_the_teacher_that_has_not_seen_them(
 
     def predict(network: nn.Module, crops: UInt8, *, turned: bool) -> Float32:
         assert turned
-        return np.full(len(crops), 0.2 + 0.6 * float(network.fold), np.float32)  # type: ignore[arg-type]
+        overlap = 0.2 + 0.6 * float(network.fold)  # type: ignore[arg-type]
+        return np.tile(np.array([overlap, 0.1], np.float32), (len(crops), 1))
 
     monkeypatch.setattr(train_classifier, "train", train)
     monkeypatch.setattr(networks, "load_classifier", load)
-    monkeypatch.setattr(networks, "predict", predict)
+    monkeypatch.setattr(networks, "predict_both", predict)
     teachers.teach(options)
     assert [(t.model, t.labels, t.folds, t.fold) for t in trained] == [
         ("teacher", "verified", 2, 0),
@@ -60,7 +61,8 @@ def test_inspected_crops_are_judged_by_the_teacher_that_has_not_seen_them(
     said = train_classifier.read_taught(options.out, options.dataset)
     rows = train_classifier.read_rows(options.dataset, "train")
     dealt = train_classifier.deal(rows, 2)
-    for row, p in zip(rows, said, strict=True):
+    for row, (p, refused) in zip(rows, said, strict=True):
+        assert refused == pytest.approx(0.1)
         assert p == pytest.approx(0.2 + 0.6 * dealt[row["name"]] if row["verified"] else 0.5)
     known = teachers.agreement(rows, said)
     assert known.n == len(rows) - len(seen)
@@ -108,11 +110,12 @@ def test_a_pupil_learns_from_every_crop(options: TeachingOptions, data: TinyData
 def test_taught_targets_are_the_mean_of_label_and_teachers(options: TeachingOptions, data: TinyData) -> None:
     photographs = {p.name: p for p in read_public(data.folder)[0].photographs}
     rows = train_classifier.read_rows(options.dataset, "train")
-    soft = np.linspace(0.1, 0.9, len(rows), dtype=np.float32)
+    soft = np.linspace(0.1, 0.9, 2 * len(rows), dtype=np.float32).reshape(-1, 2)
     samples = train_classifier.read_samples(options.dataset, photographs, "train", "taught", soft)
     hard = np.array([row["verified"] == "overlapping" for row in rows], np.float32)
     assert len(samples) == 2 * len(rows)  # all of them are inspected here, and stand twice
-    np.testing.assert_allclose(samples.target, np.tile((soft + hard) / 2, 2), atol=1e-6)
+    np.testing.assert_allclose(samples.target, np.tile((soft[:, 0] + hard) / 2, 2), atol=1e-6)
+    np.testing.assert_allclose(samples.refuse, np.tile(soft[:, 1] / 2, 2), atol=1e-6)  # all are cells
     with pytest.raises(UnavailableError, match="teach again"):
         train_classifier.read_samples(options.dataset, photographs, "train", "taught", soft[:-1])
 
@@ -123,6 +126,8 @@ def test_mistakes_are_named(options: TeachingOptions) -> None:
     with pytest.raises(UnavailableError, match="not a file of the teachers"):
         train_classifier.read_taught(options.out, options.dataset)
     options.out.mkdir()
-    (options.out / train_classifier.TAUGHT).write_text("name,x0,y0,overlap_score\nother,1,2,0.5\n")
+    (options.out / train_classifier.TAUGHT).write_text(
+        "name,x0,y0,overlap_score,refuse_score\nother,1,2,0.5,0\n"
+    )
     with pytest.raises(UnavailableError, match="not the crops of"):
         train_classifier.read_taught(options.out, options.dataset)
