@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_data import TinyData
+from tiny_data import TinyData, add_chula
 
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.vision.boxes import iou
 from rbc_train import networks, runs, train_classifier
-from rbc_train.data import read_public
+from rbc_train.data import Collection, photographs_of, read_chula, read_public, write_dataset
 from rbc_train.networks import ModelName
 from rbc_train.train_classifier import ClassifierOptions
 
@@ -177,3 +178,69 @@ def test_samples_are_the_labelled_boxes(data: TinyData, dataset: Path) -> None:
     n_overlapping = sum(data.drawn[f"t{i}"].counts.n_rbc_overlapping for i in range(4))
     assert int(samples.overlapping.sum()) == n_overlapping
     assert samples.letter.count("O") == n_overlapping
+
+
+def test_what_is_not_one_red_cell_is_learned_beside_the_cells(data: TinyData, tmp_path: Path) -> None:
+    """White cells, platelets, what was looked at and holds nothing, and boxes that are drawn wrong."""
+    add_chula(data)
+    everyone = [*read_public(data.folder)[0].photographs, *read_chula(data.folder / "chula").photographs]
+    list(
+        write_dataset(
+            Collection(everyone), tmp_path / "d", cell_diameter_px=24, crop_margin=0.25, negatives=True
+        )
+    )
+    photographs = photographs_of(tmp_path / "d", data.folder)
+
+    def read(*, others: bool) -> train_classifier.Samples:
+        return train_classifier.read_samples(tmp_path / "d", photographs, "train", "verified", others=others)
+
+    cells, everything = read(others=False), read(others=True)
+    n = len(cells)
+    assert not np.isnan(cells.target).any()
+    assert (cells.refuse == 0).all()
+    np.testing.assert_array_equal(everything.target[:n], cells.target)
+    assert np.isnan(everything.target[n:]).all() and (everything.refuse[n:] == 1).all()
+    negatives = sum(len(p.non_red_cells()) for p in everyone if p.split == "train" and p.complete)
+    assert len(everything) > n + negatives  # and the wrong ones
+    again = read(others=True)
+    np.testing.assert_array_equal(again.xyxy, everything.xyxy)
+    names = sorted(p.name for p in photographs.values() if p.split == "train" and p.complete)
+    for view, box in zip(everything.view[n + negatives :], everything.xyxy[n + negatives :], strict=True):
+        assert iou(box[None], photographs[names[view]].xyxy).max() <= 0.4
+
+
+def test_a_box_of_several_cells_overlaps_and_is_not_asked_whether_it_is_one(
+    options: ClassifierOptions, data: TinyData
+) -> None:
+    index = options.dataset / "crops" / "train.csv"
+    with index.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    rows[0]["letter"], rows[0]["verified"] = "M", "overlapping"
+    with index.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    photographs = photographs_of(options.dataset, data.folder)
+    samples = train_classifier.read_samples(options.dataset, photographs, "train", "verified")
+    assert samples.target[0] == 1
+    assert np.isnan(samples.refuse).tolist() == [True] + [False] * (len(samples) - 1)
+
+
+def test_a_question_that_a_crop_does_not_answer_teaches_nothing() -> None:
+    logits = torch.tensor([0.3, -2.0, 1.0], requires_grad=True)
+    target = torch.tensor([1.0, float("nan"), 0.0])
+    train_classifier._loss(logits, target, 0.0, torch.ones(2)).backward()  # type: ignore[no-untyped-call]
+    gradient = logits.grad
+    assert gradient is not None
+    assert (gradient != 0).tolist() == [True, False, True]
+    nothing = train_classifier._loss(logits, torch.full((3,), float("nan")), 0.0, torch.ones(2))
+    assert float(nothing.detach()) == 0
+
+
+def test_of_a_crowded_photograph_not_every_crop_is_taught() -> None:
+    rows = [{"name": "a"}] * 5 + [{"name": "b"}] * 100
+    chosen = train_classifier._spread(rows)
+    assert chosen[:5] == [0, 1, 2, 3, 4]
+    own = chosen[5:]
+    assert len(own) == len(set(own)) == 18
+    assert (own[0], own[-1]) == (5, 104)

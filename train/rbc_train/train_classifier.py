@@ -253,19 +253,19 @@ def read_samples(
     )
 
 
-_MOST_TAUGHT: Final = 9
+_MOST_TAUGHT: Final = 18
 """Crops of a photograph that are taught. A field of Chula has a hundred cells, and others teach, too."""
 
 
 def _spread(rows: list[dict[str, str]]) -> list[int]:
-    """Chooses crops evenly, at most `_MOST_TAUGHT` times two of a photograph."""
+    """Chooses crops evenly, at most `_MOST_TAUGHT` of a photograph."""
     of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         of.setdefault(row["name"], []).append(i)
     return [
         own[round(k)]
         for own in of.values()
-        for k in np.linspace(0, len(own) - 1, min(len(own), 2 * _MOST_TAUGHT))
+        for k in np.linspace(0, len(own) - 1, min(len(own), _MOST_TAUGHT))
     ]
 
 
