@@ -35,7 +35,15 @@ from rbc_edge.vision.bundle import (
 )
 from rbc_export import graphs
 from rbc_train import evaluate, labels, metrics, networks, results
-from rbc_train.data import CLASS_NAMES, Photograph, labelled_diameter_px, read_public, source_diameters_px
+from rbc_train.data import (
+    CHULA,
+    CLASS_NAMES,
+    Photograph,
+    labelled_diameter_px,
+    photographs_of,
+    source_diameters_px,
+    verified_labels,
+)
 
 TEST_DIAMETER_PX: Final = 60.0
 
@@ -136,7 +144,7 @@ class _Material:
         network: The classifier.
         config: Configuration of the classifier's training.
         calibration: Training photographs that the int8 ranges are measured on.
-        validation: Validation photographs.
+        validation: Validation photographs of every laboratory that the dataset has. Their boxes are complete.
         of_source: Median cell diameter of each camera's training photographs, pixels.
         verified: Overlap labels.
     """
@@ -169,8 +177,12 @@ class _Material:
 
 
 def _collect(options: ExportOptions) -> _Material:
-    txl, _ = read_public(options.data)
     dataset = _manifest_of(options.dataset)
+    # Of a laboratory that the dataset does not have, no photograph may choose a threshold or a range.
+    sources = {source for of_split in dataset["counts"].values() for source in of_split}
+    everyone = photographs_of(options.dataset, options.data).values()
+    complete = [p for p in everyone if p.complete and p.source in sources]
+    training, validation = ([p for p in complete if p.split == split] for split in ("train", "val"))
     network, config = networks.load_classifier(options.classifier)
     work = options.out.parent / (options.out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -180,10 +192,10 @@ def _collect(options: ExportOptions) -> _Material:
         dataset=dataset,
         network=network,
         config=config,
-        calibration=_calibration(txl.of("train"), options.calibration_images),
-        validation=txl.of("val"),
-        of_source=source_diameters_px(txl.of("train")),
-        verified=labels.read_verified(),
+        calibration=_calibration(training, options.calibration_images),
+        validation=validation,
+        of_source=source_diameters_px(training),
+        verified=verified_labels(complete),
     )
 
 
@@ -262,6 +274,8 @@ def _with_thresholds(material: _Material, manifest: Manifest) -> Manifest:
     examined = evaluate.examine(
         station.Analyzer(draft, threads=2), material.validation, material.verified, scale="labelled"
     )
+    # The place for the refuse threshold, once the manifest has one: `evaluate.refuse_scores` of `examined`,
+    # then `evaluate.refuse_threshold`. The draft must refuse nothing: refused cells would not be seen here.
     return replace(
         manifest,
         score_threshold=evaluate.score_thresholds(examined),
@@ -403,8 +417,10 @@ def _training(
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
+    chula = any(CHULA in of_split for of_split in dataset["counts"].values())
     return {
-        "data": "TXL-PBC (lugan113/TXL-PBC_Dataset 056d09e), train split; our verified overlap labels",
+        "data": "TXL-PBC (lugan113/TXL-PBC_Dataset 056d09e), train split; our verified overlap labels"
+        + chula * "; Chula RBC-12 (Chula-PIC-Lab/Chula-RBC-12-Dataset fa130f4), train split, our boxes",
         "counts": dataset["counts"],
         "commit": commit or "unknown",
         "detector": {"network": "YOLOv5n, COCO-pretrained", **{k: detector_config.get(k) for k in keep}},
