@@ -228,6 +228,13 @@ def test_a_red_cell_under_its_threshold_may_suppress_a_platelet_over_its() -> No
     assert (len(station), len(tail)) == (1, 0)
 
 
+def test_refused_are_the_red_cells_that_the_station_does_not_show() -> None:
+    detected = Detections(lattice(4), np.full(4, 0.9, np.float32), np.array([0, 0, 1, 0]))
+    kept = detected.take(np.array([False, True, False, True]))
+    np.testing.assert_array_equal(evaluate.missing_boxes(detected, kept), lattice(1))
+    assert evaluate.missing_boxes(Detections.empty(), Detections.empty()).shape == (0, 4)
+
+
 def test_the_score_threshold_makes_counts_unbiased() -> None:
     truth = lattice(20)
     found = np.concatenate([truth, lattice(20, first=50)])
@@ -404,6 +411,7 @@ def test_the_toy_bundle_on_drawn_photographs(data: TinyData, scale: ScaleMode) -
         assert len(entry.overlapping) == data.drawn[photograph.name].counts.n_rbc
         assert int(entry.overlapping.sum()) == data.drawn[photograph.name].counts.n_rbc_overlapping
         assert len(entry.ranked) >= len(entry.result.cells)
+        assert len(entry.refused) == 0
     figures = evaluate.score(entries, 0.5)
     # The toy is no good model; a mix-up of photographs, labels or frames would leave nothing of these.
     assert figures["all"]["rbc_ap50"] > 0.6

@@ -6,7 +6,7 @@ at the shipped thresholds, and overlap on the verified labels.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -54,6 +54,8 @@ class Examined:
         found_score: float32 (K,): overlap score of the detection that matches it. NaN where none does.
         overlapping: bool (K,): the verified labels, those that can be used.
         letter: K letters of them.
+        refused: float32 (R, 4): red cells of the detector that the second stage refused, pixels of the
+            photograph.
     """
 
     photograph: Photograph
@@ -63,6 +65,7 @@ class Examined:
     found_score: Float32
     overlapping: Bool
     letter: tuple[str, ...]
+    refused: Float32 = field(default_factory=lambda: np.zeros((0, 4), np.float32))
 
 
 def examine(
@@ -117,15 +120,22 @@ def _examine_one(
     # station's: thresholds differ by class, and a red cell under its own may suppress a platelet over its.
     used = result.scale.cell_diameter_px
     view = analyzer.view(field, result.scale)
-    ranked = (
-        Detections.empty()
-        if math.isnan(used)
-        else analyzer.detector.detect(view, used, score_threshold=_MIN_SCORE)
-    )
+    ranked, detected = Detections.empty(), Detections.empty()
+    if not math.isnan(used):
+        ranked = analyzer.detector.detect(view, used, score_threshold=_MIN_SCORE)
+        detected = analyzer.detector.detect(view, used)
     labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     crops = preprocess.cell_crops(view, boxes, margin=analyzer.classifier.margin)
-    return with_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
+    seen = with_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
+    return replace(seen, refused=missing_boxes(detected, result.cells.detections))
+
+
+def missing_boxes(detected: Detections, kept: Detections) -> Float32:
+    """Returns the boxes of detected red cells that are not among the kept ones: float32 (R, 4)."""
+    red = detected.xyxy[detected.class_id == CellClass.RBC]
+    same = (red[:, None] == kept.xyxy[kept.class_id == CellClass.RBC]).all(axis=2)
+    return np.asarray(red[~same.any(axis=1)], np.float32)
 
 
 def with_labels(
@@ -200,7 +210,7 @@ def score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str
         figures |= {f"rbc_{rule}_{k}": v for k, v in _count_figures(*_edge_counts(group, rule)).items()}
     figures["rbc_by_crowding"] = _by_crowding(group)
     for name, judged in (("labelled", judged_labels(group)), ("found", judged_found(group))):
-        figures[f"overlap_on_{name}_boxes"] = _verdicts(judged, overlap_threshold)
+        figures[f"overlap_on_{name}_boxes"] = verdicts(judged, overlap_threshold)
     figures["overlap_labels_not_found"] = sum(int(np.isnan(e.found_score).sum()) for e in group)
     return figures
 
@@ -253,7 +263,17 @@ def _judged(examined: Sequence[Examined], scores: Sequence[Float32]) -> Judged:
     )
 
 
-def _verdicts(judged: Judged, threshold: float) -> dict[str, float]:
+def verdicts(judged: Judged, threshold: float) -> dict[str, float]:
+    """Computes the figures of `metrics.Verdicts`, and number and recall of each kind of overlap.
+
+    Args:
+        judged: Cells.
+        threshold: The bundle's.
+
+    Returns:
+        ``n``, ``accuracy``, ..., ``n_touching``, ``recall_touching``, the same for ``over`` and ``several``,
+        and ``n_single``. NaN for a kind that no cell has.
+    """
     figures: dict[str, float] = asdict(metrics.verdicts(judged.score, judged.overlapping, threshold))
     # People disagree most about touching cells, so each kind of overlap is given.
     for name, letter in (("over", "O"), ("touching", "T"), ("several", "M")):
