@@ -396,7 +396,7 @@ def _task_parity(
         "ap50_95": whole["rbc_ap50_95"] - small["rbc_ap50_95"],
         "count": abs(small["rbc_counted"] - whole["rbc_counted"]) / max(whole["rbc_counted"], 1),
         "flips": flips / max(pairs, 1),
-        "int8_box_px_mean": float(np.concatenate(moved).mean()),
+        "int8_box_px_mean": float(np.concatenate(moved).sum()) / max(pairs, 1),
     }
     return error, figures
 

@@ -63,18 +63,8 @@ def quantized_to(gain: float) -> Callable[[Path, Path, Iterable[UInt8]], None]:
     return quantize
 
 
-@pytest.fixture
-def options(data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
-    """All that an export needs: drawn data at the toy's scale, checkpoints that nobody trained."""
-    txl, _ = read_public(data.folder)
-    for _step in write_dataset(txl, tmp_path / "dataset", cell_diameter_px=40.0, crop_margin=0.25):
-        pass
-    torch.manual_seed(0)
-    run = tmp_path / "run"
-    options = train_classifier.ClassifierOptions(tmp_path / "dataset", data.folder, run, epochs=1).complete()
-    config = runs.claim(run, {k: getattr(options, k) for k in options.__dataclass_fields__})
-    runs.save(run / "classifier.pt", {"network": networks.build("station").state_dict(), "config": config})
-    (tmp_path / "detector.pt").write_bytes(b"the toy takes its place")
+def let_the_toy_detect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy network is exported in place of the trained detector."""
 
     # The toy sees drawn cells in this stain, in light that is even.
     def field(rng: np.random.Generator, *, width_px: int, height_px: int, cell_diameter_px: float) -> Any:
@@ -90,6 +80,22 @@ def options(data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(graphs, "write_detector", lambda _graph, file: shutil.copyfile(TOY / DETECTOR, file))
     monkeypatch.setattr(graphs, "quantize_detector", quantized_to(1.0))
     monkeypatch.setattr(graphs, "correct_scores", lambda _fp32, _int8, _images: {"0": 0.0})
+
+
+@pytest.fixture
+def options(data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
+    """All that an export needs: drawn data at the toy's scale, checkpoints that nobody trained."""
+    txl, _ = read_public(data.folder)
+    for _step in write_dataset(txl, tmp_path / "dataset", cell_diameter_px=40.0, crop_margin=0.25):
+        pass
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    options = train_classifier.ClassifierOptions(tmp_path / "dataset", data.folder, run, epochs=1).complete()
+    config = runs.claim(run, {k: getattr(options, k) for k in options.__dataclass_fields__})
+    runs.save(run / "classifier.pt", {"network": networks.build("station").state_dict(), "config": config})
+    (tmp_path / "detector.pt").write_bytes(b"the toy takes its place")
+
+    let_the_toy_detect(monkeypatch)
     return ExportOptions(
         tmp_path / "detector.pt",
         run / "classifier.pt",
