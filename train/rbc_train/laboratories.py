@@ -189,7 +189,8 @@ def tables(
         by: What the rows are, for the captions.
 
     Returns:
-        Red cells and flags, overlap, kinds of overlap, other boxes, and shapes where there are points.
+        Headline figures and flags, red cells, overlap, kinds of overlap, other boxes, and shapes where there
+        are points.
     """
 
     def rows(cells: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
@@ -201,23 +202,33 @@ def tables(
     }
     made = [
         Table(
-            f"Red cells {by}, at the shipped thresholds, iou 0.5. A field is wrong if its count is off by "
-            "more than 15 % and two cells, or its overlapping share by more than 15 points. It is silent if "
-            "it is wrong without a flag, a hit with one. A false alarm is a flag on a field that is right",
+            f"Right or flagged, {by}. A field is wrong if its count is off by more than 15 % and two cells, "
+            "or its overlapping share by more than 15 points. It is silent if it is wrong without a flag, a "
+            "hit with one. A false alarm is a flag on a field that is right",
             (
-                "laboratory", "learned from it", "fields", "labelled", "recall", "precision", "F1", "count",
-                "median field error", "silent", "wrong", "hits", "false alarms",
+                "laboratory", "learned from it", "fields", "F1", "count", "overlap accuracy", "share, points",
+                "silent", "wrong", "hits", "false alarms",
             ),
             tuple(
                 (
-                    name, taught[name], str(f["fields"]), str(f["labelled"]),
-                    *(_figure(f[k]) for k in ("recall", "precision", "f1")),
-                    _percent(f["count_bias"], "+.1f"), _percent(f["field_error_median"]),
-                    f"{f['silent']} ({_percent(f['silent_share'])})", f"{f['wrong']}",
+                    name, taught[name], str(f["fields"]), _figure(f["f1"]), _percent(f["count_bias"], "+.1f"),
+                    _figure(f["accuracy"]), _figure(100 * f["share_bias"], "+.1f"),
+                    f"{f['silent']} ({_percent(f['silent_share'])})", str(f["wrong"]),
                     f"{f['wrong'] - f['silent']} ({_percent(f['hit_rate'])})",
                     f"{f['false']} ({_percent(f['false_share'])})",
                 )
                 for name, f in of_laboratory.items()
+            ),
+        ),
+        Table(
+            f"Red cells {by}, at the shipped thresholds, iou 0.5",
+            ("laboratory", "labelled", "counted", "recall", "precision", "F1", "median field error"),
+            rows(
+                lambda f: (
+                    str(f["labelled"]), str(f["counted"]),
+                    *(_figure(f[k]) for k in ("recall", "precision", "f1")),
+                    _percent(f["field_error_median"]),
+                )
             ),
         ),
         Table(
@@ -234,19 +245,19 @@ def tables(
                         _figure(f[k])
                         for k in ("accuracy", "auc", "precision_overlapping", "calibration_error")
                     ),
-                    str(f["share_fields"]), _percent(f["share_bias"], "+.1f"),
+                    str(f["share_fields"]), _figure(100 * f["share_bias"], "+.1f"),
                 )
             ),
         ),
         Table(
-            f"Verdicts {by} and by kind, found cells with a verified label: share that is right (number of "
-            "cells)",
+            f"Verdicts {by}, by kind: share of the found cells with a verified label that is right (number "
+            "of cells)",
             ("laboratory", *_KINDS.values()),
             rows(lambda f: tuple(f"{_figure(f[f'recall_{k}'])} ({f[f'n_{k}']})" for k in _KINDS)),
         ),
         Table(
-            f"What is no red cell, {by}. False ones: for each thousand red cells. Refused by the second "
-            "stage: red cells (their share of those found before), and other boxes",
+            f"White cells, platelets and refused boxes {by}. False ones: for each thousand red cells. The "
+            "second stage refuses red cells (their share of those found before), and other boxes",
             (
                 "laboratory", "white cells", "found", "false white cells", "platelets", "platelets found",
                 "false platelets", "refused red cells", "refused others",
@@ -258,7 +269,7 @@ def tables(
                         for k in ("wbc", "platelet")
                         for cell in (
                             str(f[f"{k}_labelled"]), _figure(f[f"{k}_recall"]),
-                            _figure(f[f"{k}_false_per_1000"], 1),
+                            _figure(f[f"{k}_false_per_1000"], ".1f"),
                         )
                     ),
                     f"{f['refused_cells']} ({_percent(f['refused_cells_share'])})",
@@ -330,8 +341,8 @@ def section(
     )
 
 
-def _figure(value: float, digits: int = 3) -> str:
-    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+def _figure(value: float, form: str = ".3f") -> str:
+    return _NONE if math.isnan(value) else f"{value:{form}}"
 
 
 def _percent(value: float, form: str = ".1f") -> str:
