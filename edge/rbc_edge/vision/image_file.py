@@ -13,7 +13,7 @@ import warnings
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rbc_edge.errors import ImageError
 from rbc_edge.values import Decoded, FieldOfView, UInt8
+from rbc_edge.vision import integrity
 
 MIN_CELL_PX: Final = 44.0  # so wide a cell, with a margin of a quarter, still fills a crop
 LARGE_PIXELS: Final = 8_000_000  # from this size on an image is handled to save memory, not time
@@ -32,6 +33,11 @@ _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
 _MAX_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
+_MAX_NOTE_BYTES: Final = 64_000_000  # what a camera may add to its pixels: a preview, a sound, a film
+# What decoding takes at its peak, for each pixel (measured): 8 bits of red, green and blue, 8 bits of another
+# kind, more than 8 bits. And what may be taken for each megapixel of the limit.
+_RGB_COST, _OTHER_COST, _DEEP_COST = 7, 12, 24
+_BUDGET: Final = 4_000_000
 _BLOCK_ROWS: Final = 256
 # TIFF 6.0, section 8: numbers of tags, of the kinds of pixel, and of a planar configuration.
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
@@ -39,6 +45,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 _AGAIN: Final = "copy it again"
+_OTHER_KIND: Final = "save it as a usual JPEG, PNG or TIFF with 8 bits"
 
 # Kept from before ultralytics replaces `Image.open` by one that fails with other errors.
 _open: Final = Image.open
@@ -50,9 +57,10 @@ def load_field(
     """Reads and decodes one image file, EXIF rotation applied.
 
     The file is read once. The hash is of exactly the bytes that are decoded. Images of more than
-    `max_megapixels` are refused from their header, before any memory is taken. With a diameter (of a red
-    cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of its size,
-    in half the time and a fraction of the memory. NaN: decoded in full.
+    `max_megapixels` are refused from their header, before any memory is taken, and so are images that would
+    take more than four bytes for each pixel of that limit: 250 megapixels stand for 1 GB. With a diameter
+    (of a red cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of
+    its size, in half the time and a fraction of the memory. NaN: decoded in full.
 
     Raises `ImageError` with reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
     ``too-large``, ``too-small`` or ``unsupported``.
@@ -64,6 +72,7 @@ def load_field(
             if n_bytes > max_megapixels * 1e6 * _MAX_BYTES_A_PIXEL:
                 what = f"{n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take"
                 raise ImageError("too-large", f"{path}: {what}", "save one field of view as one image")
+            _check_size(file, n_bytes, path)
             data = file.read()
     except FileNotFoundError as error:
         raise ImageError("vanished", f"{path}: the file is gone", "was it moved while we worked?") from error
@@ -72,6 +81,23 @@ def load_field(
         raise ImageError("unreadable", what, "check its permissions") from error
     decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px))
     return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), decoded, captured_at)
+
+
+def _check_size(file: BinaryIO, n_bytes: int, path: Path) -> None:
+    """Raises `ImageError` for a large file whose header is of no image, or of too few pixels for its size."""
+    if n_bytes <= _MAX_NOTE_BYTES:
+        return
+    head = file.read(12)
+    if not head.startswith((*_SIGNATURES, b"BM", b"RIFF")):
+        raise _not_opened(head, str(path))
+    width = height = 0
+    with _lifted, suppress(Exception), _open(file, formats=_FORMATS) as picture:
+        if picture.format != "TIFF":  # that may have many pages
+            width, height = picture.size
+    if width and n_bytes > width * height * _MAX_BYTES_A_PIXEL + _MAX_NOTE_BYTES:
+        what = f"{path}: {n_bytes / 1e6:.0f} MB is too much for {width}x{height} pixels"
+        raise ImageError("too-large", what, "is it damaged? copy it again")
+    file.seek(0)
 
 
 def full_size(field: FieldOfView) -> UInt8:
@@ -159,10 +185,18 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
         if min(width, height) < MIN_SIDE_PX:
             raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
         try:
-            is_deep = _is_deep(picture)  # before the capture time: looking for EXIF loads a PNG
-            captured_at = _captured_at(picture)
+            is_deep = _is_deep(picture)  # before it is loaded
             reduced = _draft(picture, reduction)
             drafted = picture.size
+            if _cost_bytes(picture, width * height, is_deep=is_deep) > max_megapixels * _BUDGET:
+                what = f"{name}: {width}x{height} pixels of this kind take too much memory"
+                raise ImageError(
+                    "too-large", what, "cut it into fields of view, or save it with 8 bits as RGB"
+                )
+            _refuse_broken(data, picture, name, max_megapixels)
+            if picture.format == "PNG":
+                picture.load()  # looking for EXIF does the same, but keeps silent about what is broken
+            captured_at = _captured_at(picture)
             rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
         except ImageError:
             raise
@@ -176,8 +210,27 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
     return Decoded(rgb, width, height, reduced, data if reduced > 1 else b""), captured_at
 
 
+def _cost_bytes(picture: Image.Image, n_full: int, *, is_deep: bool) -> int:
+    """Returns what decoding a drafted picture takes at its peak, before it takes it."""
+    a_pixel = _DEEP_COST if is_deep else _RGB_COST if picture.mode == "RGB" else _OTHER_COST
+    # A progressive JPEG is kept whole until its last scan: two bytes a value, in full size.
+    kept = 2 * len(picture.getbands()) * n_full if picture.info.get("progressive") else 0
+    return picture.width * picture.height * a_pixel + kept
+
+
+def _refuse_broken(data: bytes, picture: Image.Image, name: str, max_megapixels: float) -> None:
+    """Raises `ImageError` for what the decoder would show without a word, or would call by a wrong name."""
+    tags = getattr(picture, "tag_v2", {})
+    if kind := integrity.not_read(data, tags):
+        raise ImageError("unsupported", f"{name}: {kind}, which is not read", _OTHER_KIND)
+    if damage := integrity.damage(data, tags, int(max_megapixels * 1e6 * _MAX_BYTES_A_PIXEL)):
+        raise ImageError("truncated", f"{name}: the image is cut short or damaged: {damage}", _AGAIN)
+
+
 def _not_opened(data: bytes, name: str) -> ImageError:
     """Returns what is wrong with a file that Pillow cannot identify."""
+    if kind := integrity.not_read(data, {}):
+        return ImageError("unsupported", f"{name}: {kind}, which is not read", _OTHER_KIND)
     if _has_tiff_directory(data):
         advice = "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again"
         return ImageError("unsupported", f"{name}: a kind of TIFF that cannot be read", advice)
