@@ -12,7 +12,7 @@ from typing import Final
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, TiffImagePlugin, features
 
 from rbc_edge.errors import ImageError
 from rbc_edge.values import UInt8
@@ -164,6 +164,7 @@ def test_one_bit_of_deflate_in_a_tiff_is_enough() -> None:
     data = saved("TIFF", compression="tiff_adobe_deflate")
     rng = random.Random(0)
     with Image.open(io.BytesIO(data)) as picture:
+        assert isinstance(picture, TiffImagePlugin.TiffImageFile)
         (start, *_), (length, *_) = picture.tag_v2[273], picture.tag_v2[279]
     for _ in range(30):
         assert reason(flipped(data, start + rng.randrange(2, length), rng.randrange(8))) == "truncated"
@@ -227,7 +228,7 @@ def test_a_large_file_with_no_image_in_it_is_not_read(
     file = tmp_path / "sparse.jpg"
     file.write_bytes(head)
     os.truncate(file, 1_900_000_000)
-    monkeypatch.setattr(image_file.hashlib, "sha256", lambda _: pytest.fail("it was read"))
+    monkeypatch.setattr("hashlib.sha256", lambda _: pytest.fail("it was read"))
     monkeypatch.setattr(image_file, "_decode", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ImageError) as caught:
         image_file.load_field(file, "s", "f")
