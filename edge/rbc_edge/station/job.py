@@ -32,7 +32,6 @@ SCALE_FIELDS: Final = 8  # of view a slide's scale is estimated from
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
 _M_ARENA_MAX: Final = -8  # malloc.h
-_LARGE_BYTES: Final = 300_000  # the header of a smaller file is not read: no large JPEG takes less
 
 
 class Analyzing(Protocol):
@@ -235,6 +234,5 @@ def spread(files: Sequence[InboxFile]) -> list[InboxFile]:
 
 
 def _is_large(file: InboxFile, scale: Scale) -> bool:
-    if file.size_bytes <= _LARGE_BYTES:
-        return False
+    # Whatever the file's size: 250 megapixels of one colour are a PNG of 30 kB.
     return image_file.n_pixels(file.path, scale.cell_diameter_px) >= image_file.LARGE_PIXELS

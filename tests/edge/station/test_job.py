@@ -10,11 +10,13 @@ from pathlib import Path
 from threading import Event
 
 import cv2
+import numpy as np
 import pytest
 from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, write_disks
 
-from rbc_edge.errors import BundleError
+from rbc_edge.errors import BundleError, ImageError
 from rbc_edge.ops.synthetic import DrawnField
+from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import (
     AnalyzerRecipe,
@@ -28,6 +30,7 @@ from rbc_edge.station.job import (
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions
+from rbc_edge.vision import image_file
 from rbc_edge.vision.bundle import Bundle
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -202,3 +205,21 @@ def test_threads_and_processes_give_the_same_tables(
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
         assert count("processes", processes, 2) == alone
     assert sum(len(rows) for name, rows in alone.items() if name.startswith("cells/")) > 50
+
+
+def test_few_bytes_of_many_pixels_are_one_large_image(
+    tmp_path: Path, recipe: AnalyzerRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in (40, 3000):
+        cv2.imwrite(str(tmp_path / f"{side}.png"), np.zeros((side, side), np.uint8))
+    assert (tmp_path / "3000.png").stat().st_size < 100_000
+    alone = {}
+
+    def load_field(path: Path, *_: object, **__: object) -> None:
+        alone[path.stem] = job._ONE_LARGE.locked()
+        raise ImageError("empty", "")
+
+    monkeypatch.setattr(image_file, "load_field", load_field)
+    for file in scan([tmp_path]).files:
+        look_at(Task(file, GIVEN, recipe))
+    assert alone == {"40": False, "3000": True}
