@@ -8,6 +8,7 @@ UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unkn
 
 import csv
 import errno
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -36,6 +37,8 @@ SCHEMA: Final = "2"
 EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
+# The start of a formula at the start of a cell. Where lists are separated by semicolons, each begins a cell.
+_FORMULA: Final = re.compile(r"""(^|;)(["\s]*[=+\-@＝＋－＠﹦﹢﹣﹫])""")
 _Row = TypeVar("_Row")
 
 
@@ -103,7 +106,7 @@ def _text(value: str) -> str:
     """Makes a name safe in a cell: one line, and nothing that a spreadsheet would run as a formula."""
     odd = {c for c in value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
     value = "".join(c.encode("unicode_escape").decode() if c in odd else c for c in value)
-    return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    return _FORMULA.sub(r"\1'\2", value)
 
 
 def _count(counts: Counts | None, of: str) -> str:

@@ -144,6 +144,13 @@ def test_edge_rule_is_a_view(desk: Desk) -> None:
         ("+x", "'+x"),
         ("-x", "'-x"),
         ("@x", "'@x"),
+        ("＝1", "'＝1"),  # full width: a spreadsheet in Japanese takes it for =
+        ("＋1", "'＋1"),
+        ("－1", "'－1"),
+        ("＠x", "'＠x"),
+        ("x;=1+1", "x;'=1+1"),  # a semicolon begins a cell in many languages
+        ('x; "＝1"', 'x;\' "＝1"'),
+        ("x;y=1", "x;y=1"),
         ("\tx", r"\tx"),
         ("\r=x", r"\r=x"),
         ("two\nlines", r"two\nlines"),
