@@ -226,7 +226,11 @@ def _read_manifest(file: Path) -> Manifest:
         kind = "text" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise _broken(file, f"is not {kind}: {error}") from error
     manifest = _parse(content, file)
-    if manifest.content_id() != manifest.bundle_id:
+    try:
+        is_intact = manifest.content_id() == manifest.bundle_id
+    except RecursionError as error:  # the JSON reader takes more levels than Python does
+        raise _broken(file, "its values are nested too deeply") from error
+    if not is_intact:
         raise _broken(file, "does not match its bundle_id: it was changed after the export")
     return manifest
 
