@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_table
+from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_line, print_table
 from rbc_edge.cli.options import Given
 from rbc_edge.cli.wiring import count_options, prepare_process
 from rbc_edge.station.session import Step, Summary, count_once
@@ -37,7 +37,7 @@ def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) 
         _print(summary, out)
         index = out / "reports" / "index.html"
         if settings.report and index.exists():  # else a signal, or a warning, said why not
-            print(f"Open {path_text(index)} to look at them")
+            print_line(f"Open {path_text(index)} to look at them")
     return summary.exit_code
 
 
@@ -54,8 +54,8 @@ def _show_step(step: Step, bar: Bar) -> None:
 def _print(summary: Summary, out: Path) -> None:
     print_table([_HEADER, *map(_row, summary.slides)])
     for line in (*_flagged_fields(summary.slides), *_too_few_fields(summary.slides)):
-        print(line)
-    print(
+        print_line(line)
+    print_line(
         f"{count_text(summary.n_images, 'image')}: {summary.n_counted} counted now,"
         f" {summary.n_unchanged} counted before, {count_text(summary.n_duplicates, 'duplicate')},"
         f" {summary.n_failed} failed. Tables in {path_text(out)}"
