@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     _prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
-    code: object = ExitCode.OK
+    code: str | int | None = ExitCode.OK
     try:
         app(arguments, prog_name="rbc-edge")
     except SystemExit as end:
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _drop(sys.stdout)
     if _unwritten(sys.stderr) is not None:
         _drop(sys.stderr)
-    sys.exit(code)  # type: ignore[arg-type]  as click gave it
+    sys.exit(code)
 
 
 def _prepare_streams() -> None:

@@ -31,7 +31,7 @@ JSON = option("--json", "Print JSON on standard output.", False)
 
 def _version(asked: bool) -> None:
     if asked:
-        import_module("rbc_edge.cli.bundle").print_version()
+        import_module("rbc_edge.cli.version").print_version()
         raise typer.Exit()
 
 

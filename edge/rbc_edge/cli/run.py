@@ -31,6 +31,9 @@ def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) 
     stop = Stop()
     with bar, stop.on_signals():
         summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
+    if summary.troubled:
+        n_left = count_text(len(summary.troubled), "image")
+        log.error("%s left for later: run again with --threads 1, or when more memory is free", n_left)
     if json_output:
         print_json(_as_json(summary, out))
     elif not settings.quiet:

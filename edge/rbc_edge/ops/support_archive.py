@@ -28,7 +28,7 @@ _HAS_LEDGER = True
 try:
     from rbc_edge.store.queries import Reader
     from rbc_edge.store.rows import FieldRow
-except ImportError:  # a broken installation: the archive then says so, without the ledger
+except Exception:  # noqa: BLE001  a broken installation: the archive then says so, without the ledger
     _HAS_LEDGER = False
 
 _MAX_ROWS: Final = 500

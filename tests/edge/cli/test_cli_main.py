@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,25 @@ def test_names_do_not_steer_the_terminal(rbc: Run, tmp_path: Path) -> None:
         assert code in (0, 3)
         for text in (said, complained):
             assert not {"\x1b", "\x07", "\u202e"} & set(text) and "\nc" not in text
+
+
+@pytest.mark.parametrize(
+    ("library", "error"),
+    [
+        ("cv2", "ImportError('libGL.so.1: cannot open shared object file')"),
+        ("numpy", "RuntimeError('NumPy was built with baseline optimizations: (X86_V2)')"),
+        ("onnxruntime", "ImportError('a symbol is missing')"),
+    ],
+)
+def test_a_library_that_cannot_load_is_said_and_the_version_needs_none(
+    camera: Path, tmp_path: Path, library: str, error: str
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / f"{library}.py").write_text(f"raise {error}\n")
+    path = f"{tmp_path / 'broken'}:{SOURCE_ROOT}"
+    for arguments, wanted in ((["--version"], 0), (["run", camera, "--out", tmp_path / "out", *TOY], 5)):
+        code, _, complained = shell(f'PYTHONPATH={path} "$@"', *arguments)
+        assert (code, b"Traceback" in complained or b"bug" in complained) == (wanted, False), complained
+    assert b"a library cannot be loaded" in complained and b"rbc-edge: " in complained
+    with suppress(FileNotFoundError):  # no image is written down as failed
+        assert "failed" not in (tmp_path / "out" / "s1.csv").read_text()
