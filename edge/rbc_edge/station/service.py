@@ -22,7 +22,7 @@ from typing import Final
 from rbc_edge.errors import ExitCode, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.station.announcer import Announcer
 from rbc_edge.station.inbox import UNFINISHED, Debounce, Inbox, check_pattern, scan
-from rbc_edge.station.job import drop_analyzer
+from rbc_edge.station.job import MACHINE, drop_analyzer
 from rbc_edge.station.session import Clock, CountOptions, Session
 from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
@@ -136,6 +136,7 @@ class _Service:
         self._is_full = False
         self._is_reload_asked = False
         self._n_troubles = 0
+        self._is_short_of_memory = False
         self._take(options)
 
     def _take(self, options: WatchOptions) -> None:
@@ -175,6 +176,8 @@ class _Service:
                 wait_s = self._round()
                 systemd.beat()
                 if wait_s is None:
+                    if self._is_short_of_memory:
+                        return ExitCode.UNAVAILABLE
                     n_failed = self._session.ledger.reader.tally().n_failed if self._session else 0
                     return ExitCode.SOME_FAILED if n_failed or self._say.state.problems else ExitCode.OK
                 if self._stop.signal is None:
@@ -270,6 +273,7 @@ class _Service:
                 of_slide=of_slide,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
+        self._is_short_of_memory = bool(summary.troubled)
         session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
         # A count has moved between two names, or the scale has changed: all files of the slide are asked
         # about again. Not of every slide, or one more image would cost as much as all images of its slide.
@@ -323,9 +327,12 @@ class _Service:
 
     def _may_wait(self, file: InboxFile, failure: str) -> bool:
         """Leaves for later what may be incomplete, and what may not be read, without a message each time."""
+        now_s = self._clock.monotonic_s()
+        if failure == MACHINE:
+            self._debounce.put_back(file, now_s)
+            return True
         if failure not in UNFINISHED:
             return False
-        now_s = self._clock.monotonic_s()
         row = self._session.ledger.reader.field(file.slide_id, file.fov) if self._session else None
         is_known = row is not None and row.status is Status.FAILED and row.failure == failure
         may_wait = (

@@ -15,7 +15,7 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from rbc_edge.errors import BundleError, ExitCode
+from rbc_edge.errors import BundleError, ExitCode, UnavailableError
 from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
@@ -97,6 +97,7 @@ class Summary:
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
     slides: list[SlideSummary] = field(default_factory=list)  # the rows of ``slides.csv``
+    troubled: dict[InboxFile, str] = field(default_factory=dict)  # left for later, because memory was short
     unsettled: set[str] = field(default_factory=set)  # slides of which a file that was done may need a look
 
     @property
@@ -104,6 +105,8 @@ class Summary:
         """What the process tells the shell."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
+        if self.troubled:
+            return ExitCode.UNAVAILABLE
         return ExitCode.SOME_FAILED if self.n_failed or self.n_unreadable_folders else ExitCode.OK
 
 
@@ -239,7 +242,7 @@ class Session:
                         portion.add(slide)
             except (Interrupted, Abandoned):
                 portion.summary.stopped_by = self._stop.signal
-            except BundleError:
+            except (BundleError, UnavailableError):
                 self.ledger.commit()  # that no image is suspect
                 raise
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
@@ -325,7 +328,7 @@ class Session:
                         self._tell(slide, portion, file, recorded)
                     elif file not in slide.told:
                         self._tell(slide, portion, file, None)
-            except (Abandoned, BundleError):  # no fault of the images
+            except (Abandoned, BundleError, UnavailableError):  # no fault of the images
                 self.ledger.end(list(slide.begun))
                 raise
         if slide.begun:
@@ -368,6 +371,13 @@ class Session:
     def _record(self, look: Look, slide: "_Slide", workers: Executor) -> Recorded | None:
         """Brings one look into the ledger; None: the file was left for later."""
         file, now = look.file, self._now()
+        if look.failure == job.MACHINE:
+            slide.troubled[file] = look.message
+            log.warning("%s", look.message)
+            self.ledger.end([file])
+            if self._may_wait is not None:
+                self._may_wait(file, look.failure)
+            return None
         if self._may_wait is not None:
             failure = look.failure or ("changed" if _has_changed(file) else "")
             if failure and self._may_wait(file, failure):
@@ -377,6 +387,8 @@ class Session:
         if recorded is None:  # its content was known, but what knew it is gone
             task = job.Task(file, slide.scale, self._options.recipe)
             look = self._wait(workers.submit(job.look_at, task))
+            if look.failure == job.MACHINE:
+                return self._record(look, slide, workers)
             recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is not None:
             self._n_new_failures += recorded.row.status is Status.FAILED
@@ -454,8 +466,12 @@ class _Threads(ThreadPoolExecutor):
         self.at_work: set[Future[Any]] = set()  # what is not done
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `ThreadPoolExecutor.submit`."""
-        future = super().submit(fn, *args, **kwargs)
+        """As `ThreadPoolExecutor.submit`. Raises `UnavailableError` where no thread can be started."""
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            what = f"images cannot be counted now: {error}"
+            raise UnavailableError(what, "end other programs, or raise the limit of processes") from error
         self.at_work.add(future)
         future.add_done_callback(self.at_work.discard)
         return future
@@ -475,6 +491,7 @@ class _Slide:
         self.counted: set[InboxFile] = set()  # now
         self.told: set[InboxFile] = set()
         self.waiting: set[InboxFile] = set()
+        self.troubled: dict[InboxFile, str] = {}  # why they could not be looked at; no fault of theirs
         self.left: set[str] = set()  # slides that lost images to this one
         self.is_changed = self.is_unsettled = self.was_unsettled = False
 
@@ -505,6 +522,7 @@ class _Portion:
     def add(self, slide: _Slide) -> None:
         """Adds up what became of a slide's files."""
         summary = self.summary
+        summary.troubled |= slide.troubled
         self.changed |= {slide.slide_id, *slide.left}
         if slide.was_unsettled:
             summary.unsettled.add(slide.slide_id)

@@ -733,3 +733,40 @@ def test_what_a_killed_run_wrote_is_safe_before_a_table_shows_it(
     monkeypatch.setattr(Database, "commit", forced)
     station.run()
     assert "INSERT OR REPLACE INTO flag VALUES ('forced')" in order[: order.index("tables")]
+
+
+def test_an_image_for_which_memory_was_short_is_counted_by_the_next_run(station: Station) -> None:
+    for name in "abc":
+        station.write(f"s/{name}.png", 3, seed=ord(name))
+
+    class Short(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "b":
+                raise MemoryError
+            return super().analyze(field, scale)
+
+    done = station.run(station.source / "s", analyzer=Short())
+    assert (done.exit_code, done.n_counted, done.n_failed, len(done.troubled)) == (5, 2, 0, 1)
+    assert station.counts("s") == {"a": "3", "c": "3"}
+    done = station.run(station.source / "s")
+    assert (done.exit_code, station.analyzer.analyzed) == (0, ["s/b"])
+    assert station.counts("s") == {"a": "3", "b": "3", "c": "3"}
+
+
+def test_trouble_of_the_computer_ends_a_run_and_leaves_every_image_as_it_was(station: Station) -> None:
+    for name in "abc":
+        station.write(f"s/{name}.png", 3, seed=ord(name))
+
+    class Broken(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "b":
+                raise ImportError("libgomp.so.1")
+            return super().analyze(field, scale)
+
+    def unasked(_: Sequence[Path]) -> bool:
+        raise AssertionError("no image is suspect")
+
+    with pytest.raises(UnavailableError, match=r"libgomp\.so\.1"):
+        station.run(station.source / "s", analyzer=Broken())
+    assert station.run(station.source / "s", survives=unasked).exit_code == 0
+    assert station.analyzer.analyzed == ["s/b", "s/c"]
