@@ -20,20 +20,22 @@ _HEADER = (
 )
 
 
-def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) -> int:
+def run(given: Given, paths: Sequence[Path], *, force: bool, adopt: bool, json_output: bool) -> int:
     """Counts the images, prints a table or JSON, and returns the exit code."""
     settings = given.load().settings
     out = settings.out_folder()
     bar = Bar(shown=not settings.quiet and not settings.verbose and sys.stderr.isatty())
     log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, bar=bar)
     prepare_process()
-    options = replace(count_options(settings), force=force, max_failures=settings.max_failures)
+    options = replace(count_options(settings), force=force, adopt=adopt, max_failures=settings.max_failures)
     stop = Stop()
     with bar, stop.on_signals():
         summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
     if summary.troubled:
         n_left = count_text(len(summary.troubled), "image")
         log.error("%s left for later: run again with --threads 1, or when more memory is free", n_left)
+    for what in summary.held:
+        log.error("%s; run again then", what)
     if json_output:
         print_json(_as_json(summary, out))
     elif not settings.quiet:

@@ -59,6 +59,7 @@ class CountOptions:
     scale: Scale | None = None  # the user's; None: estimated for each slide
     slide_pattern: str | None = None  # see `inbox.scan`
     force: bool = False  # count again what was counted
+    adopt: bool = False  # take a folder that holds tables of others, which are moved aside (`outdir.claim`)
     max_failures: int | None = None  # stop after this many failed images; None: never
     workers: int = 1  # images looked at together
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -98,6 +99,7 @@ class Summary:
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
     slides: list[SlideSummary] = field(default_factory=list)  # the rows of ``slides.csv``
     troubled: dict[InboxFile, str] = field(default_factory=dict)  # left for later, because memory was short
+    held: list[str] = field(default_factory=list)  # tables that could not be replaced, and why
     unsettled: set[str] = field(default_factory=set)  # slides of which a file that was done may need a look
 
     @property
@@ -105,7 +107,7 @@ class Summary:
         """What the process tells the shell."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
-        if self.troubled:
+        if self.troubled or self.held:
             return ExitCode.UNAVAILABLE
         return ExitCode.SOME_FAILED if self.n_failed or self.n_unreadable_folders else ExitCode.OK
 
@@ -125,24 +127,26 @@ def count_once(
     and the others are counted. The other arguments are those of `Session`.
 
     Raises:
-        UsageError: The output folder lies inside the source, or names clash (`inbox.scan`).
+        UsageError: The output folder lies inside the source, or holds tables of others, or names clash
+            (`inbox.scan`).
         UnavailableError: Source or output cannot be used.
         BundleError: The bundle is not what the recipe says.
     """
-    stop, out = stop or Stop(), options.out
+    stop, out, clock = stop or Stop(), options.out, clock or Clock()
     outdir.check_apart(paths, out)
     inbox = scan(paths, slide_pattern=options.slide_pattern)
     outdir.make(out)
     try:
-        with (
-            outdir.writing(out, wait_s=_WAIT_FOR_WRITER_S),
-            Session(
+        with outdir.writing(out, wait_s=_WAIT_FOR_WRITER_S):
+            outdir.claim(out, utc_text(clock.now()), adopt=options.adopt)
+            with Session(
                 options, Ledger(out), on_step=on_step, stop=stop, clock=clock, executor=executor
-            ) as session,
-        ):
-            if session.ledger.reader.tables_are_stale():  # a run was killed: its counts show before the work
-                session.refresh()
-            summary = session.count(inbox.files)
+            ) as session:
+                if (
+                    session.ledger.reader.tables_are_stale()
+                ):  # a run was killed: its counts show before the work
+                    session.refresh()
+                summary = session.count(inbox.files)
     finally:
         job.drop_analyzer(options.recipe)
     summary.n_unreadable_folders = len(inbox.unreadable)
@@ -246,6 +250,7 @@ class Session:
                 self.ledger.commit()  # that no image is suspect
                 raise
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
+        portion.summary.held = list(self.views.tables.held.values())
         return portion.summary
 
     @contextmanager

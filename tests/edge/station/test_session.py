@@ -233,7 +233,7 @@ def test_whatever_the_analyzer_throws_fails_one_image(station: Station) -> None:
     class Fragile(StandIn):
         def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
             if field.fov == "a":
-                raise MemoryError("too many cells")
+                raise ArithmeticError("too many cells")
             return super().analyze(field, scale)
 
     summary = station.run(analyzer=Fragile())
@@ -606,12 +606,12 @@ def test_a_copy_of_an_image_that_fails_now_is_counted_in_the_same_run(
     os.utime(station.source / "s1" / "a.png", ns=(1, 1))
     load_field = image_file.load_field
 
-    def no_memory(path: Path, *rest: Any, **options: Any) -> FieldOfView:
+    def refuse(path: Path, *rest: Any, **options: Any) -> FieldOfView:
         if path.name == "a.png":
-            raise MemoryError
+            raise ArithmeticError
         return load_field(path, *rest, **options)
 
-    monkeypatch.setattr(image_file, "load_field", no_memory)
+    monkeypatch.setattr(image_file, "load_field", refuse)
     station.run(station.source / "s1")
     assert station.counts("s1") == {"a": "failed", "b": "5", "copy": "3"}
 
@@ -770,3 +770,34 @@ def test_trouble_of_the_computer_ends_a_run_and_leaves_every_image_as_it_was(sta
         station.run(station.source / "s", analyzer=Broken())
     assert station.run(station.source / "s", survives=unasked).exit_code == 0
     assert station.analyzer.analyzed == ["s/b", "s/c"]
+
+
+def test_a_deleted_ledger_leaves_no_old_table_beside_the_new_ones(station: Station) -> None:
+    station.run(cells=True)
+    old = station.everything()
+    (station.out / "ledger.sqlite3").unlink()
+    assert station.run(station.source / "s1").exit_code == 0
+    kept = next(station.out.glob("earlier-*"))
+    assert {str(p.relative_to(kept)): p.read_bytes() for p in kept.rglob("*.csv")} == old
+    assert sorted(p.name for p in station.out.glob("*.csv")) == ["s1.csv", "slides.csv"]
+
+
+def test_a_link_to_the_results_makes_no_slides_of_them(station: Station) -> None:
+    (station.source / "results").symlink_to(station.out.parent)
+    for _ in range(3):
+        assert station.run().n_images == 3
+        (station.out / "overlays" / "s1").mkdir(parents=True, exist_ok=True)
+        write_disks(station.out / "overlays" / "s1" / "a_overlay.jpg", 3)
+    with pytest.raises(UsageError, match="it holds results"):
+        station.run(station.out / "overlays")
+
+
+def test_a_table_that_is_held_is_said_by_the_exit_code_and_written_by_the_next_run(station: Station) -> None:
+    (station.out / "s1.csv").mkdir(parents=True)
+    (station.out / "ledger.sqlite3").touch()
+    done = station.run()
+    assert (done.exit_code, done.n_counted, len(done.held)) == (5, 3, 1)
+    assert [row["slide_id"] for row in station.table("slides")] == ["s1", "s2"]
+    (station.out / "s1.csv").rmdir()
+    assert station.run().exit_code == 0
+    assert station.counts("s1") == {"a": "3", "b": "5"}
