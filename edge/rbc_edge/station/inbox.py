@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # Failures that an incomplete file shows too: one that is still being written, or moved.
 UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
 RESULTS: Final = "results of rbc-edge; they are not counted"
+_MAX_NS: Final = 2**63 - 1
 _CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
 _FIRST_WAIT_S: Final = 0.5  # before an incomplete file is tried again; doubled each time
 _MAX_WAIT_S: Final = 300.0
@@ -81,6 +82,11 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
         if walk.n_skipped:
             log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
     return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(walk.results), tuple(clashes))
+
+
+def mtime_ns(status: os.stat_result) -> int:
+    """Returns when a file was changed, nanoseconds, at most what the ledger holds: some day of 2262."""
+    return min(status.st_mtime_ns, _MAX_NS)
 
 
 def check_pattern(slide_pattern: str | None) -> re.Pattern[str] | None:
@@ -238,8 +244,7 @@ def _named(
                 advice = "rename one of them, or give a --slide-pattern that tells them apart"
                 clash(f"two images of slide {slide} would have the name {name}: {images}", advice)
                 continue
-            size_bytes, mtime_ns = file.status.st_size, file.status.st_mtime_ns
-            files[slide, name] = InboxFile(file.path, slide, name, size_bytes, mtime_ns)
+            files[slide, name] = InboxFile(file.path, slide, name, file.status.st_size, mtime_ns(file.status))
     return tuple(files[key] for key in sorted(files))
 
 

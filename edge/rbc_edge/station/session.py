@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError
 from rbc_edge.station import job
-from rbc_edge.station.inbox import scan
+from rbc_edge.station.inbox import mtime_ns, scan
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store import outdir
@@ -239,6 +239,7 @@ class Session:
                     if self._is_over(portion):
                         break
                     slide = _Slide(slide_id, list(group), plan)
+                    self._put_off(portion.undecided, slide)
                     try:
                         everything = (of_slide or {}).get(slide_id, slide.files)
                         self._count_slide(slide, everything, portion, workers)
@@ -272,7 +273,10 @@ class Session:
         if not plan.interrupted:
             return plan
         sandbox = self._options.sandbox
-        killers = to_quarantine(self.ledger, plan.interrupted, sandbox, keep_going=self._keep_going)
+        killers, undecided = to_quarantine(
+            self.ledger, plan.interrupted, sandbox, keep_going=self._keep_going
+        )
+        portion.undecided = frozenset(undecided)
         done = dict(plan.done)
         if sandbox is not None:  # what survived, and need not be opened, is not tried by each run again
             self.ledger.end([f for f in plan.interrupted if f in done and f not in killers])
@@ -286,6 +290,15 @@ class Session:
             self._on_step(Step(file, recorded.row, True, portion.n_done, portion.summary.n_images))
         self.ledger.commit()
         return Plan(done, tuple(f for f in plan.to_do if f not in done), plan.interrupted)
+
+    def _put_off(self, undecided: Collection[InboxFile], slide: "_Slide") -> None:
+        """Leaves images for later that may kill this process, while no other can try them."""
+        for file in slide.files:
+            if file in undecided:
+                slide.waiting.add(file)
+                slide.troubled[file] = f"{path_text(file.path)}: left for later: it may have ended a process"
+                if self._may_wait is not None:
+                    self._may_wait(file, job.MACHINE)
 
     def _count_slide(
         self, slide: "_Slide", everything: Sequence[InboxFile], portion: "_Portion", workers: Executor
@@ -445,7 +458,8 @@ class Session:
 
     def _estimated(self, slide: "_Slide", files: Sequence[InboxFile], workers: Executor) -> Scale:
         # What killed a process once is not opened for this either.
-        candidates = [f for f in job.spread(files) if f.fov not in slide.contents.failed]
+        left_out = slide.contents.failed | {file.fov for file in slide.waiting}
+        candidates = [f for f in job.spread(files) if f.fov not in left_out]
         asked = candidates[: job.SCALE_FIELDS]
         coming = candidates[job.SCALE_FIELDS : _MAX_SCALE_ATTEMPTS]
         begun = list(asked)
@@ -523,6 +537,7 @@ class _Portion:
     end_s: float
     n_done: int = 0
     changed: set[str] = field(default_factory=set)  # slides
+    undecided: frozenset[InboxFile] = frozenset()  # not to be opened now
 
     def add(self, slide: _Slide) -> None:
         """Adds up what became of a slide's files."""
@@ -543,7 +558,7 @@ def _has_changed(file: InboxFile) -> bool:
         status = file.path.stat()
     except OSError:
         return False  # gone after it was read; what was read is whole
-    return (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.mtime_ns)
+    return (status.st_size, mtime_ns(status)) != (file.size_bytes, file.mtime_ns)
 
 
 def _may_know_better(kept: SlideScale, n_files: int) -> bool:

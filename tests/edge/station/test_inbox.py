@@ -255,10 +255,11 @@ def test_results_of_ours_are_never_images(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "s" / "a.png", out / "ledger.sqlite3", out / "overlays" / "s" / "a_overlay.jpg")
     touch(tmp_path / "disk" / "other" / "b.png", tmp_path / "in" / "old" / "ledger.sqlite3")
     touch(tmp_path / "in" / "old" / "c.png")
+    overlays = out / "overlays"
     for name, target in (
-        ("up", tmp_path / "disk"),
-        ("pics", out / "overlays"),
-        ("s1", out / "overlays" / "s"),
+        ("up", out.parent),
+        ("pics", overlays),
+        ("s1", overlays / "s"),
     ):
         (tmp_path / "in" / name).symlink_to(target)
     (tmp_path / "in" / "d.jpg").symlink_to(overlays / "s" / "a_overlay.jpg")
