@@ -389,6 +389,12 @@ class _Service:
                 if not found:
                     return ledger
                 ledger.close()
+                # Once more, before anything is moved: a disk may give wrong bytes once.
+                ledger = Ledger(out)
+                found = ledger.reader.damage()
+                if not found:
+                    return ledger
+                ledger.close()
             except DamagedError as error:
                 found = str(error)
         aside = keep_aside(out, self._clock.now().astimezone(UTC).strftime("%Y%m%dT%H%M%SZ"))
