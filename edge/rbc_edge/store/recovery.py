@@ -20,7 +20,8 @@ def damage(database: Database) -> str:
     """Reads the whole ledger and returns what is wrong with it. Empty when nothing is.
 
     SQLite's own check reads the structure. The packed cells and the values of each row are read as well,
-    because SQLite takes any bytes there. Raises `UnavailableError` where it cannot be read now: a disk that fails is no damaged ledger.
+    because SQLite takes any bytes there. Raises `UnavailableError` where it cannot be read now: a disk that
+    fails is no damaged ledger.
     """
     db = database.connection
     with database.guard():

@@ -15,7 +15,7 @@ from typing import Final
 from rbc_edge.errors import RbcEdgeError, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
-from rbc_edge.views.names import OVERLAYS
+from rbc_edge.views.names import OVERLAYS, REPORTS
 from rbc_edge.views.overlay import Overlays
 from rbc_edge.views.report import Reports
 from rbc_edge.views.tables import SlideSummary, Tables
@@ -143,7 +143,8 @@ def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], b
     `keep_going` is asked before each picture. False ends the work early. Raises `UnavailableError` where the
     ledger cannot be read.
     """
-    if not keep_going():
+    exist = any((out / name).is_dir() for name in (OVERLAYS, REPORTS))
+    if not (options.overlays or options.reports or exist) or not keep_going():
         return
     with Reader.open(out) as reader:
         pictures = Pictures(reader, options, monotonic_s=time.monotonic)
