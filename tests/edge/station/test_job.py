@@ -1,6 +1,7 @@
 """Looks: pure work that any executor does, in the order asked for."""
 
 import csv
+import errno
 import multiprocessing
 import pickle
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, write_disks
 
-from rbc_edge.errors import BundleError, ImageError
+from rbc_edge.errors import BundleError, ImageError, UnavailableError
 from rbc_edge.ops.synthetic import DrawnField
 from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import (
+    MACHINE,
     AnalyzerRecipe,
     Task,
     drop_analyzer,
@@ -68,6 +70,63 @@ def test_a_failure_is_data(files: tuple[InboxFile, ...], recipe: AnalyzerRecipe)
     assert len(look.sha256) == 64  # so that the broken file is known under another name
     files[1].path.unlink()
     assert look_at(Task(files[1], GIVEN, recipe)).failure == "vanished"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("no libGL"),
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_the_computer_lacks_is_no_failure_of_an_image(
+    files: tuple[InboxFile, ...], error: Exception
+) -> None:
+    def make() -> StandIn:
+        raise error
+
+    recipe = AnalyzerRecipe(BUNDLE_ID, make)
+    with pytest.raises(UnavailableError, match="now"):
+        look_at(Task(files[0], GIVEN, recipe))
+    with pytest.raises(UnavailableError, match="now"):
+        estimate_scale(files, recipe)
+
+
+def test_too_many_open_files_is_no_failure_of_the_image_that_met_it(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnavailableError, match="Too many open files"):
+        look_at(Task(files[0], GIVEN, recipe))
+    with pytest.raises(UnavailableError, match="Too many open files"):
+        estimate_scale(files, recipe)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_short_memory_leaves_an_image_for_later(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(StandIn, "analyze", refuse)
+    look = look_at(Task(files[0], GIVEN, recipe))
+    assert (look.failure, look.result) == (MACHINE, None)
+    assert "0.png: not enough memory" in look.message
+    monkeypatch.setattr(image_file, "_eight_bit", refuse)
+    with pytest.raises(UnavailableError, match="scale cannot be estimated now: not enough memory"):
+        estimate_scale(files, recipe)
 
 
 def test_looks_come_in_order_and_only_a_few_are_begun_ahead(
