@@ -197,7 +197,7 @@ def quantize_detector(fp32: Path, int8: Path, images: Iterable[UInt8], *, reduce
 def quantize_classifier(fp32: Path, int8: Path, crops: Iterable[UInt8], *, reduce_range: bool = True) -> None:
     """Quantizes the classifier as the detector.
 
-    With as many first convolutions in float it takes as long as with one, and a quarter fewer verdicts change.
+    As many first convolutions stay in float: it takes as long as with one, and fewer verdicts change.
 
     Args:
         fp32: What `write_classifier` wrote.
