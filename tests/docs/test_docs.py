@@ -23,7 +23,7 @@ from rbc_edge.views import tables
 from rbc_edge.vision.counting import EdgeRule
 from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
-from studies import ablations, baselines, bccd, corruptions, coverage, paper, scale
+from studies import ablations, baselines, bccd, corruptions, coverage, paper, scale, wrong_fields
 from studies import flags as flag_study
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,7 @@ PYTHON_M: dict[str, Command] = {
     "studies.flags": get_command(flag_study.app),
     "studies.paper": get_command(paper.app),
     "studies.scale": get_command(scale.app),
+    "studies.wrong_fields": get_command(wrong_fields.app),
     "rbc_export": get_command(export_cli.app),
 }
 
