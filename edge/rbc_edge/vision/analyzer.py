@@ -15,7 +15,7 @@ import numpy as np
 from rbc_edge.config import CELL_DIAMETER_UM
 from rbc_edge.errors import ImageError, UsageError
 from rbc_edge.values import CellClass, Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
-from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale
+from rbc_edge.vision import boxes, counting, image_file, preprocess, quality, scale, surround
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
@@ -85,6 +85,9 @@ class Analyzer:
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
+        if view.lit is not None:
+            flags.append("round-field")
+            found = surround.without_rim(found, found.xyxy / view.px, view.lit)
         rbc = np.flatnonzero(found.class_id == CellClass.RBC)
         crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
         clock.lap("crop")
@@ -95,6 +98,8 @@ class Analyzer:
         clock.lap("classify")
         group = counting.groups(found.xyxy, found.class_id, overlapping)
         edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
+        if view.lit is not None:
+            edges |= surround.sides(found.xyxy / view.px, view.lit)
         cells = Cells(found, overlap_score, overlapping, group, edges)
         if len(rbc) == 0:
             flags.append("no-red-cells")

@@ -79,6 +79,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "of image. Look at it.",
     "overexposed": "Parts of the cells are as white as the camera can show, and other cells may have "
     "vanished. Reduce light or exposure until the glass is just below white.",
+    "round-field": "A note, no warning: a black surround (an eyepiece, or bars) is left out. Cells that its "
+    "rim cuts are cut cells, and nothing at the rim is counted as a white cell.",
     "scale-mismatch": "The cells have clearly another size than the scale that was given. Check "
     "--cell-diameter or --um-per-px, and whether another objective was used.",
     "scale-out-of-range": "The cells are too small in pixels: no gap shows between neighbours, and single "
@@ -91,6 +93,9 @@ FLAGS: Final[Mapping[str, str]] = {
     "overlapping that lie alone. The overlapping share may be wrong. Look at the overlay.",
 }
 """Every flag of the column ``quality_flags``: what it means and what to do."""
+
+NOTES: Final = frozenset({"round-field"})
+"""Flags that only inform. A field with no other flag is not flagged."""
 
 _SATURATED: Final = 250  # JPEG and averaging leave a few levels below 255
 _CORE: Final = 0.6  # share of a box's sides that shows its cell and no glass
@@ -164,17 +169,18 @@ def measure(
     factor = min(1.0, model_px / diameter if is_scaled else _UNSCALED_SIDE_PX / min(height, width))
     # Averaging all three channels takes as long as everything else here, and colour does not need it.
     grey = preprocess.rescale(np.asarray(cv2.cvtColor(view.plain, cv2.COLOR_RGB2GRAY), np.uint8), factor)
+    lit = None if view.lit is None else _shrunk(view.lit, grey.shape)
     found, seen = cells.detections, cells.detections.xyxy / view.px
     boxes = seen * np.array([grey.shape[1] / width, grey.shape[0] / height] * 2, np.float32)
     red = found.class_id == CellClass.RBC
-    bright = _bright_level(grey)
-    contrast, edge_width = _outlines(grey, boxes[red], bright)
+    bright = _bright_level(grey if lit is None else grey[lit][None])
+    contrast, edge_width = _outlines(grey, boxes[red], bright, lit)
     block_px = _BLOCK * (diameter * factor if is_scaled else model_px)
-    blocks = _Blocks.of(grey, boxes, max(1, round(block_px)), bright)
+    blocks = _Blocks.of(grey, boxes, max(1, round(block_px)), bright, lit)
     unevenness, glass = (math.nan, math.nan) if blocks is None else _light(blocks)
     score = found.score[red]
     confidence = (median(score) - min_score) / (1 - min_score) if len(score) else math.nan
-    clipped, green = _colour(view.plain, seen[red])
+    clipped, green = _colour(view.plain, seen[red], view.lit)
     piled = missed = hollow = math.nan
     if blocks is not None and is_scaled and red.any():
         piled, missed, hollow = _coverage(blocks, boxes, found.class_id, diameter * factor)
@@ -204,7 +210,13 @@ def _bright_level(grey: UInt8) -> float:
     return float(np.searchsorted(seen, _BRIGHT_SHARE * grey.size))
 
 
-def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]:
+def _shrunk(lit: Bool, shape: tuple[int, ...]) -> Bool:
+    """Returns which pixels of a smaller image, or blocks, are lit in full and are not next to the rim."""
+    mean = cv2.resize(lit.astype(np.uint8) * 255, shape[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.erode((mean == 255).astype(np.uint8), np.ones((3, 3), np.uint8)), np.bool_)
+
+
+def _outlines(grey: UInt8, boxes: Float32, bright: float, lit: Bool | None) -> tuple[float, float]:
     """Measures along rays from inside to outside each box. Returns the contrast and the edge width."""
     if len(boxes) > _MAX_CELLS:
         boxes = boxes[np.linspace(0, len(boxes) - 1, _MAX_CELLS).astype(np.int64)]
@@ -219,6 +231,8 @@ def _outlines(grey: UInt8, boxes: Float32, bright: float) -> tuple[float, float]
     end_x, end_y = x.reshape(shape)[:, :, -1], y.reshape(shape)[:, :, -1]
     # Rays are straight and start inside: if the end is inside, all of it is.
     inside = (end_x >= 0) & (end_x <= width - 1) & (end_y >= 0) & (end_y <= height - 1)
+    if lit is not None:
+        inside &= lit[end_y.clip(0, height - 1).astype(np.int64), end_x.clip(0, width - 1).astype(np.int64)]
     rays = seen.reshape(shape)[inside].astype(np.float32)
     if len(rays) < _MIN_RAYS:
         return math.nan, math.nan
@@ -241,9 +255,12 @@ class _Blocks:
     lamp: Float32 | None  # of the sample, grey levels. None where too little glass is free
     glass: float  # level of the glass: of the lamp's light, or without lamp grey levels
     px: Float32  # (2,), blocks in a pixel of the grey image, for x and y
+    lit: Bool  # of the sample: what is no black surround
 
     @classmethod
-    def of(cls, grey: UInt8, boxes: Float32, block_px: int, bright: float) -> "_Blocks | None":
+    def of(
+        cls, grey: UInt8, boxes: Float32, block_px: int, bright: float, lit: Bool | None
+    ) -> "_Blocks | None":
         """Fits the lamp to the glass between the boxes. None for a field of hardly any blocks."""
         height, width = grey.shape
         rows, columns = height // block_px, width // block_px
@@ -253,13 +270,14 @@ class _Blocks:
         step = max(1, math.isqrt(rows * columns // _MAX_BLOCKS))  # a sample is enough
         px = np.array([columns / width, rows / height], np.float32)
         sample = level[::step, ::step]
-        lamp = _lamp(sample, ~_under(level.shape, boxes, px)[::step, ::step])
-        if lamp is None:
-            return cls(level, step, None, bright, px)
+        seen = np.ones(sample.shape, np.bool_) if lit is None else _shrunk(lit, level.shape)[::step, ::step]
+        lamp = _lamp(sample, ~_under(level.shape, boxes, px)[::step, ::step] & seen)
+        if lamp is None or not seen.any():
+            return cls(level, step, None, bright, px, seen)
         # Relative to the brightest places: darker blocks pull the fit down a little.
-        flat = sample / np.maximum(lamp, 1.0)
+        flat = (sample / np.maximum(lamp, 1.0))[seen]
         rank = int(_BRIGHT_SHARE * (flat.size - 1))
-        return cls(level, step, lamp, float(np.partition(flat, rank, axis=None)[rank]), px)
+        return cls(level, step, lamp, float(np.partition(flat, rank)[rank]), px, seen)
 
     def flat(self) -> Float32:
         """Returns how much light passes each block of the sample, glass at about 1."""
@@ -290,10 +308,13 @@ def _under(shape: tuple[int, ...], boxes: Float32, px: Float32) -> Bool:
 
 def _light(blocks: _Blocks) -> tuple[float, float]:
     """Returns the unevenness of the light, and how much glass there is."""
-    glass = float((blocks.flat() > _GLASS).mean())
+    if not blocks.lit.any():
+        return math.nan, math.nan
+    glass = float((blocks.flat()[blocks.lit] > _GLASS).mean())
     if blocks.lamp is None:
         return math.nan, glass
-    return 1 - float(max(blocks.lamp.min(), 0.0)) / max(float(blocks.lamp.max()), 1.0), glass
+    lamp = blocks.lamp[blocks.lit]
+    return 1 - float(max(lamp.min(), 0.0)) / max(float(lamp.max()), 1.0), glass
 
 
 def _coverage(blocks: _Blocks, boxes: Float32, class_id: Int64, cell_px: float) -> tuple[float, float, float]:
@@ -304,13 +325,16 @@ def _coverage(blocks: _Blocks, boxes: Float32, class_id: Int64, cell_px: float) 
     """
     is_red, is_white = class_id == CellClass.RBC, class_id == CellClass.WBC
     n_red = int(np.count_nonzero(is_red))
-    flat, no_white = blocks.flat(), ~blocks.under(boxes[is_white], _WHITE_GROWTH)
+    flat, no_white = blocks.flat(), blocks.lit & ~blocks.under(boxes[is_white], _WHITE_GROWTH)
     bound = _bound(flat[no_white])
-    dark = flat < bound
+    dark = (flat < bound) & blocks.lit
     n_dark = max(int(np.count_nonzero(dark)), 1)
     absorbance = -np.log(np.maximum(flat[dark & no_white], _BLACK))
     piled = float((absorbance > _TWO_CELLS * np.median(absorbance)).mean()) if len(absorbance) else math.nan
-    free = int(np.count_nonzero(dark & ~blocks.under(boxes, _GROWTH)))
+    reach = 2 * round(cell_px * float(blocks.px[0]) / blocks.step) + 1
+    # A white cell that the rim cuts is not counted, and is not missed.
+    far = cv2.erode(blocks.lit.astype(np.uint8), np.ones((reach, reach), np.uint8))
+    free = int(np.count_nonzero(dark & (far > 0) & ~blocks.under(boxes, _GROWTH)))
     cell = math.pi / 4 * cell_px**2 * float(np.prod(blocks.px)) / blocks.step**2  # blocks of the sample
     side = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     side /= median(side[is_red])
@@ -389,10 +413,11 @@ def _terms(rows: int, columns: int) -> Float32:
     return terms
 
 
-def _colour(image: UInt8, boxes: Float32) -> tuple[float, float]:
+def _colour(image: UInt8, boxes: Float32, lit: Bool | None) -> tuple[float, float]:
     """Returns how much of the red cells is clipped, and green's share of their absorbance, from points."""
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COLOUR_PIXELS))
-    some = image[::step, ::step].reshape(-1, 3)
+    some = image[::step, ::step]
+    some = some.reshape(-1, 3) if lit is None else some[lit[::step, ::step]]
     if len(boxes) == 0:
         return float((some.min(axis=1) >= _SATURATED).mean()), math.nan
     x, y = _places(boxes, image.shape, _CORE)

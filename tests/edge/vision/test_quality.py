@@ -316,7 +316,9 @@ def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
 
 
 def test_every_flag_is_explained() -> None:
-    assert {rule.flag for rule in quality.RULES} | {"no-red-cells", "scale-mismatch"} == set(quality.FLAGS)
+    assert {rule.flag for rule in quality.RULES} | {"no-red-cells", "round-field", "scale-mismatch"} == set(
+        quality.FLAGS
+    )
     assert list(quality.FLAGS) == sorted(quality.FLAGS)
     for flag, meaning in quality.FLAGS.items():
         assert re.fullmatch("[a-z]+(-[a-z]+)*", flag)
