@@ -16,11 +16,11 @@ from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.quality import Features, Rule
 from rbc_train import results
 from rbc_train.data import read_public
-from studies import flags
+from studies import flags, wrong_fields
 from studies.flags import Defect, DefectTrial, Looked
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
-FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.1, 0.0, 0.0, 0.1)
 BLUR = Rule("blurred", "edge_width", True, 0.15)
 
 
@@ -44,8 +44,8 @@ def test_every_defect_changes_the_picture_and_keeps_its_form() -> None:
         if defect.stack == 1:
             assert one.shape != image.shape if defect.rescales else one.shape == image.shape
             assert not np.array_equal(one, image)
-    assert {d.flag for d in flags.DEFECTS} == {rule.flag for rule in quality.RULES}
-    assert {(d.flag, d.feature) for d in flags.DEFECTS} == {(r.flag, r.feature) for r in quality.RULES}
+    judged = {(d.flag, d.feature) for d in flags.DEFECTS} | {(s.flag, s.feature) for s in wrong_fields.SIGNS}
+    assert {(r.flag, r.feature) for r in quality.RULES} <= judged
 
 
 def test_a_defect_s_sign_gets_worse_with_its_strength() -> None:
@@ -157,7 +157,7 @@ def test_the_command_publishes_what_the_page_shows(
     )  # fmt: skip
     assert code == 0
     assert "unchanged" in said and "gradient" in said
-    assert len(results.read_section("quality", out)["weighed"]) == len(quality.RULES)
+    assert len(results.read_section("quality", out)["weighed"]) == len(flags.RULES)
     page = (tmp_path / "docs" / "quality.md").read_text(encoding="utf-8")
     for flag, meaning in quality.FLAGS.items():
         assert f"`{flag}`" in page and meaning in page

@@ -27,7 +27,7 @@ _SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
         "suppression", "diameter", "overlap",
     ),
     "paper": ("paper", "learning"),
-    "quality": ("quality", "coverage"),
+    "quality": ("quality", "wrong-fields", "coverage"),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Defects of several strengths are drawn into validation photographs. A good flag is silent on unchanged
 photographs and is raised where the count is wrong. `weigh` measures both and compares the bound of each rule
-in `quality.RULES` with the bound that separates harmed fields best.
+in `RULES` with the bound that separates harmed fields best. `studies.wrong_fields` judges the other rules.
 """
 
 import functools
@@ -252,6 +252,11 @@ DEFECTS: Final = (
     Defect("unfamiliar", "confidence", "negative", "", _negative),
 )  # fmt: skip
 """Every defect, weakest first within its kind."""
+
+RULES: Final = tuple(
+    rule for rule in quality.RULES if (rule.flag, rule.feature) in {(d.flag, d.feature) for d in DEFECTS}
+)
+"""The rules that a defect can judge. `studies.wrong_fields` judges the others."""
 
 
 def not_smears(kind: str, rng: np.random.Generator, *, width: int = 640, height: int = 480) -> UInt8:
@@ -614,7 +619,7 @@ def draw_rocs(trials: Sequence[DefectTrial], file: str) -> tuple[Figure, Chart]:
     figure = Figure(figsize=(6.4, 4.2), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     plain = trials[0].fields
-    for i, rule in enumerate(quality.RULES):
+    for i, rule in enumerate(RULES):
         worth = weigh(rule, trials)
         harmed = [
             f for t in trials[1:] if (t.defect.flag, t.defect.feature) == (rule.flag, rule.feature)
@@ -655,7 +660,7 @@ def section(trials: Sequence[DefectTrial], chart: Chart, *, bundle_id: str, ever
     """
     plain = trials[0].fields
     sources = sorted({f.source for f in plain})
-    weighed = [weigh(rule, trials) for rule in quality.RULES]
+    weighed = [weigh(rule, trials) for rule in RULES]
     return Section(
         name="quality",
         command=station.command("flags", every, usual=EVERY),

@@ -30,6 +30,7 @@ from rbc_edge.views.names import OVERLAY_SUFFIX, OVERLAYS, file_names, overlay_f
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import load_field
+from rbc_edge.vision.quality import NOTES
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,10 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
     size = row.scale.cell_diameter_px if row.scale else math.nan
     scale = f"red cell {size:.1f} px ({row.scale.source})" if row.scale and size > 0 else "scale unknown"
     facts = [f"edges {edges}", scale, *threshold_texts(row.version.bundle_id, manifest)]
-    facts += [f"bundle {row.version.bundle_id}", *(f"! {flag}" for flag in row.quality_flags)]
+    facts += [
+        f"bundle {row.version.bundle_id}",
+        *(f"{'' if flag in NOTES else '! '}{flag}" for flag in row.quality_flags),
+    ]
     name = path_text(f"{row.slide_id}/{row.fov}").encode("ascii", "backslashreplace").decode()
     items += [(None, text) for text in (*facts, name)]
 

@@ -32,6 +32,7 @@ from rbc_edge.text import path_text
 from rbc_edge.values import Cells, Counts, Scale
 from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
+from rbc_edge.vision.quality import NOTES
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
 SCHEMA: Final = "2"
@@ -66,6 +67,7 @@ class SlideSummary:
     n_fov_more: int | None = None  # more fields for an interval of ±2 points. None without red cells.
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
     n_fov_flagged: int = 0  # fields with at least one flag
+    notes: Mapping[str, int] = field(default_factory=dict)  # the same of flags that only inform
 
     @property
     def too_few_fields(self) -> bool:
@@ -365,7 +367,8 @@ class _Sums:
     def summary(self, slide_id: str) -> SlideSummary:
         """Returns the sums of the rows so far."""
         ok = self.ok
-        captured, flags = [when for _, _, when, _ in ok if when], [each for *_, each in ok if each]
+        captured = [when for _, _, when, _ in ok if when]
+        flags = Counter(chain.from_iterable(each for *_, each in ok)).most_common()
         cells = np.array([astuple(counts) for counts, *_ in ok], np.int64).reshape(len(ok), 4)
         n_overlapping, n_rbc = cells[:, 1], cells[:, 0] + cells[:, 1]
         return SlideSummary(
@@ -380,8 +383,9 @@ class _Sums:
             last_captured_at=max(captured, default=""),
             bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),
             n_fov_more=fields_needed(n_overlapping, n_rbc),
-            flags=dict(Counter(chain.from_iterable(flags)).most_common()),
-            n_fov_flagged=len(flags),
+            flags={flag: n for flag, n in flags if flag not in NOTES},
+            n_fov_flagged=sum(not NOTES.issuperset(each) for *_, each in ok),
+            notes={flag: n for flag, n in flags if flag in NOTES},
         )
 
 

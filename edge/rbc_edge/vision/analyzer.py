@@ -26,7 +26,7 @@ from rbc_edge.values import (
     ScaleSource,
     UInt8,
 )
-from rbc_edge.vision import boxes, clumps, counting, image_file, preprocess, quality, scale
+from rbc_edge.vision import boxes, clumps, counting, image_file, preprocess, quality, scale, surround
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
@@ -97,6 +97,9 @@ class Analyzer:
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
+        if view.lit is not None:
+            flags.append("round-field")
+            found = surround.without_rim(found, found.xyxy / view.px, view.lit)
         overlap_score, refused = self._judge(view, found, clock)
         n_refused = int(np.count_nonzero(refused))
         heaps = clumps.among(found.xyxy[refused], used.cell_diameter_px)
@@ -110,6 +113,8 @@ class Analyzer:
         overlapping = overlap_score >= self.classifier.threshold
         group = counting.groups(found.xyxy, found.class_id, overlapping)
         edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
+        if view.lit is not None:
+            edges |= surround.sides(found.xyxy / view.px, view.lit)
         cells = Cells(found, overlap_score, overlapping, group, edges)
         if not (found.class_id == CellClass.RBC).any():
             flags.append("no-red-cells")

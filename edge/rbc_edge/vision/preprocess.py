@@ -14,7 +14,8 @@ from typing import Final
 import cv2
 import numpy as np
 
-from rbc_edge.values import Decoded, Float32, UInt8
+from rbc_edge.values import Bool, Decoded, Float32, UInt8
+from rbc_edge.vision import surround
 from rbc_edge.vision.image_file import max_reduction
 
 CROP_PX: Final = 64  # side of a crop (Gurav et al. 2025, method step 1)
@@ -36,14 +37,25 @@ def balance(image: UInt8) -> UInt8:
     """Makes the background of a field neutral and bright, whatever the lamp, the stain and the exposure.
 
     A gain for each channel brings the field's bright level (the glass between the cells) to
-    `BACKGROUND_LEVEL`. Returns a new array.
+    `BACKGROUND_LEVEL`. A black surround (`surround`) is no part of it. It becomes `PAD_VALUE`, as all beyond
+    the field is. Returns a new array.
     """
+    return _balanced(image, surround.lit(image))
+
+
+def _balanced(image: UInt8, lit: Bool | None) -> UInt8:
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _BALANCE_PIXELS))
-    level = np.array(percentile(image[::step, ::step], _BRIGHT_PERCENTILE))
+    some = image[::step, ::step]
+    level = np.array(
+        percentile(some if lit is None else some[lit[::step, ::step]][:, None], _BRIGHT_PERCENTILE)
+    )
     # A black field has no background to go by: its noise must not become cells.
     gain = np.clip(BACKGROUND_LEVEL / np.maximum(level, 1.0), *_GAIN_RANGE)
     table = np.clip(np.arange(256)[:, None] * gain + 0.5, 0, 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(image, table[None]), dtype=np.uint8)
+    balanced = np.asarray(cv2.LUT(image, table[None]), dtype=np.uint8)
+    if lit is not None:
+        balanced[~lit] = PAD_VALUE
+    return balanced
 
 
 def percentile(image: UInt8, percent: float) -> list[float]:
@@ -80,6 +92,7 @@ class View:
     plain: UInt8  # the same before its light was balanced
     px: Float32  # (4,), pixels of the field in a pixel of the view, for x, y, x, y
     size: tuple[int, int]  # width and height of the field, pixels
+    lit: Bool | None = None  # (h, w), which pixels are no black surround. None: all of them
 
     @classmethod
     def of(cls, image: UInt8) -> "View":
@@ -117,7 +130,8 @@ def view(image: UInt8 | Decoded, cell_diameter_px: float) -> View:
     small = rescale(field.pixels, 1 / left) if left > 1 else field.pixels
     height, width = field.pixels.shape[:2]
     px = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32) * field.reduction
-    return View(balance(small), small, px, (field.width_px, field.height_px))
+    lit = surround.lit(small)
+    return View(_balanced(small, lit), small, px, (field.width_px, field.height_px), lit)
 
 
 def detector_input(view: View, cell_diameter_px: float, model_diameter_px: float) -> UInt8:

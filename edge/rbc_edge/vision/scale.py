@@ -4,17 +4,24 @@ The detector knows red cells at one size, and finds them up to a factor of about
 shown a field as if its cells were 10, 15, 22, ... 385 px wide. At the right guess it finds the most cells,
 and the sizes of their boxes measure the guess. This works for any stain, camera or resolution that the
 detector works on, and needs no second rule about what a cell looks like.
+
+What is not blood must not decide. Blank bars are cut off, a window shows something, and a guess from a small
+part of the field must show cells elsewhere too. One field of a slide weighs no more than the others.
 """
 
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 
-from rbc_edge.values import CellClass, Detections, Scale, ScaleSource, UInt8
-from rbc_edge.vision import image_file, preprocess
+from rbc_edge.values import Bool, CellClass, Detections, Scale, ScaleSource, UInt8
+from rbc_edge.vision import image_file, preprocess, surround
 from rbc_edge.vision.detector import Detector
 from rbc_edge.vision.statistics import median
 
@@ -28,8 +35,14 @@ _WINDOW_CELLS: Final = 14
 _BORDER: Final = 0.03  # of a cell: a box this near to the border counts as cut by it
 _FAR: Final = 2.25  # the square of `_STEP`: one guess covers a step to either side
 _ROUNDS: Final = 4
-_FIRST_FIELDS: Final = 3  # if these agree, the other fields start from their scale
+_FIRST_FIELDS: Final = 3  # if two of these agree, the other fields start from their scale
 _CONVERGED: Final = 1.02
+_LIKE: Final = 1.6  # a box that differs from its guess by a larger factor is a letter, or a part of a cell
+_BLANK_LEVELS: Final = 6  # grey levels between which a blank row stays, JPEG's noise included
+_SAMPLE_PX: Final = 256  # side of the sample in which blank and dark places are looked for
+_DARK: Final = 0.9  # of the glass: darker is a cell, or writing
+_SMALL_WINDOW: Final = 0.25  # of the field: what it shows must be confirmed elsewhere
+_EMPTY_WINDOW: Final = 0.2  # of the dark that another window shows: with less it is moved
 
 
 def measured_diameter_px(found: Detections, width_px: int, height_px: int) -> tuple[float, int]:
@@ -72,21 +85,40 @@ def _searched(
     image: UInt8, detector: Detector, guesses_px: Sequence[float], *, least: float = 0.0
 ) -> tuple[float, int]:
     """Refines the guess with the most evidence. NaN and 0 when none has more than `least`."""
-    best_evidence, best = least, math.nan
-    for guess in guesses_px:
-        window = _window(image, guess, _GUESS_CELLS)
-        evidence = _evidence(detector.detect(window, guess), guess, window)
-        if evidence > best_evidence:
-            best_evidence, best = evidence, guess
+    field = _Field.of(image)
+
+    def evidence_in(place: _Place, guess: float) -> float:
+        window = field.image[place]
+        return _evidence(detector.detect(window, guess), guess, window)
+
+    found = [(evidence_in(field.windows(guess, _GUESS_CELLS)[0], guess), guess) for guess in guesses_px]
+    found = sorted((f for f in found if f[0] > least), key=lambda f: -f[0])
+    best_evidence, best = least, found[0][1] if found else math.nan
+    for seen, guess in found:
+        if seen <= best_evidence:
+            break
+        first, *others = field.windows(guess, _GUESS_CELLS)
+        everywhere = [seen]
+        if field.image[first].size < _SMALL_WINDOW * field.image.size:
+            everywhere += [evidence_in(place, guess) for place in others]
+        confirmed = sorted(everywhere)[len(everywhere) // 2]
+        if confirmed > best_evidence:
+            best_evidence, best = confirmed, guess
     return (math.nan, 0) if math.isnan(best) else _refined(image, detector, best)
 
 
 def _refined(image: UInt8, detector: Detector, best: float) -> tuple[float, int]:
     """Replaces a guess by the size of the boxes found with it, until both agree."""
-    count = 0
+    field, count = _Field.of(image), 0
     for _ in range(_ROUNDS):
-        window = _window(image, best, _WINDOW_CELLS)
-        measured, n = measured_diameter_px(detector.detect(window, best), window.shape[1], window.shape[0])
+        place = field.windows(best, _WINDOW_CELLS)[0]
+        window = field.image[place]
+        found = detector.detect(window, best)
+        side = np.sqrt(np.prod(found.xyxy[:, 2:] - found.xyxy[:, :2], axis=1)) / best
+        like = np.asarray((side > 1 / _LIKE) & (side < _LIKE), np.bool_)
+        if field.lit is not None:
+            like &= ~surround.sides(found.xyxy, field.lit[place]).any(axis=1)
+        measured, n = measured_diameter_px(found.take(like), window.shape[1], window.shape[0])
         if n == 0:
             break
         change, best, count = _ratio(measured, best), measured, n
@@ -123,18 +155,19 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     usable = [e for e in usable if e[1] >= _MIN_CELLS] or usable
     if not usable:
         return Scale(math.nan, ScaleSource.NONE)
-    up_to = np.cumsum([n for _, n in usable])
+    # An overview among the fields shows more cells than all the others. It has no more say than one of them.
+    most = sorted(n for _, n in usable)[len(usable) // 2]
+    up_to = np.cumsum([min(n, most) for _, n in usable])
     return Scale(usable[int(np.searchsorted(up_to, up_to[-1] / 2))][0], ScaleSource.SLIDE)
 
 
 def _agreed(estimates_px: Sequence[float]) -> float:
-    """Returns the diameter to start from in a slide's other fields. NaN unless the first fields agree.
+    """Returns the diameter to start from in a slide's other fields. NaN unless two of the first three agree.
 
     This saves ten guesses in each of them, which take as long as counting eight fields.
     """
-    if len(estimates_px) < _FIRST_FIELDS or max(estimates_px) > AGREES * min(estimates_px):
-        return math.nan
-    return sorted(estimates_px)[len(estimates_px) // 2]
+    pairs = [(b / a, a) for a, b in pairwise(sorted(estimates_px))]
+    return min(pairs)[1] if pairs and min(pairs)[0] <= AGREES else math.nan
 
 
 def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool | None:
@@ -151,12 +184,63 @@ def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:
     return n_cells >= _MIN_CELLS and _ratio(own_px, cell_diameter_px) > BLIND
 
 
-def _window(image: UInt8, guess: float, n_cells: float) -> UInt8:
-    """Cuts out the middle of the field, at most `n_cells` guessed cells wide and high."""
-    side = math.ceil(n_cells * guess)
-    height, width = image.shape[:2]
-    y0, x0 = max(0, (height - side) // 2), max(0, (width - side) // 2)
-    return image[y0 : y0 + side, x0 : x0 + side]
+_Place = tuple[slice, slice]  # rows and columns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Field:
+    """A field without blank bars, and where something is to be seen in it."""
+
+    image: UInt8
+    lit: Bool | None  # (H, W), as `preprocess.View.lit`
+    dark: npt.NDArray[np.int32]  # (h + 1, w + 1), integral of what is darker than glass, in a sample
+    step: int  # every so many-th row and column is in the sample
+
+    @classmethod
+    def of(cls, image: UInt8) -> "_Field":
+        """Cuts off blank rows and columns at the border of a balanced field."""
+        step = max(1, max(image.shape[:2]) // _SAMPLE_PX)
+        green = image[::step, ::step, 1]
+        rows, columns = (_shown(np.ptp(green, axis=a), step) for a in (1, 0))
+        image = image[rows, columns]
+        # `preprocess.balance` has painted a surround.
+        corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
+        has_surround = (corners == preprocess.PAD_VALUE).all(axis=1).any()
+        lit = (image != preprocess.PAD_VALUE).any(axis=2) if has_surround else None
+        green = image[::step, ::step, 1]
+        dark = (green < _DARK * preprocess.BACKGROUND_LEVEL) & (green != preprocess.PAD_VALUE)
+        return cls(image, lit, np.asarray(cv2.integral(dark.astype(np.uint8)), np.int32), step)
+
+    def windows(self, guess: float, n_cells: float) -> "list[_Place]":
+        """Returns three windows of at most `n_cells` guessed cells: the middle first, then where most is.
+
+        Where next to nothing is to be seen in the middle, it comes last.
+        """
+        side = math.ceil(n_cells * guess)
+        height, width = self.image.shape[:2]
+        free = max(0, height - side), max(0, width - side)
+        thirds = [(free[0] * i // 2, free[1] * j // 2) for i in range(3) for j in range(3)]
+        middle = free[0] // 2, free[1] // 2
+        share = {at: self._dark(*at, side) for at in thirds}
+        most = sorted(set(thirds) - {middle}, key=lambda at: (-share[at], at))[:2]
+        places = [middle, *most]
+        if most and share[middle] < _EMPTY_WINDOW * share[most[0]]:
+            places = [*most, middle]
+        return [(slice(y, y + side), slice(x, x + side)) for y, x in places]
+
+    def _dark(self, y: int, x: int, side: int) -> float:
+        y0, x0, far = y // self.step, x // self.step, side // self.step
+        y1, x1 = min(y0 + far, self.dark.shape[0] - 1), min(x0 + far, self.dark.shape[1] - 1)
+        return float(self.dark[y1, x1] - self.dark[y0, x1] - self.dark[y1, x0] + self.dark[y0, x0])
+
+
+def _shown(spread: UInt8, step: int) -> slice:
+    """Returns which rows of a field are not blank at its border, by the spread of levels in its sample."""
+    shown = np.flatnonzero(spread > _BLANK_LEVELS)
+    if not len(shown):
+        return slice(None)
+    first, last = int(shown[0]), int(shown[-1])
+    return slice(first * step, None if last == len(spread) - 1 else last * step + 1)
 
 
 def _evidence(found: Detections, guess: float, window: UInt8) -> float:

@@ -211,6 +211,16 @@ def test_what_failed_is_flagged_or_unlike_the_others_comes_first(desk: Desk) -> 
     assert sorted(shown) == ["few", "flagged", "lonely"]
 
 
+def test_a_note_is_said_and_is_no_reason_to_look(desk: Desk) -> None:
+    for i in range(3):
+        desk.ok("s", f"f{i}", 20, 10, flags=("round-field",))
+    text = desk.page().text
+    assert "Nothing: no image failed, no field has a quality flag" in text
+    assert re.search(r"round-field\s*, 3 fields", text)
+    assert "a black surround" in text
+    assert not re.search(r"\d flagged", Page(desk.out / "reports" / "index.html").text)
+
+
 def test_fields_to_check_that_lie_close_together_are_said(desk: Desk) -> None:
     for i in range(12):
         desk.ok("s", f"f{i}", flags=("blurred",) if 4 <= i < 7 else ())

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from rbc_edge.ops.synthetic import CREAM, GREY, ROSE, DrawnField, Stain, draw_field
-from rbc_edge.values import Cells, Detections, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.values import Bool, CellClass, Cells, Detections, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_edge.vision import boxes, preprocess, quality
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.quality import Features
 
-FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.1, 0.0, 0.0, 0.1)
 Change = Callable[[UInt8], UInt8]
 
 
@@ -203,6 +203,108 @@ def test_unsure_cells_and_strange_colours_are_unfamiliar() -> None:
     assert quality.flags(grey) == ()  # a monochrome camera is none of the user's fault
 
 
+def without(field: DrawnField, gone: Bool) -> DrawnField:
+    """The drawn field as if these cells had not been found."""
+    kept = ~gone
+    return replace(
+        field, xyxy=field.xyxy[kept], class_id=field.class_id[kept], overlapping=field.overlapping[kept],
+        group=field.group[kept],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stain", [CREAM, GREY, ROSE])
+def test_cells_outside_all_boxes_are_missed(stain: Stain) -> None:
+    field = drawn(stain=stain)
+    values = [features(without(field, np.arange(len(field.xyxy)) < n)).missed for n in (0, 2, 4, 6)]
+    assert values[0] < 0.02
+    assert values == sorted(values) and values[-1] > 0.25
+    assert quality.flags(features(without(field, np.arange(len(field.xyxy)) < 4))) == ("missed-cells",)
+
+
+def test_red_cells_that_are_called_otherwise_are_missed() -> None:
+    """White cells and platelets of the size of red cells. A true white cell is larger."""
+    field = drawn()
+    red = np.flatnonzero(field.class_id == CellClass.RBC)
+    for other in (CellClass.WBC, CellClass.PLATELET):
+        class_id = field.class_id.copy()
+        class_id[red[:5]] = other
+        assert "missed-cells" in quality.flags(features(replace(field, class_id=class_id)))
+    white = draw_field(
+        np.random.default_rng(2), cell_diameter_px=60.0, n_single=10, group_sizes=(2,), n_wbc=4, stain=CREAM
+    )
+    assert "missed-cells" not in quality.flags(features(white))
+
+
+def only(field: DrawnField, n: int) -> DrawnField:
+    """The drawn field with the first `n` cells, glass in place of the others. All boxes stay."""
+    image = np.full_like(field.image, int(np.percentile(field.image, 95)))
+    for x0, y0, x1, y1 in field.xyxy[:n].astype(int).tolist():
+        image[y0:y1, x0:x1] = field.image[y0:y1, x0:x1]
+    return replace(field, image=image)
+
+
+def test_dust_and_few_cells_are_no_missed_cells() -> None:
+    field = only(drawn(), 3)
+    for x, y in ((50, 60), (400, 90), (300, 400)):
+        cv2.circle(field.image, (x, y), 6, (90, 80, 70), -1)
+    assert quality.flags(features(without(field, np.arange(len(field.xyxy)) > 2))) == ()
+
+
+def test_boxes_on_glass_are_empty() -> None:
+    field = drawn()
+    assert len(field.xyxy) == 16
+    shares = [features(only(field, n)).hollow for n in (16, 14, 10, 6)]
+    assert shares[:2] == [0.0, 0.0] and shares[2] < shares[3]
+    assert "empty-boxes" in quality.flags(features(only(field, 6)))
+
+
+def test_doubt_is_how_many_verdicts_are_wrong() -> None:
+    field = drawn()
+    cells = seen(field)
+
+    def doubt(score: float, overlapping: bool) -> float:
+        other = replace(
+            cells,
+            overlap_score=np.full(len(cells), score, np.float32),
+            overlapping=np.full(len(cells), overlapping),
+        )
+        return quality.measure(
+            preprocess.view(field.image, 80.0), other, 80.0, model_px=40.0, min_score=0.5
+        ).doubt
+
+    assert doubt(0.0, False) == 0.0
+    n = int(np.count_nonzero(field.class_id == CellClass.RBC))
+    assert doubt(0.4, False) == pytest.approx(0.4 - 2 / n)
+    alone = int(
+        np.count_nonzero(~field.overlapping & (field.class_id == 0) & ~cells.touches_edge.any(axis=1))
+    )
+    assert doubt(1.0, True) == pytest.approx(max(alone - 2, 0) / n, abs=0.15)  # two boxes may just meet
+    assert doubt(1.0, True) > 0.22
+
+
+def test_cells_side_by_side_are_no_thick_smear() -> None:
+    """Hardly any glass, but light passes one cell only."""
+    image = np.full((480, 640, 3), 225, np.uint8)
+    boxes_ = [(x, y, x + 58, y + 58) for y in range(2, 420, 60) for x in range(2, 580, 60)]
+    for x0, y0, _, _ in boxes_:
+        cv2.rectangle(image, (x0, y0), (x0 + 58, y0 + 58), (190, 150, 160), -1)
+    n = len(boxes_)
+    found = Detections(np.array(boxes_, np.float32), np.full(n, 0.9, np.float32), np.zeros(n, np.int64))
+    cells = Cells(
+        found, np.zeros(n, np.float32), np.zeros(n, np.bool_), np.zeros(n, np.int64),
+        np.zeros((n, 4), np.bool_),
+    )  # fmt: skip
+
+    def flagged(picture: UInt8) -> tuple[str, ...]:
+        view = preprocess.view(picture, 58.0)
+        return quality.flags(quality.measure(view, cells, 58.0, model_px=40.0, min_score=0.5))
+
+    assert "crowded" not in flagged(image)
+    over = image.astype(np.float64) / 225  # the same cells, half a cell further, under them
+    passed = over * np.roll(over, (29, 29), axis=(0, 1))
+    assert "crowded" in flagged((passed * 225).astype(np.uint8))
+
+
 def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
     assert quality.flags(FINE) == ()
     for rule in quality.RULES:
@@ -210,11 +312,11 @@ def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
         assert quality.flags(at) == ()
         beyond = rule.bound * (1.01 if rule.above else 0.99)
         assert quality.flags(replace(FINE, **{rule.feature: beyond})) == (rule.flag,)
-    assert quality.flags(Features(*[math.nan] * 9)) == ()
+    assert quality.flags(Features(*[math.nan] * 13)) == ()
 
 
 def test_every_flag_is_explained() -> None:
-    others = {"clump", "no-red-cells", "scale-mismatch"}
+    others = {"clump", "no-red-cells", "round-field", "scale-mismatch"}
     assert {rule.flag for rule in quality.RULES} | others == set(quality.FLAGS)
     assert list(quality.FLAGS) == sorted(quality.FLAGS)
     for flag, meaning in quality.FLAGS.items():

@@ -1,12 +1,14 @@
 """The scale of a slide: measured boxes, and the toy network asked at several sizes."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from rbc_edge.ops.synthetic import DrawnField
+from rbc_edge.ops.synthetic import CREAM, GREY, DrawnField, Stain, draw_slide
 from rbc_edge.values import CellClass, Detections, Float32, ScaleSource, UInt8
 from rbc_edge.vision import preprocess, scale
 from rbc_edge.vision.bundle import Bundle
@@ -94,6 +96,92 @@ def test_empty_fields_do_not_hide_the_slide(detector: Detector, drawn_fields: tu
     assert scale.estimate_slide([empty, drawn_fields[0].image, empty], detector) == alone
 
 
+@pytest.fixture(scope="module")
+def shipped() -> Detector:
+    return Detector(Bundle.open(), threads=1)
+
+
+def _written_on(image: UInt8) -> UInt8:
+    for y in (210, 240, 270):
+        cv2.putText(image, "Patient 4711 100x", (190, y), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2)
+    return image
+
+
+def _with_scale_bar(image: UInt8) -> UInt8:
+    cv2.rectangle(image, (440, 420), (620, 432), (0, 0, 0), -1)
+    cv2.putText(image, "10 um", (470, 465), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (0, 0, 0), 2)
+    return image
+
+
+def _blank(level: int, rows: slice, columns: slice) -> Callable[[UInt8], UInt8]:
+    def blank(image: UInt8) -> UInt8:
+        image[rows, columns] = level
+        return image
+
+    return blank
+
+
+def _watermarked(image: UInt8) -> UInt8:
+    for y in (120, 300, 460):
+        mark = np.zeros_like(image)
+        cv2.putText(mark, "SAMPLE SAMPLE", (10, y), cv2.FONT_HERSHEY_SIMPLEX, 2.0, (40, 40, 40), 5)
+        image = np.asarray(cv2.add(image, mark), np.uint8)
+    return image
+
+
+def _round(image: UInt8) -> UInt8:
+    lit = np.zeros_like(image)
+    cv2.circle(lit, (320, 240), 235, (1, 1, 1), -1)
+    return np.asarray(image * lit, np.uint8)
+
+
+EVERY_ROW, LEFT = slice(None), slice(0, 320)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _written_on,
+        _with_scale_bar,
+        _watermarked,
+        _blank(0, EVERY_ROW, LEFT),
+        _blank(128, EVERY_ROW, LEFT),
+        _blank(255, EVERY_ROW, LEFT),
+        _blank(0, slice(240, None), EVERY_ROW),
+        _blank(255, slice(240, None), EVERY_ROW),
+        _round,
+    ],
+)
+@pytest.mark.parametrize("stain", [CREAM, GREY], ids=["cream", "grey"])
+def test_what_is_no_blood_does_not_change_the_scale(
+    shipped: Detector, stain: Stain, change: Callable[[UInt8], UInt8]
+) -> None:
+    fields = draw_slide(np.random.default_rng(5), 4, cell_diameter_px=48.0, stain=stain)
+    plain = scale.estimate_slide([f.image for f in fields], shipped).cell_diameter_px
+    disturbed = scale.estimate_slide([change(f.image.copy()) for f in fields], shipped).cell_diameter_px
+    assert disturbed == pytest.approx(plain, rel=0.05)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_one_overview_does_not_change_the_scale_of_its_slide(shipped: Detector, at: int) -> None:
+    images = [f.image for f in draw_slide(np.random.default_rng(6), 4, stain=CREAM)]
+    plain = scale.estimate_slide(images, shipped).cell_diameter_px
+    small = preprocess.rescale(images[at], 0.25)
+    images[at] = np.ascontiguousarray(np.tile(small, (4, 4, 1)))
+    assert scale.estimate_slide(images, shipped).cell_diameter_px == pytest.approx(plain, rel=0.05)
+
+
+def test_writing_that_fills_the_middle_is_not_taken_for_small_cells(shipped: Detector) -> None:
+    (field,) = draw_slide(
+        np.random.default_rng(7), 1, width_px=1280, height_px=960, cell_diameter_px=60.0, stain=CREAM
+    )
+    plain = scale.estimate_slide([field.image], shipped).cell_diameter_px
+    image = field.image.copy()
+    for y in range(400, 560, 24):
+        cv2.putText(image, "OOQO8 0OQ0 OOO6", (470, y), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (150, 110, 130), 3)
+    assert scale.estimate_slide([image], shipped).cell_diameter_px == pytest.approx(plain, rel=0.05)
+
+
 class Told:
     """Estimates that are known beforehand."""
 
@@ -108,7 +196,8 @@ class Told:
     ("estimates", "expected"),
     [
         ([(40.0, 30), (42.0, 30), (90.0, 20)], 42.0),
-        ([(40.0, 100), (90.0, 10), (95.0, 10)], 40.0),  # by cells, not by fields
+        ([(40.0, 100), (90.0, 10), (95.0, 10)], 90.0),  # an overview has no more say than a field
+        ([(40.0, 10), (41.0, 12), (90.0, 3), (95.0, 4), (99.0, 4)], 41.0),  # but few cells have less
         ([(20.0, 4), (21.0, 4), (80.0, 5)], 80.0),  # few cells say little
         ([(20.0, 1), (math.nan, 0), (22.0, 4)], 22.0),  # unless there is nothing better
     ],
@@ -222,7 +311,9 @@ def test_fields_that_agree_spare_the_others_the_guesses(
     slide = scale.estimate_slide(images, detector)
     assert len(asked) == 3
     assert slide.cell_diameter_px == pytest.approx(40.0, rel=0.15)
-    # An empty field among the first ones: nothing is agreed on, all are asked in full.
-    asked.clear()
-    scale.estimate_slide([np.full((100, 100, 3), 210, np.uint8), *images], detector)
-    assert len(asked) == len(images) + 1
+    # With one empty field among the first ones the other two agree. With two, all are asked in full.
+    empty, full = np.full((100, 100, 3), 210, np.uint8), [images[0]] * 3
+    for fields, expected in (([empty, *full], 3), ([empty, *full, empty], 5)):
+        asked.clear()
+        scale.estimate_slide(fields, detector)
+        assert len(asked) == expected
