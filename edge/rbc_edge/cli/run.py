@@ -58,7 +58,8 @@ def _print(summary: Summary, out: Path) -> None:
     print(
         f"{count_text(summary.n_images, 'image')}: {summary.n_counted} counted now,"
         f" {summary.n_unchanged} counted before, {count_text(summary.n_duplicates, 'duplicate')},"
-        f" {summary.n_failed} failed. Tables in {path_text(out)}"
+        f" {summary.n_failed} failed{f', {summary.n_excluded} excluded' if summary.n_excluded else ''}."
+        f" Tables in {path_text(out)}"
     )
     if summary.stopped_by is not None:
         log.warning("stopped by a signal; run the same command again to continue")
@@ -109,7 +110,7 @@ def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
 
 
 def _as_json(summary: Summary, out: Path) -> dict[str, object]:
-    numbers = ("exit_code", "n_images", "n_counted", "n_unchanged", "n_duplicates", "n_failed")
+    numbers = ("exit_code", "n_images", "n_counted", "n_unchanged", "n_duplicates", "n_failed", "n_excluded")
     return {
         "out": path_text(out),
         **{name: getattr(summary, name) for name in numbers},

@@ -86,13 +86,14 @@ class Step:
 
 @dataclass(slots=True)
 class Summary:
-    """What was done. An image is counted under one of `n_counted` to `n_failed`, or not reached, or waits."""
+    """What was done. An image is counted under one of `n_counted` to `n_excluded`, or it waits."""
 
     n_images: int  # found
     n_counted: int = 0  # analyzed now
     n_unchanged: int = 0  # counted before, or only renamed
     n_duplicates: int = 0  # the content is counted under another name of the slide
     n_failed: int = 0  # now or before
+    n_excluded: int = 0  # or forgotten, by a person
     n_unreadable_folders: int = 0
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
@@ -406,12 +407,13 @@ class Session:
     ) -> tuple[Scale, bool]:
         """Returns the scale of a slide, and whether its fields have to be counted again.
 
-        It is the user's, the one kept for the slide, or a new estimate, then kept. A slide that gets its
-        images one by one has its first estimate from one field, and better ones when it has two, four and
-        eight. When the estimate changes, its few fields are counted again.
+        It is the one given for this slide, the user's for all, the one kept, or a new estimate, then kept. A
+        slide that gets its images one by one has its first estimate from one field, and better ones when it
+        has two, four and eight. When the estimate changes, its few fields are counted again.
         """
-        if self._options.scale is not None:
-            return self._options.scale, False
+        given = self.ledger.reader.given_scale(slide.slide_id) or self._options.scale
+        if given is not None:
+            return given, False
         bundle_id, n_files = self._version.bundle_id, len(everything)
         kept = self.ledger.reader.slide_scale(slide.slide_id)
         if kept is not None and (kept.bundle_id != bundle_id or self._options.force):
@@ -511,6 +513,7 @@ class _Portion:
         for file, status in slide.status.items():
             summary.n_failed += status is Status.FAILED
             summary.n_duplicates += status is Status.DUPLICATE
+            summary.n_excluded += status in (Status.EXCLUDED, Status.FORGOTTEN)
             summary.n_counted += status is Status.OK and file in slide.counted
             summary.n_unchanged += status is Status.OK and file not in slide.counted
 

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import (
+    DECISION,
     FIELD_COLUMNS,
     Attempt,
     FieldRow,
@@ -37,7 +38,7 @@ from rbc_edge.values import InboxFile
 _T = TypeVar("_T")
 
 _PROCESS: Final = uuid4().hex  # not its number: that comes again
-_RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
+RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
 _ACCESS_FAILURES: Final = ("unreadable", "vanished")  # the file itself may be whole
 _FILES_A_QUERY: Final = 500  # SQLite takes 999 values in a statement, everywhere
 
@@ -62,6 +63,7 @@ class Ledger:
         self.reader = Reader(self.database)
         self._recorded: list[bytes] = []  # paths, of which `attempt` is to be told before the next commit
         self._slide_keys: dict[str, int] = {}
+        self._is_decided: bool | None = None  # about anything; None: to be asked
 
     def __enter__(self) -> Self:
         return self
@@ -82,12 +84,14 @@ class Ledger:
         name elsewhere is looked at: the folder was moved, or it is another image that a camera's clock of two
         seconds and a format of one size make look the same. A failed image is not tried again until it
         changes, except where the failure was about access. A duplicate is looked at again when its original
-        is no longer counted by this version. With `force`, every file needs a look.
+        is no longer counted by this version. What a person has excluded or forgotten is done like the others.
+        With `force`, every file needs a look.
         """
         done: dict[InboxFile, Status] = {}
         renamed: set[InboxFile] = set()  # known under another slide or name, too
         interrupted: dict[InboxFile, Attempt] = {}
         recorded = set(self._recorded)
+        self._is_decided = None
         for portion in _portions(files):
             of_path = {os.fsencode(f.path): f for f in portion}
             for row in self._known(list(of_path)):
@@ -96,7 +100,7 @@ class Ledger:
                     done[file] = status
                 if row[1] is not None and row[1:3] != (file.slide_id, file.fov):
                     renamed.add(file)
-                attempt = row[11:]
+                attempt = row[11:15]
                 if attempt[:2] == (file.size_bytes, file.mtime_ns) and row[0] not in recorded:
                     interrupted[file] = Attempt(*attempt[2:])
         for file in renamed:
@@ -155,7 +159,8 @@ class Ledger:
             knew it does not count any more; the file has to be analyzed.
         """
         with self.database.change():
-            return _Record(self, look, version, analyzed_at, force=force).made()
+            recorded = _Record(self, look, version, analyzed_at, force=force).made()
+            return recorded and self._as_decided(recorded)
 
     def commit(self) -> None:
         """Makes everything written so far last, through a power cut."""
@@ -181,7 +186,7 @@ class Ledger:
             if recount:
                 db.execute(
                     "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'",
-                    (_RECOUNT, slide_key),
+                    (RECOUNT, slide_key),
                 )
 
     def keep_note(self, name: str, content: str) -> None:
@@ -219,9 +224,9 @@ class Ledger:
                 " SELECT given.path, slide.slide_id, field.fov, field.size_bytes, field.mtime_ns,"
                 " field.status, field.failure, field.bundle_id, field.settings,"
                 " original.bundle_id, original.settings,"
-                " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials"
+                " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials, decision.kind"
                 " FROM given"
-                " LEFT JOIN field ON field.path = given.path"
+                f" LEFT JOIN field ON field.path = given.path {DECISION}"
                 " LEFT JOIN slide ON slide.slide_key = field.slide_key"
                 " LEFT JOIN field AS original ON field.status = 'duplicate' AND original.status = 'ok'"
                 " AND original.slide_key = field.slide_key AND original.sha256 = field.sha256"
@@ -230,6 +235,21 @@ class Ledger:
                 _PROCESS,
             )
         )
+
+    def _as_decided(self, recorded: Recorded) -> Recorded:
+        """Returns what was recorded, as a person has decided about its content."""
+        if self._is_decided is None:
+            self._is_decided = self.database.first("SELECT 1 FROM decision") is not None
+        if not self._is_decided:
+            return recorded
+        row = recorded.row
+        shown = self.database.first(
+            f"SELECT kind FROM field JOIN slide USING (slide_key) {DECISION} WHERE slide_id = ? AND fov = ?",
+            *(row.slide_id, row.fov),
+        )
+        if shown is None or shown[0] is None:
+            return recorded
+        return replace(recorded, row=replace(row, status=Status(shown[0])))
 
     def _slide_key(self, slide_id: str) -> int:
         """Returns a slide's key; inside a change."""
@@ -402,7 +422,7 @@ def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status 
         return None
     if status == Status.DUPLICATE and original_as != counts_as:
         return None
-    return Status(status)
+    return Status(row[15] or status)
 
 
 def _paths(files: Sequence[InboxFile]) -> list[tuple[bytes]]:

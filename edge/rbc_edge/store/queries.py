@@ -9,9 +9,10 @@ from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database
-from rbc_edge.values import Cells
+from rbc_edge.values import Cells, Scale
 
-_FIELDS = f"SELECT {rows.FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+_TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
+_FIELDS = f"SELECT {rows.SHOWN_COLUMNS} FROM {_TABLES} WHERE {rows.IS_SHOWN}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,12 @@ class Reader:
         row = self._db.first(f"{query} WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
         return None if row is None else SlideScale(rows.scale_of(*row[:2]), *row[2:])
 
+    def given_scale(self, slide_id: str) -> Scale | None:
+        """Returns the scale that a person gave for a slide. None when nobody did."""
+        query = "SELECT given_diameter_px, given_source FROM slide WHERE slide_id = ?"
+        row = self._db.first(f"{query} AND given_source IS NOT NULL", slide_id)
+        return None if row is None else rows.scale_of(*row)
+
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
         counted: dict[int, set[str]] = {}
@@ -85,21 +92,21 @@ class Reader:
 
     def fields(self, slide_id: str) -> Iterator[FieldRow]:
         """Yields a slide's fields of view in order of their names."""
-        return map(rows.field_row, self._db.rows(f"{_FIELDS} WHERE slide_id = ? ORDER BY fov", slide_id))
+        return map(rows.field_row, self._db.rows(f"{_FIELDS} AND slide_id = ? ORDER BY fov", slide_id))
 
     def all_fields(self) -> Iterator[FieldRow]:
         """Yields every field of view, slide by slide in order of first sight, in order of their names."""
-        return map(rows.field_row, self._db.rows(f"{_FIELDS} ORDER BY slide_key, fov"))
+        return map(rows.field_row, self._db.rows(f"{_FIELDS} ORDER BY field.slide_key, fov"))
 
     def field(self, slide_id: str, fov: str) -> FieldRow | None:
         """Returns one field of view. None when the ledger does not know it."""
-        row = self._db.first(f"{_FIELDS} WHERE slide_id = ? AND fov = ?", slide_id, fov)
+        row = self._db.first(f"{_FIELDS} AND slide_id = ? AND fov = ?", slide_id, fov)
         return None if row is None else rows.field_row(row)
 
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
         """Yields (fov, cells) of a slide's counted fields in order of their names."""
-        tables = "cells JOIN field USING (field_key) JOIN slide USING (slide_key)"
-        query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? ORDER BY fov"
+        tables = f"cells JOIN {_TABLES.replace('JOIN', 'USING (field_key) JOIN', 1)}"
+        query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? AND kind IS NULL ORDER BY fov"
         for fov, packed in self._db.rows(query, slide_id):
             yield fov, rows.unpack_cells(packed)
 
@@ -107,18 +114,23 @@ class Reader:
 
     def tally(self) -> Tally:
         """Sums up the ledger."""
-        n = dict(self._db.rows("SELECT status, count(*) FROM field GROUP BY status"))
+        query = f"SELECT {rows.SHOWN_STATUS}, count(*) FROM field {rows.DECISION} GROUP BY 1"
+        n = dict(self._db.rows(query))
         newest = self._db.first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
         ((n_slides,),) = self._db.rows("SELECT count(*) FROM slide")
         ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
-        return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "")
+        excluded = n.get(Status.EXCLUDED, 0)
+        return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "", excluded)
 
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
-        query = f"{_FIELDS} WHERE status = 'failed' ORDER BY field_key DESC LIMIT ?"
+        query = f"{_FIELDS} AND status = 'failed' AND kind IS NULL ORDER BY field_key DESC LIMIT ?"
         return [rows.field_row(row) for row in self._db.rows(query, limit)]
 
     def failure_counts(self) -> dict[str, int]:
         """Returns how many fields of view failed for each reason, the most frequent first."""
-        query = "SELECT failure, count(*) FROM field WHERE status = 'failed' GROUP BY failure"
+        query = (
+            f"SELECT failure, count(*) FROM field {rows.DECISION} WHERE status = 'failed' AND kind IS NULL"
+        )
+        query += " GROUP BY failure"
         return dict(self._db.rows(f"{query} ORDER BY count(*) DESC, failure"))

@@ -22,8 +22,18 @@ _COLUMNS: Final = (
     *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
     *("bundle_id", "settings", "counts"),
 )
-# What `field_row` reads, of ``field JOIN slide``.
-FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS)))
+# The decision of a person about a row of ``field``, and what is true where there is one.
+CONTENT: Final = "CASE field.sha256 WHEN '' THEN 'fov:' || field.fov ELSE field.sha256 END"
+DECISION: Final = (
+    f"LEFT JOIN decision ON decision.slide_key = field.slide_key AND decision.content = {CONTENT}"
+)
+IS_SHOWN: Final = "decision.kind IS NOT 'forgotten'"
+SHOWN_STATUS: Final = "coalesce(decision.kind, field.status)"
+# What `field_row` reads: of ``field JOIN slide``, and with the decisions of a person (`DECISION`).
+FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS), "'' AS reason"))
+SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
+    "'' AS reason", "coalesce(decision.reason, '')"
+)
 _FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
@@ -46,6 +56,8 @@ class Status(StrEnum):
     OK = "ok"
     FAILED = "failed"
     DUPLICATE = "duplicate"  # the same content is counted under another name of the slide
+    EXCLUDED = "excluded"  # a person took its content out of the counts; the row stays
+    FORGOTTEN = "forgotten"  # a person took it out of the results; no table has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,7 @@ class FieldRow:
     elapsed_ms: float  # reading included
     counts: dict[EdgeRule, Counts]  # empty unless ok
     n_refused: int | None  # boxes that hold no single red cell. None unless ok, and by a version without them
+    reason: str = ""  # why a person excluded it
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +152,7 @@ class Tally:
     n_duplicates: int
     n_slides: int  # ever seen
     newest_analyzed_at: str  # when the newest row was written, ISO 8601, UTC; empty without a row
+    n_excluded: int = 0
 
 
 def scale_of(diameter: float | None, source: str) -> Scale:
@@ -148,7 +162,9 @@ def scale_of(diameter: float | None, source: str) -> Scale:
 
 def field_row(row: tuple[Any, ...]) -> FieldRow:
     """Makes a row of what a query of `FIELD_COLUMNS` gives."""
-    of = dict(zip(_COLUMNS, row[1:], strict=True))
+    of = dict(zip((*_COLUMNS, "reason"), row[1:], strict=True))
+    if of["status"] == Status.EXCLUDED:
+        of |= {"counts": None, "n_refused": None, "quality_flags": ""}
     source, flags, counts = of["scale_source"], of["quality_flags"], of["counts"]
     return FieldRow(
         slide_id=row[0],
@@ -158,6 +174,7 @@ def field_row(row: tuple[Any, ...]) -> FieldRow:
         quality_flags=tuple(flags.split(_FLAG_SEPARATOR)) if flags else (),
         version=Version(of["bundle_id"], of["settings"]),
         counts={} if counts is None else unpack_counts(counts),
+        reason=of["reason"],
         **{name: of[name] for name in _PLAIN},
     )
 
