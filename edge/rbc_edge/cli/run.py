@@ -31,6 +31,8 @@ def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) 
     stop = Stop()
     with bar, stop.on_signals():
         summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
+    for note in summary.notes:
+        log.warning("%s", one_line(note))
     if json_output:
         print_json(_as_json(summary, out))
     elif not settings.quiet:
@@ -114,6 +116,7 @@ def _as_json(summary: Summary, out: Path) -> dict[str, object]:
     return {
         "out": path_text(out),
         **{name: getattr(summary, name) for name in numbers},
+        "notes": summary.notes,
         "slides": [_slide_as_json(slide) for slide in summary.slides],
     }
 

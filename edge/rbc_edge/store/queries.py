@@ -1,6 +1,7 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -8,7 +9,7 @@ from typing import Self
 from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
-from rbc_edge.store.schema import Database
+from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.values import Cells, Scale
 
 _TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
@@ -89,6 +90,37 @@ class Reader:
             elif status == Status.OK and (bundle_id, settings) == (version.bundle_id, version.settings):
                 counted.setdefault(size_bytes, set()).add(sha256)
         return SlideContents({n: frozenset(found) for n, found in counted.items()}, frozenset(failed))
+
+    def moved(self, slide_id: str, digests: Collection[str], version: Version) -> frozenset[str]:
+        """Returns those contents that the version has counted in another slide, where the file is gone."""
+        found = set()
+        columns = "sha256, path FROM field JOIN slide USING (slide_key)"
+        query = f"SELECT {columns} WHERE sha256 = ? AND slide_id <> ? AND status = 'ok'"
+        query += " AND bundle_id = ? AND settings = ?"
+        for digest in digests:
+            rows_ = self._db.rows(query, digest, slide_id, version.bundle_id, version.settings)
+            found |= {sha256 for sha256, path in rows_ if is_gone(Path(os.fsdecode(path)))}
+        return frozenset(found)
+
+    def places(self, slide_id: str) -> list[tuple[str, Path, str]]:
+        """Returns (fov, path, digest) of a slide's counted fields that are not forgotten."""
+        query = f"SELECT fov, path, sha256 FROM {_TABLES} WHERE slide_id = ? AND status = 'ok'"
+        found = self._db.rows(f"{query} AND {rows.IS_SHOWN}", slide_id)
+        return [(fov, Path(os.fsdecode(path)), sha256) for fov, path, sha256 in found]
+
+    def shared(self, slide_id: str) -> dict[str, int]:
+        """Returns how many of a slide's counted contents are counted in each other slide, too."""
+        query = (
+            "SELECT slide.slide_id, count(*) FROM field"
+            " JOIN slide AS this ON this.slide_key = field.slide_key"
+            " JOIN field AS other ON other.sha256 = field.sha256 AND other.slide_key <> field.slide_key"
+            " JOIN slide ON slide.slide_key = other.slide_key"
+            f" {rows.DECISION} LEFT JOIN decision AS theirs"
+            " ON theirs.slide_key = other.slide_key AND theirs.content = other.sha256"
+            " WHERE this.slide_id = ? AND field.status = 'ok' AND other.status = 'ok'"
+            " AND decision.kind IS NULL AND theirs.kind IS NULL GROUP BY slide.slide_key"
+        )
+        return dict(self._db.rows(query, slide_id))
 
     def fields(self, slide_id: str) -> Iterator[FieldRow]:
         """Yields a slide's fields of view in order of their names."""

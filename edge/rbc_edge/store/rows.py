@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
@@ -115,6 +115,8 @@ class Recorded:
     is_new: bool  # counted, or failed, now; an image that was renamed or touched is not new
     left: frozenset[str] = frozenset()  # slides that lost a row to this file
     is_unsettling: bool = False  # other rows of the slide may need another look
+    moved_from: str = ""  # the slide where its count was, with `is_renamed`
+    is_renamed: bool = False  # its count had another name, or was in another slide
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class Plan:
     done: Mapping[InboxFile, Status]  # need no look
     to_do: tuple[InboxFile, ...]  # need one; in the order given
     interrupted: Mapping[InboxFile, Attempt]  # were being counted when a process died
+    waiting: Collection[InboxFile] = ()  # are left for later
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE slide ADD COLUMN given_diameter_px REAL",
         "ALTER TABLE slide ADD COLUMN given_source TEXT",
     ),
+    (
+        # A content is looked for in all slides: it may have moved.
+        "CREATE INDEX field_sha256 ON field (sha256)",
+        # Counts of images that other images of the same name took the place of.
+        """
+        CREATE TABLE replaced (
+            slide_id TEXT NOT NULL,
+            fov TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            counts BLOB NOT NULL,                  -- as in field
+            bundle_id TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            analyzed_at TEXT NOT NULL,
+            replaced_at TEXT NOT NULL
+        )
+        """,
+    ),
 )
 
 

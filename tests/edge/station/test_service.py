@@ -572,6 +572,29 @@ def test_what_a_person_decides_beside_the_service_holds(
     assert [s.cell_diameter_px for s in post.analyzer.scales[5:]] == [40.0] * 3
 
 
+def test_a_folder_renamed_beside_the_service_moves(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    post.write("s1/a.png", 2)
+    post.write("s1/b.png", 3)
+    post.script.at(20, lambda: (post.source / "s1").rename(post.source / "t1") and None)
+    post.until(60)
+    assert (post.table("s1"), post.table("t1")) == ({}, {"a": "2", "b": "3"})
+    assert post.analyzer.analyzed == ["s1/a", "s1/b"]
+    assert caplog.text.count("slide s1: 2 fields moved to slide t1") == 1
+
+
+def test_other_images_under_the_name_of_a_slide_wait_and_are_said_once(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_disks(post.folder / "archive" / "s1" / "a.png", 2)
+    options = CountOptions(post.out, AnalyzerRecipe(BUNDLE_ID, StandIn), scale=GIVEN)
+    count_once((post.folder / "archive",), options)
+    post.write("s1/b.png", 3)
+    post.write("s2/c.png", 4)
+    post.until(200)
+    assert (post.table("s1"), post.table("s2")) == ({"a": "2"}, {"c": "4"})
+    assert caplog.text.count("both would be slide s1") == 1
+
+
 def test_a_second_service_is_refused(post: Post) -> None:
     def second() -> None:
         with pytest.raises(UnavailableError, match=rf"another rbc-edge watch \(process {os.getpid()}"):
