@@ -315,7 +315,8 @@ def load(
     for key, (value, origin) in found.items():
         if not SETTINGS[key].allows(value):
             name = f"--{key.replace('_', '-')}" if origin == "flag" else f"{origin}: {key}"
-            raise UsageError(f"{name} is {value}", f"it has to be {SETTINGS[key].values}")
+            text = f"{name} is {value}"
+            raise UsageError(text, f"it has to be {SETTINGS[key].values}", private=[str(value)])
     source = dict.fromkeys(SETTINGS, "default") | {key: origin for key, (_, origin) in found.items()}
     return Loaded(Settings(**{key: value for key, (value, _) in found.items()}), source, path)
 
@@ -388,19 +389,19 @@ def _from_text(key: str, text: str, where: str) -> object:
     if kind is not bool and word:  # an empty path would be the current folder
         with suppress(ValueError):
             return kind(text)
-    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPES[kind]}")
+    raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPES[kind]}", private=[text])
 
 
 def _read(path: Path) -> dict[str, tuple[Any, str]]:
     import tomllib  # noqa: PLC0415 -- it takes 4 ms, and only a settings file needs it
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a BOM
         content = tomllib.loads(text)
     except OSError as error:
         text = f"{path}: cannot read the configuration: {error.strerror}"
         raise UsageError(text, "check --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         advice = "`rbc-edge config init --file -` prints one with every key"
         raise UsageError(f"{path}: not a TOML file: {error}", advice) from error
     lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
@@ -412,13 +413,16 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         where = f"{path}:{lines[key]}" if key in lines else str(path)
         kind = SETTINGS[_known(key, where, "")].kind
         value = given
+        if isinstance(given, str) and "\0" in given:
+            raise UsageError(f"{where}: {key} is {given!r}", "remove \\u0000 from it", private=[given])
         if kind is Path and given and isinstance(given, str):
             value = path.parent / given  # relative to the file, wherever the program is started
         elif kind is float and type(given) is int:
             value = float(given)
         elif type(given) is not kind:  # not isinstance: true is no number
             shown = "empty" if given == "" else repr(given)
-            raise UsageError(f"{where}: {key} is {shown}", f"it has to be {_TYPES[kind]}")
+            advice = f"it has to be {_TYPES[kind]}"
+            raise UsageError(f"{where}: {key} is {shown}", advice, private=[str(given)])
         values[key] = value, where
     return values
 
@@ -428,4 +432,4 @@ def _known(key: str, where: str, prefix: str) -> str:
         return key
     near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.0)[0]
     near = prefix + near.upper() if prefix else near
-    raise UsageError(f"{where}: unknown setting {key!r}", f"did you mean {near}?")
+    raise UsageError(f"{where}: unknown setting {key!r}", f"did you mean {near}?", private=[key])

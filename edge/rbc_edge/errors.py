@@ -4,10 +4,20 @@ Every error that a user can cause is one of these. The command line prints ``mes
 with ``exit_code``. Nothing else in the package calls ``sys.exit``.
 """
 
-from collections.abc import Iterator
+import errno
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_SHORT_OF: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT}
+)
+# How libraries say it that have no exception of their own for it: OpenCV, Pillow, ONNX Runtime, zlib.
+_NO_MEMORY: Final = re.compile(r"out of memory|insufficient memory|bad.?alloc|allocate memory", re.IGNORECASE)
+NO_MEMORY: Final = "not enough memory"
+_NO_THREAD: Final = re.compile(r"can't start new thread|pthread_create", re.IGNORECASE)
 
 
 class ExitCode(IntEnum):
@@ -29,14 +39,16 @@ class RbcEdgeError(Exception):
     Args:
         message: What is wrong, and with which file.
         advice: What the user can do about it, or empty.
+        private: Words in the message that a person chose. They must not leave the station.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.UNEXPECTED
 
-    def __init__(self, message: str, advice: str = "") -> None:
+    def __init__(self, message: str, advice: str = "", *, private: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.advice = advice
+        self.private = tuple(private)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.advice})" if self.advice else self.message
@@ -83,3 +95,22 @@ def unavailable(what: str, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UnavailableError(f"{what}: {error.strerror or error}", advice) from error
+
+
+def machine_trouble(error: BaseException | None) -> str:
+    """Returns what the computer lacks, in words, where that is why something failed. Else empty.
+
+    A library that cannot be loaded, memory, open files, threads, space. The same work may succeed later or
+    elsewhere, so it is no fault of an image, and no bug. The causes of the error are looked at as well.
+    """
+    while error is not None:
+        if isinstance(error, ImportError):
+            return f"a library cannot be loaded: {error}"
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return NO_MEMORY
+        if isinstance(error, OSError) and error.errno in _SHORT_OF:
+            return f"the system says: {error.strerror or error}"
+        if _NO_THREAD.search(str(error)):
+            return "no more threads can be started"
+        error = error.__cause__
+    return ""

@@ -5,7 +5,9 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Final
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+)
 """Endings of the files that are counted, in lower case."""
 
 

@@ -35,9 +35,18 @@ from rbc_edge.vision.bundle import (
 )
 from rbc_export import graphs
 from rbc_train import evaluate, labels, metrics, networks, results
-from rbc_train.data import CLASS_NAMES, Photograph, labelled_diameter_px, read_public, source_diameters_px
+from rbc_train.data import (
+    CHULA,
+    CLASS_NAMES,
+    Photograph,
+    labelled_diameter_px,
+    photographs_of,
+    source_diameters_px,
+    verified_labels,
+)
 
 TEST_DIAMETER_PX: Final = 60.0
+_FEW_LABELS: Final = 100  # with fewer, the overlap score is not calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +121,12 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     say("fp32 graphs written")
     manifest = _draft_manifest(material, _quantize(material, say))
     _write_test_input(material.work)
+    manifest = _calibrated(material, manifest, say)
 
     manifest = _with_thresholds(material, manifest)
     say(
-        f"thresholds from validation: scores {manifest.score_threshold}, overlap {manifest.overlap_threshold}"
+        f"thresholds from validation: scores {manifest.score_threshold}, "
+        f"overlap {manifest.overlap_threshold}, refuse {manifest.refuse_threshold}"
     )
     draft = material.bundle(material.work / "draft", manifest)
     manifest = replace(manifest, metrics=_prove(material, graph, draft, say))
@@ -136,7 +147,7 @@ class _Material:
         network: The classifier.
         config: Configuration of the classifier's training.
         calibration: Training photographs that the int8 ranges are measured on.
-        validation: Validation photographs.
+        validation: Validation photographs of every laboratory that the dataset has. Their boxes are complete.
         of_source: Median cell diameter of each camera's training photographs, pixels.
         verified: Overlap labels.
     """
@@ -169,8 +180,12 @@ class _Material:
 
 
 def _collect(options: ExportOptions) -> _Material:
-    txl, _ = read_public(options.data)
     dataset = _manifest_of(options.dataset)
+    # Of a laboratory that the dataset does not have, no photograph may choose a threshold or a range.
+    sources = {source for of_split in dataset["counts"].values() for source in of_split}
+    everyone = photographs_of(options.dataset, options.data).values()
+    complete = [p for p in everyone if p.complete and p.source in sources]
+    training, validation = ([p for p in complete if p.split == split] for split in ("train", "val"))
     network, config = networks.load_classifier(options.classifier)
     work = options.out.parent / (options.out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -180,10 +195,10 @@ def _collect(options: ExportOptions) -> _Material:
         dataset=dataset,
         network=network,
         config=config,
-        calibration=_calibration(txl.of("train"), options.calibration_images),
-        validation=txl.of("val"),
-        of_source=source_diameters_px(txl.of("train")),
-        verified=labels.read_verified(),
+        calibration=_calibration(training, options.calibration_images),
+        validation=validation,
+        of_source=source_diameters_px(training),
+        verified=verified_labels(complete),
     )
 
 
@@ -192,8 +207,17 @@ def _write_graphs(material: _Material) -> graphs.DetectorGraph:
     detector = networks.load_detector(material.options.detector)
     graph = graphs.DetectorGraph(graphs.fuse(detector))
     graphs.write_detector(graph, material.work / DETECTOR_FP32)
-    graphs.write_classifier(graphs.ClassifierGraph(material.network), material.work / CLASSIFIER_FP32)
+    _write_classifier(material, slope=1.0, shift=0.0)
     return graph
+
+
+def _write_classifier(material: _Material, *, slope: float, shift: float) -> None:
+    """Writes the second stage as fp32 ONNX, and as int8 with the ranges of the calibration photographs."""
+    work = material.work
+    graph = graphs.ClassifierGraph(material.network, slope=slope, shift=shift)
+    graphs.write_classifier(graph, work / CLASSIFIER_FP32)
+    crops = _classifier_inputs(material.calibration, material.of_source, material.margin)
+    graphs.quantize_classifier(work / CLASSIFIER_FP32, work / CLASSIFIER, crops)
 
 
 def _quantize(material: _Material, say: Say) -> dict[str, float]:
@@ -203,9 +227,6 @@ def _quantize(material: _Material, say: Say) -> dict[str, float]:
     graphs.quantize_detector(work / DETECTOR_FP32, work / DETECTOR, inputs)
     shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
     say(f"int8 detector calibrated on {len(chosen)} training photographs; logits corrected by {_show(shift)}")
-    crops = _classifier_inputs(chosen, material.of_source, material.margin)
-    graphs.quantize_classifier(work / CLASSIFIER_FP32, work / CLASSIFIER, crops)
-    say("int8 classifier calibrated on the red cells of the same photographs")
     return shift
 
 
@@ -222,6 +243,7 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
         iou_threshold_across=material.options.iou_threshold_across,
         crop_margin=material.margin,
         overlap_threshold=0.5,
+        refuse_threshold=1.0,
         normalisation="in the graph: uint8 RGB / 255",
         calibration={
             "images": [p.name for p in material.calibration],
@@ -256,17 +278,46 @@ def _write_expectation(work: Path, draft: Bundle) -> None:
     (work / TEST_EXPECTED).write_text(json.dumps(expected) + "\n", encoding="utf-8")
 
 
+def _examined(material: _Material, manifest: Manifest) -> tuple[station.Analyzer, list[evaluate.Examined]]:
+    """Runs the int8 networks over the validation photographs, as a draft of the bundle."""
+    draft = station.Analyzer(material.bundle(material.work / "draft", manifest), threads=2)
+    return draft, evaluate.examine(draft, material.validation, material.verified, scale="labelled")
+
+
+def _calibrated(material: _Material, manifest: Manifest, say: Say) -> Manifest:
+    """Makes the overlap score a probability on validation cells (Platt), and writes the networks again."""
+    _, examined = _examined(material, manifest)
+    if len(evaluate.judged_found(examined).score) < _FEW_LABELS:
+        return manifest
+    slope, shift = evaluate.platt(examined)
+    if slope <= 0:
+        return manifest  # it knows nothing of overlaps, and the other way round would be no better
+    _write_classifier(material, slope=slope, shift=shift)
+    say(f"overlap logits calibrated on validation cells: {slope:.3f} * logit {shift:+.3f}")
+    calibration = {**manifest.calibration, "overlap_slope": slope, "overlap_shift": shift}
+    return replace(manifest, calibration=calibration)
+
+
 def _with_thresholds(material: _Material, manifest: Manifest) -> Manifest:
-    """Chooses the thresholds on the validation photographs, with the int8 networks."""
-    draft = material.bundle(material.work / "draft", manifest)
-    examined = evaluate.examine(
-        station.Analyzer(draft, threads=2), material.validation, material.verified, scale="labelled"
-    )
-    return replace(
+    """Chooses the thresholds on the validation photographs, with the int8 networks.
+
+    The draft refuses nothing: what is refused would not be seen here. So the score thresholds come first,
+    and what is refused then comes on top.
+    """
+    draft, examined = _examined(material, manifest)
+    scored = replace(
         manifest,
         score_threshold=evaluate.score_thresholds(examined),
         overlap_threshold=evaluate.best_overlap_threshold(examined),
     )
+    margin = draft.classifier.margin
+
+    def judge(e: evaluate.Examined, boxes: Float32) -> Float32:
+        view = e.photograph.view(e.result.scale.cell_diameter_px)
+        return draft.classifier.scores(preprocess.cell_crops(view, boxes, margin=margin)).refuse
+
+    refusal = evaluate.refuse_threshold(*evaluate.refuse_scores(examined, judge))
+    return replace(scored, refuse_threshold=refusal.threshold)
 
 
 def _prove(material: _Material, graph: graphs.DetectorGraph, draft: Bundle, say: Say) -> dict[str, Any]:
@@ -382,7 +433,7 @@ def _task_parity(
         "ap50_95": whole["rbc_ap50_95"] - small["rbc_ap50_95"],
         "count": abs(small["rbc_counted"] - whole["rbc_counted"]) / max(whole["rbc_counted"], 1),
         "flips": flips / max(pairs, 1),
-        "int8_box_px_mean": float(np.concatenate(moved).mean()),
+        "int8_box_px_mean": float(np.concatenate(moved).sum()) / max(pairs, 1),
     }
     return error, figures
 
@@ -403,8 +454,10 @@ def _training(
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
+    chula = any(CHULA in of_split for of_split in dataset["counts"].values())
     return {
-        "data": "TXL-PBC (lugan113/TXL-PBC_Dataset 056d09e), train split; our verified overlap labels",
+        "data": "TXL-PBC (lugan113/TXL-PBC_Dataset 056d09e), train split; our verified overlap labels"
+        + chula * "; Chula RBC-12 (Chula-PIC-Lab/Chula-RBC-12-Dataset fa130f4), train split, our boxes",
         "counts": dataset["counts"],
         "commit": commit or "unknown",
         "detector": {"network": "YOLOv5n, COCO-pretrained", **{k: detector_config.get(k) for k in keep}},

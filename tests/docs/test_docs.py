@@ -23,7 +23,7 @@ from rbc_edge.views import tables
 from rbc_edge.vision.counting import EdgeRule
 from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
-from studies import ablations, baselines, bccd, corruptions, coverage, paper, scale
+from studies import ablations, baselines, bccd, corruptions, coverage, laboratories, paper, scale
 from studies import flags as flag_study
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,7 @@ PYTHON_M: dict[str, Command] = {
     "studies.corruptions": get_command(corruptions.app),
     "studies.coverage": get_command(coverage.app),
     "studies.flags": get_command(flag_study.app),
+    "studies.laboratories": get_command(laboratories.app),
     "studies.paper": get_command(paper.app),
     "studies.scale": get_command(scale.app),
     "rbc_export": get_command(export_cli.app),

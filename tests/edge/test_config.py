@@ -206,3 +206,19 @@ def test_the_example_takes_folders_whatever_their_names(tmp_path: Path) -> None:
     assert (loaded.settings.source, loaded.settings.out) == (odd, Path("/r"))
     with pytest.raises(UsageError, match=r"--out is .*UTF-8"):
         config.example(out=Path("/srv/\udcff"))
+
+
+def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfthreads = 3\n")
+    loaded = load({}, file=file, env={})
+    assert (loaded.settings.threads, loaded.source["threads"]) == (3, f"{file}:1")
+
+
+def test_what_no_path_can_hold_and_what_is_nested_too_deeply_is_wrong_in_words(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.toml", 'source = "a\\u0000b"\n')
+    with pytest.raises(UsageError, match=r"c\.toml:1: source is 'a\\x00b'"):
+        load({}, file=file, env={})
+    file = written(tmp_path / "deep.toml", f"threads = {'[' * 5000}\n")
+    with pytest.raises(UsageError, match=r"deep\.toml: not a TOML file"):
+        load({}, file=file, env={})

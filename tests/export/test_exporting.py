@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tiny_data import TinyData, usual
+from tiny_data import TinyData, add_chula
 from torch import Tensor, nn
 
 from rbc_edge.errors import BundleError, UnavailableError
@@ -24,7 +24,7 @@ from rbc_edge.vision.bundle import DETECTOR, DETECTOR_FP32, TEST_EXPECTED, Bundl
 from rbc_export import cli, exporting, graphs
 from rbc_export.exporting import ExportOptions, Tolerance
 from rbc_train import networks, runs, train_classifier
-from rbc_train.data import Photograph, read_public, write_dataset
+from rbc_train.data import Collection, Photograph, read_chula, read_public, write_dataset
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
 
@@ -63,20 +63,8 @@ def quantized_to(gain: float) -> Callable[[Path, Path, Iterable[UInt8]], None]:
     return quantize
 
 
-@pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
-    """All that an export needs: drawn data at the toy's scale, checkpoints that nobody trained."""
-    made: TinyData = usual(tmp_path / "public")
-    monkeypatch.setattr("rbc_train.labels.read_verified", made.verified)
-    txl, _ = read_public(made.folder)
-    for _step in write_dataset(txl, tmp_path / "dataset", cell_diameter_px=40.0, crop_margin=0.25):
-        pass
-    torch.manual_seed(0)
-    run = tmp_path / "run"
-    options = train_classifier.ClassifierOptions(tmp_path / "dataset", made.folder, run, epochs=1).complete()
-    config = runs.claim(run, {k: getattr(options, k) for k in options.__dataclass_fields__})
-    runs.save(run / "classifier.pt", {"network": networks.build("station").state_dict(), "config": config})
-    (tmp_path / "detector.pt").write_bytes(b"the toy takes its place")
+def let_the_toy_detect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy network is exported in place of the trained detector."""
 
     # The toy sees drawn cells in this stain, in light that is even.
     def field(rng: np.random.Generator, *, width_px: int, height_px: int, cell_diameter_px: float) -> Any:
@@ -92,11 +80,27 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
     monkeypatch.setattr(graphs, "write_detector", lambda _graph, file: shutil.copyfile(TOY / DETECTOR, file))
     monkeypatch.setattr(graphs, "quantize_detector", quantized_to(1.0))
     monkeypatch.setattr(graphs, "correct_scores", lambda _fp32, _int8, _images: {"0": 0.0})
+
+
+@pytest.fixture
+def options(data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportOptions:
+    """All that an export needs: drawn data at the toy's scale, checkpoints that nobody trained."""
+    txl, _ = read_public(data.folder)
+    for _step in write_dataset(txl, tmp_path / "dataset", cell_diameter_px=40.0, crop_margin=0.25):
+        pass
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    options = train_classifier.ClassifierOptions(tmp_path / "dataset", data.folder, run, epochs=1).complete()
+    config = runs.claim(run, {k: getattr(options, k) for k in options.__dataclass_fields__})
+    runs.save(run / "classifier.pt", {"network": networks.build("station").state_dict(), "config": config})
+    (tmp_path / "detector.pt").write_bytes(b"the toy takes its place")
+
+    let_the_toy_detect(monkeypatch)
     return ExportOptions(
         tmp_path / "detector.pt",
         run / "classifier.pt",
         tmp_path / "dataset",
-        made.folder,
+        data.folder,
         tmp_path / "bundle",
         calibration_images=8,
         iou_threshold=(0.5, 0.3, 0.3),
@@ -139,6 +143,38 @@ def test_only_training_photographs_calibrate(options: ExportOptions, monkeypatch
     assert sorted(calibration["images"]) == ["t0", "t1", "t2", "t3"]
     assert calibration["split"] == "train"
     assert len(set(seen)) == 4
+
+
+def with_chula(options: ExportOptions, data: TinyData, *, left_out: str = "") -> ExportOptions:
+    """The same with two complete fields of Chula in the data. A source may be left out of the dataset."""
+    add_chula(data)
+    txl, chula = read_public(options.data)[0], read_chula(options.data / "chula")
+    both = [p for p in [*txl.photographs, *chula.photographs] if p.source != left_out]
+    out = options.dataset.with_name("all")
+    for _step in write_dataset(Collection(both), out, cell_diameter_px=40.0, crop_margin=0.25):
+        pass
+    return replace(options, dataset=out)
+
+
+def test_complete_fields_of_chula_calibrate_and_validate_with_their_labels(
+    options: ExportOptions, data: TinyData
+) -> None:
+    manifest = exporting.export(with_chula(options, data), silent).manifest
+    assert sorted(manifest.calibration["images"]) == ["chula-1", "t0", "t1", "t2", "t3"]
+    figures = manifest.metrics["int8"]
+    assert (figures["all"]["photographs"], figures["chula"]["photographs"]) == (3, 1)
+    assert figures["chula"]["overlap_on_labelled_boxes"]["n"] > 0
+    assert "Chula" in manifest.training["data"]
+
+
+@pytest.mark.parametrize(("left_out", "kept"), [("pbc", "chula"), ("chula", "pbc")])
+def test_a_laboratory_that_is_not_in_the_dataset_chooses_nothing(
+    options: ExportOptions, data: TinyData, left_out: str, kept: str
+) -> None:
+    manifest = exporting.export(with_chula(options, data, left_out=left_out), silent).manifest
+    assert {n.startswith("chula") for n in manifest.calibration["images"]} == {kept == "chula"}
+    assert set(manifest.metrics["int8"]) == {"all", kept}
+    assert ("Chula" in manifest.training["data"]) == (kept == "chula")
 
 
 def test_the_bundle_passes_its_own_test_and_says_what_it_expects(options: ExportOptions) -> None:
@@ -228,4 +264,4 @@ def test_the_command_says_what_is_missing(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 5
-    assert "splits.csv: no such file" in capsys.readouterr().err
+    assert "manifest.json: no such file" in capsys.readouterr().err

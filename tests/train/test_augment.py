@@ -142,7 +142,8 @@ def test_what_is_burned_in_covers_little_and_moves_nothing(drawn: DrawnField) ->
     changed = []
     for seed in range(30):
         image = burned_in(drawn.image, random.Random(seed))
-        assert (image.shape, image.dtype) == (drawn.image.shape, np.uint8)
+        assert image.shape == drawn.image.shape
+        assert image.dtype == np.uint8
         np.testing.assert_array_equal(image, burned_in(drawn.image, random.Random(seed)))
         changed.append(float((image != drawn.image).any(axis=2).mean()))
     assert max(changed) < 0.1
@@ -153,7 +154,8 @@ def test_empty_glass_shows_no_cell() -> None:
     """No dark body as large as a cell of 40 px."""
     for seed in range(20):
         image = empty_glass(200, 240, random.Random(seed))
-        assert (image.shape, image.dtype) == ((200, 240, 3), np.uint8)
+        assert image.shape == (200, 240, 3)
+        assert image.dtype == np.uint8
         dark = (image.min(axis=2) < 0.8 * np.median(image)).astype(np.uint8)
         opened = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((15, 15), np.uint8))
         assert opened.sum() == 0

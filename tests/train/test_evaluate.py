@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.counting import groups
 from rbc_edge.vision.detector import suppress
 from rbc_train import evaluate, results
-from rbc_train.data import Photograph, read_public
+from rbc_train.data import Negative, Photograph, read_public
 from rbc_train.evaluate import Examined, ScaleMode
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
@@ -227,6 +228,13 @@ def test_a_red_cell_under_its_threshold_may_suppress_a_platelet_over_its() -> No
     assert (len(station), len(tail)) == (1, 0)
 
 
+def test_refused_are_the_red_cells_that_the_station_does_not_show() -> None:
+    detected = Detections(lattice(4), np.full(4, 0.9, np.float32), np.array([0, 0, 1, 0]))
+    kept = detected.take(np.array([False, True, False, True]))
+    np.testing.assert_array_equal(evaluate.missing_boxes(detected, kept), lattice(1))
+    assert evaluate.missing_boxes(Detections.empty(), Detections.empty()).shape == (0, 4)
+
+
 def test_the_score_threshold_makes_counts_unbiased() -> None:
     truth = lattice(20)
     found = np.concatenate([truth, lattice(20, first=50)])
@@ -237,13 +245,27 @@ def test_the_score_threshold_makes_counts_unbiased() -> None:
     assert counted == 20
 
 
-def test_every_source_weighs_the_same() -> None:
-    """A hundred cells of one camera do not outvote twenty of another."""
+def test_every_laboratory_weighs_the_same() -> None:
+    """A hundred cells of one laboratory, whose two cameras are not two, do not outvote twenty of another."""
     many, few = lattice(100), lattice(20)
-    wants_high = examined(many, np.concatenate([many, many]), [0.8] * 100 + [0.5] * 100, source="a")
+    wants_high = [
+        examined(many, np.concatenate([many, many]), [0.8] * 100 + [0.5] * 100, source=s)
+        for s in ("bccd", "bcd")
+    ]
     wants_low = examined(few, few, [0.3] * 20, source="b")
-    chosen = evaluate.score_thresholds([wants_high, wants_low])[0]
-    assert 0.3 < chosen <= 0.5  # ratios 2 and 0, mean 1; by cells it would lie over 0.5
+    chosen = evaluate.score_thresholds([*wants_high, wants_low])[0]
+    assert 0.3 < chosen <= 0.5  # ratios 2 and 0, mean 1; by cells or cameras it would lie over 0.5
+
+
+def test_false_white_cells_of_a_laboratory_without_any_raise_the_threshold() -> None:
+    """Five right ones at 0.3 and a false one at 0.2; elsewhere eight false ones at 0.25."""
+    here = examined(lattice(15), lattice(6, first=10), [0.3] * 5 + [0.2])
+    here.photograph.class_id[10:] = CellClass.WBC
+    there = examined(lattice(10), lattice(8, first=50), [0.25] * 8, source="chula")
+    for e in (here, there):
+        e.ranked.class_id[:] = CellClass.WBC
+    assert evaluate.score_thresholds([here])[1] < 0.25
+    assert 0.25 < evaluate.score_thresholds([here, there])[1] <= 0.3
 
 
 @pytest.mark.parametrize("class_id", [1, 2])
@@ -273,18 +295,101 @@ def test_the_overlap_threshold_is_the_middle_of_the_best() -> None:
     assert 0.37 < evaluate.best_overlap_threshold([one]) < 0.6
 
 
-def test_of_thresholds_as_accurate_the_one_is_taken_that_counts_as_the_labels_do() -> None:
-    # To 0.4 twenty singles too many are called overlapping, from 0.6 twenty too few; between them both err.
+def test_the_overlap_threshold_counts_as_the_labels_do_before_it_is_accurate() -> None:
+    # To 0.4, 200 singles too many are called overlapping, from 0.6, 200 too few; between them both err.
     one = examined(
         lattice(1), lattice(1), [0.9],
         overlapping=[False] * 5000 + [True] * 5000,
-        found_score=[0.1] * 4980 + [0.6] * 20 + [0.9] * 4980 + [0.4] * 20,
+        found_score=[0.1] * 4800 + [0.6] * 200 + [0.9] * 4800 + [0.4] * 200,
     )  # fmt: skip
     assert 0.43 <= evaluate.best_overlap_threshold([one]) <= 0.57
 
 
+def test_the_worst_laboratory_decides_the_overlap_threshold() -> None:
+    """A thousand cells are unbiased and most accurate under 0.5, forty of another laboratory around 0.7."""
+    many = examined(
+        lattice(1), lattice(1), [0.9], source="a",
+        overlapping=[False] * 500 + [True] * 500, found_score=[0.1] * 500 + [0.5] * 20 + [0.9] * 480,
+    )  # fmt: skip
+    few = examined(
+        lattice(1), lattice(1), [0.9], source="b",
+        overlapping=[False] * 20 + [True] * 20, found_score=[0.1] * 15 + [0.62] * 5 + [0.9] * 20,
+    )  # fmt: skip
+    assert evaluate.best_overlap_threshold([many]) < 0.5
+    # Off by 0 and 12.5 points under 0.5, by 2 and 0 over 0.62. By cells the former would win.
+    assert evaluate.best_overlap_threshold([many, few]) > 0.62
+
+
+def test_of_thresholds_as_unbiased_the_most_accurate_is_taken() -> None:
+    """From 0.4 to 0.6 as many cells are called wrongly in each direction, over 0.6 none."""
+    one = examined(
+        lattice(1), lattice(1), [0.9],
+        overlapping=[False] * 50 + [True] * 50,
+        found_score=[0.1] * 45 + [0.6] * 5 + [0.9] * 45 + [0.4] * 5,
+    )  # fmt: skip
+    other = examined(
+        lattice(1), lattice(1), [0.9], source="b",
+        overlapping=[False] * 50 + [True] * 50, found_score=[0.1] * 50 + [0.7] * 50,
+    )  # fmt: skip
+    assert 0.4 < evaluate.best_overlap_threshold([one, other]) < 0.6
+
+
 def test_without_overlap_labels_the_threshold_is_a_half() -> None:
     assert evaluate.best_overlap_threshold([examined(lattice(1), lattice(1), [0.9])]) == 0.5
+
+
+def test_calibration_weighs_every_laboratory_the_same() -> None:
+    """Of score 0.5, a tenth of one laboratory's cells overlap and nine tenths of another's."""
+    rare = examined(lattice(1), lattice(1), [0.9], source="a", overlapping=[True] * 30 + [False] * 270,
+                    found_score=[0.5] * 300)  # fmt: skip
+    usual = examined(lattice(1), lattice(1), [0.9], source="b", overlapping=[True] * 9 + [False],
+                     found_score=[0.5] * 10)  # fmt: skip
+    a, b = evaluate.platt([rare])
+    assert b == pytest.approx(math.log(1 / 9), abs=0.05)
+    a, b = evaluate.platt([rare, usual])
+    assert a == 1.0  # all scores are alike: there is no slope to see
+    assert b == pytest.approx(0.0, abs=0.05)
+    assert evaluate.platt([examined(lattice(1), lattice(1), [0.9])]) == (1.0, 0.0)
+
+
+def refused(*high: int, of: int) -> Float32:
+    """Refuse scores of `of` red cells, all 0.01 but those at high[0] hundredths, high[1], ..."""
+    return np.array([h / 100 for h in high] + [0.01] * (of - len(high)), np.float32)
+
+
+def test_the_refuse_threshold_spares_the_red_cells_of_every_laboratory() -> None:
+    negatives = {"a": np.array([0.2, 0.6], np.float32), "c": np.array([0.99], np.float32)}
+    # One in a hundred may go: the threshold lies just over the second highest.
+    found = evaluate.refuse_threshold({"a": refused(90, 40, of=100)}, negatives)
+    assert found.threshold == pytest.approx(0.405)
+    assert found.cells == {"a": 0.01}
+    assert found.negatives == {"a": 0.5, "c": 1.0}
+    # The mean of two laboratories is 1 %, but 2 % of the one are too many.
+    found = evaluate.refuse_threshold({"a": refused(90, 40, of=100), "b": refused(of=100)}, {})
+    assert found.threshold == pytest.approx(0.405)
+    # 1.33 % of each are within the bound of the worst, and not within that of the mean.
+    both = {name: refused(90, 80, 70, 60, of=300) for name in "ab"}
+    assert evaluate.refuse_threshold(both, {}).threshold == pytest.approx(0.605)
+    both["b"] = refused(of=300)
+    assert evaluate.refuse_threshold(both, {}).threshold == evaluate.REFUSE_CANDIDATES[0]
+
+
+def test_nothing_is_refused_where_no_threshold_spares_the_cells() -> None:
+    found = evaluate.refuse_threshold({"a": refused(*[100] * 5, of=10)}, {})
+    assert (found.threshold, found.cells) == (1.0, {"a": 0.5})  # said, and not hidden
+    assert evaluate.refuse_threshold({"a": refused(of=0)}, {}).threshold == 1.0
+
+
+def test_refusal_is_chosen_by_found_cells_and_labelled_negatives() -> None:
+    """Of ten red boxes found, eight have a label; one white cell and one empty box are known."""
+    truth = lattice(9)
+    one = examined(truth, np.concatenate([truth[:8], lattice(2, first=50)]), [0.9] * 10, source="chula")
+    one.photograph.class_id[8] = CellClass.WBC
+    empty = (Negative((300.0, 300.0, 320.0, 320.0), "nothing", "N"),)
+    one = replace(one, photograph=replace(one.photograph, negatives=empty))
+    cells, negatives = evaluate.refuse_scores([one], lambda _e, boxes: boxes[:, 0])
+    np.testing.assert_array_equal(cells["chula"], truth[:8, 0])
+    np.testing.assert_array_equal(negatives["chula"], [truth[8, 0], 300])
 
 
 @pytest.mark.parametrize("scale", ["estimated", "labelled"])
@@ -306,6 +411,7 @@ def test_the_toy_bundle_on_drawn_photographs(data: TinyData, scale: ScaleMode) -
         assert len(entry.overlapping) == data.drawn[photograph.name].counts.n_rbc
         assert int(entry.overlapping.sum()) == data.drawn[photograph.name].counts.n_rbc_overlapping
         assert len(entry.ranked) >= len(entry.result.cells)
+        assert len(entry.refused) == 0
     figures = evaluate.score(entries, 0.5)
     # The toy is no good model; a mix-up of photographs, labels or frames would leave nothing of these.
     assert figures["all"]["rbc_ap50"] > 0.6

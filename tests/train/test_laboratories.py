@@ -84,6 +84,38 @@ def test_overlap_of_a_laboratory_and_its_calibration() -> None:
     assert f["calibration_error"] == pytest.approx(0.25)  # 0.75 said, 0.5 true; 0.25 said, 0 true
 
 
+def test_verdicts_of_a_laboratory_by_kind() -> None:
+    one = examined(
+        lattice(6), lattice(6), [0.9] * 6, letter="SSTTOO",
+        overlapping=[False] * 2 + [True] * 4, found_score=[0.1, 0.9, 0.9, 0.1, 0.9, 0.9],
+    )  # fmt: skip
+    f = laboratories.figures([one], 0.5)["pbc"]
+    assert [f[f"n_{k}"] for k in ("single", "touching", "over", "several")] == [2, 2, 2, 0]
+    assert [f[f"recall_{k}"] for k in ("single", "touching", "over")] == [0.5, 0.5, 1.0]
+    assert math.isnan(f["recall_several"])
+
+
+def test_what_is_refused_is_a_lost_cell_a_double_or_no_cell() -> None:
+    truth = lattice(10)
+    one = examined(truth, truth[:9], [0.9] * 9)
+    nothing = lattice(1, first=50)
+    one = replace(one, refused=np.concatenate([truth[9:], truth[:1] + 1, nothing]))
+    f = laboratories.figures([one], 0.5)["pbc"]
+    assert (f["refused_cells"], f["refused_cells_share"], f["refused_others"]) == (1, 0.1, 2)
+
+
+def test_a_bundle_learned_from_the_laboratories_of_its_training_photographs() -> None:
+    training = {"counts": {"train": {"bcd": {"rbc": 3}, "raabin": {"rbc": 3}}, "val": {"pbc": {"rbc": 3}}}}
+    learned = laboratories.learned_from(training)
+    assert sorted(learned or ()) == ["bccd+bcd", "raabin"]
+    assert laboratories.learned_from({"data": "none"}) is None
+    boxes = lattice(3)
+    found = laboratories.figures([examined(boxes, boxes, [0.9] * 3, source=s) for s in ("bcd", "pbc")], 0.5)
+    rows = laboratories.tables(found, {}, learned)[0].rows
+    assert [r[:2] for r in rows] == [("all", "–"), ("bccd+bcd", "yes"), ("pbc", "no")]
+    assert [r[1] for r in laboratories.tables(found, {}, None)[0].rows] == ["–"] * 3
+
+
 def test_false_white_cells_and_platelets_per_thousand_red_cells() -> None:
     """Of 20 cells found, 3 are called white, one of them rightly, and one a platelet."""
     one = examined(lattice(20), lattice(20), [0.9] * 20)
@@ -93,6 +125,8 @@ def test_false_white_cells_and_platelets_per_thousand_red_cells() -> None:
     f = laboratories.figures([one], 0.5)["all"]
     assert f["wbc_false_per_1000"] == pytest.approx(2000 / 19)
     assert f["platelet_false_per_1000"] == pytest.approx(1000 / 19)
+    assert (f["wbc_labelled"], f["wbc_recall"], f["platelet_labelled"]) == (1, 1.0, 0)
+    assert math.isnan(f["platelet_recall"])
 
 
 def test_nothing_is_neither_good_nor_bad() -> None:
@@ -140,15 +174,19 @@ def test_evaluate_prints_laboratories_and_publishes_only_whole_figures(
 ) -> None:
     add_chula(data)
     out_folder = tmp_path / "docs" / "results"
+    left_out = results.Table("Red cells of a laboratory left out", ("laboratory", "F1"), (("moon", "0.5"),))
+    results.store(results.Section("left-out", "x", (left_out,), data={"bundles": {}}), out_folder)
     code, out, _ = rbc_train(
         monkeypatch, capsys, "evaluate", "--bundle", TOY, "--data", data.folder, "--out", out_folder,
-        "--threads", 1, "--scale", "labelled", "--every", every,
+        "--threads", 1, "--scale", "labelled", "--every", every, "--sheets", tmp_path / "sheets",
     )  # fmt: skip
     assert code == 0
     rows = [line.split() for line in out.splitlines()]
     of_laboratory = [r for r in rows if r and r[0] in ("all", "pbc", "chula") and "%)" in " ".join(r)]
     n = 2 if every == 1 else 1
-    assert [r[:2] for r in of_laboratory] == [["all", str(n + 1)], ["chula", "1"], ["pbc", str(n)]]
+    of_laboratory = [[r[0], *r[2:3]] for r in of_laboratory if r[1] == "–"]  # the toy learned from nothing
+    assert of_laboratory == [["all", str(n + 1)], ["chula", "1"], ["pbc", str(n)]]
+    assert (["moon", "0.5"] in rows) == (every == 1)
     n_points = sum(
         int((d.class_id[~d.overlapping] == 0).sum()) for d in (data.drawn["chula-3"], data.drawn["chula-4"])
     )
@@ -160,3 +198,6 @@ def test_evaluate_prints_laboratories_and_publishes_only_whole_figures(
         assert list(found["laboratories"]) == ["all", "chula", "pbc"]
         assert "## By laboratory" in (tmp_path / "docs" / "results.md").read_text()
         json.dumps(found, allow_nan=False)
+        sheets = {f.name for f in (tmp_path / "sheets").iterdir()}
+        assert "worst-fields.png" in sheets
+        assert any(name.startswith("chula-worst") for name in sheets)

@@ -4,6 +4,7 @@ import doctest
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from rbc_edge.values import Bool, Float32
@@ -167,3 +168,40 @@ def test_resampling_draws_with_replacement_and_the_interval_leaves_out_what_is_n
     values = np.append(np.arange(101.0), math.nan)
     assert metrics.interval(values) == (2.5, 97.5)
     assert all(math.isnan(v) for v in metrics.interval(np.full(3, math.nan)))
+
+
+def sigmoid(x: npt.NDArray[np.float64]) -> Float32:
+    return (1 / (1 + np.exp(-x))).astype(np.float32)
+
+
+def test_platt_finds_how_a_score_was_bent() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 2, 40_000)
+    positive = rng.uniform(size=len(truth)) < sigmoid(truth)
+    a, b = metrics.platt(sigmoid((truth - 1) / 0.5), positive)  # twice too sure, and moved
+    assert a == pytest.approx(0.5, abs=0.02)
+    assert b == pytest.approx(1.0, abs=0.05)
+
+
+def test_platt_is_the_least_loss_and_a_weight_is_as_many_cases() -> None:
+    rng = np.random.default_rng(1)
+    score, positive = rng.uniform(size=60).astype(np.float32), rng.uniform(size=60) < 0.4
+    weight = np.where(np.arange(60) < 20, 2.0, 1.0)
+    line = metrics.platt(score, positive, weight)
+    n = int(positive.sum())
+    target = np.where(positive, (n + 1) / (n + 2), 1 / (60 - n + 2))
+    x = np.log(score.astype(np.float64) / (1 - score))
+
+    def loss(a: float, b: float) -> float:
+        p = sigmoid(a * x + b).astype(np.float64)
+        return float(-(weight * (target * np.log(p) + (1 - target) * np.log(1 - p))).sum())
+
+    for da, db in ((0.02, 0), (-0.02, 0), (0, 0.02), (0, -0.02)):
+        assert loss(line[0] + da, line[1] + db) > loss(*line)
+
+
+def test_platt_stands_scores_that_are_sure_and_a_class_that_is_missing() -> None:
+    a, b = metrics.platt(f32(0, 0, 0, 1, 1, 1), bools("000111"))
+    assert 0 < a < 1 and abs(b) < 1e-6  # perfect, but six cells do not prove certainty
+    assert metrics.platt(f32(0.2, 0.9), bools("11")) == (1.0, 0.0)
+    assert metrics.platt(f32(), bools("")) == (1.0, 0.0)

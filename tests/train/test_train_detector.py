@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from ultralytics.nn.tasks import DetectionModel
 
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
 from rbc_edge.vision import image_file  # before ultralytics
-from rbc_train import train_detector
+from rbc_train import augment, networks, train_detector
 from rbc_train.train_detector import DetectorOptions
 
 
@@ -71,7 +72,7 @@ def test_of_a_large_image_a_random_window_is_shown_with_its_boxes(
     """Every pixel of a box is 200, and no other."""
     for share in ("BURNED_IN", "SURROUNDED", "EMPTY"):
         monkeypatch.setattr(train_detector, share, 0.0)
-    monkeypatch.setattr(train_detector.augment, "vary", lambda image, _rng: image)
+    monkeypatch.setattr(augment, "vary", lambda image, _rng: image)
     image = np.zeros((120, 200, 3), np.uint8)
     image[20:60, 30:80] = image[70:110, 120:190] = 200
     cv2.imwrite(str(tmp_path / "i.png"), image)
@@ -105,12 +106,12 @@ def test_half_precision_is_for_training_alone() -> None:
     pixels = torch.rand(2, 3, 64, 64)
     precise = model.train()(pixels)["scores"]
     assert precise.dtype == torch.float32
-    plain = train_detector.DetectionModel.predict(model, pixels)["scores"]
+    plain = DetectionModel.predict(model, pixels)["scores"]
     assert not torch.equal(precise, plain)
     assert float((precise - plain).detach().abs().mean()) < 0.2
     with torch.no_grad():
         model.eval()
-        assert torch.equal(model(pixels)[0], train_detector.DetectionModel.predict(model, pixels)[0])
+        assert torch.equal(model(pixels)[0], DetectionModel.predict(model, pixels)[0])
 
 
 def test_what_is_missing_is_named(options: DetectorOptions, tmp_path: Path) -> None:
@@ -164,6 +165,20 @@ def test_a_run_trains_is_cut_and_goes_on(options: DetectorOptions, monkeypatch: 
     assert train_detector.train(options).read_bytes() == before  # finished: not again
     with pytest.raises(UsageError, match="has other options"):
         train_detector.train(replace(options, seed=5))
+
+
+def test_a_run_cut_after_its_last_epoch_is_finished(
+    options: DetectorOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(_best: Path, _done: Path) -> Path:
+        raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_detector, "_finish", cut)
+        with pytest.raises(CutError):
+            train_detector.train(options)
+    assert not (options.out / "detector.pt").exists()
+    assert networks.load_detector(train_detector.train(options)).model[-1].nc == 3
 
 
 def test_what_is_no_image_stays_so_after_ultralytics_was_imported() -> None:

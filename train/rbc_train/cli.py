@@ -274,8 +274,9 @@ def evaluate(
     """Scores a bundle, run through rbc_edge, on the validation photographs: by source and by laboratory.
 
     The sources are those of TXL-PBC. Chula is a laboratory, too, where the data have it. Run it last: it
-    compares the targets with what the studies scale, corruptions and bccd measured. With --every it is a
-    quick look: it prints the figures and publishes nothing.
+    compares the targets with what the studies scale, corruptions and bccd measured, and repeats the tables
+    of the study laboratories (each laboratory left out of the training once). With --every it is a quick
+    look: it prints the figures and publishes nothing.
     """
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
     from rbc_edge.vision.bundle import DETECTOR_FP32, Bundle  # noqa: PLC0415
@@ -305,13 +306,18 @@ def evaluate(
     found = score(examined, manifest.overlap_threshold)
     typer.echo(f"bundle {opened.bundle_id}, scale {scale.value}, validation photographs of TXL-PBC")
     typer.echo(table(found))
-    everyone = examined + (look(station, "Chula", fields) if fields else [])
+    other = look(station, "Chula", fields) if fields else []
+    everyone = examined + other
     of_laboratory = laboratories.figures(everyone, manifest.overlap_threshold)
     of_shape = laboratories.by_shape(everyone)
-    own = laboratories.section(of_laboratory, of_shape, bundle_id=opened.bundle_id, scale=scale.value)
+    learned = laboratories.learned_from(manifest.training)
+    own = laboratories.section(
+        of_laboratory, of_shape, learned, bundle_id=opened.bundle_id, scale=scale.value
+    )
     if sheets:
-        for file in worst.write(examined, verified, manifest.overlap_threshold, sheets):
-            typer.echo(file, err=True)
+        for shown, prefix in ((examined, ""), (other, f"{CHULA}-")):
+            for file in worst.write(shown, verified, manifest.overlap_threshold, sheets, prefix):
+                typer.echo(file, err=True)
     if every > 1:
         typer.echo(laboratories.text(own.tables))
         return
@@ -324,6 +330,8 @@ def evaluate(
     lines = scorecard.targets(found, between, runs, opened.bundle_id, out)
     typer.echo(scorecard.targets_text(lines))
     typer.echo(laboratories.text(own.tables))
+    if (out / "left-out.json").is_file():
+        typer.echo(laboratories.text(results.read_tables("left-out", out)))
     names = (*CLASS_NAMES, "overlap")
     section = scorecard.section(
         found,

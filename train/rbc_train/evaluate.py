@@ -5,8 +5,8 @@ at the shipped thresholds, and overlap on the verified labels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -54,6 +54,8 @@ class Examined:
         found_score: float32 (K,): overlap score of the detection that matches it. NaN where none does.
         overlapping: bool (K,): the verified labels, those that can be used.
         letter: K letters of them.
+        refused: float32 (R, 4): red cells of the detector that the second stage refused, pixels of the
+            photograph.
     """
 
     photograph: Photograph
@@ -63,6 +65,7 @@ class Examined:
     found_score: Float32
     overlapping: Bool
     letter: tuple[str, ...]
+    refused: Float32 = field(default_factory=lambda: np.zeros((0, 4), np.float32))
 
 
 def examine(
@@ -117,15 +120,22 @@ def _examine_one(
     # station's: thresholds differ by class, and a red cell under its own may suppress a platelet over its.
     used = result.scale.cell_diameter_px
     view = analyzer.view(field, result.scale)
-    ranked = (
-        Detections.empty()
-        if math.isnan(used)
-        else analyzer.detector.detect(view, used, score_threshold=_MIN_SCORE)
-    )
+    ranked, detected = Detections.empty(), Detections.empty()
+    if not math.isnan(used):
+        ranked = analyzer.detector.detect(view, used, score_threshold=_MIN_SCORE)
+        detected = analyzer.detector.detect(view, used)
     labels = usable(verified, photograph)
     boxes = np.array([v.xyxy for v in labels], np.float32).reshape(-1, 4)
     crops = preprocess.cell_crops(view, boxes, margin=analyzer.classifier.margin)
-    return with_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
+    seen = with_labels(photograph, result, ranked, verified, analyzer.classifier.overlap_score(crops))
+    return replace(seen, refused=missing_boxes(detected, result.cells.detections))
+
+
+def missing_boxes(detected: Detections, kept: Detections) -> Float32:
+    """Returns the boxes of detected red cells that are not among the kept ones: float32 (R, 4)."""
+    red = detected.xyxy[detected.class_id == CellClass.RBC]
+    same = (red[:, None] == kept.xyxy[kept.class_id == CellClass.RBC]).all(axis=2)
+    return np.asarray(red[~same.any(axis=1)], np.float32)
 
 
 def with_labels(
@@ -200,7 +210,7 @@ def score_group(group: Sequence[Examined], overlap_threshold: float) -> dict[str
         figures |= {f"rbc_{rule}_{k}": v for k, v in _count_figures(*_edge_counts(group, rule)).items()}
     figures["rbc_by_crowding"] = _by_crowding(group)
     for name, judged in (("labelled", judged_labels(group)), ("found", judged_found(group))):
-        figures[f"overlap_on_{name}_boxes"] = _verdicts(judged, overlap_threshold)
+        figures[f"overlap_on_{name}_boxes"] = verdicts(judged, overlap_threshold)
     figures["overlap_labels_not_found"] = sum(int(np.isnan(e.found_score).sum()) for e in group)
     return figures
 
@@ -253,7 +263,17 @@ def _judged(examined: Sequence[Examined], scores: Sequence[Float32]) -> Judged:
     )
 
 
-def _verdicts(judged: Judged, threshold: float) -> dict[str, float]:
+def verdicts(judged: Judged, threshold: float) -> dict[str, float]:
+    """Computes the figures of `metrics.Verdicts`, and number and recall of each kind of overlap.
+
+    Args:
+        judged: Cells.
+        threshold: The bundle's.
+
+    Returns:
+        ``n``, ``accuracy``, ..., ``n_touching``, ``recall_touching``, the same for ``over`` and ``several``,
+        and ``n_single``. NaN for a kind that no cell has.
+    """
     figures: dict[str, float] = asdict(metrics.verdicts(judged.score, judged.overlapping, threshold))
     # People disagree most about touching cells, so each kind of overlap is given.
     for name, letter in (("over", "O"), ("touching", "T"), ("several", "M")):
@@ -529,12 +549,19 @@ def _resampled_precision(
     )
 
 
+def by_laboratory(examined: Iterable[Examined]) -> dict[str, list[Examined]]:
+    """Returns the photographs of each laboratory, by its name in the order of the alphabet."""
+    everyone = list(examined)
+    names = sorted({e.photograph.laboratory for e in everyone})
+    return {n: [e for e in everyone if e.photograph.laboratory == n] for n in names}
+
+
 def score_thresholds(examined: Sequence[Examined]) -> tuple[float, ...]:
     """Chooses each class's score threshold on validation photographs.
 
-    Red cells: as many found as labelled, so that counts are unbiased. Every source weighs the same, so
-    that one with many cells does not decide for all. White cells and platelets are few, and an unbiased
-    count of few is chance: best F1 at iou 0.5 instead.
+    Red cells: as many found as labelled, so that counts are unbiased. White cells and platelets are few, and
+    an unbiased count of few is chance: best F1 at iou 0.5 instead. Every laboratory weighs the same, as if
+    each had shown as many red cells. So one with many photographs does not decide for all.
 
     Args:
         examined: Validation photographs.
@@ -555,8 +582,7 @@ _CANDIDATES: Final = np.round(np.arange(0.1, 0.9, 0.005), 3)
 
 def _unbiased_threshold(examined: Sequence[Examined], cell_class: CellClass) -> float:
     ratios: list[Float32] = []
-    for source in sorted({e.photograph.source for e in examined}):
-        own = [e for e in examined if e.photograph.source == source]
+    for own in by_laboratory(examined).values():
         n_truth = int(field_counts(own, cell_class)[1].sum())
         scores = np.concatenate([e.ranked.score[e.ranked.class_id == cell_class] for e in own])
         if n_truth:
@@ -568,43 +594,149 @@ def _unbiased_threshold(examined: Sequence[Examined], cell_class: CellClass) -> 
 
 
 def _best_f1_threshold(examined: Sequence[Examined], cell_class: CellClass) -> float:
-    scores, hits, n_truth = ranked_hits(examined, cell_class, 0.5)
-    if n_truth == 0:
+    right, found, labelled = np.zeros(len(_CANDIDATES)), np.zeros(len(_CANDIDATES)), 0.0
+    for own in by_laboratory(examined).values():
+        scores, hits, n_truth = ranked_hits(own, cell_class, 0.5)
+        over = scores[None, :] >= _CANDIDATES[:, None]
+        # By red cells, not by cells of the class: where hardly any are labelled, false ones would decide all.
+        weight = 1 / max(int(field_counts(own, CellClass.RBC)[1].sum()), 1)
+        right += weight * (over & hits[None, :]).sum(axis=1)
+        found += weight * over.sum(axis=1)
+        labelled += weight * n_truth
+    if labelled == 0:
         return _USUAL_THRESHOLD
-    over = scores[None, :] >= _CANDIDATES[:, None]
-    f1 = 2 * (over & hits[None, :]).sum(axis=1) / np.maximum(over.sum(axis=1) + n_truth, 1)
-    smooth = _smooth(f1, 5)
+    smooth = _smooth(2 * right / (found + labelled), 5)
     return float(_CANDIDATES[int(smooth.argmax())])
 
 
 OVERLAP_CANDIDATES: Final = np.round(np.arange(0.2, 0.801, 0.01), 2)
-_AS_GOOD: Final = 0.005  # of accuracy: less than a thousand cells can tell apart
+_AS_UNBIASED: Final = 0.001  # of the share: less than any laboratory's few hundred cells can tell apart
 
 
 def best_overlap_threshold(examined: Sequence[Examined]) -> float:
-    """Chooses the overlap threshold on verified validation labels: unbiased, of those that are as accurate.
+    """Chooses the overlap threshold on verified validation labels: unbiased on every laboratory.
 
-    What users read is the overlapping share. Accuracy alone leaves a wide plateau, at one end of which five
-    overlapping cells in a hundred are missing. Of all thresholds within half a point of the best accuracy
-    the one is taken that calls as many cells overlapping as the labels do, of a plateau of equals the middle.
+    What users read is the overlapping share. A mean over laboratories hides that it is too high on one and
+    too low on another. So the threshold is taken whose worst laboratory is off least, and of those that are
+    as good the most accurate, every laboratory weighing the same. Of a plateau of equals it is the middle.
 
     Args:
         examined: Validation photographs.
 
     Returns:
-        A threshold between 0.2 and 0.8.
+        A threshold between 0.2 and 0.8. 0.5 without labels.
     """
-    scores = np.concatenate([e.found_score for e in examined])
-    overlapping = np.concatenate([e.overlapping for e in examined])
-    found = ~np.isnan(scores)
-    if not found.any():
+    biases, accuracies = [], []
+    for own in by_laboratory(examined).values():
+        judged = judged_found(own)
+        if len(judged.score):
+            called = judged.score >= OVERLAP_CANDIDATES[:, None]  # threshold by cell
+            biases.append(_smooth(called.mean(axis=1) - judged.overlapping.mean(), 3))
+            accuracies.append(_smooth((called == judged.overlapping).mean(axis=1), 3))
+    if not biases:
         return 0.5
-    called = scores[found] >= OVERLAP_CANDIDATES[:, None]  # threshold by cell
-    accuracy = _smooth((called == overlapping[found]).mean(axis=1), 3)
-    bias = np.abs(_smooth(called.mean(axis=1) - overlapping[found].mean(), 3))
-    bias[accuracy < accuracy.max() - _AS_GOOD] = np.inf
-    least = np.flatnonzero(bias <= bias.min() + 1e-9)
-    return float(OVERLAP_CANDIDATES[least[len(least) // 2]])
+    worst, accuracy = np.abs(biases).max(axis=0), np.mean(accuracies, axis=0)
+    accuracy[worst > worst.min() + _AS_UNBIASED] = -np.inf
+    best = np.flatnonzero(accuracy >= accuracy.max() - 1e-9)
+    return float(OVERLAP_CANDIDATES[best[len(best) // 2]])
+
+
+def platt(examined: Sequence[Examined]) -> tuple[float, float]:
+    """Fits the overlap score of found cells to their verified labels, every laboratory weighing the same.
+
+    Args:
+        examined: Validation photographs.
+
+    Returns:
+        a and b of `metrics.platt`.
+    """
+    judged = [j for own in by_laboratory(examined).values() if len((j := judged_found(own)).score)]
+    n = sum(len(j.score) for j in judged)
+    weight = [np.full(len(j.score), n / (len(judged) * len(j.score))) for j in judged]
+    return metrics.platt(
+        np.concatenate([np.zeros(0, np.float32), *(j.score for j in judged)]),
+        np.concatenate([np.zeros(0, np.bool_), *(j.overlapping for j in judged)]),
+        np.concatenate([np.zeros(0), *weight]),
+    )
+
+
+REFUSE_CANDIDATES: Final = np.round(np.arange(0.3, 1.0, 0.005), 3)
+"""With a floor: a network that knows its cells well need not use up what it may lose."""
+
+MOST_REFUSED: Final = 0.01
+"""Of the red cells, every laboratory weighing the same, no more than this share may be refused."""
+MOST_REFUSED_ANYWHERE: Final = 0.015
+"""Of the red cells of no laboratory may more than this share be refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """From which score on a box is refused, and what that does.
+
+    Attributes:
+        threshold: Least refuse score of a box that is refused.
+        cells: Share of the red cells that are refused, by laboratory.
+        negatives: Share of what is not one red cell that is refused, by laboratory.
+    """
+
+    threshold: float
+    cells: Mapping[str, float]
+    negatives: Mapping[str, float]
+
+
+def refuse_threshold(
+    scores_of_cells: Mapping[str, Float32], scores_of_negatives: Mapping[str, Float32]
+) -> Refusal:
+    """Chooses the smallest threshold that still spares the red cells.
+
+    Args:
+        scores_of_cells: float32 (N,), refuse scores of red cells, by laboratory.
+        scores_of_negatives: float32 (M,), those of what is not one red cell. They do not decide.
+
+    Returns:
+        The smallest threshold that refuses at most `MOST_REFUSED` of the red cells and at most
+        `MOST_REFUSED_ANYWHERE` of those of any laboratory. 1.0 if none does so, or without red cells.
+    """
+    known = {name: scores for name, scores in scores_of_cells.items() if len(scores)}
+    refused = np.array([(s >= REFUSE_CANDIDATES[:, None]).mean(axis=1) for s in known.values()], np.float64)
+    threshold = 1.0
+    if known:
+        fair = (refused.mean(axis=0) <= MOST_REFUSED) & (refused.max(axis=0) <= MOST_REFUSED_ANYWHERE)
+        threshold = float(REFUSE_CANDIDATES[int(fair.argmax())]) if fair.any() else 1.0
+
+    def share(of: Mapping[str, Float32]) -> dict[str, float]:
+        return {name: float((s >= threshold).mean()) for name, s in of.items() if len(s)}
+
+    return Refusal(threshold, share(scores_of_cells), share(scores_of_negatives))
+
+
+def refuse_scores(
+    examined: Sequence[Examined], judge: Callable[[Examined, Float32], Float32]
+) -> tuple[dict[str, Float32], dict[str, Float32]]:
+    """Collects what `refuse_threshold` chooses by.
+
+    Args:
+        examined: Validation photographs, seen by a bundle that refuses nothing.
+        judge: Gives the refuse scores float32 (N,) of boxes float32 (N, 4) of a photograph.
+
+    Returns:
+        By laboratory: scores of the found boxes that match a labelled red cell, and of the labelled boxes
+        that are not one red cell.
+    """
+    cells: dict[str, Float32] = {}
+    negatives: dict[str, Float32] = {}
+    for name, own in by_laboratory(examined).items():
+        right, others = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+        for e in own:
+            found = e.result.cells.detections
+            found = found.take(found.class_id == CellClass.RBC)
+            truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
+            hit = metrics.match(found.xyxy, found.score, truth, min_iou=0.5) >= 0
+            right.append(judge(e, found.xyxy[hit]))
+            boxes = np.array([n.xyxy for n in e.photograph.non_red_cells()], np.float32).reshape(-1, 4)
+            others.append(judge(e, boxes))
+        cells[name], negatives[name] = np.concatenate(right), np.concatenate(others)
+    return cells, negatives
 
 
 def _smooth(values: Float64, reach: int) -> Float64:

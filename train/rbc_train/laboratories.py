@@ -1,7 +1,7 @@
 """A bundle by laboratory and by shape: how often it is right, and how often wrong without a flag."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -9,13 +9,15 @@ import numpy as np
 
 from rbc_edge.values import CellClass
 from rbc_train import console, metrics
-from rbc_train.data import SHAPES
-from rbc_train.evaluate import Examined, class_hits, field_counts, judged_found
+from rbc_train.data import CLASS_NAMES, LABORATORIES, SHAPES
+from rbc_train.evaluate import Examined, by_laboratory, class_hits, field_counts, judged_found, verdicts
 from rbc_train.metrics import Float64
 from rbc_train.results import Section, Table
 
 _LABELLED: Final = 0.9  # of a field's red cells: with fewer verified labels its true share is not known
-_BINS: Final = 10
+_KINDS: Final = {
+    "single": "single", "touching": "touching", "over": "over or under", "several": "several in the box",
+}  # fmt: skip
 _NONE: Final = "–"
 
 
@@ -30,9 +32,21 @@ def figures(examined: Sequence[Examined], overlap_threshold: float) -> dict[str,
         Figures by laboratory, "all" first, JSON-able.
     """
     complete = [e for e in examined if e.photograph.complete]
-    names = sorted({e.photograph.laboratory for e in complete})
-    groups = [(n, [e for e in complete if e.photograph.laboratory == n]) for n in names]
-    return {n: _of_group(group, overlap_threshold) for n, group in (("all", complete), *groups)}
+    groups = {"all": complete, **by_laboratory(complete)}
+    return {name: _of_group(group, overlap_threshold) for name, group in groups.items()}
+
+
+def learned_from(training: Mapping[str, Any]) -> frozenset[str] | None:
+    """Returns the laboratories whose photographs taught a bundle.
+
+    Args:
+        training: What the bundle's manifest says about it.
+
+    Returns:
+        Their names. None where the manifest does not say it.
+    """
+    sources = training.get("counts", {}).get("train")
+    return None if sources is None else frozenset(LABORATORIES.get(s, s) for s in sources)
 
 
 def _of_group(group: Sequence[Examined], threshold: float) -> dict[str, float]:
@@ -42,8 +56,7 @@ def _of_group(group: Sequence[Examined], threshold: float) -> dict[str, float]:
     wrong = metrics.fields_off(counted, labelled, share, true_share)
     flagged = np.array([bool(e.result.flags) for e in group], np.bool_)
     error = np.abs(metrics.relative_error(counted, labelled)[labelled > 0])
-    judged = judged_found(group)
-    verdicts = metrics.verdicts(judged.score, judged.overlapping, threshold)
+    overlap = verdicts(judged_found(group), threshold)
     known = ~np.isnan(true_share)
     return {
         "fields": len(group),
@@ -57,13 +70,45 @@ def _of_group(group: Sequence[Examined], threshold: float) -> dict[str, float]:
         **asdict(metrics.alarms(wrong, flagged)),
         "share_fields": int(known.sum()),
         "share_bias": float((share - true_share)[known].mean()) if known.any() else math.nan,
-        "verified": verdicts.n,
-        "accuracy": verdicts.accuracy,
-        "auc": verdicts.auc,
-        "precision_overlapping": verdicts.precision_overlapping,
-        "calibration_error": metrics.calibration(judged.score, judged.overlapping, bins=_BINS).error,
-        "wbc_false_per_1000": _false_per_1000(group, CellClass.WBC, n_labelled),
-        "platelet_false_per_1000": _false_per_1000(group, CellClass.PLATELET, n_labelled),
+        "verified": overlap["n"],
+        **{k: overlap[k] for k in ("accuracy", "auc", "precision_overlapping", "calibration_error")},
+        **{f"{what}_{kind}": overlap[f"{what}_{kind}"] for kind in _KINDS for what in ("n", "recall")},
+        **_others(group, CellClass.WBC, n_labelled),
+        **_others(group, CellClass.PLATELET, n_labelled),
+        **_refused(group, hits),
+    }
+
+
+def _others(group: Sequence[Examined], cell_class: CellClass, n_red: int) -> dict[str, float]:
+    """White cells or platelets: labelled, found, and boxes without one for each thousand red cells."""
+    hits, n_found, n_labelled = class_hits(group, cell_class)
+    name = CLASS_NAMES[cell_class]
+    return {
+        f"{name}_labelled": n_labelled,
+        f"{name}_recall": hits / n_labelled if n_labelled else math.nan,
+        f"{name}_false_per_1000": 1000 * (n_found - hits) / n_red if n_red else math.nan,
+    }
+
+
+def _refused(group: Sequence[Examined], n_kept: int) -> dict[str, float]:
+    """What the second stage refused: red cells, and others. `n_kept` of the kept boxes have a label.
+
+    A refused box on a red cell that another box found is no lost cell.
+    """
+    cells = n = 0
+    for e in group:
+        truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
+        found = e.result.cells.detections
+        found = found.take(found.class_id == CellClass.RBC)
+        pairs = metrics.match(found.xyxy, found.score, truth, min_iou=0.5)
+        missed = np.delete(truth, pairs[pairs >= 0], axis=0)
+        order = np.ones(len(e.refused), np.float32)
+        cells += int((metrics.match(e.refused, order, missed, min_iou=0.5) >= 0).sum())
+        n += len(e.refused)
+    return {
+        "refused_cells": cells,
+        "refused_cells_share": cells / (cells + n_kept) if cells + n_kept else math.nan,
+        "refused_others": n - cells,
     }
 
 
@@ -80,11 +125,6 @@ def overlapping_shares(group: Sequence[Examined]) -> tuple[Float64, Float64]:
         enough = n > 0 and len(e.overlapping) >= _LABELLED * n
         labelled.append(float(e.overlapping.mean()) if enough else math.nan)
     return np.array(counted, np.float64), np.array(labelled, np.float64)
-
-
-def _false_per_1000(group: Sequence[Examined], cell_class: CellClass, n_red: int) -> float:
-    hits, n_found, _ = class_hits(group, cell_class)
-    return 1000 * (n_found - hits) / n_red if n_red else math.nan
 
 
 def by_shape(examined: Sequence[Examined]) -> dict[str, dict[str, float]]:
@@ -133,65 +173,112 @@ def _of_shape(rows: Sequence[tuple[str, bool, bool, bool]]) -> dict[str, float]:
     }
 
 
-def tables(of_laboratory: Mapping[str, Any], of_shape: Mapping[str, Any]) -> tuple[Table, ...]:
+def tables(
+    of_laboratory: Mapping[str, Any],
+    of_shape: Mapping[str, Any],
+    learned: Collection[str] | None,
+    *,
+    by: str = "by laboratory",
+) -> tuple[Table, ...]:
     """Lays the figures out for readers.
 
     Args:
         of_laboratory: What `figures` returned.
         of_shape: What `by_shape` returned.
+        learned: Names in `of_laboratory` that the bundle learned from. None where it is not known.
+        by: What the rows are, for the captions.
 
     Returns:
-        Red cells and flags, overlap and false cells, and shapes where there are points.
+        Headline figures and flags, red cells, overlap, kinds of overlap, other boxes, and shapes where there
+        are points.
     """
-    cells = tuple(
-        (
-            name, str(f["fields"]), str(f["labelled"]),
-            *(_figure(f[k]) for k in ("recall", "precision", "f1")),
-            _percent(f["count_bias"], "+.1f"), _percent(f["field_error_median"]),
-            f"{f['silent']} ({_percent(f['silent_share'])})", f"{f['wrong']}",
-            f"{f['false']} ({_percent(f['false_share'])})",
-        )
-        for name, f in of_laboratory.items()
-    )  # fmt: skip
-    overlap = tuple(
-        (
-            name, str(f["verified"]),
-            *(_figure(f[k]) for k in ("accuracy", "auc", "precision_overlapping", "calibration_error")),
-            str(f["share_fields"]), _percent(f["share_bias"], "+.1f"),
-            *(_figure(f[f"{k}_false_per_1000"], 1) for k in ("wbc", "platelet")),
-        )
-        for name, f in of_laboratory.items()
-    )  # fmt: skip
-    shapes = tuple(
-        (
-            name, str(f["points"]), _figure(f["found"]), _figure(f["called_overlapping"]), str(f["single"]),
-            _figure(f["single_called_overlapping"]),
-        )
-        for name, f in of_shape.items()
-    )  # fmt: skip
+
+    def rows(cells: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+        return tuple((name, *cells(f)) for name, f in of_laboratory.items())
+
+    taught = {
+        name: _NONE if learned is None or name == "all" else "yes" if name in learned else "no"
+        for name in of_laboratory
+    }
     made = [
         Table(
-            "Red cells by laboratory, at the shipped thresholds, iou 0.5. A field is wrong if its count is "
-            "off by more than 15 % and two cells, or its overlapping share by more than 15 points. It is "
-            "silent if it is wrong without a flag. A false alarm is a flag on a field that is right",
+            f"Right or flagged, {by}. A field is wrong if its count is off by more than 15 % and two cells, "
+            "or its overlapping share by more than 15 points. It is silent if it is wrong without a flag, a "
+            "hit with one. A false alarm is a flag on a field that is right",
             (
-                "laboratory", "fields", "labelled", "recall", "precision", "F1", "count",
-                "median field error", "silent", "wrong", "false alarms",
+                "laboratory", "learned from it", "fields", "F1", "count", "overlap accuracy", "share, points",
+                "silent", "wrong", "hits", "false alarms",
             ),
-            cells,
+            tuple(
+                (
+                    name, taught[name], str(f["fields"]), _figure(f["f1"]), _percent(f["count_bias"], "+.1f"),
+                    _figure(f["accuracy"]), _figure(100 * f["share_bias"], "+.1f"),
+                    f"{f['silent']} ({_percent(f['silent_share'])})", str(f["wrong"]),
+                    f"{f['wrong'] - f['silent']} ({_percent(f['hit_rate'])})",
+                    f"{f['false']} ({_percent(f['false_share'])})",
+                )
+                for name, f in of_laboratory.items()
+            ),
         ),
         Table(
-            "Overlap by laboratory, found cells with a verified label. Calibration error: the expected one, "
-            f"{_BINS} bins of equal width. The share is judged in fields with a label on nine in ten red "
-            "cells. False white cells and platelets: per thousand red cells",
+            f"Red cells {by}, at the shipped thresholds, iou 0.5",
+            ("laboratory", "labelled", "counted", "recall", "precision", "F1", "median field error"),
+            rows(
+                lambda f: (
+                    str(f["labelled"]), str(f["counted"]),
+                    *(_figure(f[k]) for k in ("recall", "precision", "f1")),
+                    _percent(f["field_error_median"]),
+                )
+            ),
+        ),
+        Table(
+            f"Overlap {by}, found cells with a verified label. Calibration error: the expected one, "
+            "ten bins of equal width. The share is judged in fields with a label on nine in ten red cells",
             (
                 "laboratory", "cells", "accuracy", "AUC", "overlapping: precision", "calibration error",
-                "fields with a share", "share, points", "false white cells", "false platelets",
+                "fields with a share", "share, points",
             ),
-            overlap,
+            rows(
+                lambda f: (
+                    str(f["verified"]),
+                    *(
+                        _figure(f[k])
+                        for k in ("accuracy", "auc", "precision_overlapping", "calibration_error")
+                    ),
+                    str(f["share_fields"]), _figure(100 * f["share_bias"], "+.1f"),
+                )
+            ),
+        ),
+        Table(
+            f"Verdicts {by}, by kind: share of the found cells with a verified label that is right (number "
+            "of cells)",
+            ("laboratory", *_KINDS.values()),
+            rows(lambda f: tuple(f"{_figure(f[f'recall_{k}'])} ({f[f'n_{k}']})" for k in _KINDS)),
+        ),
+        Table(
+            f"White cells, platelets and refused boxes {by}. False ones: for each thousand red cells. The "
+            "second stage refuses red cells (their share of those found before), and other boxes",
+            (
+                "laboratory", "white cells", "found", "false white cells", "platelets", "platelets found",
+                "false platelets", "refused red cells", "refused others",
+            ),
+            rows(
+                lambda f: (
+                    *(
+                        cell
+                        for k in ("wbc", "platelet")
+                        for cell in (
+                            str(f[f"{k}_labelled"]), _figure(f[f"{k}_recall"]),
+                            _figure(f[f"{k}_false_per_1000"], ".1f"),
+                        )
+                    ),
+                    f"{f['refused_cells']} ({_percent(f['refused_cells_share'])})",
+                    str(f["refused_others"]),
+                )
+            ),
         ),
     ]  # fmt: skip
-    if shapes:
+    if of_shape:
         made.append(
             Table(
                 "Points of Chula by shape: found as a red cell, and called overlapping",
@@ -203,9 +290,15 @@ def tables(of_laboratory: Mapping[str, Any], of_shape: Mapping[str, Any]) -> tup
                     "found, labelled single",
                     "of them overlapping",
                 ),
-                shapes,
+                tuple(
+                    (
+                        name, str(f["points"]), _figure(f["found"]), _figure(f["called_overlapping"]),
+                        str(f["single"]), _figure(f["single_called_overlapping"]),
+                    )
+                    for name, f in of_shape.items()
+                ),
             )
-        )
+        )  # fmt: skip
     return tuple(made)
 
 
@@ -215,13 +308,19 @@ def text(made: Sequence[Table]) -> str:
 
 
 def section(
-    of_laboratory: Mapping[str, Any], of_shape: Mapping[str, Any], *, bundle_id: str, scale: str
+    of_laboratory: Mapping[str, Any],
+    of_shape: Mapping[str, Any],
+    learned: Collection[str] | None,
+    *,
+    bundle_id: str,
+    scale: str,
 ) -> Section:
     """Makes the section ``laboratories``.
 
     Args:
         of_laboratory: What `figures` returned.
         of_shape: What `by_shape` returned.
+        learned: What `learned_from` returned.
         bundle_id: Of the bundle.
         scale: How the station got the scale: estimated or labelled.
 
@@ -231,13 +330,19 @@ def section(
     return Section(
         name="laboratories",
         command="python -m rbc_train evaluate" + ("" if scale == "estimated" else f" --scale {scale}"),
-        tables=tables(of_laboratory, of_shape),
-        data={"bundle_id": bundle_id, "scale": scale, "laboratories": of_laboratory, "shapes": of_shape},
+        tables=tables(of_laboratory, of_shape, learned),
+        data={
+            "bundle_id": bundle_id,
+            "scale": scale,
+            "learned": None if learned is None else sorted(learned),
+            "laboratories": of_laboratory,
+            "shapes": of_shape,
+        },
     )
 
 
-def _figure(value: float, digits: int = 3) -> str:
-    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+def _figure(value: float, form: str = ".3f") -> str:
+    return _NONE if math.isnan(value) else f"{value:{form}}"
 
 
 def _percent(value: float, form: str = ".1f") -> str:

@@ -204,6 +204,47 @@ def calibration(score: Float32, positive: Bool, *, bins: int = 10) -> Calibratio
     return Calibration(n, mean_score, share, error, float(np.mean((score - positive) ** 2)))
 
 
+_SURE: Final = 1e-6  # a score of 0 or 1 has no log odds
+
+
+def platt(score: Float32, positive: Bool, weight: Float64 | None = None) -> tuple[float, float]:
+    """Fits how log odds must be stretched and moved so that a score is a probability (Platt 1999).
+
+    Newton's method with halved steps and Platt's softened targets, as Lin, Lin, Weng (2007) correct it.
+
+    Args:
+        score: float32 (N,), 0..1.
+        positive: bool (N,).
+        weight: float64 (N,), how much each case counts. Once each when None.
+
+    Returns:
+        a and b: sigmoid(a * log odds of the score + b) is the probability. (1, 0) where a class is missing.
+    """
+    n = int(positive.sum())
+    if n in (0, len(positive)):
+        return 1.0, 0.0
+    p = np.clip(score.astype(np.float64), _SURE, 1 - _SURE)
+    x = np.stack([np.log(p / (1 - p)), np.ones(len(p))])
+    target = np.where(positive, (n + 1) / (n + 2), 1 / (len(positive) - n + 2))
+    counted = np.ones(len(p)) if weight is None else weight
+
+    def loss(line: Float64) -> float:
+        return float((counted * (np.logaddexp(0, line @ x) - target * (line @ x))).sum())
+
+    line = np.array([1.0, 0.0])
+    for _ in range(100):
+        said = (1 + np.tanh(line @ x / 2)) / 2
+        slope = x @ (counted * (said - target))
+        step = np.linalg.solve((x * (counted * said * (1 - said))) @ x.T + 1e-12 * np.eye(2), slope)
+        part = 1.0
+        while part > 1e-9 and loss(line - part * step) > loss(line) - 1e-4 * part * float(slope @ step):
+            part /= 2
+        line = line - part * step
+        if np.abs(slope).max() < 1e-9 * counted.sum():
+            break
+    return float(line[0]), float(line[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """How two ways to count agree, field by field (Bland, Altman 1986).

@@ -23,8 +23,8 @@ FOLDER: Final = Path("docs/results")
 
 _SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
     "results": (
-        "metrics", "laboratories", "bccd-test", "baselines", "corruptions", "scale", "suppression",
-        "diameter", "overlap",
+        "metrics", "laboratories", "left-out", "bccd-test", "baselines", "corruptions", "scale",
+        "suppression", "diameter", "overlap",
     ),
     "paper": ("paper", "learning"),
     "quality": ("quality", "coverage"),
@@ -185,6 +185,14 @@ def read_section(name: str, folder: Path = FOLDER) -> dict[str, Any]:
         UnavailableError: If the command was not run, or its file is not whole.
     """
     return dict(_read(folder / f"{name}.json")["data"])
+
+
+def read_tables(name: str, folder: Path = FOLDER) -> tuple[Table, ...]:
+    """Reads the tables that a command published. See `read_section`."""
+    return tuple(
+        Table(t["caption"], tuple(t["columns"]), tuple(map(tuple, t["rows"])))
+        for t in _read(folder / f"{name}.json")["tables"]
+    )
 
 
 def plain(figures: Any) -> Any:

@@ -31,15 +31,16 @@ _DASH_PX: Final = 6
 
 
 def write(
-    examined: Sequence[Examined], verified: VerifiedLabels, threshold: float, folder: Path
+    examined: Sequence[Examined], verified: VerifiedLabels, threshold: float, folder: Path, prefix: str = ""
 ) -> list[Path]:
-    """Writes both kinds of sheets.
+    """Writes both kinds of sheets. Photographs that are not complete are left out.
 
     Args:
         examined: What `evaluate.examine` returned.
         verified: Overlap labels, as given to it.
         threshold: The bundle's overlap threshold.
         folder: Where to. Not in the repository.
+        prefix: Of the names of the files.
 
     Returns:
         The files.
@@ -47,6 +48,7 @@ def write(
     Raises:
         UnavailableError: If they cannot be written.
     """
+    examined = [e for e in examined if e.photograph.complete]
     sheets = {
         "worst-singles.png": worst_verdicts(examined, verified, threshold, overlapping=False),
         "worst-overlapping.png": worst_verdicts(examined, verified, threshold, overlapping=True),
@@ -57,14 +59,15 @@ def write(
         if sheet is None:
             continue
         done, data = cv2.imencode(".png", sheet[:, :, ::-1])
+        file = folder / f"{prefix}{name}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data.tobytes() if done else b"")
+            file.write_bytes(data.tobytes() if done else b"")
         except OSError as error:
             raise UnavailableError(
-                f"{folder / name}: {error.strerror}", "choose another folder with --sheets"
+                f"{file}: {error.strerror}", "choose another folder with --sheets"
             ) from error
-        files.append(folder / name)
+        files.append(file)
     return files
 
 

@@ -63,7 +63,9 @@ def teach(options: TeachingOptions, progress: Callable[[int, int, str], None] | 
     photographs = photographs_of(options.dataset, options.data)
     # Every crop has a weak label: this is all of them.
     every = train_classifier.read_samples(options.dataset, photographs, "train", "weak")
-    said = np.zeros((options.folds, len(rows), 2), np.float32)
+    spread, verified = train_classifier.taught_rows(rows)
+    asked = sorted({*spread, *verified})
+    said = np.full((options.folds, len(rows), 2), np.nan, np.float32)
     for fold in range(options.folds):
         one = train_classifier.ClassifierOptions(
             options.dataset,
@@ -78,7 +80,8 @@ def teach(options: TeachingOptions, progress: Callable[[int, int, str], None] | 
             threads=options.threads,
         )
         network, config = networks.load_classifier(train_classifier.train(one, progress))
-        said[fold] = networks.predict_both(network, every.crops(config["crop_margin"]), turned=True)
+        crops = every.crops(config["crop_margin"], asked)
+        said[fold, asked] = networks.predict_both(network, crops, turned=True)
     dealt = train_classifier.deal(rows, options.folds)
     own = np.array([dealt[row["name"]] for row in rows])
     inspected = np.array([bool(row["verified"]) for row in rows])

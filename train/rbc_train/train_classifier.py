@@ -10,7 +10,7 @@ import csv
 import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -111,11 +111,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.view)
 
-    def crops(self, margin: float) -> UInt8:
-        """Cuts all boxes as the station does: uint8 (N, 64, 64, 3)."""
+    def crops(self, margin: float, which: Sequence[int] | None = None) -> UInt8:
+        """Cuts boxes as the station does: uint8 (N, 64, 64, 3). All, or `which`."""
         cut = [
-            preprocess.cell_crops(self.views[i], box[None], margin=margin)
-            for i, box in zip(self.view.tolist(), self.xyxy, strict=True)
+            preprocess.cell_crops(self.views[int(self.view[i])], self.xyxy[i, None], margin=margin)
+            for i in (range(len(self)) if which is None else which)
         ]
         return np.concatenate([np.zeros((0, preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8), *cut])
 
@@ -141,7 +141,8 @@ def read_taught(folder: Path, dataset: Path) -> Float32:
         dataset: The dataset of the crops that they judged.
 
     Returns:
-        float32 (N, 2): probability of overlapping, and of no single red cell, by crop of the dataset.
+        float32 (N, 2): probability of overlapping, and of no single red cell, by crop of the dataset. NaN
+        for crops that are not taught.
 
     Raises:
         UnavailableError: If there are no verdicts, or they are for another dataset.
@@ -214,12 +215,12 @@ def read_samples(
                 f"{dataset}: {len(rows)} crops, {0 if soft is None else len(soft)} of them taught",
                 "teach again: python -m rbc_train teach",
             )
-        verified = [i for i, row in enumerate(rows) if row["verified"]]
+        spread, verified = taught_rows(rows)
         hard = np.array([r["verified"] == "overlapping" for r in rows], np.float32)
         target, refuse = soft[:, 0].copy(), soft[:, 1].copy()
         target[verified] = (soft[verified, 0] + hard[verified]) / 2
         refuse[verified] /= 2
-        chosen = [*_spread(rows), *verified]
+        chosen = [*spread, *verified]
     else:
         chosen = [i for i, row in enumerate(rows) if row[kind] and use(row["name"])]
         target = np.array([row[kind] == "overlapping" for row in rows], np.float32)
@@ -255,6 +256,11 @@ def read_samples(
 
 _MOST_TAUGHT: Final = 18
 """Crops of a photograph that are taught. A field of Chula has a hundred cells, and others teach, too."""
+
+
+def taught_rows(rows: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+    """Returns which crops are taught, spread evenly over each photograph, and those that were inspected."""
+    return _spread(rows), [i for i, row in enumerate(rows) if row["verified"]]
 
 
 def _spread(rows: list[dict[str, str]]) -> list[int]:

@@ -21,6 +21,7 @@ import torch
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.patches import torch_load
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.values import Bool, Float32, UInt8
@@ -319,13 +320,21 @@ def run(
     done, kept = out / CHECKPOINT, out / "resume.pt"
     if done.is_file():
         return done
+    best = out / "ultralytics" / "weights" / "best.pt"
     if kept.is_file():
+        if torch_load(kept, map_location="cpu")["epoch"] + 1 >= overrides["epochs"]:
+            # Cut after the last epoch: there is nothing to resume, which ultralytics refuses.
+            return _finish(best, done)
         overrides = {"resume": str(kept), **{k: overrides[k] for k in ("device", "workers")}}
     trainer = trainer_class(overrides=overrides)
     torch.set_num_threads(threads)  # after the trainer is made, which sets a number of its own
     trainer.coco_weights = weights
     trainer.add_callback("on_model_save", partial(_keep, keep=kept))
     trainer.train()
-    shutil.copyfile(trainer.best, out / "detector.tmp")
-    (out / "detector.tmp").replace(done)
-    return done
+    return _finish(trainer.best, done)
+
+
+def _finish(best: Path, done: Path) -> Path:
+    """Copies the best checkpoint atomically to where a finished run has it."""
+    shutil.copyfile(best, done.with_suffix(".tmp"))
+    return done.with_suffix(".tmp").replace(done)

@@ -197,7 +197,7 @@ def tune(candidates: Iterable[Method], photographs: Sequence[Photograph], verifi
 
     For each candidate the score threshold is the one that makes its counts unbiased, as our detector's.
     The candidate with the best F1 of red cells at iou 0.5 there is taken, every source weighing the same.
-    Then the overlap threshold is the one with the best accuracy on the verified labels.
+    Then the overlap threshold is chosen as for the bundle (`evaluate.best_overlap_threshold`).
 
     Args:
         candidates: One method with different parameters. At least one.

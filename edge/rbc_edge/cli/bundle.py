@@ -1,25 +1,14 @@
-"""``rbc-edge bundle show`` and ``verify``, and ``rbc-edge --version``, which names the bundle."""
+"""``rbc-edge bundle show`` and ``verify``."""
 
 from dataclasses import asdict
 from typing import Any
 
-from rbc_edge import __version__
 from rbc_edge.cli.console import print_json, print_mapping
 from rbc_edge.cli.options import Given
-from rbc_edge.errors import ExitCode, UsageError
+from rbc_edge.errors import ExitCode
 from rbc_edge.text import path_text
 from rbc_edge.vision import selftest
-from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle, Manifest, claimed_id
-
-
-def print_version() -> None:
-    """Prints the version of the program and the bundle that would count."""
-    try:
-        folder = Given().load().settings.bundle
-    except UsageError:  # the version may be asked for to find out what is wrong with the settings
-        folder = None
-    bundle_id = claimed_id(folder)
-    print(f"rbc-edge {__version__}, {f'bundle {bundle_id}' if bundle_id else 'no bundle'}")
+from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle, Manifest
 
 
 def show(given: Given, *, everything: bool, json_output: bool) -> int:

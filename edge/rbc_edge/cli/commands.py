@@ -28,10 +28,16 @@ app.add_typer(config_app, name="config")
 
 JSON = option("--json", "Print JSON on standard output.", False)
 
+ADOPT = option(
+    "--adopt",
+    "Use --out although it holds tables or pages of others. They are moved aside, not deleted.",
+    False,
+)
+
 
 def _version(asked: bool) -> None:
     if asked:
-        import_module("rbc_edge.cli.bundle").print_version()
+        import_module("rbc_edge.cli.version").print_version()
         raise typer.Exit()
 
 
@@ -53,6 +59,7 @@ def run(
     given: Given,
     paths: list[Path] = argument("PATH", "Images, and folders of images. Each sub-folder is a slide.", ...),
     force: bool = option("--force", "Count all images again, also those counted before.", False),
+    adopt: bool = ADOPT,
     json_output: bool = JSON,
 ) -> None:
     """Count every image in the given folders and files once.
@@ -70,7 +77,9 @@ def run(
     "rbc-edge watch /mnt/share --out /results --marker .station --once",
 )
 def watch(
-    given: Given, once: bool = option("--once", "Count the images that are there now, then stop.", False)
+    given: Given,
+    once: bool = option("--once", "Count the images that are there now, then stop.", False),
+    adopt: bool = ADOPT,
 ) -> None:
     """Count every image that arrives in SOURCE, until it is stopped.
 

@@ -54,8 +54,16 @@ class Bar(logging.Handler):
             self._line = line
 
 
-class _ServiceLine(logging.Formatter):
-    """One line in the log of a service: the journal adds the time, and reads the level from a prefix."""
+class _Line(logging.Formatter):
+    """One line for a message, whatever names it holds. A traceback keeps its lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return one_line(text) if record.exc_info is None else text
+
+
+class _ServiceLine(_Line):
+    """A line in the log of a service: the journal adds the time, and reads the level from a prefix."""
 
     def __init__(self) -> None:
         self._journal = under_journal(os.environ)
@@ -63,8 +71,6 @@ class _ServiceLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        if record.exc_info is None:
-            text = one_line(text)
         return journal_prefix(record.levelno) + text if self._journal else text
 
 
@@ -78,16 +84,21 @@ def log_to_stderr(
     for handler in list(log.handlers):
         log.removeHandler(handler)
     handler = bar or Bar(shown=False)
-    if service:
-        handler.setFormatter(_ServiceLine())
+    handler.setFormatter(_ServiceLine() if service else _Line())
     log.addHandler(handler)
     usual = logging.INFO if service else logging.WARNING
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else usual)
 
 
+def print_line(text: str) -> None:
+    """Prints one line, whatever names the text holds."""
+    print(one_line(text))
+
+
 def print_json(value: object) -> None:
     """Prints a value as JSON. Types that JSON does not have are printed as text."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    # In ASCII: what stands in place of a character that stdout cannot show would be no JSON.
+    print(json.dumps(value, indent=2, default=str))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -95,16 +106,16 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
-        print("  ".join(cells).rstrip())
+        print_line("  ".join(cells).rstrip())
 
 
 def print_mapping(values: Mapping[str, object], indent: str = "") -> None:
     """Prints a line for each key, and the keys of inner mappings under theirs."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            print(f"{indent}{key}:")
+            print_line(f"{indent}{key}:")
             print_mapping(value, indent + "  ")
         elif isinstance(value, Iterable) and not isinstance(value, str):
-            print(f"{indent}{key}: {', '.join(map(str, value))}")
+            print_line(f"{indent}{key}: {', '.join(map(str, value))}")
         else:
-            print(f"{indent}{key}: {value}")
+            print_line(f"{indent}{key}: {value}")

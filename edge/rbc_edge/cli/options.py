@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 
 from rbc_edge.config import SETTINGS, Loaded, Setting, load
+from rbc_edge.errors import UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,7 @@ def command(app: typer.Typer, *examples: str, config: bool = True) -> Callable[.
             if takes_settings:
                 flags = {setting.name: values.pop(setting.name) for setting in settings}
                 values["given"] = Given(flags, values.pop("config", None))
-            act = getattr(import_module(f"rbc_edge.cli.{module or function}"), function)
-            raise typer.Exit(act(**values))
+            raise typer.Exit(_loaded(module or function, function)(**values))
 
         parameters = [
             *map(_parameter, settings),
@@ -73,6 +73,16 @@ def command(app: typer.Typer, *examples: str, config: bool = True) -> Callable[.
         return declaration
 
     return declare
+
+
+def _loaded(module: str, function: str) -> Callable[..., Any]:
+    """Loads what a command does. Raises `UnavailableError` where a library that it needs cannot be loaded."""
+    try:
+        return cast(Callable[..., Any], getattr(import_module(f"rbc_edge.cli.{module}"), function))
+    except Exception as error:  # a library of another processor or version may raise anything
+        what = f"a library cannot be loaded: {type(error).__name__}: {error}"
+        advice = "`rbc-edge doctor` says which; install rbc-edge again, into its own environment"
+        raise UnavailableError(what, advice) from error
 
 
 def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:

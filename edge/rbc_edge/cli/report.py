@@ -3,7 +3,7 @@
 import webbrowser
 from collections.abc import Sequence
 
-from rbc_edge.cli.console import log, log_to_stderr
+from rbc_edge.cli.console import log, log_to_stderr, print_line
 from rbc_edge.cli.options import Given
 from rbc_edge.errors import BundleError, ExitCode
 from rbc_edge.store.queries import Reader
@@ -32,7 +32,7 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
         reports = Reports(out, reader, edges=EdgeRule(rule), images=n_images, manifest=manifest)
         pages = reports.write(slides or None)
     for page in [*pages, reports.index]:
-        print(path_text(page))
+        print_line(path_text(page))
     if open_it:
         page = pages[0] if len(pages) == 1 else reports.index
         if not webbrowser.open(page.absolute().as_uri()):

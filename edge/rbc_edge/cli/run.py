@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_table
+from rbc_edge.cli.console import Bar, log, log_to_stderr, print_json, print_line, print_table
 from rbc_edge.cli.options import Given
 from rbc_edge.cli.wiring import count_options, prepare_process
 from rbc_edge.station.session import Step, Summary, count_once
@@ -20,26 +20,31 @@ _HEADER = (
 )
 
 
-def run(given: Given, paths: Sequence[Path], *, force: bool, json_output: bool) -> int:
+def run(given: Given, paths: Sequence[Path], *, force: bool, adopt: bool, json_output: bool) -> int:
     """Counts the images, prints a table or JSON, and returns the exit code."""
     settings = given.load().settings
     out = settings.out_folder()
     bar = Bar(shown=not settings.quiet and not settings.verbose and sys.stderr.isatty())
     log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, bar=bar)
     prepare_process()
-    options = replace(count_options(settings), force=force, max_failures=settings.max_failures)
+    options = replace(count_options(settings), force=force, adopt=adopt, max_failures=settings.max_failures)
     stop = Stop()
     with bar, stop.on_signals():
         summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
     for note in summary.notes:
         log.warning("%s", one_line(note))
+    if summary.troubled:
+        n_left = count_text(len(summary.troubled), "image")
+        log.error("%s left for later: run again with --threads 1, or when more memory is free", n_left)
+    for what in summary.held:
+        log.error("%s; run again then", what)
     if json_output:
         print_json(_as_json(summary, out))
     elif not settings.quiet:
         _print(summary, out)
         index = out / "reports" / "index.html"
         if settings.report and index.exists():  # else a signal, or a warning, said why not
-            print(f"Open {path_text(index)} to look at them")
+            print_line(f"Open {path_text(index)} to look at them")
     return summary.exit_code
 
 
@@ -56,8 +61,8 @@ def _show_step(step: Step, bar: Bar) -> None:
 def _print(summary: Summary, out: Path) -> None:
     print_table([_HEADER, *map(_row, summary.slides)])
     for line in (*_flagged_fields(summary.slides), *_too_few_fields(summary.slides)):
-        print(line)
-    print(
+        print_line(line)
+    print_line(
         f"{count_text(summary.n_images, 'image')}: {summary.n_counted} counted now,"
         f" {summary.n_unchanged} counted before, {count_text(summary.n_duplicates, 'duplicate')},"
         f" {summary.n_failed} failed{f', {summary.n_excluded} excluded' if summary.n_excluded else ''}."

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rbc_edge.cli.console import log_to_stderr
@@ -16,7 +17,7 @@ from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 
 
-def watch(given: Given, *, once: bool) -> int:
+def watch(given: Given, *, once: bool, adopt: bool) -> int:
     """Counts what arrives in the source until a signal ends it, or once."""
     systemd = Systemd()
     settings = given.load().settings
@@ -26,9 +27,9 @@ def watch(given: Given, *, once: bool) -> int:
     stop = Stop(patience_s=PATIENCE_S, on_ask=wake.wake)
     with stop.on_signals():
         code = run_forever(
-            _watch_options(settings),
+            _watch_options(settings, adopt=adopt),
             once=once,
-            reload=lambda: _watch_options(given.load().settings),
+            reload=lambda: _watch_options(given.load().settings, adopt=adopt),
             stop=stop,
             wake=wake,
             systemd=systemd,
@@ -40,7 +41,7 @@ def watch(given: Given, *, once: bool) -> int:
     return code
 
 
-def _watch_options(settings: Settings) -> WatchOptions:
+def _watch_options(settings: Settings, *, adopt: bool) -> WatchOptions:
     """Returns how a service counts with these settings. Raises `UsageError` where one is missing."""
     if settings.source is None:
         raise UsageError("no source folder", "give SOURCE, or set source in the settings file")
@@ -49,7 +50,7 @@ def _watch_options(settings: Settings) -> WatchOptions:
     source = Path(os.path.abspath(settings.source))  # noqa: PTH100 -- resolve() would rename linked slides
     return WatchOptions(
         source=source,
-        counting=count_options(settings),
+        counting=replace(count_options(settings), adopt=adopt),
         marker=settings.marker,
         settle_s=settings.settle_s,
         grace_s=settings.grace_s,

@@ -37,7 +37,8 @@ def count_options(settings: Settings) -> CountOptions:
             reports=settings.report,
             manifest=bundle.manifest,
         ),
-        sandbox=partial(survives, options=_sandbox_options(settings)),
+        # In the folder of the results: where counts have room, a trial has.
+        sandbox=partial(survives, options=_sandbox_options(settings), folder=out),
     )
 
 

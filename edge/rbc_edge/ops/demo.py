@@ -16,7 +16,7 @@ from rbc_edge.ops import synthetic
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.stop import Stop
-from rbc_edge.text import path_text
+from rbc_edge.text import one_line, path_text
 from rbc_edge.values import Counts
 from rbc_edge.vision.bundle import Bundle
 
@@ -113,7 +113,7 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
         recipe = AnalyzerRecipe.of(opened, threads=threads)
         summary = count_once([images], CountOptions(results, recipe), stop=stop)
     if summary.stopped_by is not None:  # half-counted slides next to the full truth would mislead
-        print(f"stopped; what was counted is in {path_text(results)}", file=sys.stderr)
+        print(one_line(f"stopped; what was counted is in {path_text(results)}"), file=sys.stderr)
         return int(summary.exit_code)
     counted = {slide.slide_id: slide.counts for slide in summary.slides}
     slides = []
@@ -129,7 +129,8 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
         print(json.dumps(shown | found, indent=2))
     else:
         _print_table([line for slide in (*slides, whole) for line in slide.as_lines()])
-        print(f"Tables in {path_text(results)}, images in {path_text(images)}, truth in {path_text(table)}")
+        where = f"Tables in {path_text(results)}, images in {path_text(images)}, truth in {path_text(table)}"
+        print(one_line(where))
     return int(summary.exit_code)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from rbc_edge import __version__
 from rbc_edge.config import Loaded, Settings, load
-from rbc_edge.errors import ExitCode, UsageError
+from rbc_edge.errors import UsageError
 from rbc_edge.ops.computer import Computer
 from rbc_edge.ops.finding import Diagnosis, Finding, Level, failed, failed_by, ok, warning
 from rbc_edge.text import bytes_text, utc_text
@@ -107,7 +107,7 @@ def _installation() -> Finding:
         return ok("installation", versions)
     text = f"{versions}: {type(error).__name__}: {error}"
     advice = "install rbc-edge again, into its own environment"
-    return failed("installation", text, advice, exit_code=ExitCode.BUNDLE)
+    return failed("installation", text, advice)
 
 
 def _processor(computer: Computer) -> Finding:

@@ -41,7 +41,7 @@ failed: Final = partial(Finding, level=Level.FAILED, exit_code=ExitCode.UNAVAILA
 
 def failed_by(what: str, error: RbcEdgeError) -> Finding:
     """Returns an error as a finding, with the advice and the exit code of the error."""
-    return failed(what, error.message, error.advice, exit_code=error.exit_code)
+    return failed(what, error.message, error.advice, exit_code=error.exit_code, private=error.private)
 
 
 @dataclass(frozen=True, slots=True)

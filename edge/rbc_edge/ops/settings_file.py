@@ -1,5 +1,6 @@
 """Writes a new settings file, or changes keys of one and nothing else: comments, order, permissions stay."""
 
+import codecs
 import json
 import os
 import re
@@ -58,7 +59,7 @@ def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
         raise UsageError(text, "check its permissions") from error
     if old:
         config.load({}, file=target, env={})  # a file with an error is not changed
-    text = changed = old.decode("utf-8")
+    text = changed = old.decode("utf-8-sig")
     for key, value in values.items():
         changed = _with(changed, key, json.dumps(value))
     try:
@@ -76,7 +77,8 @@ def write_settings(file: Path, values: Mapping[str, int | str]) -> None:
             os.fchmod(stream.fileno(), status.st_mode & 0o7777)
             with suppress(PermissionError):  # only root may change the owner
                 os.fchown(stream.fileno(), status.st_uid, status.st_gid)
-        stream.write(changed.encode("utf-8"))
+        bom = codecs.BOM_UTF8 if old.startswith(codecs.BOM_UTF8) else b""
+        stream.write(bom + changed.encode("utf-8"))
         stream.flush()
         os.fsync(stream.fileno())
         config.load({}, file=Path(stream.name), env={})

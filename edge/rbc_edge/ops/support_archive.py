@@ -28,7 +28,7 @@ _HAS_LEDGER = True
 try:
     from rbc_edge.store.queries import Reader
     from rbc_edge.store.rows import FieldRow
-except ImportError:  # a broken installation: the archive then says so, without the ledger
+except Exception:  # noqa: BLE001  a broken installation: the archive then says so, without the ledger
     _HAS_LEDGER = False
 
 _MAX_ROWS: Final = 500
@@ -88,8 +88,10 @@ class _Scrubber:
             known |= {str(value) for value in given.values() if isinstance(value, (str, Path))}
             known |= {str(diagnosis.loaded.file)} - {"None"}
         known |= {str(diagnosis.out)} - {"None"}
-        known |= {path_text(name) for name in known}
-        known |= {str(Path(__file__).parents[1]), sys.prefix, str(Path.cwd())}
+        known |= {shown for name in known for shown in (path_text(name), repr(name)[1:-1])}
+        known |= {str(Path(__file__).parents[1]), sys.prefix}
+        with suppress(OSError):  # the current folder may be deleted
+            known.add(str(Path.cwd()))
         known |= {str(Path.home()), socket.gethostname(), user_name()} - {"root", "rbc-edge", "localhost"}
         self._known = sorted((k for k in known if len(k) > 1), key=len, reverse=True)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
+from rbc_edge.store.outdir import is_result
+from rbc_edge.store.schema import FILE_NAME
 from rbc_edge.text import IMAGE_SUFFIXES, name_text, path_text
 from rbc_edge.values import InboxFile
 
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # Failures that an incomplete file shows too: one that is still being written, or moved.
 UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
+RESULTS: Final = "results of rbc-edge; they are not counted"
+_MAX_NS: Final = 2**63 - 1
 _CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
 _FIRST_WAIT_S: Final = 0.5  # before an incomplete file is tried again; doubled each time
 _MAX_WAIT_S: Final = 300.0
@@ -35,6 +39,7 @@ class Inbox:
     files: tuple[InboxFile, ...]  # sorted by slide and field of view in plain character order
     unreadable: tuple[Path, ...] = ()  # sub-folders that could not be listed; their images are not in `files`
     n_skipped: int = 0  # files passed over: no image by their name, or no regular files
+    results: tuple[Path, ...] = ()  # folders and links passed over, because they hold results of ours
     # Of a scan that goes on, in words: images left out for a name taken before, names without the pattern.
     clashes: tuple[str, ...] = ()
 
@@ -47,6 +52,7 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     after its folder. A file is taken once, however often and by whichever way it is given. Hidden files and
     folders, other suffixes and everything that is not a regular file are passed over; a file given by name
     is taken whatever its suffix. A link that points nowhere is taken, so that it shows up as a failed image.
+    Folders with a ledger, and links into results, are passed over.
 
     The pattern is a regular expression, searched for in each file's name, with the named group ``slide`` and
     optionally ``fov``. A file in which it is not found falls back to its folder, and that is said. Names are
@@ -65,6 +71,7 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     if not walk.found and not go_on:
         where = ", ".join(path_text(p) for p in paths) or "no path given"
         blocked = "".join(f"; cannot read {path_text(p)}" for p in walk.unreadable)
+        blocked += "".join(f"; {path_text(p)}: {RESULTS}" for p in walk.results)
         advice = f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise UnavailableError(f"no image found: {where}{blocked}", advice)
     clashes: list[str] = []
@@ -72,9 +79,16 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     if not go_on:
         for folder in walk.unreadable:
             log.warning("%s: cannot be read; its images are not counted", path_text(folder))
+        for result in walk.results:
+            log.warning("%s: %s", path_text(result), RESULTS)
         if walk.n_skipped:
             log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
-    return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(clashes))
+    return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(walk.results), tuple(clashes))
+
+
+def mtime_ns(status: os.stat_result) -> int:
+    """Returns when a file was changed, nanoseconds, at most what the ledger holds: some day of 2262."""
+    return min(status.st_mtime_ns, _MAX_NS)
 
 
 def check_pattern(slide_pattern: str | None) -> re.Pattern[str] | None:
@@ -106,6 +120,7 @@ class _Walk:
 
     found: list[_Found] = field(default_factory=list)
     unreadable: list[Path] = field(default_factory=list)
+    results: list[Path] = field(default_factory=list)
     n_skipped: int = 0
     _folders: set[tuple[int, int]] = field(default_factory=set)
     _files: set[tuple[int, int, str]] = field(default_factory=set)
@@ -144,6 +159,9 @@ class _Walk:
                     raise
                 self.unreadable.append(folder)
                 continue
+            if any(entry.name == FILE_NAME for entry in entries):
+                self.results.append(folder)
+                continue
             todo += reversed(list(self._entries(entries, slide, prefix, status)))
 
     def _entries(
@@ -152,6 +170,10 @@ class _Walk:
         """Takes the images among a folder's entries and yields its sub-folders."""
         for entry in entries:
             if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and is_result(Path(entry.path)):
+                # Else each picture that we draw would be an image to count.
+                self.results.append(Path(entry.path))
                 continue
             is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  ten times faster
             try:
@@ -236,8 +258,7 @@ def _named(
                 advice = "rename one of them, or give a --slide-pattern that tells them apart"
                 clash(f"two images of slide {slide} would have the name {name}: {images}", advice)
                 continue
-            size_bytes, mtime_ns = file.status.st_size, file.status.st_mtime_ns
-            files[slide, name] = InboxFile(file.path, slide, name, size_bytes, mtime_ns)
+            files[slide, name] = InboxFile(file.path, slide, name, file.status.st_size, mtime_ns(file.status))
     return tuple(files[key] for key in sorted(files))
 
 

@@ -18,7 +18,14 @@ from threading import Lock
 from time import perf_counter
 from typing import Final, Protocol
 
-from rbc_edge.errors import BundleError, ImageError, RbcEdgeError
+from rbc_edge.errors import (
+    NO_MEMORY,
+    BundleError,
+    ImageError,
+    RbcEdgeError,
+    UnavailableError,
+    machine_trouble,
+)
 from rbc_edge.store.rows import Look
 from rbc_edge.text import path_text
 from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
@@ -29,10 +36,10 @@ from rbc_edge.vision.bundle import Bundle
 log = logging.getLogger(__name__)
 
 SCALE_FIELDS: Final = 8  # of view a slide's scale is estimated from
+MACHINE: Final = "machine"  # failure of a look for which the computer had no memory. Never recorded.
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
 _M_ARENA_MAX: Final = -8  # malloc.h
-_LARGE_BYTES: Final = 300_000  # the header of a smaller file is not read: no large JPEG takes less
 
 
 class Analyzing(Protocol):
@@ -132,7 +139,8 @@ def look_at(task: Task) -> Look:
     """Reads, decodes and counts one file.
 
     Whatever is wrong with the image is a failure in the look, never an exception. An `RbcEdgeError` is of the
-    bundle.
+    bundle, or of the computer (`UnavailableError`: a library, open files, threads). Where memory is short,
+    the failure is `MACHINE`: it may be enough for other images, and for this one later.
     """
     started_s = perf_counter()
     file, scale = task.file, task.scale
@@ -146,16 +154,30 @@ def look_at(task: Task) -> Look:
             if field.sha256 not in task.known:
                 look = replace(look, result=_KEPT.of(task.recipe).analyze(field, scale))
     except ImageError as error:
-        look = replace(look, failure=error.reason, message=str(error))
+        look = _troubled(file, error.__cause__) or replace(look, failure=error.reason, message=str(error))
     except RbcEdgeError:
         raise
     except Exception as error:  # whatever it is, the other images are counted
         log.debug("%s", path_text(file.path), exc_info=True)
         message = f"{path_text(file.path)}: could not be counted: {type(error).__name__}: {error}"
-        look = replace(look, failure="error", message=message)
-    if look.failure not in ("", "vanished", "unreadable") and not look.sha256:
+        look = _troubled(file, error) or replace(look, failure="error", message=message)
+    if look.failure not in ("", "vanished", "unreadable", MACHINE) and not look.sha256:
         look = replace(look, sha256=digest(file))
     return replace(look, elapsed_ms=(perf_counter() - started_s) * 1e3)
+
+
+def _troubled(file: InboxFile, error: BaseException | None) -> Look | None:
+    """Returns the look at a file for which memory was short. None where the computer is not to blame.
+
+    Raises `UnavailableError` where the computer lacks what every image needs.
+    """
+    trouble = machine_trouble(error)
+    if trouble == NO_MEMORY:
+        return Look(file, failure=MACHINE, message=f"{path_text(file.path)}: {trouble}; it is left for later")
+    if trouble:
+        advice = "no image is to blame; what is counted is kept, and the others are counted next time"
+        raise UnavailableError(f"images cannot be counted now: {trouble}", advice) from error
+    return None
 
 
 def looks(
@@ -195,8 +217,11 @@ class ScaleLook:
 
 
 def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleLook:
-    """Estimates a slide's scale from some of its fields. Raises `RbcEdgeError` of the bundle only."""
-    scale = Scale(nan, ScaleSource.NONE)
+    """Estimates a slide's scale from some of its fields. Raises `RbcEdgeError` as `look_at`.
+
+    Where memory is short for all of them, it raises `UnavailableError`: no scale would be a wrong one.
+    """
+    scale, short_of_memory = Scale(nan, ScaleSource.NONE), False
     images: dict[InboxFile, UInt8] = {}
     n_passed_over = 0
     for file in files:
@@ -204,15 +229,22 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
             break
         try:
             images[file] = image_file.load_field(file.path, file.slide_id, file.fov).image
-        except Exception:
+        except Exception as error:
+            short_of_memory |= _troubled(file, error) is not None
             log.debug("%s: not used for the scale", path_text(file.path), exc_info=True)
             n_passed_over += 1
     try:
         if images:
             scale = _KEPT.of(recipe).estimate_scale(list(images.values()))
+        elif short_of_memory:
+            raise MemoryError
     except RbcEdgeError:
         raise
-    except Exception:  # the fields are then estimated one by one, and fail one by one if they must
+    except Exception as error:
+        if trouble := machine_trouble(error):
+            what = f"slide {files[0].slide_id}: its scale cannot be estimated now: {trouble}"
+            raise UnavailableError(what, "set threads to 1, or end other programs") from error
+        # The fields are then estimated one by one, and fail one by one if they must
         log.warning("slide %s: its scale could not be estimated", files[0].slide_id)
         log.debug("slide %s", files[0].slide_id, exc_info=True)
     return ScaleLook(scale, tuple(images), n_passed_over)
@@ -235,6 +267,5 @@ def spread(files: Sequence[InboxFile]) -> list[InboxFile]:
 
 
 def _is_large(file: InboxFile, scale: Scale) -> bool:
-    if file.size_bytes <= _LARGE_BYTES:
-        return False
+    # Whatever the file's size: 250 megapixels of one colour are a PNG of 30 kB.
     return image_file.n_pixels(file.path, scale.cell_diameter_px) >= image_file.LARGE_PIXELS

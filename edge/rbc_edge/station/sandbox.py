@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from rbc_edge.errors import ExitCode
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Attempt
 from rbc_edge.text import path_text
@@ -26,11 +27,12 @@ from rbc_edge.values import InboxFile
 log = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 120.0  # an image that takes longer than this hangs
-Sandbox = Callable[[Sequence[Path], Callable[[], bool]], bool]
+Sandbox = Callable[[Sequence[Path], Callable[[], bool]], bool | None]
 """Tells for images, and whether to go on, if a process of its own survives counting them (`survives`)."""
 
-_PREFIX: Final = "rbc-edge-sandbox-"
+_PREFIX: Final = ".rbc-edge-sandbox-"
 _POLL_S: Final = 0.2
+_COUNTED: Final = (ExitCode.OK, ExitCode.SOME_FAILED)  # the only proof that images are harmless
 _ASKED_TO_LEAVE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # no fault of an image
 # Deaths without a known cause. A computer that goes down in a sandbox run, and an image that survives the
 # sandbox and kills the service, are rarer than a bad power supply. That must never fail a good image.
@@ -49,40 +51,44 @@ def to_quarantine(
     survives: Sandbox | None,
     *,
     keep_going: Callable[[], bool],
-) -> list[InboxFile]:
+) -> tuple[list[InboxFile], list[InboxFile]]:
     """Finds out which images kill a process, of those that were being counted when one died.
 
     Without a sandbox (`survives`), an image that two processes died of is taken for the cause. Returns the
-    images that must not be opened again. Raises `Interrupted` where `keep_going` is false: somebody asked
-    this process to end.
+    images that must not be opened again, and those that must not be opened now: the sandbox could not work.
+    Raises `Interrupted` where `keep_going` is false: somebody asked this process to end.
     """
     max_attempts = _MAX_ATTEMPTS_WITHOUT if survives is None else _MAX_ATTEMPTS
     attempts = interrupted.items()
     killers = [f for f, a in attempts if a.n >= max_attempts or a.n_sandbox >= _MAX_SANDBOX_RUNS]
     rest = [file for file in interrupted if file not in killers]
     if survives is None or not rest:
-        return killers
+        return killers, []
     log.warning("a process died while it counted %s", ", ".join(path_text(file.path) for file in rest))
 
-    def outlives(files: Sequence[InboxFile]) -> bool:
+    def outlives(files: Sequence[InboxFile]) -> bool | None:
         ledger.begin(files, sandbox=True)
+        verdict: bool | None = True
         try:
-            if not survives([file.path for file in files], keep_going):
-                return False
+            verdict = survives([file.path for file in files], keep_going)
         except Interrupted:
             if not keep_going():
                 ledger.end(files, sandbox=True)
                 raise
             # Somebody else ended the child: no evidence.
-        ledger.end(files, sandbox=True)
-        return True
+        if verdict is not False:
+            ledger.end(files, sandbox=True)
+        return verdict
 
     # Together, because most are harmless. One by one if no run of them ever ended.
     one_by_one = max(interrupted[file].n_sandbox for file in rest) >= _MAX_SANDBOX_RUNS // 2
-    if one_by_one or not outlives(rest):
-        is_alone = len(rest) == 1 and not one_by_one
-        killers += [file for file in rest if is_alone or not outlives([file])]
-    return killers
+    together = None if one_by_one else outlives(rest)
+    if together:
+        return killers, []
+    is_tried = len(rest) == 1 and not one_by_one
+    verdicts = {file: together if is_tried else outlives([file]) for file in rest}
+    killers += [file for file, verdict in verdicts.items() if verdict is False]
+    return killers, [file for file, verdict in verdicts.items() if verdict is None]
 
 
 def survives(
@@ -92,38 +98,47 @@ def survives(
     options: Sequence[str],
     command: Sequence[str] = (sys.executable, "-P", "-m", "rbc_edge"),
     timeout_s: float = TIMEOUT_S,
-) -> bool:
+    folder: Path | None = None,
+) -> bool | None:
     """Tells whether a process survives the reading and counting of images.
 
     `keep_going` is asked several times a second. False calls the run off. `options` of ``rbc-edge run`` are
-    those that matter to a count (bundle, scale, threads). The time is for each image. Returns False when the
-    child was ended by the system, or was still at it after its time. Raises `Interrupted` where it was called
-    off, or somebody asked the child to end.
+    those that matter to a count (bundle, scale, threads). The time is for each image. `folder` is where the
+    child's results lie until it ends. None: the system's temporary folder.
+
+    Returns True when the child says that it counted. False when it was ended by the system, met a bug, or was
+    still at it after its time. None when the child could not work at all: no space, no bundle, no process.
+    Raises `Interrupted` where it was called off, or somebody asked the child to end.
     """
     # Its settings are those given here, not the environment's or a file's, and it does not speak to systemd.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RBC_EDGE_", "NOTIFY_"))}
-    _sweep()
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as out:
-        child = subprocess.Popen(
-            [*command, "run", *options, "--config", os.devnull, "--quiet", "--out", out, "--", *paths],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        with suppress(OSError):  # where memory runs out, the system ends the child and not the service
-            Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000", encoding="ascii")
-        try:
-            code = _wait(child, timeout_s * len(paths), keep_going)
-        finally:
-            child.kill()
-            child.wait()
-    if code is not None and -code in _ASKED_TO_LEAVE:
-        raise Interrupted
-    is_alive = code is not None and code >= 0
     what = path_text(paths[0]) if len(paths) == 1 else f"{len(paths)} images"
-    log.info("tried %s in a process of its own: it %s", what, "survives" if is_alive else "died")
-    return is_alive
+    try:
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=folder) as out:
+            child = subprocess.Popen(
+                [*command, "run", *options, "--config", os.devnull, "--quiet", "--out", out, "--", *paths],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            with suppress(OSError):  # where memory runs out, the system ends the child and not the service
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000", encoding="ascii")
+            try:
+                code = _wait(child, timeout_s * len(paths), keep_going)
+            finally:
+                child.kill()
+                child.wait()
+    except OSError as error:
+        log.warning("%s cannot be tried in a process of its own: %s", what, error.strerror or error)
+        return None
+    if code is not None and (-code in _ASKED_TO_LEAVE or code - 128 in _ASKED_TO_LEAVE):
+        raise Interrupted
+    verdict = True if code in _COUNTED else False if code is None or code <= ExitCode.UNEXPECTED else None
+    words = {True: "it survives", False: "it died", None: f"it could not work (exit code {code})"}
+    log.info("tried %s in a process of its own: %s", what, words[verdict])
+    return verdict
 
 
 def _wait(child: subprocess.Popen[bytes], timeout_s: float, keep_going: Callable[[], bool]) -> int | None:
@@ -139,9 +154,9 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float, keep_going: Callable
     return None
 
 
-def _sweep() -> None:
+def _sweep(folder: Path | None) -> None:
     """Removes the folders of processes that died during a sandbox run."""
-    for left_over in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for left_over in (folder or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
         pid = left_over.name.removeprefix(_PREFIX).partition("-")[0]
         if not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left_over, ignore_errors=True)

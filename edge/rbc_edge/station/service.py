@@ -21,8 +21,8 @@ from typing import Final
 
 from rbc_edge.errors import ExitCode, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.station.announcer import Announcer
-from rbc_edge.station.inbox import UNFINISHED, Debounce, Inbox, check_pattern, scan
-from rbc_edge.station.job import drop_analyzer
+from rbc_edge.station.inbox import RESULTS, UNFINISHED, Debounce, Inbox, check_pattern, scan
+from rbc_edge.station.job import MACHINE, drop_analyzer
 from rbc_edge.station.session import Clock, CountOptions, Session
 from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
@@ -34,7 +34,7 @@ from rbc_edge.store.outdir import BusyError, free_bytes, writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Status
 from rbc_edge.store.schema import DamagedError
-from rbc_edge.text import path_text
+from rbc_edge.text import path_text, utc_text
 from rbc_edge.values import InboxFile
 
 log = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class _Service:
         self._is_full = False
         self._is_reload_asked = False
         self._n_troubles = 0
+        self._is_short_of_memory = self._is_incomplete = False
         self._take(options)
 
     def _take(self, options: WatchOptions) -> None:
@@ -175,8 +176,10 @@ class _Service:
                 wait_s = self._round()
                 systemd.beat()
                 if wait_s is None:
+                    if self._is_short_of_memory or (self._session and self._session.views.tables.held):
+                        return ExitCode.UNAVAILABLE
                     n_failed = self._session.ledger.reader.tally().n_failed if self._session else 0
-                    return ExitCode.SOME_FAILED if n_failed or self._say.state.problems else ExitCode.OK
+                    return ExitCode.SOME_FAILED if n_failed or self._is_incomplete else ExitCode.OK
                 if self._stop.signal is None:
                     self._wait(wait_s)
         systemd.stopping()
@@ -249,6 +252,9 @@ class _Service:
         n_waiting = self._debounce.n_waiting(now_s)
         self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
         if not ready:
+            if held := session.views.tables.held:
+                with writing(self._options.counting.out):
+                    session.refresh(set(held))
             self._n_troubles = 0
             detail = f"waiting for {n_waiting} unfinished images" if n_waiting else ""
             self._say.tell(Activity.WATCHING, detail)
@@ -270,6 +276,7 @@ class _Service:
                 of_slide=of_slide,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
+        self._is_short_of_memory = bool(summary.troubled)
         for note in summary.notes:
             log.info("%s", note)
         session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
@@ -284,7 +291,7 @@ class _Service:
     def _make_pictures(self, session: Session) -> bool:
         """Goes on with what is to be drawn, while nothing is to be counted; tells whether all is."""
         counting = self._options.counting
-        if not counting.views.has_pictures or free_bytes(counting.out) < self._options.min_free_bytes:
+        if not session.views.are_due or free_bytes(counting.out) < self._options.min_free_bytes:
             return True  # the room that is left is for counts
         return session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=not self._once)
 
@@ -315,7 +322,10 @@ class _Service:
         self._next_scan_s = ended_s + max(self._options.scan_every_s, scan_s * _OVERHEAD)
         self._soonest_scan_s = ended_s + max(_SOON_S, scan_s * _OVERHEAD / 2)
         unreadable = [f"{path_text(folder)}: cannot be read" for folder in inbox.unreadable]
-        self._say.note_scan([*unreadable, *inbox.clashes], scan_s)
+        results = [f"{path_text(path)}: {RESULTS}" for path in inbox.results]
+        held = self._session.views.tables.held.values() if self._session else ()
+        self._is_incomplete = bool(unreadable or inbox.clashes)
+        self._say.note_scan([*unreadable, *inbox.clashes, *held, *results], scan_s)
         return inbox
 
     def _source_away(self, reason: str) -> float:
@@ -325,9 +335,12 @@ class _Service:
 
     def _may_wait(self, file: InboxFile, failure: str) -> bool:
         """Leaves for later what may be incomplete, and what may not be read, without a message each time."""
+        now_s = self._clock.monotonic_s()
+        if failure == MACHINE:
+            self._debounce.put_back(file, now_s)
+            return True
         if failure not in UNFINISHED:
             return False
-        now_s = self._clock.monotonic_s()
         row = self._session.ledger.reader.field(file.slide_id, file.fov) if self._session else None
         is_known = row is not None and row.status is Status.FAILED and row.failure == failure
         may_wait = (
@@ -354,6 +367,7 @@ class _Service:
         """Opens the ledger; a damaged one is kept aside first."""
         counting = self._options.counting
         with writing(counting.out):
+            outdir.claim(counting.out, utc_text(self._clock.now()), adopt=counting.adopt)
             ledger = self._undamaged(counting.out, check=check)
         self._done.clear()
         # The process before may have been killed.
@@ -374,6 +388,12 @@ class _Service:
             try:
                 ledger = Ledger(out)
                 found = ledger.reader.damage() if check else ""
+                if not found:
+                    return ledger
+                ledger.close()
+                # Once more, before anything is moved: a disk may give wrong bytes once.
+                ledger = Ledger(out)
+                found = ledger.reader.damage()
                 if not found:
                     return ledger
                 ledger.close()

@@ -17,9 +17,9 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from rbc_edge.errors import BundleError, ExitCode, UsageError
+from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
 from rbc_edge.station import job
-from rbc_edge.station.inbox import scan
+from rbc_edge.station.inbox import mtime_ns, scan
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store import outdir
@@ -64,6 +64,7 @@ class CountOptions:
     scale: Scale | None = None  # the user's; None: estimated for each slide
     slide_pattern: str | None = None  # see `inbox.scan`
     force: bool = False  # count again what was counted
+    adopt: bool = False  # take a folder that holds tables of others, which are moved aside (`outdir.claim`)
     max_failures: int | None = None  # stop after this many failed images; None: never
     workers: int = 1  # images looked at together
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -103,6 +104,8 @@ class Summary:
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
     slides: list[SlideSummary] = field(default_factory=list)  # the rows of ``slides.csv``
+    troubled: dict[InboxFile, str] = field(default_factory=dict)  # left for later, because memory was short
+    held: list[str] = field(default_factory=list)  # tables that could not be replaced, and why
     unsettled: set[str] = field(default_factory=set)  # slides of which a file that was done may need a look
     notes: list[str] = field(default_factory=list)  # what a person should know, a line each
 
@@ -111,6 +114,8 @@ class Summary:
         """What the process tells the shell."""
         if self.stopped_by is not None:
             return 128 + self.stopped_by
+        if self.troubled or self.held:
+            return ExitCode.UNAVAILABLE
         return ExitCode.SOME_FAILED if self.n_failed or self.n_unreadable_folders else ExitCode.OK
 
 
@@ -129,24 +134,26 @@ def count_once(
     and the others are counted. The other arguments are those of `Session`.
 
     Raises:
-        UsageError: The output folder lies inside the source, or names clash (`inbox.scan`).
+        UsageError: The output folder lies inside the source, or holds tables of others, or names clash
+            (`inbox.scan`).
         UnavailableError: Source or output cannot be used.
         BundleError: The bundle is not what the recipe says.
     """
-    stop, out = stop or Stop(), options.out
+    stop, out, clock = stop or Stop(), options.out, clock or Clock()
     outdir.check_apart(paths, out)
     inbox = scan(paths, slide_pattern=options.slide_pattern)
     outdir.make(out)
     try:
-        with (
-            outdir.writing(out, wait_s=_WAIT_FOR_WRITER_S),
-            Session(
+        with outdir.writing(out, wait_s=_WAIT_FOR_WRITER_S):
+            outdir.claim(out, utc_text(clock.now()), adopt=options.adopt)
+            with Session(
                 options, Ledger(out), on_step=on_step, stop=stop, clock=clock, executor=executor
-            ) as session,
-        ):
-            if session.ledger.reader.tables_are_stale():  # a run was killed: its counts show before the work
-                session.refresh()
-            summary = session.count(inbox.files)
+            ) as session:
+                if (
+                    session.ledger.reader.tables_are_stale()
+                ):  # a run was killed: its counts show before the work
+                    session.refresh()
+                summary = session.count(inbox.files)
     finally:
         job.drop_analyzer(options.recipe)
     summary.n_unreadable_folders = len(inbox.unreadable)
@@ -242,6 +249,7 @@ class Session:
                     if self._is_over(portion):
                         break
                     slide = _Slide(slide_id, list(group), plan)
+                    self._put_off(portion.undecided, slide)
                     try:
                         everything = (of_slide or {}).get(slide_id, slide.files)
                         self._count_slide(slide, everything, portion, workers)
@@ -251,11 +259,12 @@ class Session:
                             self._note(note, portion)
             except (Interrupted, Abandoned):
                 portion.summary.stopped_by = self._stop.signal
-            except BundleError:
+            except (BundleError, UnavailableError):
                 self.ledger.commit()  # that no image is suspect
                 raise
         self._note_shared(portion)
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
+        portion.summary.held = list(self.views.tables.held.values())
         return portion.summary
 
     @contextmanager
@@ -277,7 +286,10 @@ class Session:
         if not plan.interrupted:
             return plan
         sandbox = self._options.sandbox
-        killers = to_quarantine(self.ledger, plan.interrupted, sandbox, keep_going=self._keep_going)
+        killers, undecided = to_quarantine(
+            self.ledger, plan.interrupted, sandbox, keep_going=self._keep_going
+        )
+        portion.undecided = frozenset(undecided)
         done = dict(plan.done)
         if sandbox is not None:  # what survived, and need not be opened, is not tried by each run again
             self.ledger.end([f for f in plan.interrupted if f in done and f not in killers])
@@ -292,6 +304,15 @@ class Session:
         self.ledger.commit()
         to_do = tuple(f for f in plan.to_do if f not in done)
         return Plan(done, to_do, plan.interrupted, plan.waiting)
+
+    def _put_off(self, undecided: Collection[InboxFile], slide: "_Slide") -> None:
+        """Leaves images for later that may kill this process, while no other can try them."""
+        for file in slide.files:
+            if file in undecided:
+                slide.waiting.add(file)
+                slide.troubled[file] = f"{path_text(file.path)}: left for later: it may have ended a process"
+                if self._may_wait is not None:
+                    self._may_wait(file, job.MACHINE)
 
     def _count_slide(
         self, slide: "_Slide", everything: Sequence[InboxFile], portion: "_Portion", workers: Executor
@@ -342,7 +363,7 @@ class Session:
                         self._tell(slide, portion, file, recorded)
                     elif file not in slide.told:
                         self._tell(slide, portion, file, None)
-            except (Abandoned, BundleError):  # no fault of the images
+            except (Abandoned, BundleError, UnavailableError):  # no fault of the images
                 self.ledger.end(list(slide.begun))
                 raise
         if slide.begun:
@@ -385,6 +406,13 @@ class Session:
     def _record(self, look: Look, slide: "_Slide", workers: Executor) -> Recorded | None:
         """Brings one look into the ledger; None: the file was left for later."""
         file, now = look.file, self._now()
+        if look.failure == job.MACHINE:
+            slide.troubled[file] = look.message
+            log.warning("%s", look.message)
+            self.ledger.end([file])
+            if self._may_wait is not None:
+                self._may_wait(file, look.failure)
+            return None
         if self._may_wait is not None:
             failure = look.failure or ("changed" if _has_changed(file) else "")
             if failure and self._may_wait(file, failure):
@@ -394,6 +422,8 @@ class Session:
         if recorded is None:  # its content was known, but what knew it is gone
             task = job.Task(file, slide.scale, self._options.recipe)
             look = self._wait(workers.submit(job.look_at, task))
+            if look.failure == job.MACHINE:
+                return self._record(look, slide, workers)
             recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is not None:
             self._digests.pop(file, None)
@@ -555,7 +585,8 @@ class Session:
 
     def _estimated(self, slide: "_Slide", files: Sequence[InboxFile], workers: Executor) -> Scale:
         # What killed a process once is not opened for this either.
-        candidates = [f for f in job.spread(files) if f.fov not in slide.contents.failed]
+        left_out = slide.contents.failed | {file.fov for file in slide.waiting}
+        candidates = [f for f in job.spread(files) if f.fov not in left_out]
         asked = candidates[: job.SCALE_FIELDS]
         coming = candidates[job.SCALE_FIELDS : _MAX_SCALE_ATTEMPTS]
         begun = list(asked)
@@ -581,8 +612,12 @@ class _Threads(ThreadPoolExecutor):
         self.at_work: set[Future[Any]] = set()  # what is not done
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `ThreadPoolExecutor.submit`."""
-        future = super().submit(fn, *args, **kwargs)
+        """As `ThreadPoolExecutor.submit`. Raises `UnavailableError` where no thread can be started."""
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            what = f"images cannot be counted now: {error}"
+            raise UnavailableError(what, "end other programs, or raise the limit of processes") from error
         self.at_work.add(future)
         future.add_done_callback(self.at_work.discard)
         return future
@@ -602,6 +637,7 @@ class _Slide:
         self.counted: set[InboxFile] = set()  # now
         self.told: set[InboxFile] = set()
         self.waiting: set[InboxFile] = {f for f in files if f in plan.waiting}
+        self.troubled: dict[InboxFile, str] = {}  # why they could not be looked at; no fault of theirs
         self.left: set[str] = set()  # slides that lost images to this one
         self.moved = frozenset[str]()  # digests of contents that come from slides that lost them
         self.came_from: Counter[str] = Counter()  # slides, with how many counts moved from there
@@ -641,10 +677,12 @@ class _Portion:
     end_s: float
     n_done: int = 0
     changed: set[str] = field(default_factory=set)  # slides
+    undecided: frozenset[InboxFile] = frozenset()  # not to be opened now
 
     def add(self, slide: _Slide) -> None:
         """Adds up what became of a slide's files."""
         summary = self.summary
+        summary.troubled |= slide.troubled
         self.changed |= {slide.slide_id, *slide.left}
         if slide.was_unsettled:
             summary.unsettled.add(slide.slide_id)
@@ -669,7 +707,7 @@ def _has_changed(file: InboxFile) -> bool:
         status = file.path.stat()
     except OSError:
         return False  # gone after it was read; what was read is whole
-    return (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.mtime_ns)
+    return (status.st_size, mtime_ns(status)) != (file.size_bytes, file.mtime_ns)
 
 
 def _may_know_better(kept: SlideScale, n_files: int) -> bool:

@@ -386,8 +386,14 @@ class _Record:
         )
         if known.fov != file.fov and is_elsewhere:
             self._pass_over(known)
-        place = {"slide_id": file.slide_id, "fov": file.fov, "path": file.path}
-        moved = replace(known, **place, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns)
+        moved = replace(
+            known,
+            slide_id=file.slide_id,
+            fov=file.fov,
+            path=file.path,
+            size_bytes=file.size_bytes,
+            mtime_ns=file.mtime_ns,
+        )
         return self._recorded(moved, is_new=False, was=known)
 
     def _replaced(self, status: Status, *, failure: str = "", message: str = "") -> Recorded:

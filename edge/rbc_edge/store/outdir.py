@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
+from rbc_edge.store.schema import FILE_NAME
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)
 
 LOCK_NAME: Final = ".rbc-edge.lock"
 
+_FOLDERS: Final = ("cells", "overlays", "reports")
+# What the views write, and the words in the first bytes by which a file of ours is known.
+_VIEWS: Final = {
+    "*.csv": b"schema,slide_id",
+    "cells/*.csv": b"schema,slide_id",
+    "overlays/*/*_overlay.jpg": b"rbc-edge overlay",
+    "reports/*.html": b"rbc-edge-content",
+}
+_HEAD_BYTES: Final = 2048
 _RETRY_S: Final = 0.02  # a service releases the lock for a tenth of a second between two portions of work
 _LEFT_OVER_S: Final = 3600.0  # a temporary file that is older was left by a killed process
 
@@ -96,10 +106,60 @@ def check_apart(paths: Sequence[Path], out: Path) -> None:
     for path in paths:
         real = Path(os.path.realpath(path))
         inside = real_out.is_relative_to(real) if real.is_dir() else real_out == real.parent
-        if inside or real == real_out / "cells":
+        if is_result(path):
+            what = f"{path_text(path)}: it holds results of rbc-edge"
+            raise UsageError(what, "give the folder of the camera's images")
+        if inside:
             what = f"the output folder {path_text(out)} lies inside the source {path_text(path)}"
             advice = "give an --out outside the images' folder; that folder is never written to"
             raise UsageError(what, advice)
+
+
+def is_result(path: Path) -> bool:
+    """Tells whether a folder or a file is a result of ours, of any output folder. Links are followed."""
+    real = Path(os.path.realpath(path))
+    return os.path.lexists(real / FILE_NAME) or any(
+        folder.name in _FOLDERS and os.path.lexists(folder.with_name(FILE_NAME))
+        for folder in (real, *real.parents)
+    )
+
+
+def claim(out: Path, stamp: str, *, adopt: bool = False) -> None:
+    """Makes sure that the first ledger of an output folder overwrites nothing, and that nothing old stays.
+
+    Where a ledger was deleted, its tables and pictures are moved to ``earlier-TIME/``: the new ledger knows
+    nothing of them. `stamp` is that time. With `adopt`, files of others that have such names go there too.
+    `writing` must be held.
+
+    Raises `UsageError` where there are files of others, without `adopt`, and `UnavailableError` where the
+    folder cannot be written.
+    """
+    if os.path.lexists(out / FILE_NAME):
+        return
+    found = {path: head for pattern, head in _VIEWS.items() for path in sorted(out.glob(pattern))}
+    others = [path for path, head in found.items() if not _begins(path, head)]
+    if others and not adopt:
+        names = ", ".join(path_text(path.relative_to(out)) for path in others[:3])
+        what = f"{path_text(out)} has no ledger, but files that may be overwritten ({len(others)}): {names}"
+        raise UsageError(what, "choose another --out, or give --adopt: then they are moved aside")
+    if not found:
+        return
+    aside = out / f"earlier-{stamp.replace(':', '').replace('-', '')}"
+    with unavailable(f"{path_text(out)}: cannot keep old tables aside", "check permissions and free space"):
+        for path in found:
+            kept = aside / path.relative_to(out)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(kept)
+    log.warning("%s has no ledger; the old tables there are kept in %s", path_text(out), path_text(aside))
+
+
+def _begins(path: Path, words: bytes) -> bool:
+    """Tells whether a regular file has words in its first bytes."""
+    if not path.is_file():
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        return words in file.read(_HEAD_BYTES)
+    return False
 
 
 @contextmanager

@@ -1,33 +1,41 @@
 """A ledger that is damaged: found by reading all of it, and moved aside without losing anything."""
 
+import re
 import sqlite3
 import zlib
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
-from rbc_edge.errors import unavailable
-from rbc_edge.store.rows import unpack_cells, unpack_counts
+from rbc_edge.errors import UnavailableError, unavailable
+from rbc_edge.store.rows import FIELD_COLUMNS, field_row, unpack_cells
 from rbc_edge.store.schema import FILE_NAME, Database, error_kind
 from rbc_edge.text import path_text
+
+_CODE: Final = re.compile(r"error code[ =]*([0-9]+)")  # of SQLite, in what its check says
 
 
 def damage(database: Database) -> str:
     """Reads the whole ledger and returns what is wrong with it. Empty when nothing is.
 
-    SQLite's own check reads the structure. The packed cells and counts are read as well, because SQLite
-    takes any bytes there. Raises `UnavailableError` where it cannot be read now.
+    SQLite's own check reads the structure. The packed cells and the values of each row are read as well,
+    because SQLite takes any bytes there. Raises `UnavailableError` where it cannot be read now: a disk that
+    fails is no damaged ledger.
     """
     db = database.connection
     with database.guard():
         try:
             found = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            if any(int(code) & 0xFF == sqlite3.SQLITE_IOERR for code in _CODE.findall(found)):
+                what = f"{path_text(database.path)}: cannot be read now: {found}"
+                raise UnavailableError(what, "check the disk (dmesg); the ledger may be whole")
             if found != "ok":
                 return found
+            for row in db.execute(f"SELECT {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"):
+                field_row(row)
             for (packed,) in db.execute("SELECT packed FROM cells"):
                 unpack_cells(packed)
-            for (counts,) in db.execute("SELECT counts FROM field WHERE counts IS NOT NULL"):
-                unpack_counts(counts)
         except (sqlite3.DatabaseError, zlib.error, ValueError) as error:
             busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR)
             if isinstance(error, sqlite3.Error) and error_kind(error) in busy:

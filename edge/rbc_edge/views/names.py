@@ -12,21 +12,25 @@ OVERLAYS: Final = "overlays"
 OVERLAY_SUFFIX: Final = "_overlay.jpg"
 REPORTS: Final = "reports"
 
+# Windows takes these for devices, whatever the ending. COM and LPT also with the raised digits.
+_DEVICE: Final = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 _MAX_NAME_BYTES: Final = 120  # with prefix, hash and suffix it stays below 255, the limit of file systems
 
 
-def file_names(slide_ids: Sequence[str]) -> dict[str, str]:
+def file_names(slide_ids: Sequence[str], *, reserved: Sequence[str] = ("slides",)) -> dict[str, str]:
     """Gives each slide a file name without suffix that every file system accepts.
 
     The slide that was seen first stands in front, so a slide keeps its name when others are added. A name
     ends in a hash of the slide_id if it is too long, or reserved, or if an earlier name differs from it only
-    by case or by characters that a file name cannot have.
+    by case or by characters that a file name cannot have. A name that is a device's on Windows begins with
+    ``_``. ``slides.csv`` is the table of all slides.
     """
     names: dict[str, str] = {}
-    taken = {"slides"}  # slides.csv is the table of all slides
+    taken = set(reserved)
     for slide_id in slide_ids:
         name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", slide_id)
         name = re.sub(r"^[.\-~]+|[. ]+$", "_", name) or "_"
+        name = f"_{name}" if _DEVICE.match(name) else name
         digest = hashlib.sha256(slide_id.encode()).hexdigest()
         short = name.encode()[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
         if short != name:
@@ -61,6 +65,8 @@ def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, 
     return {fov: folder / on_disk(f"{name}{OVERLAY_SUFFIX}") for fov, name in file_names(fovs).items()}
 
 
-def page_name(slide_name: str) -> str:
-    """Returns the file name of a slide's page. ``index.html`` is the list of all slides."""
-    return f"{slide_name}_.html" if slide_name.casefold() == "index" else f"{slide_name}.html"
+def page_names(slide_ids: Sequence[str]) -> dict[str, str]:
+    """Returns the file name of each slide's page. ``index.html`` is the list of all slides."""
+    return {
+        slide: f"{name}.html" for slide, name in file_names(slide_ids, reserved=("slides", "index")).items()
+    }

@@ -224,6 +224,7 @@ class Overlays:
     edges: EdgeRule = EdgeRule.ALL
     longest_px: int = 2048  # without the footer
     manifest: Manifest | None = None  # of the installed bundle
+    new: bool = True  # False: only those that exist, and only when their counts have changed
     # Hashes, because there may be very many files.
     _current: set[int] = field(default_factory=set, init=False)
     _impossible: set[int] = field(default_factory=set, init=False)
@@ -277,6 +278,9 @@ class Overlays:
             style = digest(self.longest_px, threshold_texts(row.version.bundle_id, self.manifest))[:8]
             mark = f"{_MARK} {row_key(row, self.edges)} {style}"
             key = hash((path, mark))
+            counts = f"{_MARK} {row_key(row, self.edges)} "
+            if not self.new and (path.name not in there or counts in _mark_of(path)):
+                continue
             if path.name in there and (key in self._current or mark in _mark_of(path)):
                 self._current.add(key)
             elif key not in self._impossible:

@@ -15,6 +15,7 @@ from typing import Final
 from rbc_edge.errors import RbcEdgeError, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
+from rbc_edge.views.names import OVERLAYS, REPORTS
 from rbc_edge.views.overlay import Overlays
 from rbc_edge.views.report import Reports
 from rbc_edge.views.tables import SlideSummary, Tables
@@ -38,36 +39,41 @@ class ViewOptions:
     reports: bool = False  # write ``reports/<slide>.html``
     manifest: Manifest | None = None  # of the bundle at work, for its thresholds. None: they are not shown.
 
-    @property
-    def has_pictures(self) -> bool:
-        """Whether overlays or reports are wanted."""
-        return self.overlays or self.reports
-
 
 class Pictures:
     """Brings overlays and reports up to date, slide by slide, when there is time for it.
 
     Its methods ask `keep_going` before each picture: False ends the work early, and the next call goes on.
+    Those that exist are kept up to date also where no new ones are wanted: no old page is beside new tables.
     """
 
     def __init__(self, reader: Reader, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         out, edges, manifest = reader.path.parent, options.edges, options.manifest
         self._reader, self._options, self._monotonic_s = reader, options, monotonic_s
-        self._overlays = Overlays(out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest)
-        self._reports = Reports(out, reader, edges=edges, manifest=manifest)
+        self._overlays = Overlays(
+            out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest, new=options.overlays
+        )
+        self._reports = Reports(out, reader, edges=edges, manifest=manifest, new=options.reports)
         self._to_draw: dict[str, None] = {}
         self._to_report: dict[str, tuple[float, float]] = {}  # when it changed first and last
         self._warned = ""
 
     def changed(self, slide_ids: Collection[str] | None = None) -> None:
         """Notes that slides may have changed; None: any may have."""
-        now_s = self._monotonic_s()
+        now_s, out = self._monotonic_s(), self._reader.path.parent
+        has_overlays = self._options.overlays or (out / OVERLAYS).is_dir()
+        has_reports = self._options.reports or self._reports.index.exists()
         for slide_id in self._reader.slide_ids() if slide_ids is None else slide_ids:
-            if self._options.overlays:
+            if has_overlays:
                 self._to_draw[slide_id] = None
-            if self._options.reports:
+            if has_reports:
                 first_s, _ = self._to_report.get(slide_id, (now_s, now_s))
                 self._to_report[slide_id] = (first_s, now_s)
+
+    @property
+    def are_due(self) -> bool:
+        """Whether there is something to draw or to write."""
+        return bool(self._to_draw or self._to_report)
 
     def catch_up(
         self, *, keep_going: Callable[[], bool], time_s: float = inf, wait: bool = False, reports: bool = True
@@ -137,7 +143,8 @@ def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], b
     `keep_going` is asked before each picture. False ends the work early. Raises `UnavailableError` where the
     ledger cannot be read.
     """
-    if not options.has_pictures or not keep_going():
+    exist = any((out / name).is_dir() for name in (OVERLAYS, REPORTS))
+    if not (options.overlays or options.reports or exist) or not keep_going():
         return
     with Reader.open(out) as reader:
         pictures = Pictures(reader, options, monotonic_s=time.monotonic)

@@ -26,7 +26,7 @@ from rbc_edge.text import count_text, one_line, path_text, utc_text
 from rbc_edge.values import Cells, ScaleSource
 from rbc_edge.views import figures, gallery
 from rbc_edge.views.figures import PageField, Reason
-from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_name
+from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_names
 from rbc_edge.views.overlay import digest, row_key, threshold_texts
 from rbc_edge.views.tables import SlideSummary, summarize
 from rbc_edge.vision.bundle import Manifest
@@ -71,6 +71,7 @@ class Reports:
     edges: EdgeRule = EdgeRule.ALL
     images: int = IMAGES  # pictures in a page, at most
     manifest: Manifest | None = None
+    new: bool = True  # False: only pages that exist
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _lines: dict[str, SlideLine] = dataclasses.field(default_factory=dict, init=False)
 
@@ -88,7 +89,8 @@ class Reports:
         `UsageError` where the ledger does not know one of these slides, and `UnavailableError` where pages
         cannot be written: the old ones are intact.
         """
-        names = file_names(self.ledger.slide_ids())
+        slides = self.ledger.slide_ids()
+        names, page_of = file_names(slides), page_names(slides)
         for slide_id in slide_ids or ():
             if slide_id not in names:
                 near = get_close_matches(slide_id, names, n=3, cutoff=0.3) or sorted(names)[:5]
@@ -99,8 +101,8 @@ class Reports:
         advice = "check permissions and free space; the counts are kept in the ledger"
         with unavailable(f"{path_text(folder)}: cannot write the reports", advice):
             for slide_id, name in names.items():
-                page = folder / on_disk(page_name(name))
-                wanted = slide_ids is None or slide_id in slide_ids
+                page = folder / on_disk(page_of[slide_id])
+                wanted = (slide_ids is None or slide_id in slide_ids) and (self.new or page.exists())
                 if not wanted and slide_id in self._lines:
                     continue
                 rows = list(self.ledger.fields(slide_id))
@@ -112,7 +114,7 @@ class Reports:
                 if wanted and not self._write_slide(name, rows, summary, page, keep_going):
                     return pages
                 pages += [page] * wanted
-                self._lines[slide_id] = SlideLine(one_line(slide_id), page_name(name), summary)
+                self._lines[slide_id] = SlideLine(one_line(slide_id), page_of[slide_id], summary)
             self._write_index()
         return pages
 

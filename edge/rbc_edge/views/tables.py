@@ -8,6 +8,7 @@ UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unkn
 
 import csv
 import errno
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from itertools import chain, compress, groupby
 from math import isnan
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,9 +36,16 @@ from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_lit
 
 SCHEMA: Final = "2"
 EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
+_HELD: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EISDIR})
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
+# The start of a formula at the start of a cell. Where lists are separated by semicolons, each begins a cell.
+_FORMULA: Final = re.compile(r"""(^|;)(["\s]*[=+\-@＝＋－＠﹦﹢﹣﹫])""")
 _Row = TypeVar("_Row")
+
+
+class HeldError(UnavailableError):
+    """One table cannot be replaced, though its folder can be written: another program has it open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ def _text(value: str) -> str:
     """Makes a name safe in a cell: one line, and nothing that a spreadsheet would run as a formula."""
     odd = {c for c in value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
     value = "".join(c.encode("unicode_escape").decode() if c in odd else c for c in value)
-    return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    return _FORMULA.sub(r"\1'\2", value)
 
 
 def _count(counts: Counts | None, of: str) -> str:
@@ -235,7 +244,8 @@ class Tables:
     """Writes the CSV files of one output folder, with counts under one edge rule.
 
     A file is replaced completely or not at all. It is not touched when its content stays the same.
-    ``cells/<slide>.csv`` is written where `cells` is true. Existing ones are always kept up to date.
+    ``cells/<slide>.csv`` is written where `cells` is true. Existing ones are always kept up to date. A table
+    that another program holds stays as it is, until a later `write` can replace it: see `held`.
     """
 
     out: Path
@@ -243,6 +253,7 @@ class Tables:
     _: KW_ONLY
     edges: EdgeRule = EdgeRule.ALL
     cells: bool = False
+    held: dict[str, str] = field(default_factory=dict, init=False)  # what waits, by slide; "": slides.csv
     _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
     _names: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -260,8 +271,9 @@ class Tables:
     def write(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes the tables of slides that have changed (None: all may have), and ``slides.csv``.
 
-        Notes in the ledger that the tables are up to date. Returns the rows of ``slides.csv``. Raises
-        `UnavailableError` where the output folder cannot be written: the old tables are intact.
+        Notes in the ledger that the tables are up to date, where none is held. Returns the rows of
+        ``slides.csv``. Raises `UnavailableError` where the output folder cannot be written: the old tables
+        are intact.
         """
         names = self._file_names()
         if slide_ids is None:
@@ -274,9 +286,13 @@ class Tables:
                 self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
-        _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
+        with self._holding(""):
+            _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
         self.ledger.keep_note(EDGES_NOTE, self.edges)
-        self.ledger.tables_written()
+        if self.held:
+            self.ledger.commit()  # the next run, too, knows that tables are out of date
+        else:
+            self.ledger.tables_written()
         return [summary for summary, _ in known]
 
     def look_again(self) -> None:
@@ -295,18 +311,31 @@ class Tables:
         path, cells_path = self.out / file_name, self.out / "cells" / file_name
         sums = _Sums(self.edges)
         first = next(fields, None)
-        if first is None:  # its images are in another slide now: an old table would count them twice
-            for old in (path, cells_path):
-                with _explained(old):
-                    old.unlink(missing_ok=True)
-        else:
-            rows = (_Fov(row, row.counts.get(self.edges)) for row in sums.added(chain([first], fields)))
-            _write(path, FIELD_TABLE.lines(rows))
-            if self.cells or cells_path.exists():
-                _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
+        known = fields if first is None else chain([first], fields)
+        rows = (_Fov(row, row.counts.get(self.edges)) for row in sums.added(known))
+        with self._holding(slide_id):
+            if first is None:  # its images are in another slide now: an old table would count them twice
+                for old in (path, cells_path):
+                    with _explained(old):
+                        old.unlink(missing_ok=True)
+            else:
+                _write(path, FIELD_TABLE.lines(rows))
+                if self.cells or cells_path.exists():
+                    _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
+        for _ in rows:  # the rest, of a table that is held, for the sums
+            pass
         summary = sums.summary(slide_id)
         _, line = SLIDE_TABLE.lines([summary])
         self._summaries[slide_id] = summary, line
+
+    @contextmanager
+    def _holding(self, slide_id: str) -> Iterator[None]:
+        """Notes that a table of a slide is held, or that none is."""
+        try:
+            yield
+            self.held.pop(slide_id, None)
+        except HeldError as error:
+            self.held[slide_id] = str(error)
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
@@ -361,7 +390,7 @@ def _write(path: Path, lines: Iterator[bytes]) -> None:
     """Brings a table up to date. Both versions are read as streams, so memory stays small."""
     with _explained(path):
         path.parent.mkdir(exist_ok=True)
-        with path.open("rb") if path.exists() else BytesIO() as old:
+        with path.open("rb") if path.is_file() else BytesIO() as old:  # a pipe of that name would block
             n_same, line = _compare(old, lines)
             if line is None:
                 return
@@ -394,4 +423,13 @@ def _explained(path: Path) -> Iterator[None]:
         advice = "check the permissions of the output folder; the counts are kept in the ledger"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "free space and run again: the counts are kept in the ledger"
+        if error.errno in _HELD and _takes_files(path.parent):
+            advice = "close the program that has it open; the counts are kept in the ledger"
+            raise HeldError(message, advice) from error
         raise UnavailableError(message, advice) from error
+
+
+def _takes_files(folder: Path) -> bool:
+    with suppress(OSError), TemporaryFile(dir=folder):
+        return True
+    return False

@@ -27,7 +27,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rbc_edge.errors import BundleError
+from rbc_edge.errors import BundleError, UnavailableError, machine_trouble
 from rbc_edge.text import path_text
 
 if TYPE_CHECKING:
@@ -137,9 +137,14 @@ class Bundle:
     def session(self, file: str, *, threads: int) -> ort.InferenceSession:
         """Opens one of the bundle's networks on the CPU. `threads` work inside one operator.
 
-        Raises `BundleError` where ONNX Runtime cannot load it.
+        Raises `BundleError` where ONNX Runtime cannot load it, and `UnavailableError` where it cannot be
+        loaded itself, or memory is short.
         """
-        import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
+        try:
+            import onnxruntime as ort  # noqa: PLC0415  takes a third of a second
+        except Exception as error:  # a library of another processor may raise anything
+            what = f"a library cannot be loaded: {type(error).__name__}: {error}"
+            raise UnavailableError(what, "install rbc-edge again, into its own environment") from error
 
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -152,6 +157,9 @@ class Bundle:
         try:
             return ort.InferenceSession(str(self.path / file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
+            if trouble := machine_trouble(error):
+                what = f"{self.path / file}: cannot be loaded now: {trouble}"
+                raise UnavailableError(what, "set threads to 1, or end other programs") from error
             raise _broken(self.path / file, f"ONNX Runtime cannot load it: {error}") from error
 
     def describe(self) -> dict[str, object]:
@@ -226,7 +234,11 @@ def _read_manifest(file: Path) -> Manifest:
         kind = "text" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise _broken(file, f"is not {kind}: {error}") from error
     manifest = _parse(content, file)
-    if manifest.content_id() != manifest.bundle_id:
+    try:
+        is_intact = manifest.content_id() == manifest.bundle_id
+    except RecursionError as error:  # the JSON reader takes more levels than Python does
+        raise _broken(file, "its values are nested too deeply") from error
+    if not is_intact:
         raise _broken(file, "does not match its bundle_id: it was changed after the export")
     return manifest
 

@@ -3,17 +3,19 @@
 Every image in memory is uint8 (H, W, 3), RGB. Importing this changes no setting of the host program.
 """
 
+import errno
 import hashlib
 import io
 import math
 import os
+import re
 import struct
 import threading
 import warnings
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import cv2
 import numpy as np
@@ -22,23 +24,35 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rbc_edge.errors import ImageError
 from rbc_edge.values import Decoded, FieldOfView, UInt8
+from rbc_edge.vision import integrity
 
 MIN_CELL_PX: Final = 44.0  # so wide a cell, with a margin of a quarter, still fills a crop
 LARGE_PIXELS: Final = 8_000_000  # from this size on an image is handled to save memory, not time
 MIN_SIDE_PX: Final = 16  # images with a shorter side are no fields of view
 
 _JPEG_BLOCK: Final = 8
-_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", *_TIFF_SIGNATURES, b"II+\0", b"MM\0+")
 _MAX_BYTES_A_PIXEL: Final = 8  # 16 bits, four channels, not compressed
+_MAX_NOTE_BYTES: Final = 64_000_000  # what a camera may add to its pixels: a preview, a sound, a film
+# What decoding takes at its peak, for each pixel (measured): 8 bits of red, green and blue, 8 bits of another
+# kind, more than 8 bits. And what may be taken for each megapixel of the limit.
+_RGB_COST, _OTHER_COST, _DEEP_COST = 7, 12, 24
+_BUDGET: Final = 4_000_000
 _BLOCK_ROWS: Final = 256
 # TIFF 6.0, section 8: numbers of tags, of the kinds of pixel, and of a planar configuration.
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_PAGE_TAG, _DESCRIPTION_TAG = 254, 270
+_NO_FIELD: Final = 0b101  # a page that is a smaller version or a mask of another
+# What ImageJ (lines) and OME (XML) write into the first page's description.
+_N_CHANNELS: Final = re.compile(r'^channels=(\d+)|\bSizeC="(\d+)"', re.MULTILINE)
+_N_PLANES: Final = re.compile(r'^slices=(\d+)|\bSizeZ="(\d+)"', re.MULTILINE)
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 _AGAIN: Final = "copy it again"
+_OTHER_KIND: Final = "save it as a usual JPEG, PNG or TIFF with 8 bits"
 
 # Kept from before ultralytics replaces `Image.open` by one that fails with other errors.
 _open: Final = Image.open
@@ -50,9 +64,10 @@ def load_field(
     """Reads and decodes one image file, EXIF rotation applied.
 
     The file is read once. The hash is of exactly the bytes that are decoded. Images of more than
-    `max_megapixels` are refused from their header, before any memory is taken. With a diameter (of a red
-    cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of its size,
-    in half the time and a fraction of the memory. NaN: decoded in full.
+    `max_megapixels` are refused from their header, before any memory is taken, and so are images that would
+    take more than four bytes for each pixel of that limit: 250 megapixels stand for 1 GB. With a diameter
+    (of a red cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of
+    its size, in half the time and a fraction of the memory. NaN: decoded in full.
 
     Raises `ImageError` with reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
     ``too-large``, ``too-small`` or ``unsupported``.
@@ -64,14 +79,34 @@ def load_field(
             if n_bytes > max_megapixels * 1e6 * _MAX_BYTES_A_PIXEL:
                 what = f"{n_bytes / 1e6:.0f} MB is more than {max_megapixels:g} megapixels can take"
                 raise ImageError("too-large", f"{path}: {what}", "save one field of view as one image")
+            _check_size(file, n_bytes, path)
             data = file.read()
     except FileNotFoundError as error:
         raise ImageError("vanished", f"{path}: the file is gone", "was it moved while we worked?") from error
     except OSError as error:
         what = f"{path}: cannot be read: {error.strerror or error}"
-        raise ImageError("unreadable", what, "check its permissions") from error
+        broken = error.errno == errno.EIO
+        advice = "the disk or the card may be broken: copy it again" if broken else "check its permissions"
+        raise ImageError("unreadable", what, advice) from error
     decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px))
     return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), decoded, captured_at)
+
+
+def _check_size(file: BinaryIO, n_bytes: int, path: Path) -> None:
+    """Raises `ImageError` for a large file whose header is of no image, or of too few pixels for its size."""
+    if n_bytes <= _MAX_NOTE_BYTES:
+        return
+    head = file.read(12)
+    if not head.startswith((*_SIGNATURES, b"BM", b"RIFF")):
+        raise _not_opened(head, str(path))
+    width = height = 0
+    with _lifted, suppress(Exception), _open(file, formats=_FORMATS) as picture:
+        if picture.format != "TIFF":  # that may have many pages
+            width, height = picture.size
+    if width and n_bytes > width * height * _MAX_BYTES_A_PIXEL + _MAX_NOTE_BYTES:
+        what = f"{path}: {n_bytes / 1e6:.0f} MB is too much for {width}x{height} pixels"
+        raise ImageError("too-large", what, "is it damaged? copy it again")
+    file.seek(0)
 
 
 def full_size(field: FieldOfView) -> UInt8:
@@ -98,9 +133,11 @@ def n_pixels(path: Path, cell_diameter_px: float) -> int:
 def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UInt8, str]:
     """Decodes an image file's bytes to the end, or says why it cannot.
 
-    Pillow decodes, because it reads the header first and makes truncation an error. 16-bit images go through
-    OpenCV, because Pillow clips or cuts them. 16-bit values are stretched from the image's own range to
-    8 bits (a 12-bit camera fills a sixteenth of the range).
+    Pillow decodes, because it reads the header first and makes truncation an error. What it shows of a
+    damaged file without a word is refused before (`integrity`). 16-bit images go through OpenCV, because
+    Pillow clips or cuts them. 16-bit values are stretched from the image's own range to 8 bits (a 12-bit
+    camera fills a sixteenth of the range). A TIFF with several pages is its one page of full size, or its
+    three pages of channels.
 
     `name` stands for the file in messages. Limits and errors are those of `load_field`. Returns the image,
     uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
@@ -152,6 +189,7 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
             raise _not_opened(data, name) from error
         except Exception as error:
             raise ImageError("truncated", f"{name}: the header is broken: {error}", _AGAIN) from error
+        pages = _pages(picture, name)
         width, height = picture.size
         if width * height > max_megapixels * 1e6:
             what = f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels"
@@ -159,11 +197,24 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
         if min(width, height) < MIN_SIDE_PX:
             raise ImageError("too-small", f"{name}: {width}x{height} pixels is too small for a field of view")
         try:
-            is_deep = _is_deep(picture)  # before the capture time: looking for EXIF loads a PNG
-            captured_at = _captured_at(picture)
+            is_deep = _is_deep(picture)  # before it is loaded
             reduced = _draft(picture, reduction)
             drafted = picture.size
-            rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
+            if _cost_bytes(picture, width * height, is_deep=is_deep) > max_megapixels * _BUDGET:
+                what = f"{name}: {width}x{height} pixels of this kind take too much memory"
+                raise ImageError(
+                    "too-large", what, "cut it into fields of view, or save it with 8 bits as RGB"
+                )
+            for page in pages[::-1]:
+                _turn_to(picture, page)
+                _refuse_broken(data, picture, name, max_megapixels)
+            if picture.format == "PNG":
+                picture.load()  # looking for EXIF does the same, but keeps silent about what is broken
+            captured_at = _captured_at(picture)
+            if len(pages) > 1:
+                rgb = _channels(picture, pages, name)
+            else:
+                rgb = _sixteen_bit(data, picture, name) if is_deep else _eight_bit(picture)
         except ImageError:
             raise
         except MemoryError as error:
@@ -176,15 +227,90 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
     return Decoded(rgb, width, height, reduced, data if reduced > 1 else b""), captured_at
 
 
+def _pages(picture: Image.Image, name: str) -> list[int]:
+    """Turns a picture to the page that is the field, and returns its number, or those of its three channels.
+
+    Smaller versions and masks are passed over. Raises `ImageError` where several pages may be meant: one of
+    them alone would be a count of a part.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    description = str(getattr(picture, "tag_v2", {}).get(_DESCRIPTION_TAG, ""))
+    try:
+        n_pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "PNG", "WEBP") else 1
+        if n_pages == 1:
+            return [0]
+        for page in range(n_pages):
+            picture.seek(page)
+            if not int(getattr(picture, "tag_v2", {}).get(_PAGE_TAG, 0)) & _NO_FIELD:
+                found[page] = picture.size
+    except Exception as error:
+        raise ImageError("truncated", f"{name}: its list of pages is broken: {error}", _AGAIN) from error
+    most = max((w * h for w, h in found.values()), default=0)
+    fields = [page for page, (w, h) in found.items() if 2 * w * h > most] or [0]
+    _turn_to(picture, fields[0])
+    if len(fields) == 1:
+        return fields
+    if _told(_N_PLANES, description) > 1:
+        what = f"{name}: a stack of {_told(_N_PLANES, description)} focal planes"
+        raise ImageError("unsupported", what, "save its sharpest plane as an image of its own")
+    if len(fields) == _told(_N_CHANNELS, description) == 3 and len({found[page] for page in fields}) == 1:
+        return fields
+    what = f"{name}: {len(fields)} pages, and one file is one field of view"
+    raise ImageError("unsupported", what, "save each page as an image of its own")
+
+
+def _told(pattern: re.Pattern[str], description: str) -> int:
+    match = pattern.search(description)
+    return int(match[1] or match[2]) if match else 1
+
+
+def _turn_to(picture: Image.Image, page: int) -> None:
+    if getattr(picture, "n_frames", 1) > 1 and picture.tell() != page:
+        picture.seek(page)
+
+
+def _channels(picture: Image.Image, pages: list[int], name: str) -> UInt8:
+    """Puts three pages of grey together: red, green, blue."""
+    planes = []
+    for page in pages:
+        _turn_to(picture, page)
+        picture.load()
+        if picture.mode not in ("L", "I;16", "I;16B"):
+            what = f"{name}: its channels are not grey of 8 or 16 bits"
+            raise ImageError("unsupported", what, _OTHER_KIND)
+        planes.append(np.asarray(picture))
+    together = np.stack(planes, axis=2)
+    return together if together.dtype == np.uint8 else _stretched(together.astype(np.uint16), name)
+
+
+def _cost_bytes(picture: Image.Image, n_full: int, *, is_deep: bool) -> int:
+    """Returns what decoding a drafted picture takes at its peak, before it takes it."""
+    a_pixel = _DEEP_COST if is_deep else _RGB_COST if picture.mode == "RGB" else _OTHER_COST
+    # A progressive JPEG is kept whole until its last scan: two bytes a value, in full size.
+    kept = 2 * len(picture.getbands()) * n_full if picture.info.get("progressive") else 0
+    return picture.width * picture.height * a_pixel + kept
+
+
+def _refuse_broken(data: bytes, picture: Image.Image, name: str, max_megapixels: float) -> None:
+    """Raises `ImageError` for what the decoder would show without a word, or would call by a wrong name."""
+    tags = getattr(picture, "tag_v2", {})
+    if kind := integrity.not_read(data, tags):
+        raise ImageError("unsupported", f"{name}: {kind}, which is not read", _OTHER_KIND)
+    if damage := integrity.damage(data, tags, int(max_megapixels * 1e6 * _MAX_BYTES_A_PIXEL)):
+        raise ImageError("truncated", f"{name}: the image is cut short or damaged: {damage}", _AGAIN)
+
+
 def _not_opened(data: bytes, name: str) -> ImageError:
     """Returns what is wrong with a file that Pillow cannot identify."""
+    if kind := integrity.not_read(data, {}):
+        return ImageError("unsupported", f"{name}: {kind}, which is not read", _OTHER_KIND)
     if _has_tiff_directory(data):
         advice = "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again"
         return ImageError("unsupported", f"{name}: a kind of TIFF that cannot be read", advice)
     if data.startswith(_SIGNATURES):  # a TIFF's directory may stand at its end
         return ImageError("truncated", f"{name}: the image is cut short or damaged", _AGAIN)
     advice = "is it another kind of file with an image's name?"
-    return ImageError("not-an-image", f"{name}: not a JPEG, PNG, BMP or TIFF image", advice)
+    return ImageError("not-an-image", f"{name}: not a JPEG, PNG, BMP, TIFF or WebP image", advice)
 
 
 def _draft(picture: Image.Image, reduction: int) -> int:
@@ -235,10 +361,13 @@ def _eight_bit(picture: Image.Image) -> UInt8:
     if picture.mode == "P" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        # Pixels under full transparency are arbitrary: show white, as a viewer does.
         rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-        picture = Image.new("RGB", rgba.size, (255, 255, 255))
-        picture.paste(rgba, mask=rgba)
+        if rgba.getchannel("A").getextrema() == (0, 0):  # a program that writes 32 bits and fills 24
+            picture = rgba.convert("RGB")
+        else:
+            # Pixels under full transparency are arbitrary: show white, as a viewer does.
+            picture = Image.new("RGB", rgba.size, (255, 255, 255))
+            picture.paste(rgba, mask=rgba)
     rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     if rgb.width * rgb.height < LARGE_PIXELS:
         return np.asarray(rgb, dtype=np.uint8)
@@ -252,6 +381,9 @@ def _eight_bit(picture: Image.Image) -> UInt8:
 def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
     # Both decoders apply the orientation of a TIFF file themselves.
     turned = picture.format == "TIFF"
+    if turned and picture.tell() != 0:  # OpenCV reads the first page
+        advice = "save it as an image of its own"
+        raise ImageError("unsupported", f"{name}: its 16-bit image is not the first page", advice)
     kind = _deep_kind(picture, name)
     orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # cv2 returns half an image silently; Pillow raises

@@ -1,13 +1,15 @@
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from command_line import SOURCE_ROOT, Run
-from stand_in import TOY_BUNDLE
+from command_line import SOURCE_ROOT, TOY, Run, process
+from stand_in import TOY_BUNDLE, write_disks
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -76,3 +78,101 @@ def test_a_bug_is_one_line_and_a_traceback_only_when_asked(
     assert complained.count("\n") == 1
     assert "unexpected RuntimeError: the unthinkable. This is a bug" in complained
     assert "Traceback" in rbc(*asked, "--verbose")[2]
+
+
+def shell(
+    line: str, *arguments: object, cwd: Path | None = None, **environment: str
+) -> tuple[int, bytes, bytes]:
+    """Runs the program by a line of the shell, in which "$@" stands for it; code, stdout, stderr."""
+    command = [sys.executable, "-W", "error", "-m", "rbc_edge", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": SOURCE_ROOT, **environment}
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *command], cwd=cwd, env=env, capture_output=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_full_disk_behind_stdout_is_said_and_no_bug(camera: Path, tmp_path: Path) -> None:
+    for arguments in (("config", "init", "--file", "-"), ("run", camera, "--out", tmp_path / "out", *TOY)):
+        code, _, complained = shell('"$@" >/dev/full', *arguments)
+        assert code == 5
+        assert re.match(rb"rbc-edge: cannot .*: No space left on device\n", complained)
+        assert b"bug" not in complained and b"Exception" not in complained
+    assert (tmp_path / "out" / "s1.csv").exists()
+
+
+def test_closed_and_full_streams_do_not_stop_the_work(camera: Path, tmp_path: Path) -> None:
+    (camera / "s1" / "bad.png").write_bytes(b"")  # there is something to say on stderr
+    for number, line in enumerate(('"$@" 2>&-', '"$@" 2>/dev/full', '"$@" >&- 2>&- <&-')):
+        out = tmp_path / str(number)
+        code, said, complained = shell(line, "run", camera, "--out", out, "--json", *TOY)
+        assert (code, complained) == (3, b"")
+        if ">&- 2" not in line:
+            assert json.loads(said)["n_failed"] == 1
+        assert (out / "s1.csv").exists()
+
+
+def test_a_deleted_working_folder_is_said_and_matters_only_to_relative_paths(
+    camera: Path, tmp_path: Path
+) -> None:
+    for relative, wanted in ((True, 5), (False, 0)):
+        here = tmp_path / "here"
+        here.mkdir()
+        asked = ("run", "camera" if relative else camera, "--out", tmp_path / "out", *TOY)
+        code, _, complained = shell('rmdir "$PWD" && "$@"', *asked, cwd=here)
+        assert code == wanted, complained
+        assert b"bug" not in complained
+        assert (b"the current folder is not there any more" in complained) is relative
+
+
+def test_json_is_json_whatever_stdout_can_show(tmp_path: Path) -> None:
+    write_disks(tmp_path / "cam" / "Müller ＝ 🔬" / "a.png", 3)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        asked = process(
+            "run",
+            tmp_path / "cam",
+            "--out",
+            tmp_path / "out",
+            "--json",
+            *TOY,
+            **locale,
+            PYTHONIOENCODING=encoding,
+        )
+        said, complained = asked.communicate(timeout=120)
+        assert asked.returncode == 0, complained
+        assert json.loads(said)["slides"][0]["slide_id"] == "Müller ＝ 🔬"
+
+
+def test_names_do_not_steer_the_terminal(rbc: Run, tmp_path: Path) -> None:
+    evil = "a\x1b]0;b\x07\nc\u202e"
+    write_disks(tmp_path / "cam" / evil / f"{evil}.png", 3)
+    (tmp_path / "cam" / evil / f"{evil}2.png").write_bytes(b"")
+    asked = ("run", tmp_path / "cam", "--out", tmp_path / evil, *TOY, "--report", "--verbose")
+    for arguments in (asked, (*asked, "--force", "--json"), ("report", "--out", tmp_path / evil)):
+        code, said, complained = rbc(*arguments)
+        assert code in (0, 3)
+        for text in (said, complained):
+            assert not {"\x1b", "\x07", "\u202e"} & set(text) and "\nc" not in text
+
+
+@pytest.mark.parametrize(
+    ("library", "error"),
+    [
+        ("cv2", "ImportError('libGL.so.1: cannot open shared object file')"),
+        ("numpy", "RuntimeError('NumPy was built with baseline optimizations: (X86_V2)')"),
+        ("onnxruntime", "ImportError('a symbol is missing')"),
+    ],
+)
+def test_a_library_that_cannot_load_is_said_and_the_version_needs_none(
+    camera: Path, tmp_path: Path, library: str, error: str
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / f"{library}.py").write_text(f"raise {error}\n")
+    path = f"{tmp_path / 'broken'}:{SOURCE_ROOT}"
+    for arguments, wanted in ((["--version"], 0), (["run", camera, "--out", tmp_path / "out", *TOY], 5)):
+        code, _, complained = shell(f'PYTHONPATH={path} "$@"', *arguments)
+        assert (code, b"Traceback" in complained or b"bug" in complained) == (wanted, False), complained
+    assert b"a library cannot be loaded" in complained and b"rbc-edge: " in complained
+    with suppress(FileNotFoundError):  # no image is written down as failed
+        assert "failed" not in (tmp_path / "out" / "s1.csv").read_text()

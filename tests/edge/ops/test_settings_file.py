@@ -107,3 +107,10 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="cannot write") as caught:
         write_new(tmp_path / "file" / "c.toml", config.example(), force=False)
     assert caught.value.exit_code == 5
+
+
+def test_a_byte_order_mark_stays(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfthreads = 1\n")
+    write_settings(file, {"threads": 3})
+    assert file.read_bytes() == b"\xef\xbb\xbfthreads = 3\n"

@@ -100,6 +100,16 @@ def test_names_in_a_wrong_setting_stay_out(station: Path) -> None:
     assert "Huber" not in "".join(files.values())
 
 
+@pytest.mark.parametrize("key", ["edges", "precision", "marker", "threads"])
+def test_a_name_at_the_wrong_key_stays_out(station: Path, key: str) -> None:
+    for name in (PATIENT, "O'Brien \"1961", "Müller/1961"):
+        (station / "wrong.toml").write_text(f"{key} = {json.dumps(name)}\n")
+        files, _ = archive(station, "wrong.toml")
+        everything = "".join(files.values())
+        assert not [word for word in ("Müller", "Anna", "Brien", "1961") if word in everything]
+        (station / "report.zip").unlink()
+
+
 def test_two_archives_do_not_show_the_same_slide_id(station: Path) -> None:
     first, _ = archive(station)
     (station / "report.zip").unlink()

@@ -267,3 +267,21 @@ def test_files_are_as_old_as_they_say_only_where_the_clock_is_believed() -> None
     assert trusting.is_young(future, 5)
     assert taken(trusting, 7, old, future) == ["old", "future"]
     assert taken(Debounce(settle_s=2, grace_s=60), 5, old, future) == []
+
+
+def test_results_of_ours_are_never_images(tmp_path: Path) -> None:
+    out = tmp_path / "disk" / "out"
+    touch(tmp_path / "in" / "s" / "a.png", out / "ledger.sqlite3", out / "overlays" / "s" / "a_overlay.jpg")
+    touch(tmp_path / "disk" / "other" / "b.png", tmp_path / "in" / "old" / "ledger.sqlite3")
+    touch(tmp_path / "in" / "old" / "c.png")
+    overlays = out / "overlays"
+    for name, target in (
+        ("up", out.parent),
+        ("pics", overlays),
+        ("s1", overlays / "s"),
+    ):
+        (tmp_path / "in" / name).symlink_to(target)
+    (tmp_path / "in" / "d.jpg").symlink_to(overlays / "s" / "a_overlay.jpg")
+    found = scan([tmp_path / "in"])
+    assert [(f.slide_id, f.fov) for f in found.files] == [("s", "a"), ("up--other", "b")]
+    assert sorted(path.name for path in found.results) == ["d.jpg", "old", "out", "pics", "s1"]

@@ -1,6 +1,7 @@
 """Looks: pure work that any executor does, in the order asked for."""
 
 import csv
+import errno
 import multiprocessing
 import pickle
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ from pathlib import Path
 from threading import Event
 
 import cv2
+import numpy as np
 import pytest
 from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, write_disks
 
-from rbc_edge.errors import BundleError
+from rbc_edge.errors import BundleError, ImageError, UnavailableError
 from rbc_edge.ops.synthetic import DrawnField
+from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import (
+    MACHINE,
     AnalyzerRecipe,
     Task,
     drop_analyzer,
@@ -28,6 +32,7 @@ from rbc_edge.station.job import (
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions
+from rbc_edge.vision import image_file
 from rbc_edge.vision.bundle import Bundle
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -65,6 +70,63 @@ def test_a_failure_is_data(files: tuple[InboxFile, ...], recipe: AnalyzerRecipe)
     assert len(look.sha256) == 64  # so that the broken file is known under another name
     files[1].path.unlink()
     assert look_at(Task(files[1], GIVEN, recipe)).failure == "vanished"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("no libGL"),
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_the_computer_lacks_is_no_failure_of_an_image(
+    files: tuple[InboxFile, ...], error: Exception
+) -> None:
+    def make() -> StandIn:
+        raise error
+
+    recipe = AnalyzerRecipe(BUNDLE_ID, make)
+    with pytest.raises(UnavailableError, match="now"):
+        look_at(Task(files[0], GIVEN, recipe))
+    with pytest.raises(UnavailableError, match="now"):
+        estimate_scale(files, recipe)
+
+
+def test_too_many_open_files_is_no_failure_of_the_image_that_met_it(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnavailableError, match="Too many open files"):
+        look_at(Task(files[0], GIVEN, recipe))
+    with pytest.raises(UnavailableError, match="Too many open files"):
+        estimate_scale(files, recipe)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_short_memory_leaves_an_image_for_later(
+    files: tuple[InboxFile, ...], recipe: AnalyzerRecipe, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(StandIn, "analyze", refuse)
+    look = look_at(Task(files[0], GIVEN, recipe))
+    assert (look.failure, look.result) == (MACHINE, None)
+    assert "0.png: not enough memory" in look.message
+    monkeypatch.setattr(image_file, "_eight_bit", refuse)
+    with pytest.raises(UnavailableError, match="scale cannot be estimated now: not enough memory"):
+        estimate_scale(files, recipe)
 
 
 def test_looks_come_in_order_and_only_a_few_are_begun_ahead(
@@ -202,3 +264,21 @@ def test_threads_and_processes_give_the_same_tables(
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
         assert count("processes", processes, 2) == alone
     assert sum(len(rows) for name, rows in alone.items() if name.startswith("cells/")) > 50
+
+
+def test_few_bytes_of_many_pixels_are_one_large_image(
+    tmp_path: Path, recipe: AnalyzerRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in (40, 3000):
+        cv2.imwrite(str(tmp_path / f"{side}.png"), np.zeros((side, side), np.uint8))
+    assert (tmp_path / "3000.png").stat().st_size < 100_000
+    alone = {}
+
+    def load_field(path: Path, *_: object, **__: object) -> None:
+        alone[path.stem] = job._ONE_LARGE.locked()
+        raise ImageError("empty", "")
+
+    monkeypatch.setattr(image_file, "load_field", load_field)
+    for file in scan([tmp_path]).files:
+        look_at(Task(file, GIVEN, recipe))
+    assert alone == {"40": False, "3000": True}

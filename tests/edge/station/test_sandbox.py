@@ -25,13 +25,19 @@ def test_an_image_that_is_counted_survives(tmp_path: Path) -> None:
     ("code", "expected"),
     [
         ("sys.exit(3)", True),
-        ("sys.exit(1)", True),
+        ("sys.exit(0)", True),
+        ("sys.exit(1)", False),  # a bug that the image brings to light
+        ("sys.exit(2)", None),
+        ("sys.exit(4)", None),
+        ("sys.exit(5)", None),  # no space, no memory
         ("os.abort()", False),
         ("os.kill(os.getpid(), signal.SIGKILL)", False),
         ("os.kill(os.getpid(), signal.SIGSEGV)", False),
     ],
 )
-def test_death_by_a_signal_is_evidence(tmp_path: Path, code: str, expected: bool) -> None:
+def test_only_a_count_proves_innocence_and_only_a_death_guilt(
+    tmp_path: Path, code: str, expected: bool | None
+) -> None:
     command = child(tmp_path, code)
     assert survives([tmp_path / "a.png"], options=[], command=command) is expected
 
@@ -44,8 +50,9 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path) -> None:
 def test_called_off_or_asked_to_leave_says_nothing(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         survives([tmp_path], options=[], command=child(tmp_path, "signal.pause()"), keep_going=lambda: False)
-    with pytest.raises(Interrupted):
-        survives([tmp_path], options=[], command=child(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)"))
+    for leaves in ("os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(143)"):
+        with pytest.raises(Interrupted):
+            survives([tmp_path], options=[], command=child(tmp_path, leaves))
 
 
 def test_the_child_has_no_settings_but_those_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +69,19 @@ def test_the_child_has_no_settings_but_those_given(tmp_path: Path, monkeypatch: 
 
 def test_what_a_killed_trial_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    of_the_dead = tmp_path / "tmp" / "rbc-edge-sandbox-999999999-x"
-    of_the_living = tmp_path / "tmp" / f"rbc-edge-sandbox-{os.getppid()}-x"
+    of_the_dead = tmp_path / "tmp" / ".rbc-edge-sandbox-999999999-x"
+    of_the_living = tmp_path / "tmp" / f".rbc-edge-sandbox-{os.getppid()}-x"
     for folder in (of_the_dead / "cells", of_the_living):
         folder.mkdir(parents=True)
     assert survives([tmp_path / "a.png"], options=[], command=child(tmp_path, "sys.exit(0)"))
     assert list((tmp_path / "tmp").iterdir()) == [of_the_living]
+
+
+def test_without_room_for_a_trial_nothing_is_known_of_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    command = child(tmp_path, "sys.exit(0)")
+    assert survives([tmp_path / "a.png"], options=[], command=command) is None
+    assert survives([tmp_path / "a.png"], options=[], command=command, folder=tmp_path) is True
+    assert survives([tmp_path / "a.png"], options=[], command=["/no/such/program"], folder=tmp_path) is None

@@ -631,6 +631,18 @@ def test_a_damaged_ledger_is_kept_aside_and_rebuilt(post: Post, caplog: pytest.L
     assert any("the ledger was damaged" in r.getMessage() for r in caplog.records)
 
 
+def test_damage_that_a_second_look_does_not_see_moves_nothing(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter(["a page that was read wrongly once"])
+    monkeypatch.setattr("rbc_edge.store.queries.damage", lambda _: next(found, ""))
+    post.write("s1/a.png", 3)
+    post.until(10)
+    assert post.table("s1") == {"a": "3"}
+    assert not list(post.out.glob("damaged-*"))
+    assert next(found, "") == ""
+
+
 def test_damage_that_shows_while_it_works_is_mended_too(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 

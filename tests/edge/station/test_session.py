@@ -52,7 +52,7 @@ class Station:
         analyzer: StandIn | None = None,
         stop: Stop | None = None,
         on_step: Callable[[Step], None] | None = None,
-        survives: Callable[[Sequence[Path]], bool] | None = None,
+        survives: Callable[[Sequence[Path]], bool | None] | None = None,
         **options: object,
     ) -> Summary:
         self.analyzer, self.steps = analyzer or StandIn(), []
@@ -235,14 +235,14 @@ def test_whatever_the_analyzer_throws_fails_one_image(station: Station) -> None:
     class Fragile(StandIn):
         def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
             if field.fov == "a":
-                raise MemoryError("too many cells")
+                raise ArithmeticError("too many cells")
             return super().analyze(field, scale)
 
     summary = station.run(analyzer=Fragile())
     assert (summary.n_counted, summary.n_failed) == (1, 2)
     assert station.table("s1")[0]["failure"] == "error"
     failed = [s.row for s in station.steps if s.row and s.row.status == "failed"]
-    assert all(row.message.endswith("MemoryError: too many cells") for row in failed)
+    assert all(row.message.endswith("ArithmeticError: too many cells") for row in failed)
 
 
 def test_jpegs_of_large_cells_are_decoded_as_small_as_their_slide_allows(station: Station) -> None:
@@ -506,7 +506,7 @@ def die_while_counting(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     *others: str,
-    survives: Callable[[Sequence[Path]], bool] | None = None,
+    survives: Callable[[Sequence[Path]], bool | None] | None = None,
 ) -> None:
     """A run whose process ends while it counts an image; the next one is another process."""
 
@@ -724,12 +724,12 @@ def test_a_copy_of_an_image_that_fails_now_is_counted_in_the_same_run(
     os.utime(station.source / "s1" / "a.png", ns=(1, 1))
     load_field = image_file.load_field
 
-    def no_memory(path: Path, *rest: Any, **options: Any) -> FieldOfView:
+    def refuse(path: Path, *rest: Any, **options: Any) -> FieldOfView:
         if path.name == "a.png":
-            raise MemoryError
+            raise ArithmeticError
         return load_field(path, *rest, **options)
 
-    monkeypatch.setattr(image_file, "load_field", no_memory)
+    monkeypatch.setattr(image_file, "load_field", refuse)
     station.run(station.source / "s1")
     assert station.counts("s1") == {"a": "failed", "b": "5", "copy": "3"}
 
@@ -851,3 +851,90 @@ def test_what_a_killed_run_wrote_is_safe_before_a_table_shows_it(
     monkeypatch.setattr(Database, "commit", forced)
     station.run()
     assert "INSERT OR REPLACE INTO flag VALUES ('forced')" in order[: order.index("tables")]
+
+
+def test_an_image_for_which_memory_was_short_is_counted_by_the_next_run(station: Station) -> None:
+    for name in "abc":
+        station.write(f"s/{name}.png", 3, seed=ord(name))
+
+    class Short(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "b":
+                raise MemoryError
+            return super().analyze(field, scale)
+
+    done = station.run(station.source / "s", analyzer=Short())
+    assert (done.exit_code, done.n_counted, done.n_failed, len(done.troubled)) == (5, 2, 0, 1)
+    assert station.counts("s") == {"a": "3", "c": "3"}
+    done = station.run(station.source / "s")
+    assert (done.exit_code, station.analyzer.analyzed) == (0, ["s/b"])
+    assert station.counts("s") == {"a": "3", "b": "3", "c": "3"}
+
+
+def test_trouble_of_the_computer_ends_a_run_and_leaves_every_image_as_it_was(station: Station) -> None:
+    for name in "abc":
+        station.write(f"s/{name}.png", 3, seed=ord(name))
+
+    class Broken(StandIn):
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "b":
+                raise ImportError("libgomp.so.1")
+            return super().analyze(field, scale)
+
+    def unasked(_: Sequence[Path]) -> bool:
+        raise AssertionError("no image is suspect")
+
+    with pytest.raises(UnavailableError, match=r"libgomp\.so\.1"):
+        station.run(station.source / "s", analyzer=Broken())
+    assert station.run(station.source / "s", survives=unasked).exit_code == 0
+    assert station.analyzer.analyzed == ["s/b", "s/c"]
+
+
+def test_a_deleted_ledger_leaves_no_old_table_beside_the_new_ones(station: Station) -> None:
+    station.run(cells=True)
+    old = station.everything()
+    (station.out / "ledger.sqlite3").unlink()
+    assert station.run(station.source / "s1").exit_code == 0
+    kept = next(station.out.glob("earlier-*"))
+    assert {str(p.relative_to(kept)): p.read_bytes() for p in kept.rglob("*.csv")} == old
+    assert sorted(p.name for p in station.out.glob("*.csv")) == ["s1.csv", "slides.csv"]
+
+
+def test_a_link_to_the_results_makes_no_slides_of_them(station: Station) -> None:
+    (station.source / "results").symlink_to(station.out.parent)
+    for _ in range(3):
+        assert station.run().n_images == 3
+        (station.out / "overlays" / "s1").mkdir(parents=True, exist_ok=True)
+        write_disks(station.out / "overlays" / "s1" / "a_overlay.jpg", 3)
+    with pytest.raises(UsageError, match="it holds results"):
+        station.run(station.out / "overlays")
+
+
+def test_a_table_that_is_held_is_said_by_the_exit_code_and_written_by_the_next_run(station: Station) -> None:
+    (station.out / "s1.csv").mkdir(parents=True)
+    (station.out / "ledger.sqlite3").touch()
+    done = station.run()
+    assert (done.exit_code, done.n_counted, len(done.held)) == (5, 3, 1)
+    assert [row["slide_id"] for row in station.table("slides")] == ["s1", "s2"]
+    (station.out / "s1.csv").rmdir()
+    assert station.run().exit_code == 0
+    assert station.counts("s1") == {"a": "3", "b": "5"}
+
+
+def test_a_suspect_that_cannot_be_tried_now_is_left_and_the_others_are_counted(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_while_counting(station, monkeypatch, "s1/a")
+    done = station.run(survives=lambda paths: None if "a" in [path.stem for path in paths] else True)
+    assert (done.exit_code, done.n_failed, [f.fov for f in done.troubled]) == (5, 0, ["a"])
+    assert "s1/a" not in station.analyzer.analyzed and "s1/b" in station.analyzer.analyzed
+    done = station.run(survives=lambda _: True)
+    assert (done.exit_code, station.counts("s1")) == (0, {"a": "3", "b": "5"})
+
+
+def test_a_time_that_the_ledger_cannot_hold_changes_nothing(station: Station) -> None:
+    year_2300_s = 10_413_792_000
+    os.utime(station.source / "s1" / "a.png", (year_2300_s, year_2300_s))
+    assert (station.source / "s1" / "a.png").stat().st_mtime_ns > 2**63
+    assert station.run().n_counted == 3
+    assert (station.run().n_unchanged, station.analyzer.analyzed) == (3, [])

@@ -238,6 +238,7 @@ def test_retry_of_nothing_names_the_slides_that_have_failures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record(tmp_path, ok=1, failed=("empty",))
+    record(tmp_path, ok=1, slide="other")
     code, said, _ = rbc(capsys, "retry", "other", "--out", tmp_path)
     assert (code, said.splitlines()) == (
         0,
@@ -246,3 +247,15 @@ def test_retry_of_nothing_names_the_slides_that_have_failures(
     code, _, complained = rbc(capsys, "retry", "--out", tmp_path / "none")
     assert (code, "no ledger" in complained) == (5, True)
     assert not (tmp_path / "none").exists()
+
+
+def test_retry_of_what_is_not_there_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path, ok=1, failed=("empty",))
+    code, said, complained = rbc(capsys, "retry", "nosuch", "--out", tmp_path)
+    assert (code, said) == (2, "")
+    assert complained.startswith("rbc-edge: no slide 'nosuch' in the ledger\n")
+    code, said, complained = rbc(capsys, "retry", "s", "bad00", "--out", tmp_path)
+    assert (code, said) == (2, "")
+    assert "no field of view 'bad00' in slide 's'" in complained and "did you mean bad000" in complained

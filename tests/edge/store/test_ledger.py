@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.recovery import damage, keep_aside
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Recorded, SlideScale, Status, Tally, Version
-from rbc_edge.store.schema import FILE_NAME, DamagedError
+from rbc_edge.store.schema import FILE_NAME, DamagedError, Database
 from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.vision.counting import EdgeRule, count
 
@@ -647,3 +648,27 @@ def test_a_damaged_ledger_is_kept_aside_with_the_tables_of_before(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == []
     assert keep_aside(tmp_path, "20250102T030405Z").name == "damaged-20250102T030405Z_2"
     Ledger(tmp_path).close()
+
+
+@pytest.mark.parametrize("change", ["scale_source = 'guess'", "counts = x'0102'"])
+def test_a_value_that_cannot_be_is_damage_and_not_a_crash(tmp_path: Path, change: str) -> None:
+    with Ledger(tmp_path) as ledger:
+        look = Look(InboxFile(tmp_path / "a", "s", "a", 1, 1), "a", result=a_result(10))
+        ledger.record(look, VERSION, WHEN)
+        ledger.commit()
+        assert damage(ledger.database) == ""
+        ledger.database.connection.execute(f"UPDATE field SET {change}")
+        assert damage(ledger.database)
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path) -> None:
+    class Failing:
+        def execute(self, _: str) -> "Failing":
+            return self
+
+        def fetchone(self) -> tuple[str]:
+            return ("*** in database main ***\nPage 3: unable to get the page. error code=266",)
+
+    database = Database(tmp_path / FILE_NAME, cast(sqlite3.Connection, Failing()))
+    with pytest.raises(UnavailableError, match="the ledger may be whole"):
+        damage(database)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from rbc_edge.views.names import file_names, overlay_paths, page_name
+from rbc_edge.views.names import file_names, overlay_paths, page_names
 
 
 def test_file_names_are_safe_and_no_two_alike() -> None:
@@ -41,6 +41,15 @@ def test_overlays_lie_in_the_folder_of_their_slide_and_no_two_share_a_file() -> 
     assert len({str(path).casefold() for path in paths.values()}) == 3
 
 
-def test_no_page_of_a_slide_is_the_index() -> None:
-    assert page_name("s1") == "s1.html"
-    assert [page_name(name) for name in ("index", "Index")] == ["index_.html", "Index_.html"]
+def test_a_device_of_windows_is_no_file_name() -> None:
+    slides = ["CON", "nul", "com1", "Lpt².x", "aux .y", "_CON", "console", "com", "com10"]
+    names = file_names(slides)
+    assert list(names.values())[:5] == ["_CON", "_nul", "_com1", "_Lpt².x", "_aux .y"]
+    assert names["_CON"].startswith("_CON-")
+    assert list(names.values())[6:] == ["console", "com", "com10"]
+
+
+def test_no_page_of_a_slide_is_the_index_and_no_two_slides_share_one() -> None:
+    pages = page_names(["s1", "index", "index_", "Index"])
+    assert (pages["s1"], pages["index_"]) == ("s1.html", "index_.html")
+    assert len({page.casefold() for page in (*pages.values(), "index.html")}) == 5

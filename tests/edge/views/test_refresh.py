@@ -11,6 +11,7 @@ from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.stop import Stop
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.views.refresh import Pictures, ViewOptions
+from rbc_edge.vision.counting import EdgeRule
 
 EVERYTHING = ViewOptions(overlays=True, reports=True)
 
@@ -127,3 +128,17 @@ def test_what_nobody_thought_of_is_a_warning_too(
     assert run(counted.parent, EVERYTHING) == 0
     assert "cannot be drawn: ArithmeticError" in caplog.text
     assert "the reports cannot be made: ArithmeticError" in caplog.text
+
+
+def test_pictures_that_exist_are_kept_up_to_date_and_no_others_are_made(counted: Path) -> None:
+    assert run(counted.parent, EVERYTHING) == 0
+    (counted / "reports" / "s2.html").unlink()
+    (counted / "overlays" / "s1" / "0_overlay.jpg").unlink()
+    assert run(counted.parent, ViewOptions()) == 0  # the page of s1 has one link less
+    before = {name: (counted / name).read_bytes() for name in made(counted)}
+    assert len(before) == 5
+    assert run(counted.parent, ViewOptions(longest_px=100)) == 0  # another style alone is no reason to draw
+    assert {name: (counted / name).read_bytes() for name in made(counted)} == before
+    assert run(counted.parent, ViewOptions(edges=EdgeRule.INSIDE)) == 0
+    assert set(made(counted)) == set(before)
+    assert not [name for name, old in before.items() if (counted / name).read_bytes() == old]

@@ -144,6 +144,13 @@ def test_edge_rule_is_a_view(desk: Desk) -> None:
         ("+x", "'+x"),
         ("-x", "'-x"),
         ("@x", "'@x"),
+        ("＝1", "'＝1"),  # full width: a spreadsheet in Japanese takes it for =
+        ("＋1", "'＋1"),
+        ("－1", "'－1"),
+        ("＠x", "'＠x"),
+        ("x;=1+1", "x;'=1+1"),  # a semicolon begins a cell in many languages
+        ('x; "＝1"', 'x;\' "＝1"'),
+        ("x;y=1", "x;y=1"),
         ("\tx", r"\tx"),
         ("\r=x", r"\r=x"),
         ("two\nlines", r"two\nlines"),
@@ -232,6 +239,40 @@ def test_full_disk_leaves_the_old_table_and_says_so(desk: Desk, monkeypatch: pyt
     monkeypatch.undo()
     desk.write()
     assert len(desk.read("s.csv")) == 2
+
+
+def test_a_table_that_another_program_holds_waits_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, held = Path.replace, {"s.csv", "slides.csv"}
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target.name in held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    for slide in "rst":
+        desk.ok(slide, "a", a_result(2, 0))
+    tables = Tables(desk.out, desk.ledger)
+    sums = [(summary.slide_id, summary.n_fov_ok) for summary in tables.write()]
+    assert sums == [("r", 1), ("s", 1), ("t", 1)]
+    assert sorted(path.name for path in desk.out.glob("*.csv")) == ["r.csv", "t.csv"]
+    assert tables.held.keys() == {"s", ""}
+    assert "cannot write s.csv: Permission denied (close the program" in tables.held["s"]
+    assert desk.ledger.reader.tables_are_stale()
+    held.clear()
+    tables.write(set(tables.held))
+    assert (tables.held, desk.read("s.csv")[0]["n_rbc"], len(desk.read("slides.csv"))) == ({}, "2", 3)
+    assert not desk.ledger.reader.tables_are_stale()
+
+
+def test_what_is_no_file_at_the_name_of_a_table_stops_nothing(desk: Desk) -> None:
+    os.mkfifo(desk.out / "s.csv")
+    (desk.out / "t.csv").mkdir()
+    for slide in "rst":
+        desk.ok(slide, "a", a_result(2, 0))
+    tables = Tables(desk.out, desk.ledger)
+    tables.write()
+    assert (len(desk.read("r.csv")), len(desk.read("s.csv")), set(tables.held)) == (1, 1, {"t"})
 
 
 def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:

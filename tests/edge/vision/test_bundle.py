@@ -206,3 +206,12 @@ def test_a_manifest_out_of_range_cannot_be_written(toy_bundle_path: Path, tmp_pa
         bundle.write(tmp_path, source, wrong)
     with pytest.raises(BundleError, match="No such file"):
         Bundle.open(tmp_path)  # and what lies there is not taken for a bundle
+
+
+def test_a_manifest_that_is_nested_too_deeply_is_refused_in_words(folder: Path) -> None:
+    deep: object = 0
+    for _ in range(600):
+        deep = {"a": deep}
+    content = json.loads((folder / MANIFEST).read_text()) | {"training": deep}
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert "nested too deeply" in refused(folder)

@@ -1,0 +1,133 @@
+"""What is in a file is shown as a whole, or refused in words: pages, channels, transparency, kinds."""
+
+import errno
+import io
+import struct
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from stand_in import scene
+
+from rbc_edge.errors import ImageError
+from rbc_edge.station.inbox import scan
+from rbc_edge.values import UInt8
+from rbc_edge.vision import image_file
+
+IMAGEJ: Final = "ImageJ=1.54f\nimages=3\nchannels=3\nmode=composite\n"
+OME: Final = '<OME><Image><Pixels DimensionOrder="XYCZT" SizeC="3" SizeT="1" SizeZ="1"/></Image></OME>'
+
+
+def pages(*images: UInt8, description: str = "", kinds: dict[int, int] | None = None) -> bytes:
+    """A TIFF of several pages. `kinds`: what tag 254 says of a page."""
+    buffer = io.BytesIO()
+    made = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+    for i, picture in enumerate(made):
+        picture.encoderinfo = {"tiffinfo": {254: (kinds or {}).get(i, 0)}}
+    made[0].encoderinfo["tiffinfo"][270] = description
+    first, *others = made
+    first.save(buffer, "TIFF", save_all=True, append_images=others, tiffinfo=first.encoderinfo["tiffinfo"])
+    return buffer.getvalue()
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        image_file.decode(data, "x")
+    assert caught.value.reason == "unsupported"
+    return str(caught.value)
+
+
+def test_pages_of_one_size_are_not_counted_by_their_first() -> None:
+    words = refused(pages(scene(), scene()[::-1], scene()[:, ::-1]))
+    assert "3 pages" in words
+    assert "save each page" in words
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_thumbnail_is_not_the_field(first: bool) -> None:
+    small = scene()[::2, ::2]
+    both = (small, scene()) if first else (scene(), small)
+    np.testing.assert_array_equal(image_file.decode(pages(*both), "x")[0], scene())
+
+
+@pytest.mark.parametrize("description", [IMAGEJ, OME])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_three_pages_of_channels_are_one_field(description: str, depth: int) -> None:
+    planes = [scene()[:, :, i] for i in range(3)]
+    if depth == 16:
+        planes = [plane.astype(np.uint16) * 257 for plane in planes]  # type: ignore[misc]
+    image, _ = image_file.decode(pages(*planes, description=description), "x")
+    np.testing.assert_allclose(image.astype(int), scene().astype(int), atol=4 if depth == 16 else 0)
+
+
+@pytest.mark.parametrize("description", ["ImageJ=1.54f\nimages=3\nslices=3\n", OME.replace('Z="1"', 'Z="3"')])
+def test_a_stack_of_planes_is_refused_with_advice(description: str) -> None:
+    words = refused(pages(scene(), scene(), scene(), description=description))
+    assert "3 focal planes" in words
+    assert "sharpest" in words
+
+
+def test_a_broken_list_of_pages_is_said() -> None:
+    data = pages(scene())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (n_entries,) = struct.unpack_from("<H", data, start)
+    at = start + 2 + 12 * n_entries
+    with pytest.raises(ImageError, match="pages") as caught:
+        image_file.decode(data[:at] + struct.pack("<I", len(data) - 3) + data[at + 4 :], "x")
+    assert caught.value.reason == "truncated"
+
+
+def test_a_moving_picture_is_refused() -> None:
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(scene()), Image.fromarray(scene()[::-1].copy())]
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    assert "2 pages" in refused(buffer.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_a_field_that_is_transparent_everywhere_is_shown_by_its_colour(kind: str) -> None:
+    rgba = np.dstack([scene(), np.zeros((40, 60), np.uint8)])
+    buffer = io.BytesIO()
+    if kind == "BMP":  # OpenCV writes the header that tells of alpha
+        done, data = cv2.imencode(".bmp", rgba[:, :, [2, 1, 0, 3]])
+        assert done
+        assert struct.unpack_from("<H", data.tobytes(), 28) == (32,)
+        buffer.write(data.tobytes())
+    else:
+        Image.fromarray(rgba).save(buffer, kind)
+    np.testing.assert_array_equal(image_file.decode(buffer.getvalue(), "x")[0], scene())
+
+
+def test_other_names_of_jpeg_and_webp_are_images(tmp_path: Path) -> None:
+    for suffix, kind in ((".jpe", "JPEG"), (".JFIF", "JPEG"), (".webp", "WEBP")):
+        Image.fromarray(scene()).save(tmp_path / f"a{suffix}", kind)
+    files = scan([tmp_path]).files
+    assert sorted(f.path.suffix for f in files) == [".JFIF", ".jpe", ".webp"]
+    for file in files:
+        assert image_file.load_field(file.path, "s", "f").image.shape == scene().shape
+
+
+def test_a_lossless_webp_is_exact_and_a_cut_one_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(scene()).save(buffer, "WEBP", lossless=True)
+    np.testing.assert_array_equal(image_file.decode(buffer.getvalue(), "x")[0], scene())
+    with pytest.raises(ImageError) as caught:
+        image_file.decode(buffer.getvalue()[:-40], "x")
+    assert caught.value.reason == "truncated"
+
+
+def test_a_broken_disk_is_not_a_question_of_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").touch()
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(ImageError, match="disk or the card") as caught:
+        image_file.load_field(tmp_path / "a.png", "s", "a")
+    assert caught.value.reason == "unreadable"
