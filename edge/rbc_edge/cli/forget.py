@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from rbc_edge.cli.console import print_line
 from rbc_edge.cli.options import Given
 from rbc_edge.errors import ExitCode
 from rbc_edge.store.decisions import decide
@@ -11,7 +12,7 @@ from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import BusyError, writing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import Status
-from rbc_edge.text import count_text, name_text, one_line
+from rbc_edge.text import count_text, name_text
 from rbc_edge.views.tables import EDGES_NOTE, Tables
 from rbc_edge.vision.counting import EdgeRule
 
@@ -23,7 +24,7 @@ def forget(given: Given, slide: str, fovs: Sequence[str] | None, *, undo: bool) 
     kind = None if undo else Status.FORGOTTEN
     n = changed(given, slide, lambda ledger: decide(ledger, slide, fovs or (), kind))
     done = "back in the results" if undo else "forgotten; --undo brings them back"
-    print(one_line(f"{slide}: {count_text(n, 'field')} {done}"))
+    print_line(f"{slide}: {count_text(n, 'field')} {done}")
     return ExitCode.OK
 
 
@@ -38,7 +39,10 @@ def changed(given: Given, slide_id: str, change: Callable[[Ledger], int]) -> int
     try:
         with writing(folder, wait_s=_WAIT_S), Ledger(folder) as ledger:
             edges = EdgeRule(ledger.reader.note(EDGES_NOTE) or EdgeRule.ALL)
-            Tables(folder, ledger, edges=edges).write([name_text(slide_id)])
+            tables = Tables(folder, ledger, edges=edges)
+            tables.write([name_text(slide_id)])
+        for what in tables.held.values():
+            print_line(f"{what}; the next run writes it")
     except BusyError:
-        print("a run is at work: the tables show it when the run has ended")
+        print_line("a run is at work: the tables show it when the run has ended")
     return result

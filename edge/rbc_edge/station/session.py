@@ -531,7 +531,7 @@ class Session:
         for slide_id in sorted(portion.changed):
             for other, n in self.ledger.reader.shared(slide_id).items():
                 slides = " and ".join(sorted((slide_id, other)))
-                self._note(f"slides {slides}: {count_text(n, 'image')} in both, and counted in both", portion)
+                self._note(f"slides {slides}: {count_text(n, 'image')} counted in both", portion)
 
     def _note_settings(self, portion: "_Portion") -> None:
         """Says which settings are not those of the last run on these results."""
@@ -640,7 +640,8 @@ class _Slide:
         self.troubled: dict[InboxFile, str] = {}  # why they could not be looked at; no fault of theirs
         self.left: set[str] = set()  # slides that lost images to this one
         self.moved = frozenset[str]()  # digests of contents that come from slides that lost them
-        self.came_from: Counter[str] = Counter()  # slides, with how many counts moved from there
+        # How many fields moved here from each slide, with their counts (True) or to be counted again.
+        self.came_from: Counter[tuple[str, bool]] = Counter()
         self.is_changed = self.is_unsettled = self.was_unsettled = False
 
     def add(self, file: InboxFile, recorded: Recorded | None) -> None:
@@ -656,17 +657,18 @@ class _Slide:
         self.is_unsettled |= recorded.is_unsettling
         self.was_unsettled |= recorded.is_unsettling
         self.left |= recorded.left
-        if recorded.is_renamed:
-            self.came_from[recorded.moved_from] += 1
+        if recorded.moved_from:
+            self.came_from[recorded.moved_from, recorded.is_renamed] += 1
 
     def notes(self) -> Iterator[str]:
         """Says what has moved."""
-        for slide_id, n in self.came_from.items():
+        for (slide_id, is_whole), n in self.came_from.items():
             fields = count_text(n, "field")
             if slide_id == self.slide_id:
                 yield f"slide {slide_id}: {fields} renamed; the counts moved along"
             else:
-                yield f"slide {slide_id}: {fields} moved to slide {self.slide_id}, with their counts"
+                how = "with their counts" if is_whole else "and counted again"
+                yield f"slide {slide_id}: {fields} moved to slide {self.slide_id}, {how}"
 
 
 @dataclass(slots=True)

@@ -423,6 +423,8 @@ class _Record:
         old = [*(row for _, row in self._outdated), *([was] if was else [])]
         left = frozenset(other.slide_id for other in old if other.slide_id != row.slide_id)
         is_unsettling = is_lost or self._has_passed_over
+        if row.status is Status.OK and was is None and self._elsewhere is not None:
+            return Recorded(row, is_new, left, is_unsettling, moved_from=self._elsewhere[1].slide_id)
         if was is None or (was.slide_id, was.fov) == (row.slide_id, row.fov) or self._has_passed_over:
             return Recorded(row, is_new, left, is_unsettling)
         return Recorded(row, is_new, left, is_unsettling, moved_from=was.slide_id, is_renamed=True)

@@ -149,7 +149,8 @@ class Reader:
         query = f"SELECT {rows.SHOWN_STATUS}, count(*) FROM field {rows.DECISION} GROUP BY 1"
         n = dict(self._db.rows(query))
         newest = self._db.first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
-        ((n_slides,),) = self._db.rows("SELECT count(*) FROM slide")
+        has_field = "EXISTS (SELECT 1 FROM field WHERE field.slide_key = slide.slide_key)"
+        ((n_slides,),) = self._db.rows(f"SELECT count(*) FROM slide WHERE {has_field}")
         ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
         excluded = n.get(Status.EXCLUDED, 0)
         return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "", excluded)

@@ -115,8 +115,8 @@ class Recorded:
     is_new: bool  # counted, or failed, now; an image that was renamed or touched is not new
     left: frozenset[str] = frozenset()  # slides that lost a row to this file
     is_unsettling: bool = False  # other rows of the slide may need another look
-    moved_from: str = ""  # the slide where its count was, with `is_renamed`
-    is_renamed: bool = False  # its count had another name, or was in another slide
+    moved_from: str = ""  # the slide where its content was
+    is_renamed: bool = False  # its count came along, from there or from another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Tally:
     n_ok: int  # fields of view
     n_failed: int
     n_duplicates: int
-    n_slides: int  # ever seen
+    n_slides: int  # with a field of view
     newest_analyzed_at: str  # when the newest row was written, ISO 8601, UTC; empty without a row
     n_excluded: int = 0
 
