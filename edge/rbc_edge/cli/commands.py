@@ -186,8 +186,8 @@ def exclude(
 def set(
     given: Given,
     slide: str = argument("SLIDE", "The slide.", ...),
-    cell_diameter: float | None = option("--cell-diameter PX", "Diameter of a red cell in pixels."),
-    um_per_px: float | None = option("--um-per-px UM", "Micrometres per pixel."),
+    diameter_px: float | None = option("--cell-diameter PX", "Diameter of a red cell in pixels."),
+    pixel_um: float | None = option("--um-per-px UM", "Micrometres per pixel."),
     undo: bool = option("--undo", "Take back the scale that was set.", False),
 ) -> None:
     """Set the scale of one slide. It comes before an estimate, and before a scale for all slides.

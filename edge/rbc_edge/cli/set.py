@@ -9,9 +9,9 @@ from rbc_edge.text import count_text
 from rbc_edge.vision.analyzer import given_scale
 
 
-def set(given: Given, slide: str, *, cell_diameter: float | None, um_per_px: float | None, undo: bool) -> int:
+def set(given: Given, slide: str, *, diameter_px: float | None, pixel_um: float | None, undo: bool) -> int:
     """Gives a slide its scale, or takes it back."""
-    scale = given_scale(cell_diameter_px=cell_diameter, um_per_px=um_per_px)
+    scale = given_scale(cell_diameter_px=diameter_px, um_per_px=pixel_um)
     if undo is (scale is not None):
         raise UsageError("nothing to set", "give one of --cell-diameter, --um-per-px and --undo")
     n = changed(given, slide, lambda ledger: give_scale(ledger, slide, scale))

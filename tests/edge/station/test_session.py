@@ -434,9 +434,13 @@ def test_an_image_moves_to_another_slide_or_is_counted_in_both(station: Station)
 
 def test_a_slide_at_another_scale_counts_again_what_moves_there(station: Station) -> None:
     station.run()
-    (station.source / "s1" / "a.png").rename(station.source / "s2" / "moved.png")  # s2 has no scale
+    with Ledger(station.out) as ledger:
+        give_scale(ledger, "s2", Scale(95.0, ScaleSource.CELL_DIAMETER))
+        ledger.commit()
+    station.run()
+    (station.source / "s1" / "a.png").rename(station.source / "s2" / "moved.png")
     summary = station.run()
-    assert summary.n_counted > 0
+    assert summary.n_counted == 1
     assert summary.notes == ["slide s1: 1 field moved to slide s2, and counted again"]
     assert (station.counts("s1"), station.counts("s2")) == ({"b": "5"}, {"a": "0", "moved": "3"})
     again = station.run()
