@@ -1,6 +1,7 @@
 """Text for people and files, without a heavy import: names, one line, counts, sizes and times."""
 
 import os
+import unicodedata
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,6 +15,15 @@ def path_text(path: str | os.PathLike[str]) -> str:
     r"""Returns a path as text for any UTF-8 file or terminal: bytes that are not UTF-8 as ``\xNN``."""
     # Not os.fsencode: in a plain C locale that is ASCII, and fails on text that was made here.
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_text(name: str) -> str:
+    """Returns a name as text in Unicode NFC. A Mac writes the same name in another form.
+
+    >>> name_text("e\u0301") == "\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", path_text(name))
 
 
 def one_line(text: str) -> str:

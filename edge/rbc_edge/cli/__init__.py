@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last resort
-        if {"--verbose", "-v"} & set(given):
+        # Not `set`: in this package that is the module of a command.
+        if not {"--verbose", "-v"}.isdisjoint(given):
             traceback.print_exc()
         if (known := _trouble_outside(error)) is not None:
             code = _tell(known)

@@ -141,6 +141,62 @@ def retry(
     """Let the running service, or the next run, try failed images again."""
 
 
+@command(
+    app,
+    "rbc-edge forget slide7 --out /results",
+    "rbc-edge forget slide7 field3 field4 --out /results",
+    "rbc-edge forget slide7 --undo --out /results",
+)
+def forget(
+    given: Given,
+    slide: str = argument("SLIDE", "The slide.", ...),
+    fovs: list[str] | None = argument("[FOV]...", "Only these fields of view.  [default: all of the slide]"),
+    undo: bool = option("--undo", "Take what was forgotten back into the results.", False),
+) -> None:
+    """Take fields of view out of the results, for example of images that were deleted.
+
+    They are in no table then, also while their files are still in the source. The ledger keeps the counts,
+    for --undo. Works while the service runs.
+    """
+
+
+@command(
+    app,
+    "rbc-edge exclude slide7 field3 --reason 'out of focus' --out /results",
+    "rbc-edge exclude slide7 field3 --undo --out /results",
+)
+def exclude(
+    given: Given,
+    slide: str = argument("SLIDE", "The slide.", ...),
+    fovs: list[str] | None = argument("[FOV]...", "Only these fields of view.  [default: all of the slide]"),
+    reason: str = option("--reason TEXT", "Why, for the column reason of the table.", ""),
+    undo: bool = option("--undo", "Count what was excluded.", False),
+) -> None:
+    """Keep fields of view in the table, but count nothing in them.
+
+    Their status is excluded, also when they are counted again. Works while the service runs.
+    """
+
+
+@command(
+    app,
+    "rbc-edge set slide7 --cell-diameter 95 --out /results",
+    "rbc-edge set slide7 --undo --out /results",
+)
+def set(
+    given: Given,
+    slide: str = argument("SLIDE", "The slide.", ...),
+    diameter_px: float | None = option("--cell-diameter PX", "Diameter of a red cell in pixels."),
+    pixel_um: float | None = option("--um-per-px UM", "Micrometres per pixel."),
+    undo: bool = option("--undo", "Take back the scale that was set.", False),
+) -> None:
+    """Set the scale of one slide. It comes before an estimate, and before a scale for all slides.
+
+    The running service, or the next run, counts the images of the slide again that are still there. The scale
+    stays until --undo.
+    """
+
+
 @command(app, "rbc-edge report --out /results --open", "rbc-edge report slide7 --out /results")
 def report(
     given: Given,

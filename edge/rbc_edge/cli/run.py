@@ -31,6 +31,8 @@ def run(given: Given, paths: Sequence[Path], *, force: bool, adopt: bool, json_o
     stop = Stop()
     with bar, stop.on_signals():
         summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
+    for note in summary.notes:
+        log.warning("%s", one_line(note))
     if summary.troubled:
         n_left = count_text(len(summary.troubled), "image")
         log.error("%s left for later: run again with --threads 1, or when more memory is free", n_left)
@@ -63,7 +65,8 @@ def _print(summary: Summary, out: Path) -> None:
     print_line(
         f"{count_text(summary.n_images, 'image')}: {summary.n_counted} counted now,"
         f" {summary.n_unchanged} counted before, {count_text(summary.n_duplicates, 'duplicate')},"
-        f" {summary.n_failed} failed. Tables in {path_text(out)}"
+        f" {summary.n_failed} failed{f', {summary.n_excluded} excluded' if summary.n_excluded else ''}."
+        f" Tables in {path_text(out)}"
     )
     if summary.stopped_by is not None:
         log.warning("stopped by a signal; run the same command again to continue")
@@ -114,10 +117,11 @@ def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
 
 
 def _as_json(summary: Summary, out: Path) -> dict[str, object]:
-    numbers = ("exit_code", "n_images", "n_counted", "n_unchanged", "n_duplicates", "n_failed")
+    numbers = ("exit_code", "n_images", "n_counted", "n_unchanged", "n_duplicates", "n_failed", "n_excluded")
     return {
         "out": path_text(out),
         **{name: getattr(summary, name) for name in numbers},
+        "notes": summary.notes,
         "slides": [_slide_as_json(slide) for slide in summary.slides],
     }
 

@@ -41,6 +41,7 @@ def as_lines(status: StationStatus) -> list[str]:
     if (tally := status.tally) is not None:
         counted = f"{count_text(tally.n_ok, 'image')} of {count_text(tally.n_slides, 'slide')}"
         extra = f", {count_text(tally.n_duplicates, 'duplicate')}" if tally.n_duplicates else ""
+        extra += f", {tally.n_excluded} excluded" if tally.n_excluded else ""
         by_reason = ", ".join(f"{n} {reason}" for reason, n in status.failure_counts.items())
         lines.append(("counted", f"{counted}{extra}"))
         lines.append(("failed", f"{status.n_failed}{f': {by_reason}' if by_reason else ''}"))

@@ -149,7 +149,7 @@ def _log_step(step: Step, edges: EdgeRule) -> None:
         log.warning("failed (%s): %s", row.failure, row.message)
     elif row.status is Status.DUPLICATE:
         log.info("duplicate %s/%s (%s)", row.slide_id, row.fov, row.message)
-    elif not step.is_new:
+    elif not step.is_new or row.status is not Status.OK:
         log.info("as before %s/%s: the same content, now %s", row.slide_id, row.fov, path_text(row.path))
     else:
         counts = row.counts[edges]

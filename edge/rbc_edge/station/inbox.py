@@ -18,7 +18,7 @@ from typing import Final
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
 from rbc_edge.store.outdir import is_result
 from rbc_edge.store.schema import FILE_NAME
-from rbc_edge.text import IMAGE_SUFFIXES, path_text
+from rbc_edge.text import IMAGE_SUFFIXES, name_text, path_text
 from rbc_edge.values import InboxFile
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class Inbox:
     unreadable: tuple[Path, ...] = ()  # sub-folders that could not be listed; their images are not in `files`
     n_skipped: int = 0  # files passed over: no image by their name, or no regular files
     results: tuple[Path, ...] = ()  # folders and links passed over, because they hold results of ours
-    clashes: tuple[str, ...] = ()  # of a scan that goes on: in words, images left out for a name taken before
+    # Of a scan that goes on, in words: images left out for a name taken before, names without the pattern.
+    clashes: tuple[str, ...] = ()
 
 
 def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool = False) -> Inbox:
@@ -54,12 +55,13 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     Folders with a ledger, and links into results, are passed over.
 
     The pattern is a regular expression, searched for in each file's name, with the named group ``slide`` and
-    optionally ``fov``. A file in which it is not found falls back to its folder. `go_on` is for a service: no
-    image is no error, the first of two equal names is taken, and nothing is logged. What is wrong stands in
-    the result.
+    optionally ``fov``. A file in which it is not found falls back to its folder, and that is said. Names are
+    compared in Unicode NFC. `go_on` is for a service: no image is no error, the first of two equal names is
+    taken, and nothing is logged. What is wrong stands in the result.
 
     Raises:
-        UsageError: The pattern is wrong, or two folders (or two files) would have the same name.
+        UsageError: The pattern is wrong or found in no name, or two folders (or two files) would have the
+            same name.
         UnavailableError: A path is missing or cannot be read, or there is no image at all.
     """
     pattern = check_pattern(slide_pattern)
@@ -133,9 +135,9 @@ class _Walk:
             raise UnavailableError(what, advice) from error
         if stat.S_ISDIR(status.st_mode):
             with unavailable(f"{path_text(path)}: cannot list the folder", "check its permissions"):
-                self._folder(path, status, path_text(path.name or "root"), "")
+                self._folder(path, status, name_text(path.name or "root"), "")
         elif stat.S_ISREG(status.st_mode):
-            self._file(path, status, path_text(path.parent.name or "root"), path.parent.stat())
+            self._file(path, status, name_text(path.parent.name or "root"), path.parent.stat())
         else:
             raise UnavailableError(f"{path_text(path)}: neither a folder nor a regular file", "give an image")
 
@@ -179,7 +181,7 @@ class _Walk:
             except OSError:
                 continue  # gone since the listing
             if stat.S_ISDIR(status.st_mode):
-                name = prefix + path_text(entry.name)
+                name = prefix + name_text(entry.name)
                 yield Path(entry.path), status, name, f"{name}--"
             elif is_image and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                 self._file(Path(entry.path), status, slide, folder)
@@ -216,29 +218,41 @@ def _named(
             raise UsageError(message, advice)
         clashes.append(f"{message}: {advice}")
 
+    unmatched: list[_Found] = []
     folder_of: dict[str, _Found] = {}
     clashing: set[tuple[int, int]] = set()
     by_name: dict[tuple[str, str], list[_Found]] = defaultdict(list)
     for file in found:
-        match = pattern.search(path_text(file.path.name)) if pattern else None
+        match = pattern.search(name_text(file.path.name)) if pattern else None
         slide = match["slide"] if match else None
         fov = match["fov"] if match and slide and "fov" in match.re.groupindex else None
         if not slide:
+            unmatched.append(file)
             slide = file.folder_slide
             other = folder_of.setdefault(slide, file)
-            if other.folder != file.folder:
+            if other.folder != file.folder and not _same_name(other.path.parent, file.path.parent):
                 if file.folder not in clashing:
                     clashing.add(file.folder)
                     folders = f"{path_text(other.path.parent)} and {path_text(file.path.parent)}"
                     advice = "give their common parent folder instead, or rename one of them"
                     clash(f"two folders would be the slide {slide}: {folders}", advice)
                 continue
-        by_name[slide, fov or path_text(file.path.stem)].append(file)
+        by_name[slide, fov or name_text(file.path.stem)].append(file)
+    if pattern and unmatched:
+        n, example = f"{len(unmatched)} of {len(found)}", path_text(unmatched[0].path.name)
+        message = f"the slide pattern {pattern.pattern!r} is not found in {n} file names, such as {example}"
+        advice = "these images are counted under the names of their folders"
+        if clashes is not None:
+            clashes.append(f"{message}: {advice}")
+        elif len(unmatched) == len(found):
+            raise UsageError(message, "correct --slide-pattern, or leave it out")
+        else:
+            log.warning("%s: %s", message, advice)
 
     files: dict[tuple[str, str], InboxFile] = {}
     for (slide, fov), same in by_name.items():
         for file in same:
-            name = fov if len(same) == 1 else path_text(file.path.name)
+            name = fov if len(same) == 1 else name_text(file.path.name)
             if other_image := files.get((slide, name)):
                 images = f"{path_text(other_image.path)} and {path_text(file.path)}"
                 advice = "rename one of them, or give a --slide-pattern that tells them apart"
@@ -246,6 +260,11 @@ def _named(
                 continue
             files[slide, name] = InboxFile(file.path, slide, name, file.status.st_size, mtime_ns(file.status))
     return tuple(files[key] for key in sorted(files))
+
+
+def _same_name(one: Path, other: Path) -> bool:
+    """Tells whether two folders have one name, written in two forms of Unicode."""
+    return name_text(str(one)) == name_text(str(other))
 
 
 @dataclass(slots=True)

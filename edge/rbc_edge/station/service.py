@@ -277,6 +277,8 @@ class _Service:
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
         self._is_short_of_memory = bool(summary.troubled)
+        for note in summary.notes:
+            log.info("%s", note)
         session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=True, reports=False)
         # A count has moved between two names, or the scale has changed: all files of the slide are asked
         # about again. Not of every slide, or one more image would cost as much as all images of its slide.

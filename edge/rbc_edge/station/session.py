@@ -3,8 +3,10 @@
 The loop of the way of the data stands in `Session.count`: plan, looks, record, refresh.
 """
 
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
@@ -15,16 +17,17 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from rbc_edge.errors import BundleError, ExitCode, UnavailableError
+from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
 from rbc_edge.station import job
 from rbc_edge.station.inbox import mtime_ns, scan
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store import outdir
-from rbc_edge.store.ledger import Ledger
+from rbc_edge.store.ledger import ESTIMATED, Ledger
 from rbc_edge.store.queries import SlideContents
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
-from rbc_edge.text import path_text, utc_text
+from rbc_edge.store.schema import is_gone
+from rbc_edge.text import count_text, name_text, one_line, path_text, utc_text
 from rbc_edge.values import InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
@@ -39,6 +42,8 @@ _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an i
 _WAIT_FOR_WRITER_S: Final = 60.0  # a running service releases the folder every few seconds
 _POLL_S: Final = 0.2
 _TOGETHER: Final = 8  # images whose attempts are noted at once
+SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
+_Place = tuple[str, Path, str]  # fov, path and digest of a counted field
 _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
 
 
@@ -70,7 +75,7 @@ class CountOptions:
     def version(self) -> Version:
         """What a count depends on besides the image."""
         scale = self.scale
-        settings = f"{scale.source}={scale.cell_diameter_px!r}" if scale else "estimated"
+        settings = f"{scale.source}={scale.cell_diameter_px!r}" if scale else ESTIMATED
         return Version(self.recipe.bundle_id, settings)
 
 
@@ -87,13 +92,14 @@ class Step:
 
 @dataclass(slots=True)
 class Summary:
-    """What was done. An image is counted under one of `n_counted` to `n_failed`, or not reached, or waits."""
+    """What was done. An image is counted under one of `n_counted` to `n_excluded`, or it waits."""
 
     n_images: int  # found
     n_counted: int = 0  # analyzed now
     n_unchanged: int = 0  # counted before, or only renamed
     n_duplicates: int = 0  # the content is counted under another name of the slide
     n_failed: int = 0  # now or before
+    n_excluded: int = 0  # or forgotten, by a person
     n_unreadable_folders: int = 0
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
@@ -101,6 +107,7 @@ class Summary:
     troubled: dict[InboxFile, str] = field(default_factory=dict)  # left for later, because memory was short
     held: list[str] = field(default_factory=list)  # tables that could not be replaced, and why
     unsettled: set[str] = field(default_factory=set)  # slides of which a file that was done may need a look
+    notes: list[str] = field(default_factory=list)  # what a person should know, a line each
 
     @property
     def exit_code(self) -> int:
@@ -195,6 +202,8 @@ class Session:
         self._keep_going = keep_going or (lambda: self._stop.signal is None)
         self._last_commit_s = self._clock.monotonic_s()
         self._n_new_failures = 0
+        self._digests: dict[InboxFile, str] = {}  # of files that were not recorded yet
+        self._noted: set[str] = set()  # what was said: a service says it once
         self.views = Views(ledger, options.views, monotonic_s=self._clock.monotonic_s)
 
     def __enter__(self) -> "Session":
@@ -234,7 +243,8 @@ class Session:
         portion = _Portion(Summary(n_images=len(files)), self._clock.monotonic_s() + time_s)
         with self._workers() as workers:
             try:
-                plan = self._without_killers(self.plan(files), portion)
+                self._note_settings(portion)
+                plan = self._without_killers(self._without_strangers(self.plan(files), portion), portion)
                 for slide_id, group in groupby(files, key=lambda f: f.slide_id):
                     if self._is_over(portion):
                         break
@@ -245,11 +255,14 @@ class Session:
                         self._count_slide(slide, everything, portion, workers)
                     finally:
                         portion.add(slide)
+                        for note in slide.notes():
+                            self._note(note, portion)
             except (Interrupted, Abandoned):
                 portion.summary.stopped_by = self._stop.signal
             except (BundleError, UnavailableError):
                 self.ledger.commit()  # that no image is suspect
                 raise
+        self._note_shared(portion)
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         portion.summary.held = list(self.views.tables.held.values())
         return portion.summary
@@ -289,7 +302,8 @@ class Session:
             portion.changed |= {file.slide_id, *recorded.left}
             self._on_step(Step(file, recorded.row, True, portion.n_done, portion.summary.n_images))
         self.ledger.commit()
-        return Plan(done, tuple(f for f in plan.to_do if f not in done), plan.interrupted)
+        to_do = tuple(f for f in plan.to_do if f not in done)
+        return Plan(done, to_do, plan.interrupted, plan.waiting)
 
     def _put_off(self, undecided: Collection[InboxFile], slide: "_Slide") -> None:
         """Leaves images for later that may kill this process, while no other can try them."""
@@ -305,7 +319,10 @@ class Session:
     ) -> None:
         """Counts the files of one slide, of which `everything` is there."""
         reader = self.ledger.reader
-        if len(slide.status) < len(slide.files):
+        if len(slide.status) + len(slide.waiting) < len(slide.files):
+            to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
+            digests = {d for f in to_do if (d := self._digest(f))}
+            slide.moved = reader.moved(slide.slide_id, digests, self._version)
             slide.contents = reader.contents(slide.slide_id, self._version)
             slide.scale, is_recount = self._slide_scale(slide, everything, workers)
             if is_recount:
@@ -374,7 +391,7 @@ class Session:
                 slide.begun.update(dict.fromkeys(together))
             known = frozenset[str]()
             if not self._options.force:
-                known = slide.contents.counted.get(file.size_bytes, known)
+                known = slide.contents.counted.get(file.size_bytes, known) | slide.moved
             yield job.Task(file, slide.scale, self._options.recipe, known)
             if is_alone:
                 yield None
@@ -409,6 +426,7 @@ class Session:
                 return self._record(look, slide, workers)
             recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is not None:
+            self._digests.pop(file, None)
             self._n_new_failures += recorded.row.status is Status.FAILED
         return recorded
 
@@ -429,6 +447,114 @@ class Session:
     def _now(self) -> str:
         return utc_text(self._clock.now())
 
+    # -- whose images they are --------------------------------------------------------------------------
+
+    def _digest(self, file: InboxFile) -> str:
+        """Returns the digest of a file that is to be looked at, read once. Empty where it cannot be read."""
+        if file not in self._digests and self._keep_going():
+            self._digests[file] = job.digest(file)
+        return self._digests.get(file, "")
+
+    def _without_strangers(self, plan: Plan, portion: "_Portion") -> Plan:
+        """Returns the plan without images of another slide that has the name of one that is known.
+
+        Raises `UsageError` for them where nobody can wait: a run.
+        """
+        strangers: set[InboxFile] = set()
+        for slide_id, group in groupby(plan.to_do, key=lambda f: f.slide_id):
+            files = list(group)
+            counted = self.ledger.reader.places(slide_id)
+            if not counted:
+                continue
+            if other := self._other_source(files, counted):
+                what = f"{path_text(files[0].path.parent)} holds other images than {path_text(other.parent)}"
+                what += f", and both would be slide {slide_id}"
+                advice = f"rename the folder, give another --out, or first `rbc-edge forget {slide_id}`"
+                if self._may_wait is None:
+                    raise UsageError(one_line(what), one_line(advice))
+                if what not in self._noted:
+                    log.error("%s: they are not counted: %s", what, advice)
+                    self._noted.add(what)
+                strangers |= {file for file in files if self._may_wait(file, "changed")}
+            else:
+                self._note_replaced(slide_id, files, counted, portion)
+        return Plan(
+            plan.done, tuple(f for f in plan.to_do if f not in strangers), plan.interrupted, strangers
+        )
+
+    def _other_source(self, files: Sequence[InboxFile], counted: Sequence[_Place]) -> Path | None:
+        """Returns a file of another folder that has the slide's name, or the field's. None: it is one slide.
+
+        A folder that moved still holds an image that is known. A slide pattern may gather a slide from
+        several folders.
+        """
+        folders = {name_text(str(file.path.parent)) for file in files}
+        elsewhere = [place for place in counted if name_text(str(place[1].parent)) not in folders]
+        if not elsewhere:
+            return None
+        contents = {sha256 for _, _, sha256 in counted}
+        if len(elsewhere) == len(counted) and self._options.slide_pattern is None:
+            is_known = any(self._digest(file) in contents for file in files)
+            is_link = any(_is_same_folder(elsewhere[0][1].parent, Path(folder)) for folder in folders)
+            return None if is_known or is_link else elsewhere[0][1]
+        at = {fov: path for fov, path, _ in elsewhere}
+        for file in files:
+            path = at.get(file.fov)
+            if path and not is_gone(path) and self._digest(file) not in contents:
+                return path
+        return None
+
+    def _note_replaced(
+        self, slide_id: str, files: Sequence[InboxFile], counted: Sequence[_Place], portion: "_Portion"
+    ) -> None:
+        """Says where images of a slide have taken the place of others."""
+        contents = {sha256 for _, _, sha256 in counted}
+        new = [f for f in files if (digest := self._digest(f)) and digest not in contents]
+        of = {fov: sha256 for fov, _, sha256 in counted}
+        n = sum(file.fov in of for file in new)
+        question = "another slide of the same name? The old counts are kept in the ledger"
+        slide = f"slide {slide_id}"
+        if new and n <= len(counted) / 2 and all(is_gone(path) for _, path, _ in counted):
+            there = f"{slide}: its {count_text(len(counted), 'image')} are gone, and others came"
+            self._note(f"{there}: another slide of the same name? Then `rbc-edge forget`", portion)
+        elif n > len(counted) / 2:
+            self._note(f"{slide}: {n} of {count_text(len(counted), 'image')} replaced: {question}", portion)
+        elif n:
+            self._note(f"{slide}: {count_text(n, 'image')} replaced by others of the same name", portion)
+
+    def _note(self, note: str, portion: "_Portion") -> None:
+        if note not in self._noted:
+            self._noted.add(note)
+            portion.summary.notes.append(note)
+
+    def _note_shared(self, portion: "_Portion") -> None:
+        for slide_id in sorted(portion.changed):
+            for other, n in self.ledger.reader.shared(slide_id).items():
+                slides = " and ".join(sorted((slide_id, other)))
+                self._note(f"slides {slides}: {count_text(n, 'image')} counted in both", portion)
+
+    def _note_settings(self, portion: "_Portion") -> None:
+        """Says which settings are not those of the last run on these results."""
+        options, scale = self._options, self._options.scale
+        now = {
+            "slide pattern": options.slide_pattern or "none",
+            "scale": f"{scale.cell_diameter_px:g} px a cell" if scale else "estimated",
+            "edges": str(options.views.edges),
+            "bundle": options.recipe.bundle_id,
+        }
+        text = json.dumps(now)
+        if (kept := self.ledger.reader.note(SETTINGS_NOTE)) == text:
+            return
+        before = json.loads(kept) if kept else now
+        differ = [
+            f"{name} is {value}, was {before[name]}"
+            for name, value in now.items()
+            if before.get(name, value) != value
+        ]
+        if differ:
+            self._note(f"settings differ from the last run: {'; '.join(differ)}", portion)
+        self.ledger.keep_note(SETTINGS_NOTE, text)
+
     # -- the scale of a slide ---------------------------------------------------------------------------
 
     def _slide_scale(
@@ -436,12 +562,13 @@ class Session:
     ) -> tuple[Scale, bool]:
         """Returns the scale of a slide, and whether its fields have to be counted again.
 
-        It is the user's, the one kept for the slide, or a new estimate, then kept. A slide that gets its
-        images one by one has its first estimate from one field, and better ones when it has two, four and
-        eight. When the estimate changes, its few fields are counted again.
+        It is the one given for this slide, the user's for all, the one kept, or a new estimate, then kept. A
+        slide that gets its images one by one has its first estimate from one field, and better ones when it
+        has two, four and eight. When the estimate changes, its few fields are counted again.
         """
-        if self._options.scale is not None:
-            return self._options.scale, False
+        given = self.ledger.reader.given_scale(slide.slide_id) or self._options.scale
+        if given is not None:
+            return given, False
         bundle_id, n_files = self._version.bundle_id, len(everything)
         kept = self.ledger.reader.slide_scale(slide.slide_id)
         if kept is not None and (kept.bundle_id != bundle_id or self._options.force):
@@ -509,9 +636,12 @@ class _Slide:
         self.begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
         self.counted: set[InboxFile] = set()  # now
         self.told: set[InboxFile] = set()
-        self.waiting: set[InboxFile] = set()
+        self.waiting: set[InboxFile] = {f for f in files if f in plan.waiting}
         self.troubled: dict[InboxFile, str] = {}  # why they could not be looked at; no fault of theirs
         self.left: set[str] = set()  # slides that lost images to this one
+        self.moved = frozenset[str]()  # digests of contents that come from slides that lost them
+        # How many fields moved here from each slide, with their counts (True) or to be counted again.
+        self.came_from: Counter[tuple[str, bool]] = Counter()
         self.is_changed = self.is_unsettled = self.was_unsettled = False
 
     def add(self, file: InboxFile, recorded: Recorded | None) -> None:
@@ -527,6 +657,18 @@ class _Slide:
         self.is_unsettled |= recorded.is_unsettling
         self.was_unsettled |= recorded.is_unsettling
         self.left |= recorded.left
+        if recorded.moved_from:
+            self.came_from[recorded.moved_from, recorded.is_renamed] += 1
+
+    def notes(self) -> Iterator[str]:
+        """Says what has moved."""
+        for (slide_id, is_whole), n in self.came_from.items():
+            fields = count_text(n, "field")
+            if slide_id == self.slide_id:
+                yield f"slide {slide_id}: {fields} renamed; the counts moved along"
+            else:
+                how = "with their counts" if is_whole else "and counted again"
+                yield f"slide {slide_id}: {fields} moved to slide {self.slide_id}, {how}"
 
 
 @dataclass(slots=True)
@@ -549,8 +691,17 @@ class _Portion:
         for file, status in slide.status.items():
             summary.n_failed += status is Status.FAILED
             summary.n_duplicates += status is Status.DUPLICATE
+            summary.n_excluded += status in (Status.EXCLUDED, Status.FORGOTTEN)
             summary.n_counted += status is Status.OK and file in slide.counted
             summary.n_unchanged += status is Status.OK and file not in slide.counted
+
+
+def _is_same_folder(one: Path, other: Path) -> bool:
+    """Tells whether two paths lead to one folder, by a link or another mount."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _has_changed(file: InboxFile) -> bool:

@@ -71,6 +71,7 @@ class StationStatus:
             "n_counted": tally.n_ok if tally else None,
             "n_failed": tally.n_failed if tally else None,
             "n_duplicates": tally.n_duplicates if tally else None,
+            "n_excluded": tally.n_excluded if tally else None,
             "n_slides": tally.n_slides if tally else None,
             "images_per_min": live.images_per_min if live else None,
             "last_image_at": (state.last_image_at if state else "") or None,

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import (
+    DECISION,
     FIELD_COLUMNS,
     Attempt,
     FieldRow,
@@ -29,6 +30,7 @@ from rbc_edge.store.rows import (
     counts_by_rule,
     field_row,
     pack_cells,
+    pack_counts,
 )
 from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import path_text
@@ -37,7 +39,8 @@ from rbc_edge.values import InboxFile
 _T = TypeVar("_T")
 
 _PROCESS: Final = uuid4().hex  # not its number: that comes again
-_RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
+RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
+ESTIMATED: Final = "estimated"  # settings of a version without a scale for all slides
 _ACCESS_FAILURES: Final = ("unreadable", "vanished")  # the file itself may be whole
 _FILES_A_QUERY: Final = 500  # SQLite takes 999 values in a statement, everywhere
 
@@ -62,6 +65,7 @@ class Ledger:
         self.reader = Reader(self.database)
         self._recorded: list[bytes] = []  # paths, of which `attempt` is to be told before the next commit
         self._slide_keys: dict[str, int] = {}
+        self._is_decided: bool | None = None  # about anything; None: to be asked
 
     def __enter__(self) -> Self:
         return self
@@ -82,12 +86,14 @@ class Ledger:
         name elsewhere is looked at: the folder was moved, or it is another image that a camera's clock of two
         seconds and a format of one size make look the same. A failed image is not tried again until it
         changes, except where the failure was about access. A duplicate is looked at again when its original
-        is no longer counted by this version. With `force`, every file needs a look.
+        is no longer counted by this version. What a person has excluded or forgotten is done like the others.
+        With `force`, every file needs a look.
         """
         done: dict[InboxFile, Status] = {}
         renamed: set[InboxFile] = set()  # known under another slide or name, too
         interrupted: dict[InboxFile, Attempt] = {}
         recorded = set(self._recorded)
+        self._is_decided = None
         for portion in _portions(files):
             of_path = {os.fsencode(f.path): f for f in portion}
             for row in self._known(list(of_path)):
@@ -96,7 +102,7 @@ class Ledger:
                     done[file] = status
                 if row[1] is not None and row[1:3] != (file.slide_id, file.fov):
                     renamed.add(file)
-                attempt = row[11:]
+                attempt = row[11:15]
                 if attempt[:2] == (file.size_bytes, file.mtime_ns) and row[0] not in recorded:
                     interrupted[file] = Attempt(*attempt[2:])
         for file in renamed:
@@ -144,6 +150,8 @@ class Ledger:
         * Same name, same content: size and time are noted.
         * The content is known under another name of the slide, of which the file is gone: it was renamed,
           and the count moves along.
+        * The content is known in another slide, of which the file is gone: the count moves along, with what a
+          person decided about it. Where the two slides have not the same scale, it is analyzed again.
         * The other name's file is there: the later name, in sort order, is the duplicate. Where that is the
           known one, its count moves to this file.
         * A failure of access leaves an earlier count alone when the file has vanished.
@@ -155,7 +163,8 @@ class Ledger:
             knew it does not count any more; the file has to be analyzed.
         """
         with self.database.change():
-            return _Record(self, look, version, analyzed_at, force=force).made()
+            recorded = _Record(self, look, version, analyzed_at, force=force).made()
+            return recorded and self._as_decided(recorded)
 
     def commit(self) -> None:
         """Makes everything written so far last, through a power cut."""
@@ -181,7 +190,7 @@ class Ledger:
             if recount:
                 db.execute(
                     "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'",
-                    (_RECOUNT, slide_key),
+                    (RECOUNT, slide_key),
                 )
 
     def keep_note(self, name: str, content: str) -> None:
@@ -219,9 +228,9 @@ class Ledger:
                 " SELECT given.path, slide.slide_id, field.fov, field.size_bytes, field.mtime_ns,"
                 " field.status, field.failure, field.bundle_id, field.settings,"
                 " original.bundle_id, original.settings,"
-                " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials"
+                " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials, decision.kind"
                 " FROM given"
-                " LEFT JOIN field ON field.path = given.path"
+                f" LEFT JOIN field ON field.path = given.path {DECISION}"
                 " LEFT JOIN slide ON slide.slide_key = field.slide_key"
                 " LEFT JOIN field AS original ON field.status = 'duplicate' AND original.status = 'ok'"
                 " AND original.slide_key = field.slide_key AND original.sha256 = field.sha256"
@@ -230,6 +239,21 @@ class Ledger:
                 _PROCESS,
             )
         )
+
+    def _as_decided(self, recorded: Recorded) -> Recorded:
+        """Returns what was recorded, as a person has decided about its content."""
+        if self._is_decided is None:
+            self._is_decided = self.database.first("SELECT 1 FROM decision") is not None
+        if not self._is_decided:
+            return recorded
+        row = recorded.row
+        shown = self.database.first(
+            f"SELECT kind FROM field JOIN slide USING (slide_key) {DECISION} WHERE slide_id = ? AND fov = ?",
+            *(row.slide_id, row.fov),
+        )
+        if shown is None or shown[0] is None:
+            return recorded
+        return replace(recorded, row=replace(row, status=Status(shown[0])))
 
     def _slide_key(self, slide_id: str) -> int:
         """Returns a slide's key; inside a change."""
@@ -267,16 +291,25 @@ class _Record:
         self._slide_key = ledger._slide_key(file.slide_id)
         self._here: _KeyedRow | None = None  # of the same name
         self._original: _KeyedRow | None = None  # of the same content, and counted
+        self._elsewhere: _KeyedRow | None = None  # of the same content, counted in a slide that lost the file
         self._outdated: list[_KeyedRow] = []  # of the same file, or of the same broken one, by another name
         self._has_passed_over = False
         path = os.fsencode(file.path)
-        for key, *values in self._db.execute(
-            f"SELECT field_key, {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
-            " WHERE (field.slide_key = ?1 AND fov = ?2) OR (field.slide_key = ?1 AND sha256 = ?3)"
-            " OR path = ?4",
+        for key, decision, *values in self._db.execute(
+            f"SELECT field_key, decision.kind, {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+            f" {DECISION} WHERE (field.slide_key = ?1 AND fov = ?2) OR sha256 = ?3 OR path = ?4",
             (self._slide_key, file.fov, look.sha256 or None, path),
         ):
             row = field_row(tuple(values))
+            if row.slide_id != file.slide_id:
+                has_left = os.fsencode(row.path) == path or is_gone(row.path)
+                is_alike = bool(row.sha256) and row.sha256 == look.sha256
+                if is_alike and row.status is Status.OK and not look.failure:
+                    if has_left and decision != Status.FORGOTTEN:
+                        self._elsewhere = key, row
+                elif has_left:
+                    self._outdated.append((key, row))
+                continue
             is_here = (row.slide_id, row.fov) == (file.slide_id, file.fov)
             is_alike = row.slide_id == file.slide_id and bool(row.sha256) and row.sha256 == look.sha256
             if is_here:
@@ -298,6 +331,10 @@ class _Record:
                 return self._recorded(self._here[1], is_new=False)
             return self._replaced(Status.FAILED, failure=look.failure, message=look.message)
         if self._original is None:
+            if self._elsewhere is not None:
+                moved = self._from_other_slide(*self._elsewhere)
+                if moved is not None:
+                    return moved
             return None if look.result is None else self._replaced(Status.OK)
         key, known = self._original
         is_elsewhere = known.path != file.path and not is_gone(known.path)
@@ -313,20 +350,51 @@ class _Record:
             self._pass_over(known)
         return self._replaced(Status.OK)
 
+    def _from_other_slide(self, key: int, known: FieldRow) -> Recorded | None:
+        """Brings a count, or only what was decided about it, into this slide. None: it has to be analyzed."""
+        old_key = self._ledger._slide_key(known.slide_id)
+        self._db.execute(
+            "UPDATE OR REPLACE decision SET slide_key = ? WHERE slide_key = ? AND content = ?",
+            (self._slide_key, old_key, known.sha256),
+        )
+        self._ledger._is_decided = None
+        self._db.execute(
+            "UPDATE slide SET (given_diameter_px, given_source) ="
+            " (SELECT given_diameter_px, given_source FROM slide WHERE slide_key = ?)"
+            " WHERE slide_key = ? AND given_source IS NULL",
+            (old_key, self._slide_key),
+        )
+        if self._look.result is None and known.version == self._version and not self._force:
+            columns = "given_diameter_px, given_source"
+            if self._version.settings == ESTIMATED:
+                columns += ", cell_diameter_px, scale_source"
+            query = f"SELECT DISTINCT {columns} FROM slide WHERE slide_key IN (?, ?)"
+            if len(self._db.execute(query, (old_key, self._slide_key)).fetchall()) == 1:
+                return self._moved(key, known, is_elsewhere=False)
+        if self._look.result is not None:
+            self._outdated.append((key, known))
+        return None
+
     def _moved(self, key: int, known: FieldRow, *, is_elsewhere: bool) -> Recorded:
         """Gives a count that is valid the name, path, size and time of this file."""
         file = self._file
         self._forget([*self._outdated, None if known.fov == file.fov else self._here])
         self._db.execute(
-            "UPDATE field SET fov = ?, path = ?, size_bytes = ?, mtime_ns = ? WHERE field_key = ?",
-            (file.fov, os.fsencode(file.path), file.size_bytes, file.mtime_ns, key),
+            "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?"
+            " WHERE field_key = ?",
+            (self._slide_key, file.fov, os.fsencode(file.path), file.size_bytes, file.mtime_ns, key),
         )
         if known.fov != file.fov and is_elsewhere:
             self._pass_over(known)
         moved = replace(
-            known, fov=file.fov, path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns
+            known,
+            slide_id=file.slide_id,
+            fov=file.fov,
+            path=file.path,
+            size_bytes=file.size_bytes,
+            mtime_ns=file.mtime_ns,
         )
-        return self._recorded(moved, is_new=False)
+        return self._recorded(moved, is_new=False, was=known)
 
     def _replaced(self, status: Status, *, failure: str = "", message: str = "") -> Recorded:
         """Writes a new row for this file, in the place of the old ones."""
@@ -334,7 +402,7 @@ class _Record:
         row = self._put(self._file, status, failure=failure, message=message)
         return self._recorded(row, is_new=status is not Status.DUPLICATE)
 
-    def _recorded(self, row: FieldRow, *, is_new: bool) -> Recorded:
+    def _recorded(self, row: FieldRow, *, is_new: bool, was: FieldRow | None = None) -> Recorded:
         """Ends the attempt, and adds up what else has changed."""
         self._ledger._recorded.append(os.fsencode(self._file.path))
         before = self._here[1] if self._here is not None else None
@@ -343,8 +411,23 @@ class _Record:
             and before.status is Status.OK
             and (row.status is Status.FAILED or row.sha256 != before.sha256)
         )
-        left = frozenset(old.slide_id for _, old in self._outdated if old.slide_id != row.slide_id)
-        return Recorded(row, is_new, left, is_unsettling=is_lost or self._has_passed_over)
+        if before is not None and is_lost and before.sha256 != row.sha256:
+            self._db.execute(
+                "INSERT INTO replaced VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(before.slide_id, before.fov, before.sha256, pack_counts(before.counts)),
+                    *(before.version.bundle_id, before.version.settings, before.analyzed_at),
+                    self._analyzed_at,
+                ),
+            )
+        old = [*(row for _, row in self._outdated), *([was] if was else [])]
+        left = frozenset(other.slide_id for other in old if other.slide_id != row.slide_id)
+        is_unsettling = is_lost or self._has_passed_over
+        if row.status is Status.OK and was is None and self._elsewhere is not None:
+            return Recorded(row, is_new, left, is_unsettling, moved_from=self._elsewhere[1].slide_id)
+        if was is None or (was.slide_id, was.fov) == (row.slide_id, row.fov) or self._has_passed_over:
+            return Recorded(row, is_new, left, is_unsettling)
+        return Recorded(row, is_new, left, is_unsettling, moved_from=was.slide_id, is_renamed=True)
 
     def _forget(self, rows: Sequence[_KeyedRow | None]) -> None:
         for key in {row[0] for row in rows if row is not None}:
@@ -402,7 +485,7 @@ def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status 
         return None
     if status == Status.DUPLICATE and original_as != counts_as:
         return None
-    return Status(status)
+    return Status(row[15] or status)
 
 
 def _paths(files: Sequence[InboxFile]) -> list[tuple[bytes]]:

@@ -1,6 +1,7 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -8,10 +9,11 @@ from typing import Self
 from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
-from rbc_edge.store.schema import Database
-from rbc_edge.values import Cells
+from rbc_edge.store.schema import Database, is_gone
+from rbc_edge.values import Cells, Scale
 
-_FIELDS = f"SELECT {rows.FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+_TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
+_FIELDS = f"SELECT {rows.SHOWN_COLUMNS} FROM {_TABLES} WHERE {rows.IS_SHOWN}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ class Reader:
         row = self._db.first(f"{query} WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
         return None if row is None else SlideScale(rows.scale_of(*row[:2]), *row[2:])
 
+    def given_scale(self, slide_id: str) -> Scale | None:
+        """Returns the scale that a person gave for a slide. None when nobody did."""
+        query = "SELECT given_diameter_px, given_source FROM slide WHERE slide_id = ?"
+        row = self._db.first(f"{query} AND given_source IS NOT NULL", slide_id)
+        return None if row is None else rows.scale_of(*row)
+
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
         counted: dict[int, set[str]] = {}
@@ -83,23 +91,54 @@ class Reader:
                 counted.setdefault(size_bytes, set()).add(sha256)
         return SlideContents({n: frozenset(found) for n, found in counted.items()}, frozenset(failed))
 
+    def moved(self, slide_id: str, digests: Collection[str], version: Version) -> frozenset[str]:
+        """Returns those contents that the version has counted in another slide, where the file is gone."""
+        found = set()
+        columns = "sha256, path FROM field JOIN slide USING (slide_key)"
+        query = f"SELECT {columns} WHERE sha256 = ? AND slide_id <> ? AND status = 'ok'"
+        query += " AND bundle_id = ? AND settings = ?"
+        for digest in digests:
+            rows_ = self._db.rows(query, digest, slide_id, version.bundle_id, version.settings)
+            found |= {sha256 for sha256, path in rows_ if is_gone(Path(os.fsdecode(path)))}
+        return frozenset(found)
+
+    def places(self, slide_id: str) -> list[tuple[str, Path, str]]:
+        """Returns (fov, path, digest) of a slide's counted fields that are not forgotten."""
+        query = f"SELECT fov, path, sha256 FROM {_TABLES} WHERE slide_id = ? AND status = 'ok'"
+        found = self._db.rows(f"{query} AND {rows.IS_SHOWN}", slide_id)
+        return [(fov, Path(os.fsdecode(path)), sha256) for fov, path, sha256 in found]
+
+    def shared(self, slide_id: str) -> dict[str, int]:
+        """Returns how many of a slide's counted contents are counted in each other slide, too."""
+        query = (
+            "SELECT slide.slide_id, count(*) FROM field"
+            " JOIN slide AS this ON this.slide_key = field.slide_key"
+            " JOIN field AS other ON other.sha256 = field.sha256 AND other.slide_key <> field.slide_key"
+            " JOIN slide ON slide.slide_key = other.slide_key"
+            f" {rows.DECISION} LEFT JOIN decision AS theirs"
+            " ON theirs.slide_key = other.slide_key AND theirs.content = other.sha256"
+            " WHERE this.slide_id = ? AND field.status = 'ok' AND other.status = 'ok'"
+            " AND decision.kind IS NULL AND theirs.kind IS NULL GROUP BY slide.slide_key"
+        )
+        return dict(self._db.rows(query, slide_id))
+
     def fields(self, slide_id: str) -> Iterator[FieldRow]:
         """Yields a slide's fields of view in order of their names."""
-        return map(rows.field_row, self._db.rows(f"{_FIELDS} WHERE slide_id = ? ORDER BY fov", slide_id))
+        return map(rows.field_row, self._db.rows(f"{_FIELDS} AND slide_id = ? ORDER BY fov", slide_id))
 
     def all_fields(self) -> Iterator[FieldRow]:
         """Yields every field of view, slide by slide in order of first sight, in order of their names."""
-        return map(rows.field_row, self._db.rows(f"{_FIELDS} ORDER BY slide_key, fov"))
+        return map(rows.field_row, self._db.rows(f"{_FIELDS} ORDER BY field.slide_key, fov"))
 
     def field(self, slide_id: str, fov: str) -> FieldRow | None:
         """Returns one field of view. None when the ledger does not know it."""
-        row = self._db.first(f"{_FIELDS} WHERE slide_id = ? AND fov = ?", slide_id, fov)
+        row = self._db.first(f"{_FIELDS} AND slide_id = ? AND fov = ?", slide_id, fov)
         return None if row is None else rows.field_row(row)
 
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
         """Yields (fov, cells) of a slide's counted fields in order of their names."""
-        tables = "cells JOIN field USING (field_key) JOIN slide USING (slide_key)"
-        query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? ORDER BY fov"
+        tables = f"cells JOIN {_TABLES.replace('JOIN', 'USING (field_key) JOIN', 1)}"
+        query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? AND kind IS NULL ORDER BY fov"
         for fov, packed in self._db.rows(query, slide_id):
             yield fov, rows.unpack_cells(packed)
 
@@ -107,18 +146,24 @@ class Reader:
 
     def tally(self) -> Tally:
         """Sums up the ledger."""
-        n = dict(self._db.rows("SELECT status, count(*) FROM field GROUP BY status"))
+        query = f"SELECT {rows.SHOWN_STATUS}, count(*) FROM field {rows.DECISION} GROUP BY 1"
+        n = dict(self._db.rows(query))
         newest = self._db.first("SELECT analyzed_at FROM field ORDER BY field_key DESC LIMIT 1")
-        ((n_slides,),) = self._db.rows("SELECT count(*) FROM slide")
+        has_field = "EXISTS (SELECT 1 FROM field WHERE field.slide_key = slide.slide_key)"
+        ((n_slides,),) = self._db.rows(f"SELECT count(*) FROM slide WHERE {has_field}")
         ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
-        return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "")
+        excluded = n.get(Status.EXCLUDED, 0)
+        return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "", excluded)
 
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
-        query = f"{_FIELDS} WHERE status = 'failed' ORDER BY field_key DESC LIMIT ?"
+        query = f"{_FIELDS} AND status = 'failed' AND kind IS NULL ORDER BY field_key DESC LIMIT ?"
         return [rows.field_row(row) for row in self._db.rows(query, limit)]
 
     def failure_counts(self) -> dict[str, int]:
         """Returns how many fields of view failed for each reason, the most frequent first."""
-        query = "SELECT failure, count(*) FROM field WHERE status = 'failed' GROUP BY failure"
+        query = (
+            f"SELECT failure, count(*) FROM field {rows.DECISION} WHERE status = 'failed' AND kind IS NULL"
+        )
+        query += " GROUP BY failure"
         return dict(self._db.rows(f"{query} ORDER BY count(*) DESC, failure"))

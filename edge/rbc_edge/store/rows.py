@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
@@ -22,8 +22,18 @@ _COLUMNS: Final = (
     *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
     *("bundle_id", "settings", "counts"),
 )
-# What `field_row` reads, of ``field JOIN slide``.
-FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS)))
+# The decision of a person about a row of ``field``, and what is true where there is one.
+CONTENT: Final = "CASE field.sha256 WHEN '' THEN 'fov:' || field.fov ELSE field.sha256 END"
+DECISION: Final = (
+    f"LEFT JOIN decision ON decision.slide_key = field.slide_key AND decision.content = {CONTENT}"
+)
+IS_SHOWN: Final = "decision.kind IS NOT 'forgotten'"
+SHOWN_STATUS: Final = "coalesce(decision.kind, field.status)"
+# What `field_row` reads: of ``field JOIN slide``, and with the decisions of a person (`DECISION`).
+FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS), "'' AS reason"))
+SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
+    "'' AS reason", "coalesce(decision.reason, '')"
+)
 _FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
@@ -46,6 +56,8 @@ class Status(StrEnum):
     OK = "ok"
     FAILED = "failed"
     DUPLICATE = "duplicate"  # the same content is counted under another name of the slide
+    EXCLUDED = "excluded"  # a person took its content out of the counts; the row stays
+    FORGOTTEN = "forgotten"  # a person took it out of the results; no table has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,7 @@ class FieldRow:
     elapsed_ms: float  # reading included
     counts: dict[EdgeRule, Counts]  # empty unless ok
     n_refused: int | None  # boxes that hold no single red cell. None unless ok, and by a version without them
+    reason: str = ""  # why a person excluded it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,8 @@ class Recorded:
     is_new: bool  # counted, or failed, now; an image that was renamed or touched is not new
     left: frozenset[str] = frozenset()  # slides that lost a row to this file
     is_unsettling: bool = False  # other rows of the slide may need another look
+    moved_from: str = ""  # the slide where its content was
+    is_renamed: bool = False  # its count came along, from there or from another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +134,7 @@ class Plan:
     done: Mapping[InboxFile, Status]  # need no look
     to_do: tuple[InboxFile, ...]  # need one; in the order given
     interrupted: Mapping[InboxFile, Attempt]  # were being counted when a process died
+    waiting: Collection[InboxFile] = ()  # are left for later
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +153,9 @@ class Tally:
     n_ok: int  # fields of view
     n_failed: int
     n_duplicates: int
-    n_slides: int  # ever seen
+    n_slides: int  # with a field of view
     newest_analyzed_at: str  # when the newest row was written, ISO 8601, UTC; empty without a row
+    n_excluded: int = 0
 
 
 def scale_of(diameter: float | None, source: str) -> Scale:
@@ -148,7 +165,9 @@ def scale_of(diameter: float | None, source: str) -> Scale:
 
 def field_row(row: tuple[Any, ...]) -> FieldRow:
     """Makes a row of what a query of `FIELD_COLUMNS` gives."""
-    of = dict(zip(_COLUMNS, row[1:], strict=True))
+    of = dict(zip((*_COLUMNS, "reason"), row[1:], strict=True))
+    if of["status"] == Status.EXCLUDED:
+        of |= {"counts": None, "n_refused": None, "quality_flags": ""}
     source, flags, counts = of["scale_source"], of["quality_flags"], of["counts"]
     return FieldRow(
         slide_id=row[0],
@@ -158,6 +177,7 @@ def field_row(row: tuple[Any, ...]) -> FieldRow:
         quality_flags=tuple(flags.split(_FLAG_SEPARATOR)) if flags else (),
         version=Version(of["bundle_id"], of["settings"]),
         counts={} if counts is None else unpack_counts(counts),
+        reason=of["reason"],
         **{name: of[name] for name in _PLAIN},
     )
 

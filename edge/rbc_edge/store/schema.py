@@ -94,6 +94,38 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # Boxes that the second stage refused. NULL: not counted, or by a version that refused none.
         "ALTER TABLE field ADD COLUMN n_refused INTEGER",
     ),
+    (
+        # What a person said of a content (see `store.decisions`). The row of the field stays as it is.
+        """
+        CREATE TABLE decision (
+            slide_key INTEGER NOT NULL REFERENCES slide,
+            content TEXT NOT NULL,                 -- SHA-256; 'fov:' and the name of what cannot be read
+            kind TEXT NOT NULL CHECK (kind IN ('excluded', 'forgotten')),
+            reason TEXT NOT NULL,
+            PRIMARY KEY (slide_key, content)
+        ) WITHOUT ROWID
+        """,
+        # The scale that a person gave for the slide. It comes before every other.
+        "ALTER TABLE slide ADD COLUMN given_diameter_px REAL",
+        "ALTER TABLE slide ADD COLUMN given_source TEXT",
+    ),
+    (
+        # A content is looked for in all slides: it may have moved.
+        "CREATE INDEX field_sha256 ON field (sha256)",
+        # Counts of images that other images of the same name took the place of.
+        """
+        CREATE TABLE replaced (
+            slide_id TEXT NOT NULL,
+            fov TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            counts BLOB NOT NULL,                  -- as in field
+            bundle_id TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            analyzed_at TEXT NOT NULL,
+            replaced_at TEXT NOT NULL
+        )
+        """,
+    ),
 )
 
 

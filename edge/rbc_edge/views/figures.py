@@ -136,7 +136,7 @@ def in_order(fields: Iterable[PageField]) -> tuple[list[PageField], str]:
 
     Numbers in names are compared as numbers.
     """
-    known = [field for field in fields if field.row.status is not Status.DUPLICATE]
+    known = [field for field in fields if field.row.status in (Status.OK, Status.FAILED)]
     is_known = all(field.row.captured_at for field in known)
     known.sort(key=lambda f: (f.row.captured_at if is_known else "", _natural(f.row.fov)))
     return known, "capture" if is_known else "name"

@@ -121,6 +121,25 @@ def test_wrong_slide_pattern(tmp_path: Path, pattern: str, said: str) -> None:
         scan([tmp_path], slide_pattern=pattern)
 
 
+def test_a_name_in_two_forms_of_unicode_is_one_name(tmp_path: Path) -> None:
+    touch(tmp_path / "d" / "Jos\u00e9" / "a.png", tmp_path / "d" / "Jose\u0301" / "e\u0301.png")
+    assert names(tmp_path / "d") == [("Jos\u00e9", "a"), ("Jos\u00e9", "\u00e9")]
+    assert names(tmp_path / "d", slide_pattern="(?P<slide>\u00e9|a)") == [("a", "a"), ("\u00e9", "\u00e9")]
+
+
+def test_a_slide_pattern_that_is_not_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "A_1.png", tmp_path / "b.png")
+    with pytest.raises(UsageError, match="not found in 2 of 2 file names"):
+        scan([tmp_path], slide_pattern="(?P<slide>[0-9]+)-")
+    assert not caplog.records
+    scan([tmp_path], slide_pattern="(?P<slide>[A-Z])_")
+    assert "not found in 1 of 2 file names, such as b.png" in caplog.text
+    caplog.clear()
+    (problem,) = scan([tmp_path], slide_pattern="(?P<slide>[0-9]+)-", go_on=True).clashes
+    assert "2 of 2" in problem
+    assert not caplog.records
+
+
 def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "x" / "s" / "a.png", tmp_path / "y" / "s" / "b.png")
     with pytest.raises(UsageError, match=r"x/s and .*y/s.*parent") as caught:

@@ -548,6 +548,53 @@ def test_run_and_retry_beside_the_service_are_noticed(post: Post) -> None:
     assert post.analyzer.analyzed == ["s2/b", "s1/a"]
 
 
+def test_what_a_person_decides_beside_the_service_holds(
+    post: Post, rbc: Callable[..., tuple[int, str, str]]
+) -> None:
+    post.write("s1/a.png", 2)
+    post.write("s1/b.png", 3)
+
+    def ask(*words: object) -> Callable[[], None]:
+        return lambda: rbc(*words, "--out", post.out) and None
+
+    post.script.at(20, ask("exclude", "s1", "a", "--reason", "dust"))
+    post.script.at(21, ask("set", "s1", "--cell-diameter", 95))
+    post.script.at(40, lambda: post.table("s1") == {"a": "excluded", "b": "3"} or pytest.fail("excluded"))
+    post.script.at(41, ask("forget", "s1", "b"))
+    post.script.at(42, lambda: post.write("s1/c.png", 4))
+    post.script.at(60, lambda: post.table("s1") == {"a": "excluded", "c": "4"} or pytest.fail("forgotten"))
+    post.script.at(61, ask("forget", "s1", "--undo"))
+    post.script.at(62, ask("set", "s1", "--undo"))
+    assert post.until(90) == 143
+    assert post.table("s1") == {"a": "2", "b": "3", "c": "4"}  # --undo takes back both
+    assert {s.cell_diameter_px for s in post.analyzer.scales[:2]} == {40.0}
+    assert [s.cell_diameter_px for s in post.analyzer.scales[2:5]] == [95.0] * 3
+    assert [s.cell_diameter_px for s in post.analyzer.scales[5:]] == [40.0] * 3
+
+
+def test_a_folder_renamed_beside_the_service_moves(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    post.write("s1/a.png", 2)
+    post.write("s1/b.png", 3)
+    post.script.at(20, lambda: (post.source / "s1").rename(post.source / "t1") and None)
+    post.until(60)
+    assert (post.table("s1"), post.table("t1")) == ({}, {"a": "2", "b": "3"})
+    assert post.analyzer.analyzed == ["s1/a", "s1/b"]
+    assert caplog.text.count("slide s1: 2 fields moved to slide t1") == 1
+
+
+def test_other_images_under_the_name_of_a_slide_wait_and_are_said_once(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_disks(post.folder / "archive" / "s1" / "a.png", 2)
+    options = CountOptions(post.out, AnalyzerRecipe(BUNDLE_ID, StandIn), scale=GIVEN)
+    count_once((post.folder / "archive",), options)
+    post.write("s1/b.png", 3)
+    post.write("s2/c.png", 4)
+    post.until(200)
+    assert (post.table("s1"), post.table("s2")) == ({"a": "2"}, {"c": "4"})
+    assert caplog.text.count("both would be slide s1") == 1
+
+
 def test_a_second_service_is_refused(post: Post) -> None:
     def second() -> None:
         with pytest.raises(UnavailableError, match=rf"another rbc-edge watch \(process {os.getpid()}"):

@@ -19,8 +19,10 @@ from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import Clock, CountOptions, Session, Step, Summary, count_once
 from rbc_edge.station.stop import Stop
+from rbc_edge.store.decisions import decide, give_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
+from rbc_edge.store.rows import Status, unpack_counts
 from rbc_edge.store.schema import Database
 from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
@@ -381,6 +383,130 @@ def test_a_folder_that_moved_is_shown_where_it_is_and_counted_once(station: Stat
     assert (summary.n_counted, summary.n_unchanged) == (0, summary.n_images)
     path = str(moved / "moved" / "a.png")
     assert station.table("moved") == [row | {"path": path} for row in before]
+
+
+def test_a_slide_whose_folder_is_renamed_keeps_its_counts(station: Station) -> None:
+    station.write("s1/copy.png", 3)
+    (station.source / "s1" / "bad.png").write_bytes(b"no image")
+    station.run(cells=True)
+    with Ledger(station.out) as ledger:
+        decide(ledger, "s1", ["b"], Status.EXCLUDED, reason="dust")
+        ledger.commit()
+    station.run()
+    before = station.table("s1")
+    (station.source / "s1").rename(station.source / "t1")
+    summary = station.run(cells=True)
+    assert station.analyzer.analyzed == []
+    assert (summary.n_counted, summary.n_unchanged, summary.n_duplicates, summary.n_failed) == (0, 2, 1, 1)
+    assert summary.notes == ["slide s1: 2 fields moved to slide t1, with their counts"]
+    times = {"analyzed_at": "", "elapsed_ms": ""}
+    assert [row | times for row in station.table("t1")] == [
+        row | times | {"slide_id": "t1", "path": row["path"].replace("/s1/", "/t1/")} for row in before
+    ]
+    assert sorted(station.everything()) == ["cells/s2.csv", "cells/t1.csv", "s2.csv", "slides.csv", "t1.csv"]
+    assert [row["slide_id"] for row in station.table("slides")] == ["s2", "t1"]
+
+
+def test_a_scale_set_for_a_slide_moves_with_its_folder(station: Station) -> None:
+    station.run()
+    with Ledger(station.out) as ledger:
+        give_scale(ledger, "s1", Scale(95.0, ScaleSource.CELL_DIAMETER))
+        ledger.commit()
+    station.run()
+    (station.source / "s1").rename(station.source / "t1")
+    assert station.run().n_counted == 0
+    station.write("t1/c.png", 1)
+    station.run()
+    assert {row["cell_diameter_px"] for row in station.table("t1")} == {"95.00"}
+
+
+def test_an_image_moves_to_another_slide_or_is_counted_in_both(station: Station) -> None:
+    station.run(scale=GIVEN)
+    (station.source / "s1" / "a.png").rename(station.source / "s2" / "moved.png")
+    summary = station.run(scale=GIVEN)
+    assert station.analyzer.analyzed == []
+    assert summary.notes == ["slide s1: 1 field moved to slide s2, with their counts"]
+    assert (station.counts("s1"), station.counts("s2")) == ({"b": "5"}, {"a": "0", "moved": "3"})
+    station.write("s2/copy.png", 5)
+    assert station.run(scale=GIVEN).notes == ["slides s1 and s2: 1 image counted in both"]
+    assert station.counts("s2")["copy"] == station.counts("s1")["b"] == "5"
+
+
+def test_a_slide_at_another_scale_counts_again_what_moves_there(station: Station) -> None:
+    station.run()
+    with Ledger(station.out) as ledger:
+        give_scale(ledger, "s2", Scale(95.0, ScaleSource.CELL_DIAMETER))
+        ledger.commit()
+    station.run()
+    (station.source / "s1" / "a.png").rename(station.source / "s2" / "moved.png")
+    summary = station.run()
+    assert summary.n_counted == 1
+    assert summary.notes == ["slide s1: 1 field moved to slide s2, and counted again"]
+    assert (station.counts("s1"), station.counts("s2")) == ({"b": "5"}, {"a": "0", "moved": "3"})
+    again = station.run()
+    assert (again.n_counted, again.notes) == (0, [])
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_one_slide_id_from_two_sources_is_refused(station: Station, is_archived: bool) -> None:
+    """A camera that begins to number again, or another slide of the name of one that was archived."""
+    station.write("day1/100MEDIA/0.png", 3)
+    station.write("day2/100MEDIA/1.png", 4)
+    station.run(station.source / "day1" / "100MEDIA")
+    if is_archived:
+        (station.source / "day1" / "100MEDIA" / "0.png").unlink()
+    before = station.everything()
+    with pytest.raises(UsageError, match=r"other images than .*day1/100MEDIA") as refused:
+        station.run(station.source / "day2" / "100MEDIA")
+    assert "forget 100MEDIA" in refused.value.advice
+    assert station.everything() == before
+    with Ledger(station.out) as ledger:
+        decide(ledger, "100MEDIA", [], Status.FORGOTTEN)
+        ledger.commit()
+    assert station.run(station.source / "day2" / "100MEDIA").n_counted == 1
+    assert station.counts("100MEDIA") == {"1": "4"}
+
+
+def test_the_name_of_a_field_from_two_sources_is_refused(station: Station) -> None:
+    station.write("day1/A_1.png", 3)
+    station.write("day2/A_1.png", 4)
+    station.run(station.source / "day1", slide_pattern="(?P<slide>[A-Z])_")
+    with pytest.raises(UsageError, match="both would be slide A"):
+        station.run(station.source / "day2", slide_pattern="(?P<slide>[A-Z])_")
+    (station.source / "day2" / "A_1.png").rename(station.source / "day2" / "A_2.png")
+    station.run(station.source / "day2", slide_pattern="(?P<slide>[A-Z])_")
+    assert station.counts("A") == {"A_1": "3", "A_2": "4"}
+
+
+def test_images_that_take_the_place_of_others_are_said_and_the_old_counts_kept(station: Station) -> None:
+    station.write("s1/c.png", 6)
+    station.run()
+    station.write("s1/a.png", 7)
+    assert station.run().notes == ["slide s1: 1 image replaced by others of the same name"]
+    station.write("s1/b.png", 8)
+    station.write("s1/c.png", 9)
+    (note,) = station.run().notes
+    assert "slide s1: 2 of 3 images replaced: another slide of the same name?" in note
+    for name in "abc":
+        (station.source / "s1" / f"{name}.png").unlink()
+    station.write("s1/d.png", 1)
+    (note,) = station.run().notes
+    assert "slide s1: its 3 images are gone, and others came" in note
+    assert station.counts("s1") == {"a": "7", "b": "8", "c": "9", "d": "1"}
+    with Ledger(station.out) as ledger:
+        kept = list(ledger.database.rows("SELECT fov, counts FROM replaced ORDER BY fov"))
+    assert [(fov, unpack_counts(counts)[EdgeRule.ALL].n_rbc) for fov, counts in kept] == [
+        *(("a", 3), ("b", 5), ("c", 6))
+    ]
+
+
+def test_settings_that_differ_from_the_last_run_are_said(station: Station) -> None:
+    assert station.run().notes == []
+    (note,) = station.run(scale=GIVEN).notes
+    assert note == "settings differ from the last run: scale is 40 px a cell, was estimated"
+    assert station.run(scale=GIVEN).notes == []
+    (note,) = station.run(station.source / "s1", scale=GIVEN, slide_pattern="(?P<slide>[ab])").notes[:1]
+    assert note == "settings differ from the last run: slide pattern is (?P<slide>[ab]), was none"
 
 
 def die_while_counting(

@@ -8,9 +8,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store import ledger as ledger_module
 from rbc_edge.store import schema
+from rbc_edge.store.decisions import decide, give_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.recovery import damage, keep_aside
@@ -470,6 +471,54 @@ def test_failed_images_are_tried_again_when_asked(desk: Desk) -> None:
     assert desk.ledger.retry("s") == 2
     assert desk.ledger.retry() == 3
     assert desk.is_done(desk.file("ok"))
+
+
+@pytest.mark.parametrize("kind", [Status.EXCLUDED, Status.FORGOTTEN])
+def test_what_a_person_decided_holds_for_the_content_until_it_is_undone(desk: Desk, kind: Status) -> None:
+    desk.look("a", "x")
+    desk.look("b", "y")
+    desk.fail("c", "", "empty", "empty")
+    before = list(desk.ledger.reader.fields("s"))
+    assert decide(desk.ledger, "s", ["a", "c"], kind, reason="blurred") == 2
+    rest = {"a": "excluded", "c": "excluded"} if kind is Status.EXCLUDED else {}
+    assert desk.shown() == rest | {"b": "ok"}
+    assert [fov for fov, _ in desk.ledger.reader.cells("s")] == ["b"]
+    tally = desk.ledger.reader.tally()
+    assert (tally.n_ok, tally.n_failed, tally.n_excluded) == (1, 0, len(rest))
+    assert (desk.ledger.reader.failures(9), desk.ledger.reader.failure_counts()) == ([], {})
+    for row in desk.ledger.reader.fields("s"):
+        assert row.status is Status.OK or (row.reason, row.counts, row.n_refused) == ("blurred", {}, None)
+    # Its file is still there, it is renamed, another bundle counts it: it stays as decided.
+    assert desk.ledger.plan([desk.file("a")], VERSION).done == {desk.file("a"): kind}
+    new = Version("bundle-2", "estimated")
+    recorded = desk.record("a", "x", version=new, result=a_result())
+    assert recorded is not None
+    assert recorded.row.status is kind
+    (desk.folder / "a.png").unlink()
+    desk.record("d", "x", version=new)
+    assert desk.shown().get("d") == ("excluded" if rest else None)
+    assert decide(desk.ledger, "s", [], None) == 3
+    counts = [row.counts for row in before]
+    assert [row.counts for row in desk.ledger.reader.fields("s")] == [counts[1], counts[2], counts[0]]
+
+
+def test_other_content_under_an_excluded_name_counts(desk: Desk) -> None:
+    desk.look("a", "x")
+    decide(desk.ledger, "s", [], Status.EXCLUDED)
+    desk.look("a", "y")
+    assert desk.shown() == {"a": "ok"}
+
+
+def test_nothing_is_decided_about_what_is_not_known(desk: Desk) -> None:
+    desk.look("a", "x")
+    desk.ledger.commit()
+    with pytest.raises(UsageError, match="no slide t"):
+        decide(desk.ledger, "t", [], Status.FORGOTTEN)
+    with pytest.raises(UsageError, match="no field of view b"):
+        decide(desk.ledger, "s", ["a", "b"], Status.FORGOTTEN)
+    assert desk.shown() == {"a": "ok"}
+    with pytest.raises(UsageError, match="no slide t"):
+        give_scale(desk.ledger, "t", None)
 
 
 def test_the_ledger_in_a_few_numbers(desk: Desk) -> None:

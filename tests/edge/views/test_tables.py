@@ -48,7 +48,7 @@ class Desk:
 
     def record(self, slide_id: str, fov: str, bundle_id: str = "b1", **look: object) -> None:
         file = InboxFile(Path("/in") / slide_id / f"{fov}.png", slide_id, fov, 1, 1)
-        sha256 = f"sha of {fov}" if fov.isalpha() else "sha"
+        sha256 = f"sha of {slide_id}/{fov}" if fov.isalpha() else "sha"
         self.ledger.record(
             Look(file, sha256, elapsed_ms=12.34, **look),  # type: ignore[arg-type]
             Version(bundle_id, "estimated"),
@@ -83,13 +83,13 @@ def test_field_table_to_the_byte(desk: Desk) -> None:
     desk.ok("s", "c", a_result(0, 0))
     desk.write()
     assert (desk.out / "s.csv").read_bytes().decode() == (
-        "schema,slide_id,fov,path,sha256,status,failure,width_px,height_px,cell_diameter_px,scale_source,"
+        "schema,slide_id,fov,path,sha256,status,failure,reason,width_px,height_px,cell_diameter_px,scale_source,"
         "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,quality_flags,"
         "captured_at,analyzed_at,bundle_id,elapsed_ms\n"
-        "2,s,a,/in/s/a.png,sha of a,ok,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
+        "2,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
         "2024-05-06T07:08:09,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,b,/in/s/b.png,sha of b,failed,truncated,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,c,/in/s/c.png,sha of c,ok,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
+        "2,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
+        "2,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
         "2025-01-02T03:04:05Z,b1,12.3\n"
     )
 
@@ -284,7 +284,7 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    assert len(FIELD_TABLE.names) == 23
+    assert len(FIELD_TABLE.names) == 24
     assert len(SLIDE_TABLE.names) == 17
     assert len(CELL_TABLE.names) == 13
 
