@@ -107,7 +107,8 @@ class Analyzer:
         if len(heaps):
             found, overlap_score = self._take_apart(view, heaps, used, found, overlap_score, clock)
             cells_at = found.xyxy[found.class_id != CellClass.PLATELET]
-            if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in heaps):
+            large = [heap for heap in heaps if clumps.holds_several(heap, used.cell_diameter_px)]
+            if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in large):
                 flags.append("clump")
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold

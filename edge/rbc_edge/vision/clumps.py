@@ -13,6 +13,7 @@ from rbc_edge.vision.detector import Detector
 MAX_SEARCHED: Final = 8  # clumps of a field: bounds its time
 # In cell diameters. Of the labelled boxes of one red cell, 3 in 100 have a larger mean side.
 _SIDE: Final = 1.15
+_SEVERAL: Final = 1.3  # two cells that lie half over each other; one cell in 300 is as large
 _STRIP: Final = 0.5  # a narrower box is a strip at the border of the field
 _FINER: Final = 1.7  # so much larger the cells are shown
 _AROUND: Final = 1.0  # so that cells at the border of the clump are seen whole
@@ -25,6 +26,11 @@ def among(refused: Float32, cell_diameter_px: float) -> Float32:
     is_clump = (mean > _SIDE * cell_diameter_px) & (sides.min(axis=1) > _STRIP * cell_diameter_px)
     order = np.argsort(-mean, kind="stable")
     return np.asarray(refused[order[is_clump[order]]], np.float32)
+
+
+def holds_several(clump: Float32, cell_diameter_px: float) -> bool:
+    """Tells whether a clump, float32 (4,), is so large that more than one cell lies in it."""
+    return bool(np.sqrt(np.prod(clump[2:] - clump[:2])) > _SEVERAL * cell_diameter_px)
 
 
 def search(

@@ -103,6 +103,11 @@ def test_only_boxes_larger_than_a_cell_are_clumps_the_largest_first() -> None:
     assert clumps.among(np.zeros((0, 4), np.float32), D).shape == (0, 4)
 
 
+def test_two_cells_half_over_each_other_are_several_and_a_large_cell_is_one() -> None:
+    assert clumps.holds_several(np.array([0, 0, 80, 50], np.float32), 40.0)
+    assert not clumps.holds_several(np.array([0, 0, 48, 48], np.float32), 40.0)
+
+
 def test_a_clump_is_shown_larger_with_what_lies_around_it(
     analyzer: Analyzer, image: UInt8, monkeypatch: pytest.MonkeyPatch
 ) -> None:
