@@ -20,7 +20,7 @@ from studies import flags, wrong_fields
 from studies.flags import Defect, DefectTrial, Looked
 
 TOY = Path(__file__).resolve().parents[1] / "edge" / "toy_bundle"
-FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.1, 0.0, 0.0, 0.1)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.1, 0, 0, 0.01, 0, 0, 0.1)
 BLUR = Rule("blurred", "edge_width", True, 0.15)
 
 

@@ -211,6 +211,24 @@ def _negative(image: UInt8, _: float, __: np.random.Generator) -> UInt8:
     return np.asarray(255 - image, np.uint8)
 
 
+def _exchanged(image: UInt8, _: float, __: np.random.Generator) -> UInt8:
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _tinted(loss: float, image: UInt8, _: float, __: np.random.Generator) -> UInt8:
+    return np.asarray(image * np.array([1, 1 - loss, 1 - loss]), np.uint8)
+
+
+_BAYER: Final = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
+
+
+def _dithered(levels: float, image: UInt8, _: float, __: np.random.Generator) -> UInt8:
+    """Ordered dithering to so many levels a channel."""
+    height, width = image.shape[:2]
+    limit = (np.tile(_BAYER, (-(-height // 4), -(-width // 4)))[:height, :width, None] + 0.5) / 16
+    return np.asarray(np.floor(image / 255 * (levels - 1) + limit) * (255 / (levels - 1)), np.uint8)
+
+
 def _grades(
     flag: str,
     feature: str,
@@ -233,6 +251,9 @@ DEFECTS: Final = (
         "{:.2f}",
     ),
     *_grades("blurred", "edge_width", "motion, cells", _motion, (0.1, 0.2, 0.3, 0.5), "{:.1f}"),
+    Defect("colours", "exchanged", "red and blue exchanged", "", _exchanged),
+    *_grades("colours", "tint", "one colour, others lose", _tinted, (0.3, 0.6, 0.8), "{:.0%}"),
+    *_grades("colours", "grain", "dithered, levels", _dithered, (6, 4, 2), "{:.0f}"),
     *(
         Defect("crowded", "glass", "photographs over each other", str(n), _same, stack=n)
         for n in (2, 3, 4)

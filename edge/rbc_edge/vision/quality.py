@@ -41,6 +41,9 @@ class Rule:
 
 RULES: Final = (
     Rule("blurred", "edge_width", True, 0.145),
+    Rule("colours", "exchanged", True, 0.085),
+    Rule("colours", "tint", True, 0.45),
+    Rule("colours", "grain", True, 0.035),
     Rule("crowded", "glass", False, 0.28, also=Rule("crowded", "piled", True, 0.04)),
     Rule("dark", "bright_level", False, 30.0),
     Rule("empty-boxes", "hollow", True, 0.15),
@@ -67,6 +70,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "take the field once more. In a strongly blurred field cells are missed.",
     "clump": "A group of cells could not be taken apart, and cells of it are missing from the count. Look at "
     "the field. If this happens often, move to where cells lie side by side.",
+    "colours": "The colours are not those of a camera: red and blue are exchanged, one colour drowns the "
+    "others, or the image is dithered to few colours. Check the program that saves the images.",
     "crowded": "Hardly any glass shows between the cells: the thick part of the smear. Cells that lie under "
     "others are not counted. Move to where cells lie side by side.",
     "dark": "Too little light: details are lost, and overlaps are no longer found. Turn up the lamp, open "
@@ -132,6 +137,15 @@ _EMPTY: Final = 0.1  # of the points in a box: with fewer dark ones it holds no 
 _BLACK: Final = 0.02  # of glass: what lets less light pass is black
 _TWO_CELLS: Final = 1.5  # times the usual absorbance: light passed more than one cell
 _ALONE: Final = 0.05  # iou: boxes of cells that overlap share more
+_NUCLEI: Final = 0.98  # of the pixels are brighter than nuclei
+_NOT_RED: Final = -0.02  # log of red to blue in the light of the cells: true red cells are redder
+_DEEP_PURPLE: Final = -0.17  # log of blue to red in their stain: below it they are purple for certain
+_PURPLE: Final = (
+    -0.12
+)  # the same, share of their absorbance: below it they are purple, as in some laboratories,
+_NO_NUCLEI: Final = -0.03  # unless there are nuclei that are less purple than they by this share
+_GRAIN_PIXELS: Final = 60_000
+_NOISY: Final = 100.0  # grey level
 _MIN_COLOUR: Final = 0.02  # absorbance below which a colour is noise
 
 
@@ -151,6 +165,9 @@ class Features:
     # camera gives 1/3.
     green: float
     piled: float  # share of what is darker than glass that is as dark as cells over each other, 0..1
+    exchanged: float  # how much the field looks as if red and blue were exchanged, log of a ratio of light
+    tint: float  # how much darker the glass is in its darkest channel than in its brightest, 0..1
+    grain: float  # mean difference between neighbouring pixels that is no edge, share of the brightest
     missed: float  # share of the cells that no box of a red cell seems to cover, 0..1
     hollow: float  # share of the boxes of red cells that hold glass, less `_TOLERATED` of them, 0..1
     doubt: float  # share of the red cells of which it is in doubt whether they overlap, less as many, 0..1
@@ -182,21 +199,22 @@ def measure(
     unevenness, glass = (math.nan, math.nan) if blocks is None else _light(blocks)
     score = found.score[red]
     confidence = (median(score) - min_score) / (1 - min_score) if len(score) else math.nan
-    clipped, green = _colour(view.plain, seen[red], view.lit)
+    clipped, green, exchanged, tint = _colour(view.plain, seen[red], view.lit)
     piled = missed = hollow = math.nan
     if blocks is not None and is_scaled and red.any():
         piled, missed, hollow = _coverage(blocks, boxes, found.class_id, diameter * factor)
     return Features(
         bright_level=bright, clipped=clipped, contrast=contrast, edge_width=edge_width, unevenness=unevenness,
         glass=glass, cell_diameter_px=cell_diameter_px, confidence=confidence, green=green, piled=piled,
-        missed=missed, hollow=hollow, doubt=_doubt(cells),
+        exchanged=exchanged, tint=tint, grain=_grain(view.plain, bright), missed=missed, hollow=hollow,
+        doubt=_doubt(cells),
     )  # fmt: skip
 
 
 def flags(features: Features) -> tuple[str, ...]:
     """Returns the flags that a field's features raise, sorted.
 
-    >>> fine = Features(210, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.01, 0.0, 0.0, 0.1)
+    >>> fine = Features(210, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.01, 0, 0, 0.01, 0, 0, 0.1)
     >>> flags(fine)
     ()
     >>> from dataclasses import replace
@@ -415,20 +433,49 @@ def _terms(rows: int, columns: int) -> Float32:
     return terms
 
 
-def _colour(image: UInt8, boxes: Float32, lit: Bool | None) -> tuple[float, float]:
-    """Returns how much of the red cells is clipped, and green's share of their absorbance, from points."""
+def _colour(image: UInt8, boxes: Float32, lit: Bool | None) -> tuple[float, float, float, float]:
+    """Measures the red cells' colours from points. Returns `clipped`, `green`, `exchanged` and `tint`."""
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _COLOUR_PIXELS))
     some = image[::step, ::step]
     some = some.reshape(-1, 3) if lit is None else some[lit[::step, ::step]]
+    glass = np.maximum(preprocess.percentile(some[:, None], 100 * _BRIGHT_SHARE), 1.0)
+    tint = 1 - float(glass.min() / glass.max())
     if len(boxes) == 0:
-        return float((some.min(axis=1) >= _SATURATED).mean()), math.nan
+        return float((some.min(axis=1) >= _SATURATED).mean()), math.nan, math.nan, tint
     x, y = _places(boxes, image.shape, _CORE)
     seen = image[y, x]  # (N, P, 3)
     clipped = float((seen.min(axis=2) >= _SATURATED).mean())
-    glass = np.array(preprocess.percentile(some[:, None], 100 * _BRIGHT_SHARE))
-    absorbance = np.median(np.log(np.maximum(glass, 1.0) / np.maximum(seen.mean(axis=1), 1.0)), axis=0)
+    absorbance = np.median(np.log(glass / np.maximum(seen.mean(axis=1), 1.0)), axis=0)
     total = float(absorbance.sum())
-    return clipped, float(absorbance[1]) / total if total > _MIN_COLOUR else math.nan
+    if total <= _MIN_COLOUR:
+        return clipped, math.nan, math.nan, tint
+    darkest = np.log(glass / np.maximum(some, 1.0))
+    rank = int(_NUCLEI * (len(some) - 1))
+    darkest = darkest[np.argpartition(darkest.sum(axis=1), rank)[rank:]].mean(axis=0)
+    # Red against blue: in the light that the cells let pass, in their stain, and in that of nuclei beside it.
+    # A bluish lamp shows in the light too, so the light counts half.
+    stain = float(absorbance[2] - absorbance[0])
+    light = stain + math.log(glass[0] / glass[2])
+    nuclei = float((darkest[0] - darkest[2]) / max(darkest.sum(), _MIN_COLOUR)) + stain / total
+    is_purple = stain < _DEEP_PURPLE or (stain / total < _PURPLE and nuclei > _NO_NUCLEI)
+    may_be = light < _NOT_RED and not is_purple
+    return clipped, float(absorbance[1]) / total, -(light / 2 + stain + nuclei) if may_be else 0.0, tint
+
+
+def _grain(image: UInt8, bright: float) -> float:
+    """Measures what dithering does to an image, and edges do not: each pixel differs from all its neighbours.
+
+    Rows are taken in pairs, as many as are needed.
+    """
+    rows = max(16, _GRAIN_PIXELS // image.shape[1])
+    step = max(2, image.shape[0] // rows)
+    upper, lower = (image[i : image.shape[0] - 1 + i : step, :_GRAIN_PIXELS].astype(np.int16) for i in (0, 1))
+    across = upper - lower
+    twice = np.abs(across[:, 1:] - across[:, :-1])
+    if twice.size == 0:
+        return math.nan
+    # Noise in a dark image is no grain.
+    return float(twice.mean(axis=(0, 1)).max()) / max(bright, _NOISY)
 
 
 def _places(boxes: Float32, shape: tuple[int, ...], share: float) -> tuple[Int64, Int64]:

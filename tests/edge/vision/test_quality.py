@@ -11,15 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from rbc_edge.ops.synthetic import CREAM, GREY, ROSE, DrawnField, Stain, draw_field
 from rbc_edge.values import Bool, CellClass, Cells, Detections, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_edge.vision import boxes, preprocess, quality
-from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.analyzer import Analyzer, open_analyzer
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.quality import Features
 
-FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.1, 0.0, 0.0, 0.1)
+FINE = Features(210.0, 0.0, 0.3, 0.09, 0.1, 0.45, 88.0, 0.8, 0.44, 0.1, 0, 0, 0.01, 0, 0, 0.1)
 Change = Callable[[UInt8], UInt8]
 
 
@@ -305,6 +306,67 @@ def test_cells_side_by_side_are_no_thick_smear() -> None:
     assert "crowded" in flagged((passed * 225).astype(np.uint8))
 
 
+def exchanged(image: UInt8) -> UInt8:
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def grey_only(image: UInt8) -> UInt8:
+    return np.repeat(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)[..., None], 3, axis=2)
+
+
+def dithered(image: UInt8) -> UInt8:
+    return np.stack(
+        [np.asarray(Image.fromarray(image[..., c]).convert("1"), np.uint8) * 255 for c in range(3)], axis=-1
+    )
+
+
+@pytest.mark.parametrize("stain", [CREAM, GREY, ROSE])
+def test_colours_of_no_camera_are_flagged(stain: Stain) -> None:
+    """Whether the networks find cells in them or not."""
+    field = draw_field(
+        np.random.default_rng(3), cell_diameter_px=60.0, n_single=10, n_wbc=2, n_platelets=3, stain=stain
+    )
+    for fine in (lambda image: image, grey_only):
+        assert quality.flags(features(field, fine)) == ()
+    changes: list[Change] = [dithered, lambda image: dithered(grey_only(image))]
+    changes += [gain(*f) for f in ((1, 0.2, 0.2), (0.2, 1, 0.2), (0.2, 0.2, 1))]
+    for change in changes:
+        assert "colours" in quality.flags(features(field, change))
+        found = replace(
+            field, xyxy=field.xyxy[:0], class_id=field.class_id[:0], overlapping=field.overlapping[:0]
+        )
+        assert "colours" in quality.flags(features(replace(found, group=field.group[:0]), change))
+    # A purple stain (ROSE) is as likely with its colours exchanged.
+    assert ("colours" in quality.flags(features(field, exchanged))) == (stain is not ROSE)
+
+
+def noisy(spread: float) -> Change:
+    rng = np.random.default_rng(0)
+    return lambda image: np.clip(image + rng.normal(0, spread, image.shape), 0, 255).astype(np.uint8)
+
+
+def test_noise_and_small_cells_are_no_dithering() -> None:
+    assert features(drawn(), noisy(5.0)).grain < 0.035
+    assert features(drawn(diameter_px=15.0)).grain < 0.035
+
+
+def line_drawing(image: UInt8) -> UInt8:
+    edges = cv2.Canny(cv2.GaussianBlur(grey_only(image), (0, 0), 2), 15, 40)
+    return np.repeat(
+        255 - np.asarray(cv2.dilate(edges, np.ones((2, 2), np.uint8)), np.uint8)[..., None], 3, 2
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [lambda image: 255 - image, lambda image: 255 - grey_only(image), line_drawing]
+)
+@pytest.mark.parametrize("stain", [CREAM, GREY, ROSE])
+def test_negatives_and_drawings_are_flagged(stain: Stain, change: Change) -> None:
+    """With the shipped bundle: it finds cells in them, and is unsure."""
+    field = draw_field(np.random.default_rng(1), cell_diameter_px=60.0, stain=stain)
+    assert open_analyzer(None, threads=1).count_image(np.asarray(change(field.image), np.uint8)).flags
+
+
 def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
     assert quality.flags(FINE) == ()
     for rule in quality.RULES:
@@ -312,7 +374,7 @@ def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
         assert quality.flags(at) == ()
         beyond = rule.bound * (1.01 if rule.above else 0.99)
         assert quality.flags(replace(FINE, **{rule.feature: beyond})) == (rule.flag,)
-    assert quality.flags(Features(*[math.nan] * 13)) == ()
+    assert quality.flags(Features(*[math.nan] * 16)) == ()
 
 
 def test_every_flag_is_explained() -> None:
