@@ -290,7 +290,7 @@ def teach(
             x = (x + recipe.noise * torch.randn_like(x)).clamp(0, 1)
         target = torch.from_numpy(overlapping[chosen].astype(np.float32))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=short):
-            logits = network(x)
+            logits = networks.overlap_logits(network(x))
         losses = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         if recipe.focal:
             losses = focal(losses)
