@@ -1,8 +1,8 @@
 """The paper, repeated: what a seed draws, what a cut costs, what the tables say."""
 
 import json
-import re
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
