@@ -475,7 +475,7 @@ def _grain(image: UInt8, bright: float) -> float:
     if twice.size == 0:
         return math.nan
     # Noise in a dark image is no grain.
-    return float(twice.mean(axis=(0, 1)).max()) / max(bright, _NOISY)
+    return max(cv2.mean(twice)[:3]) / max(bright, _NOISY)
 
 
 def _places(boxes: Float32, shape: tuple[int, ...], share: float) -> tuple[Int64, Int64]:
