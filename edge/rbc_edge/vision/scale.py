@@ -1,7 +1,7 @@
 """How large a red cell is when the user does not say: the detector itself measures it.
 
 The detector knows red cells at one size, and finds them up to a factor of about 1.5 away from it. So it is
-shown a field as if its cells were 10, 15, 22, ... 385 px wide. At the right guess it finds the most cells,
+shown a field as if its cells were 10, 15, 22, ... 577 px wide. At the right guess it finds the most cells,
 and the sizes of their boxes measure the guess. This works for any stain, camera or resolution that the
 detector works on, and needs no second rule about what a cell looks like.
 
@@ -26,7 +26,7 @@ from rbc_edge.vision.detector import Detector
 from rbc_edge.vision.statistics import median
 
 _STEP: Final = 1.5
-GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(10))  # of the field: 10 to 384
+GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(11))  # of the field: 10 to 577
 AGREES: Final = 1.25  # a field has its own scale where its cells differ from the slide's by a larger factor
 BLIND: Final = 1.8  # beyond this factor the detector finds few cells, and these cannot contradict the scale
 _MIN_CELLS: Final = 5
