@@ -321,8 +321,7 @@ class Session:
         reader = self.ledger.reader
         if len(slide.status) + len(slide.waiting) < len(slide.files):
             to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
-            digests = {d for f in to_do if (d := self._digest(f))}
-            slide.moved = reader.moved(slide.slide_id, digests, self._version)
+            slide.moved = self._moved_to(slide, to_do)
             slide.contents = reader.contents(slide.slide_id, self._version)
             slide.scale, is_recount = self._slide_scale(slide, everything, workers)
             if is_recount:
@@ -455,6 +454,18 @@ class Session:
             self._digests[file] = job.digest(file)
         return self._digests.get(file, "")
 
+    def _moved_to(self, slide: "_Slide", files: Sequence[InboxFile]) -> frozenset[str]:
+        """Returns the digests of files that other slides have counted and lost.
+
+        Only a file of a size that is counted elsewhere is read for it: the others are read when their turn
+        comes.
+        """
+        if self._options.force:
+            return frozenset()
+        reader = self.ledger.reader
+        alike = [f for f in files if reader.has_size_elsewhere(slide.slide_id, f.size_bytes)]
+        return reader.moved(slide.slide_id, {d for f in alike if (d := self._digest(f))}, self._version)
+
     def _without_strangers(self, plan: Plan, portion: "_Portion") -> Plan:
         """Returns the plan without images of another slide that has the name of one that is known.
 
@@ -509,12 +520,16 @@ class Session:
     ) -> None:
         """Says where images of a slide have taken the place of others."""
         contents = {sha256 for _, _, sha256 in counted}
-        new = [f for f in files if (digest := self._digest(f)) and digest not in contents]
-        of = {fov: sha256 for fov, _, sha256 in counted}
-        n = sum(file.fov in of for file in new)
+        names = {fov for fov, _, _ in counted}
+
+        def is_new(file: InboxFile) -> bool:
+            return bool(digest := self._digest(file)) and digest not in contents
+
+        n = sum(is_new(file) for file in files if file.fov in names)
         question = "another slide of the same name? The old counts are kept in the ledger"
         slide = f"slide {slide_id}"
-        if new and n <= len(counted) / 2 and all(is_gone(path) for _, path, _ in counted):
+        are_gone = n <= len(counted) / 2 and all(is_gone(path) for _, path, _ in counted)
+        if are_gone and any(map(is_new, files)):
             there = f"{slide}: its {count_text(len(counted), 'image')} are gone, and others came"
             self._note(f"{there}: another slide of the same name? Then `rbc-edge forget`", portion)
         elif n > len(counted) / 2:

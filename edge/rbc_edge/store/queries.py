@@ -91,6 +91,11 @@ class Reader:
                 counted.setdefault(size_bytes, set()).add(sha256)
         return SlideContents({n: frozenset(found) for n, found in counted.items()}, frozenset(failed))
 
+    def has_size_elsewhere(self, slide_id: str, size_bytes: int) -> bool:
+        """Tells whether another slide has a counted file of this size: only then it may be the same one."""
+        query = "SELECT 1 FROM field JOIN slide USING (slide_key) WHERE size_bytes = ? AND slide_id <> ?"
+        return self._db.first(f"{query} AND status = 'ok' LIMIT 1", size_bytes, slide_id) is not None
+
     def moved(self, slide_id: str, digests: Collection[str], version: Version) -> frozenset[str]:
         """Returns those contents that the version has counted in another slide, where the file is gone."""
         found = set()

@@ -112,6 +112,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # A content is looked for in all slides: it may have moved.
         "CREATE INDEX field_sha256 ON field (sha256)",
+        # Most files are told from all others by their size, without reading them.
+        "CREATE INDEX field_size ON field (size_bytes)",
         # Counts of images that other images of the same name took the place of.
         """
         CREATE TABLE replaced (

@@ -15,6 +15,7 @@ import pytest
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, UnavailableError, UsageError
+from rbc_edge.station import job
 from rbc_edge.station.inbox import scan
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import Clock, CountOptions, Session, Step, Summary, count_once
@@ -24,7 +25,7 @@ from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
 from rbc_edge.store.rows import Status, unpack_counts
 from rbc_edge.store.schema import Database
-from rbc_edge.values import FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.views.tables import SlideSummary, Tables
 from rbc_edge.vision import image_file
@@ -405,6 +406,30 @@ def test_a_slide_whose_folder_is_renamed_keeps_its_counts(station: Station) -> N
     ]
     assert sorted(station.everything()) == ["cells/s2.csv", "cells/t1.csv", "s2.csv", "slides.csv", "t1.csv"]
     assert [row["slide_id"] for row in station.table("slides")] == ["s2", "t1"]
+
+
+def test_a_file_is_read_before_its_turn_only_where_another_slide_has_its_size(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = job.digest
+
+    def digest(file: InboxFile) -> str:
+        read.append(f"{file.slide_id}/{file.fov}")
+        return real(file)
+
+    monkeypatch.setattr(job, "digest", digest)
+    station.run()
+    station.write("s1/new.png", 5, seed=77)  # a slide that is known, and a name that is not
+    with (station.source / "s1" / "new.png").open("ab") as file:
+        file.write(bytes(999))
+    assert station.run().n_counted == 1
+    assert "s1/new" not in read
+    read.clear()
+    (station.source / "s1" / "new.png").rename(station.source / "s2" / "moved.png")
+    station.run()
+    assert read == ["s2/moved"]
+    assert station.counts("s2")["moved"] == "5"
 
 
 def test_a_scale_set_for_a_slide_moves_with_its_folder(station: Station) -> None:
