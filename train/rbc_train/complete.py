@@ -18,7 +18,7 @@ import numpy as np
 from rbc_edge.values import Bool, CellClass, Detections, Float32, UInt8
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.analyzer import Analyzer
-from rbc_edge.vision.boxes import iou
+from rbc_edge.vision.boxes import iou, shared_area
 from rbc_train.data import (
     CLASS_NAMES,
     COMPLETED_COLUMNS,
@@ -181,11 +181,10 @@ def _beside(photograph: Photograph, found: Detections, filled: Bool) -> list[Box
 
 def _held(boxes: Float32, others: Float32) -> Float32:
     """The largest share of each box, float32 (N, 4), that lies in one of the others: float32 (N,)."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return np.asarray(shared.max(axis=1, initial=0.0) / np.maximum(area, 1e-6), np.float32)
+    return np.asarray(
+        shared_area(boxes, others).max(axis=1, initial=0.0) / np.maximum(area, 1e-6), np.float32
+    )
 
 
 def _deal_points(points: Float32, boxes: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

@@ -55,7 +55,7 @@ def _of_group(group: Sequence[Examined], threshold: float) -> dict[str, float]:
     counted, labelled = field_counts(group, CellClass.RBC)
     share, true_share = overlapping_shares(group)
     wrong = metrics.fields_off(counted, labelled, share, true_share)
-    flagged = np.array([bool(set(e.result.flags) - quality.NOTES) for e in group], np.bool_)
+    flagged = np.array([bool(quality.warnings(e.result.flags)) for e in group], np.bool_)
     error = np.abs(metrics.relative_error(counted, labelled)[labelled > 0])
     overlap = verdicts(judged_found(group), threshold)
     known = ~np.isnan(true_share)

@@ -273,7 +273,9 @@ def section(fields: Sequence[Judged], *, bundle_id: str, every: int = EVERY) -> 
     groups = {name: own for name, own in groups.items() if own}
     alarms = {
         name: asdict(
-            metrics.alarms(np.array([f.is_wrong for f in own]), np.array([bool(f.flags) for f in own]))
+            metrics.alarms(
+                np.array([f.is_wrong for f in own]), np.array([bool(quality.warnings(f.flags)) for f in own])
+            )
         )
         for name, own in groups.items()
     }

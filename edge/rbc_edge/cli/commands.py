@@ -28,6 +28,8 @@ app.add_typer(config_app, name="config")
 
 JSON = option("--json", "Print JSON on standard output.", False)
 
+SLIDE = argument("SLIDE", "The slide.", ...)
+FOVS = argument("[FOV]...", "Only these fields of view.  [default: all of the slide]")
 ADOPT = option(
     "--adopt",
     "Use --out although it holds tables or pages of others. They are moved aside, not deleted.",
@@ -149,8 +151,8 @@ def retry(
 )
 def forget(
     given: Given,
-    slide: str = argument("SLIDE", "The slide.", ...),
-    fovs: list[str] | None = argument("[FOV]...", "Only these fields of view.  [default: all of the slide]"),
+    slide: str = SLIDE,
+    fovs: list[str] | None = FOVS,
     undo: bool = option("--undo", "Take what was forgotten back into the results.", False),
 ) -> None:
     """Take fields of view out of the results, for example of images that were deleted.
@@ -167,8 +169,8 @@ def forget(
 )
 def exclude(
     given: Given,
-    slide: str = argument("SLIDE", "The slide.", ...),
-    fovs: list[str] | None = argument("[FOV]...", "Only these fields of view.  [default: all of the slide]"),
+    slide: str = SLIDE,
+    fovs: list[str] | None = FOVS,
     reason: str = option("--reason TEXT", "Why, for the column reason of the table.", ""),
     undo: bool = option("--undo", "Count what was excluded.", False),
 ) -> None:
@@ -185,7 +187,7 @@ def exclude(
 )
 def set(
     given: Given,
-    slide: str = argument("SLIDE", "The slide.", ...),
+    slide: str = SLIDE,
     diameter_px: float | None = option("--cell-diameter PX", "Diameter of a red cell in pixels."),
     pixel_um: float | None = option("--um-per-px UM", "Micrometres per pixel."),
     undo: bool = option("--undo", "Take back the scale that was set.", False),

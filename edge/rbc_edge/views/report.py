@@ -31,7 +31,7 @@ from rbc_edge.views.overlay import digest, row_key, threshold_texts
 from rbc_edge.views.tables import SlideSummary, summarize
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
-from rbc_edge.vision.quality import FLAGS, NOTES
+from rbc_edge.vision.quality import FLAGS, warnings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -164,8 +164,9 @@ class Reports:
 
     def _field(self, number: int, row: FieldRow, unusual: tuple[Reason, ...]) -> PageField:
         counts = row.counts.get(self.edges)
-        flags = (flag for flag in row.quality_flags if flag not in NOTES)
-        reasons = (*(Reason("flag", flag) for flag in flags), *unusual) if counts else ()
+        reasons = (
+            (*(Reason("flag", flag) for flag in warnings(row.quality_flags)), *unusual) if counts else ()
+        )
         if row.status is Status.FAILED:
             reasons = (Reason("failed", one_line(row.message.removeprefix(f"{path_text(row.path)}: "))),)
         crowding = float(counts.n_rbc) if counts else 0.0

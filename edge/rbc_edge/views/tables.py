@@ -32,7 +32,7 @@ from rbc_edge.text import path_text
 from rbc_edge.values import Cells, Counts, Scale
 from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
-from rbc_edge.vision.quality import NOTES
+from rbc_edge.vision.quality import NOTES, warnings
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
 SCHEMA: Final = "2"
@@ -385,7 +385,7 @@ class _Sums:
             bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),
             n_fov_more=fields_needed(n_overlapping, n_rbc),
             flags={flag: n for flag, n in flags if flag not in NOTES},
-            n_fov_flagged=sum(not NOTES.issuperset(each) for *_, each in ok),
+            n_fov_flagged=sum(bool(warnings(each)) for *_, each in ok),
             notes={flag: n for flag, n in flags if flag in NOTES},
         )
 

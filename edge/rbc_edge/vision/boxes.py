@@ -45,15 +45,20 @@ def iou(a: Float32, b: Float32) -> Float32:
     >>> iou(np.array([[0, 0, 2, 2]], np.float32), np.array([[1, 0, 3, 2]], np.float32)).round(3).tolist()
     [[0.3330000042915344]]
     """
-    width, height = (
-        np.minimum(a[:, None, k + 2], b[None, :, k + 2]) - np.maximum(a[:, None, k], b[None, :, k])
-        for k in (0, 1)
-    )
-    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    shared = shared_area(a, b)
     area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
     area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
     union = area_a[:, None] + area_b[None] - shared
     return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
+
+
+def shared_area(a: Float32, b: Float32) -> Float32:
+    """Returns the area, float32 (N, M), that boxes float32 (N, 4) share with boxes float32 (M, 4)."""
+    width, height = (
+        np.minimum(a[:, None, k + 2], b[None, :, k + 2]) - np.maximum(a[:, None, k], b[None, :, k])
+        for k in (0, 1)
+    )
+    return np.asarray(np.maximum(width, 0) * np.maximum(height, 0), np.float32)
 
 
 def touching_pairs(boxes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[Int64, Int64]:

@@ -9,7 +9,7 @@ lie between fields that are right and fields that are wrong (docs/quality.md).
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,6 +103,16 @@ FLAGS: Final[Mapping[str, str]] = {
 
 NOTES: Final = frozenset({"round-field"})
 """Flags that only inform. A field with no other flag is not flagged."""
+
+
+def warnings(flags: Iterable[str]) -> tuple[str, ...]:
+    """Returns the flags that are more than a note, in their order.
+
+    >>> warnings(("dark", "round-field"))
+    ('dark',)
+    """
+    return tuple(flag for flag in flags if flag not in NOTES)
+
 
 _SATURATED: Final = 250  # JPEG and averaging leave a few levels below 255
 _CORE: Final = 0.6  # share of a box's sides that shows its cell and no glass

@@ -104,12 +104,12 @@ def _searched(
         confirmed = sorted(everywhere)[len(everywhere) // 2]
         if confirmed > best_evidence:
             best_evidence, best = confirmed, guess
-    return (math.nan, 0) if math.isnan(best) else _refined(image, detector, best)
+    return (math.nan, 0) if math.isnan(best) else _refined(field, detector, best)
 
 
-def _refined(image: UInt8, detector: Detector, best: float) -> tuple[float, int]:
+def _refined(field: "_Field", detector: Detector, best: float) -> tuple[float, int]:
     """Replaces a guess by the size of the boxes found with it, until both agree."""
-    field, count = _Field.of(image), 0
+    count = 0
     for _ in range(_ROUNDS):
         place = field.windows(best, _WINDOW_CELLS)[0]
         window = field.image[place]
@@ -141,7 +141,9 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
 
     def measured(image: UInt8, near: float = math.nan) -> tuple[float, int]:
         balanced = preprocess.balance(image)
-        return estimate_field(balanced, detector) if math.isnan(near) else _refined(balanced, detector, near)
+        if math.isnan(near):
+            return estimate_field(balanced, detector)
+        return _refined(_Field.of(balanced), detector, near)
 
     is_large = any(image.shape[0] * image.shape[1] >= image_file.LARGE_PIXELS for image in images)
     with ThreadPoolExecutor(1 if is_large else threads) as pool:
@@ -164,7 +166,7 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
 def _agreed(estimates_px: Sequence[float]) -> float:
     """Returns the diameter to start from in a slide's other fields. NaN unless two of the first three agree.
 
-    This saves ten guesses in each of them, which take as long as counting eight fields.
+    This saves all guesses in each of them, which take as long as counting eight fields.
     """
     pairs = [(b / a, a) for a, b in pairwise(sorted(estimates_px))]
     return min(pairs)[1] if pairs and min(pairs)[0] <= AGREES else math.nan
