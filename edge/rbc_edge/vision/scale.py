@@ -175,10 +175,16 @@ def _agreed(estimates_px: Sequence[float]) -> float:
 def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool | None:
     """Tells whether the median size of a field's cells contradicts the scale they were found at.
 
-    None: too few whole cells are found to judge. The field is sparse, or the scale is far from the truth.
+    Where few cells are whole, the longer sides of those that the border cuts may confirm the scale. None: too
+    few cells are found to judge. The field is sparse, or the scale is far from the truth.
     """
     measured, n = measured_diameter_px(found, width_px, height_px)
-    return None if n < _MIN_CELLS else _ratio(measured, cell_diameter_px) > AGREES
+    if n >= _MIN_CELLS:
+        return _ratio(measured, cell_diameter_px) > AGREES
+    xyxy = found.xyxy[found.class_id == CellClass.RBC]
+    longer = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)
+    is_confirmed = len(longer) > _MIN_CELLS and _ratio(median(longer), cell_diameter_px) <= AGREES
+    return False if is_confirmed else None
 
 
 def blind_at(cell_diameter_px: float, own_px: float, n_cells: int) -> bool:

@@ -65,6 +65,14 @@ def test_a_few_cells_do_not_contradict_their_slide() -> None:
     assert not scale.disagrees(Detections.empty(), 1000, 1000, 40.0)
 
 
+@pytest.mark.parametrize(
+    ("n", "longer", "verdict"), [(6, 40, False), (6, 33, False), (6, 30, None), (6, 52, None), (5, 40, None)]
+)
+def test_cells_that_the_border_cuts_may_confirm_the_scale(n: int, longer: int, verdict: bool | None) -> None:
+    cut = found(*[(100 * i + 20, 0, 100 * i + 20 + longer, 15) for i in range(n)])
+    assert scale.disagrees(cut, 1000, 1000, 40.0) is verdict
+
+
 @pytest.mark.parametrize("zoom", [0.6, 1.0, 1.37, 2.2, 4.0])
 def test_a_field_is_measured_at_any_resolution(
     detector: Detector, drawn_fields: tuple[DrawnField, ...], zoom: float
