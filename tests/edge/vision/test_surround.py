@@ -147,6 +147,21 @@ def test_a_round_field_is_counted_as_its_lit_part(name: str, stain: Stain) -> No
     assert not counted(cells, EdgeRule.INSIDE)[~far].all()
 
 
+def test_the_rim_makes_no_overlaps() -> None:
+    """With the shipped bundle: of single cells that a round rim cuts, hardly any is called overlapping."""
+    analyzer, given = Analyzer(Bundle.open(), threads=1), Scale(66.0, ScaleSource.SLIDE)
+    n_cut = n_overlapping = 0
+    for seed in range(4):
+        field = draw_field(np.random.default_rng(seed), n_single=40, group_sizes=(), n_wbc=0, stain=ROSE)
+        image, inside = in_black(field.image, SHAPES["round"])
+        cells = analyzer.analyze(FieldOfView.of(image), given).cells
+        red = cells.detections.class_id == CellClass.RBC
+        cut = red & surround.sides(cells.detections.xyxy, inside).any(axis=1)
+        n_cut += np.count_nonzero(cut)
+        n_overlapping += np.count_nonzero(cut & cells.overlapping)
+    assert n_cut > 10 and n_overlapping <= 0.1 * n_cut
+
+
 def test_a_vignette_is_no_note(toy_bundle_path: Path) -> None:
     analyzer = Analyzer(Bundle.open(toy_bundle_path), threads=1)
     result = analyzer.analyze(
