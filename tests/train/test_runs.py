@@ -51,3 +51,11 @@ def test_a_checkpoint_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: py
     runs.save(file, {"epoch": 3})
     assert torch.load(file, weights_only=True) == {"epoch": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["resume.pt"]
+
+
+def test_another_c_library_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strange:
+        """A library without these options."""
+
+    monkeypatch.setattr(runs.ctypes, "CDLL", lambda _name: Strange())
+    runs.keep_memory()

@@ -412,6 +412,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     done = options.out / "classifier.pt"
     if done.is_file():
         return done
+    runs.keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     photographs = photographs_of(options.dataset, options.data)

@@ -326,6 +326,7 @@ def run(
             # Cut after the last epoch: there is nothing to resume, which ultralytics refuses.
             return _finish(best, done)
         overrides = {"resume": str(kept), **{k: overrides[k] for k in ("device", "workers")}}
+    runs.keep_memory()
     trainer = trainer_class(overrides=overrides)
     torch.set_num_threads(threads)  # after the trainer is made, which sets a number of its own
     trainer.coco_weights = weights
