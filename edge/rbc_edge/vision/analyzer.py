@@ -32,6 +32,8 @@ from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
 
 _MAX_THREADS: Final = 4  # small inputs gain nothing from more
+# Part of the way from the bundle's threshold to 1 from which the detector is sure of a red cell.
+_SURE: Final = 0.35
 _Path = str | os.PathLike[str]
 _Image = str | os.PathLike[str] | UInt8
 
@@ -63,6 +65,8 @@ class Analyzer:
         detector, classifier = bundle.networks(precision)
         self.detector = Detector(bundle, threads=self._threads, file=detector)
         self.classifier = Classifier(bundle, threads=self._threads, file=classifier)
+        least = bundle.manifest.score_threshold[CellClass.RBC]
+        self._sure_score = least + _SURE * (1 - least)
 
     def estimate_scale(self, images: Sequence[UInt8]) -> Scale:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).
@@ -92,8 +96,8 @@ class Analyzer:
 
         A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
         clearly contradict it (another objective, another camera in the same folder). A box that the second
-        stage refuses is no cell. Where it is large, its cells are searched (`clumps`). Returns every cell,
-        whatever the edge rule, and the quality flags (`quality.FLAGS`).
+        stage refuses is no cell, unless the detector is sure of it. Where it is large, its cells are searched
+        (`clumps`). Returns every cell, whatever the edge rule, and the quality flags (`quality.FLAGS`).
         """
         clock = _Clock()
         found, used, flags, view = self._detect(field, given, clock)
@@ -101,15 +105,26 @@ class Analyzer:
             flags.append("round-field")
             found = surround.without_rim(found, found.xyxy / view.px, view.lit)
         overlap_score, refused = self._judge(view, found, clock)
-        n_refused = int(np.count_nonzero(refused))
-        heaps = clumps.among(found.xyxy[refused], used.cell_diameter_px)
-        found, overlap_score = found.take(~refused), overlap_score[~refused]
+        heaps = clumps.among(found.xyxy, refused, used.cell_diameter_px)
+        # The second stage refuses cells of laboratories that it does not know. The detector knows them.
+        sure = np.asarray(found.score >= self._sure_score, np.bool_)
+        refused &= ~sure
+        refused[heaps] = True
         if len(heaps):
-            found, overlap_score = self._take_apart(view, heaps, used, found, overlap_score, clock)
-            cells_at = found.xyxy[found.class_id != CellClass.PLATELET]
-            large = [heap for heap in heaps if clumps.holds_several(heap, used.cell_diameter_px)]
+            kept = found.take(~refused)
+            more, more_score = self._take_apart(view, found.xyxy[heaps], used, kept, clock)
+            cells_at = np.concatenate([kept.xyxy[kept.class_id != CellClass.PLATELET], more.xyxy])
+            large = [x for x in found.xyxy[heaps] if clumps.holds_several(x, used.cell_diameter_px)]
             if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in large):
                 flags.append("clump")
+            for i in heaps:  # what does not come apart is one cell, if the detector is sure of it
+                refused[i] = not sure[i] or boxes.centre_inside(more.xyxy, found.xyxy[i]).any()
+        n_refused = int(np.count_nonzero(refused))
+        found, overlap_score = found.take(~refused), overlap_score[~refused]
+        if len(heaps):
+            found, overlap_score = Detections.joined([found, more]), np.concatenate([overlap_score, more_score])
+            order = boxes.reading_order(found.xyxy)
+            found, overlap_score = found.take(order), overlap_score[order]
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold
         group = counting.groups(found.xyxy, found.class_id, overlapping)
@@ -150,23 +165,18 @@ class Analyzer:
         return scores[0], self.classifier.refuses(scores[1])
 
     def _take_apart(
-        self,
-        view: preprocess.View,
-        heaps: Float32,
-        used: Scale,
-        found: Detections,
-        overlap_score: Float32,
-        clock: "_Clock",
+        self, view: preprocess.View, heaps: Float32, used: Scale, known: Detections, clock: "_Clock"
     ) -> tuple[Detections, Float32]:
-        """Searches clumps again. Returns the cells, and their scores, with those that came out of them."""
+        """Searches clumps, (K, 4), again. Returns the cells that came out of them, and their overlap scores."""
+        more, more_score = Detections.empty(), np.zeros(0, np.float32)
         for heap in heaps[: clumps.MAX_SEARCHED]:
-            more = clumps.search(self.detector, view, heap, used.cell_diameter_px, found)
+            seen = Detections.joined([known, more])
+            new = clumps.search(self.detector, view, heap, used.cell_diameter_px, seen)
             clock.lap("detect")
-            score, refused = self._judge(view, more, clock)
-            found = Detections.joined([found, more.take(~refused)])
-            overlap_score = np.concatenate([overlap_score, score[~refused]])
-        order = boxes.reading_order(found.xyxy)
-        return found.take(order), overlap_score[order]
+            score, refused = self._judge(view, new, clock)
+            more = Detections.joined([more, new.take(~refused)])
+            more_score = np.concatenate([more_score, score[~refused]])
+        return more, more_score
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"

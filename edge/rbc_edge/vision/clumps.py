@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from rbc_edge.values import CellClass, Detections, Float32
+from rbc_edge.values import Bool, CellClass, Detections, Float32, Int64
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.boxes import centre_inside
 from rbc_edge.vision.detector import Detector
@@ -19,13 +19,13 @@ _FINER: Final = 1.7  # so much larger the cells are shown
 _AROUND: Final = 1.0  # so that cells at the border of the clump are seen whole
 
 
-def among(refused: Float32, cell_diameter_px: float) -> Float32:
-    """Returns the boxes, of float32 (N, 4), that are too large for one cell: (K, 4), the largest first."""
-    sides = refused[:, 2:] - refused[:, :2]
+def among(xyxy: Float32, refused: Bool, cell_diameter_px: float) -> Int64:
+    """Returns which `refused` boxes, of float32 (N, 4), are too large for one cell: (K,), the largest first."""
+    sides = xyxy[:, 2:] - xyxy[:, :2]
     mean = np.sqrt(sides[:, 0] * sides[:, 1])
     is_clump = (mean > _SIDE * cell_diameter_px) & (sides.min(axis=1) > _STRIP * cell_diameter_px)
     order = np.argsort(-mean, kind="stable")
-    return np.asarray(refused[order[is_clump[order]]], np.float32)
+    return np.asarray(order[(refused & is_clump)[order]], np.int64)
 
 
 def holds_several(clump: Float32, cell_diameter_px: float) -> bool:

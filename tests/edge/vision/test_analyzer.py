@@ -1,7 +1,9 @@
 """From a field to classified cells: which scale is used, and what is flagged."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
-from rbc_edge.values import CellClass, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.values import CellClass, Detections, FieldOfView, Scale, ScaleSource, UInt8
 from rbc_edge.vision import boxes, counting, image_file, preprocess
 from rbc_edge.vision.analyzer import Analyzer, default_threads
 from rbc_edge.vision.bundle import Bundle
@@ -72,7 +74,21 @@ def test_the_scores_belong_to_their_cells(analyzer: Analyzer, crowded: DrawnFiel
         assert cells.overlap_score[i] == pytest.approx(analyzer.classifier.overlap_score(crop)[0], abs=1e-5)
 
 
-def test_dust_is_refused_and_no_cell(analyzer: Analyzer, crowded: DrawnField) -> None:
+def scored(analyzer: Analyzer, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Gives all that the detector finds the same score: a share of the way from the threshold to 1."""
+    detect, least = analyzer.detector.detect, analyzer.bundle.manifest.score_threshold[CellClass.RBC]
+
+    def found(*given: Any, **named: Any) -> Detections:
+        cells = detect(*given, **named)
+        return replace(cells, score=np.full(len(cells), least + share * (1 - least), np.float32))
+
+    monkeypatch.setattr(analyzer.detector, "detect", found)
+
+
+def test_dust_is_refused_and_no_cell(
+    analyzer: Analyzer, crowded: DrawnField, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(analyzer, monkeypatch, 0.3)
     image = np.vstack([crowded.image, np.full_like(crowded.image[:80], crowded.image.max(axis=(0, 1)))])
     plain = analyzer.analyze(field(image), GIVEN)
     assert plain.n_refused == 0
@@ -88,6 +104,7 @@ def test_every_red_box_is_a_cell_or_refused(
     analyzer: Analyzer, crowded: DrawnField, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """And what is refused is in no group, no count and no flag."""
+    scored(analyzer, monkeypatch, 0.3)
     found = analyzer.detector.detect(preprocess.balance(crowded.image), 40.0)
     red = np.flatnonzero(found.class_id == CellClass.RBC)
     overlap = np.linspace(0, 1, len(red)).astype(np.float32)
@@ -105,6 +122,19 @@ def test_every_red_box_is_a_cell_or_refused(
         cells.group, counting.groups(found.xyxy[kept], found.class_id[kept], cells.overlapping)
     )
     assert ("no-red-cells" in result.flags) == (share == 1.0)
+
+
+def test_what_the_detector_is_sure_of_is_not_refused(
+    analyzer: Analyzer, crowded: DrawnField, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second stage refused four in a hundred cells of a laboratory that it did not know."""
+    scored(analyzer, monkeypatch, 0.4)
+    plain = analyzer.analyze(field(crowded.image), GIVEN)
+    all_refused = lambda crops: CropScores(*np.ones((2, len(crops)), np.float32))  # noqa: E731
+    monkeypatch.setattr(analyzer.classifier, "scores", all_refused)
+    result = analyzer.analyze(field(crowded.image), GIVEN)
+    np.testing.assert_array_equal(result.cells.detections.xyxy, plain.cells.detections.xyxy)
+    assert (result.n_refused, result.n_rbc) == (0, plain.n_rbc)
 
 
 def test_the_same_field_gives_the_same_cells(analyzer: Analyzer, crowded: DrawnField) -> None:

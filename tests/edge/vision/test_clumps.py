@@ -22,10 +22,11 @@ PAIR = ((105.0, 85.0, 145.0, 125.0), (125.0, 105.0, 165.0, 145.0))
 Box = tuple[float, float, float, float]
 
 
-def detections(*xyxy: Box, class_id: int = 0) -> Detections:
+def detections(*xyxy: Box, class_id: int = 0, score: float = 0.5) -> Detections:
+    """Boxes of which the detector is not sure."""
     n = len(xyxy)
     return Detections(
-        np.array(xyxy, np.float32).reshape(n, 4), np.full(n, 0.9, np.float32), np.full(n, class_id, np.int64)
+        np.array(xyxy, np.float32).reshape(n, 4), np.full(n, score, np.float32), np.full(n, class_id, np.int64)
     )
 
 
@@ -97,10 +98,12 @@ def count(analyzer: Analyzer, image: UInt8) -> FovResult:
 def test_only_boxes_larger_than_a_cell_are_clumps_the_largest_first() -> None:
     sides = [(40, 40), (50, 60), (45, 45), (90, 90), (18, 200), (60, 40)]
     refused = np.array([(5, 5, 5 + w, 5 + h) for w, h in sides], np.float32)
-    assert clumps.among(refused, D).tolist() == refused[[3, 1, 5]].tolist()
-    assert clumps.among(refused, 100.0).shape == (0, 4)
-    assert clumps.among(refused, np.nan).shape == (0, 4)
-    assert clumps.among(np.zeros((0, 4), np.float32), D).shape == (0, 4)
+    all_of_them = np.ones(len(refused), np.bool_)
+    assert clumps.among(refused, all_of_them, D).tolist() == [3, 1, 5]
+    assert clumps.among(refused, np.arange(len(refused)) != 1, D).tolist() == [3, 5]
+    assert clumps.among(refused, all_of_them, 100.0).tolist() == []
+    assert clumps.among(refused, all_of_them, np.nan).tolist() == []
+    assert clumps.among(np.zeros((0, 4), np.float32), np.zeros(0, np.bool_), D).tolist() == []
 
 
 def test_two_cells_half_over_each_other_are_several_and_a_large_cell_is_one() -> None:
@@ -193,6 +196,29 @@ def test_so_many_clumps_of_a_field_are_searched_and_no_more(
     assert len(looks[0][0].image) >= 59  # the largest
     assert (result.n_rbc, result.n_refused, "clump" in result.flags) == (0, len(sizes), True)
     assert "no-red-cells" in result.flags
+
+
+@pytest.mark.parametrize(("side", "is_flagged"), [(48, False), (70, True)])
+def test_what_does_not_come_apart_is_a_cell_if_the_detector_is_sure(
+    analyzer: Analyzer, image: UInt8, monkeypatch: pytest.MonkeyPatch, side: float, is_flagged: bool
+) -> None:
+    box = (100.0, 80.0, 100.0 + side, 80.0 + side)
+    first = detections(ALONE, box, (200.0, 200.0, 240.0, 240.0), score=0.95)
+    looks = painted(analyzer, monkeypatch, first, lambda _: detections(), lambda s: s[:, 0] > 45)
+    result = count(analyzer, image)
+    assert len(looks) == 1
+    assert result.cells.detections.xyxy.tolist() == first.xyxy.tolist()
+    assert (result.n_rbc, result.n_refused, "clump" in result.flags) == (3, 0, is_flagged)
+
+
+def test_what_comes_apart_is_no_cell_however_sure_the_detector_is(
+    analyzer: Analyzer, image: UInt8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = detections(CLUMP, score=0.95)
+    painted(analyzer, monkeypatch, first, lambda at: moved(detections(*PAIR), -at), large)
+    result = count(analyzer, image)
+    assert result.cells.detections.xyxy.tolist() == [list(b) for b in PAIR]
+    assert (result.n_rbc, result.n_refused) == (2, 1)
 
 
 def test_an_accepted_box_of_any_size_is_one_cell(
