@@ -316,7 +316,7 @@ def _with_thresholds(material: _Material, manifest: Manifest) -> Manifest:
         view = e.photograph.view(e.result.scale.cell_diameter_px)
         return draft.classifier.scores(preprocess.cell_crops(view, boxes, margin=margin)).refuse
 
-    refusal = evaluate.refuse_threshold(*evaluate.refuse_scores(examined, judge))
+    refusal = evaluate.refuse_threshold(*evaluate.refuse_scores(examined, judge, scored.sure_score))
     return replace(scored, refuse_threshold=refusal.threshold)
 
 

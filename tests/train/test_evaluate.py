@@ -358,15 +358,15 @@ def refused(*high: int, of: int) -> Float32:
 
 
 def test_the_refuse_threshold_spares_the_red_cells_of_every_laboratory() -> None:
-    negatives = {"a": np.array([0.2, 0.6], np.float32), "c": np.array([0.99], np.float32)}
+    negatives = {"a": np.array([0.2, 0.9], np.float32), "c": np.array([0.99], np.float32)}
     # One in a hundred may go: the threshold lies just over the second highest.
-    found = evaluate.refuse_threshold({"a": refused(90, 40, of=100)}, negatives)
-    assert found.threshold == pytest.approx(0.405)
+    found = evaluate.refuse_threshold({"a": refused(90, 80, of=100)}, negatives)
+    assert found.threshold == pytest.approx(0.805)
     assert found.cells == {"a": 0.01}
     assert found.negatives == {"a": 0.5, "c": 1.0}
     # The mean of two laboratories is 1 %, but 2 % of the one are too many.
-    found = evaluate.refuse_threshold({"a": refused(90, 40, of=100), "b": refused(of=100)}, {})
-    assert found.threshold == pytest.approx(0.405)
+    found = evaluate.refuse_threshold({"a": refused(90, 80, of=100), "b": refused(of=100)}, {})
+    assert found.threshold == pytest.approx(0.805)
     # 1.33 % of each are within the bound of the worst, and not within that of the mean.
     both = {name: refused(90, 80, 70, 60, of=300) for name in "ab"}
     assert evaluate.refuse_threshold(both, {}).threshold == pytest.approx(0.605)
@@ -390,6 +390,8 @@ def test_refusal_is_chosen_by_found_cells_and_labelled_negatives() -> None:
     cells, negatives = evaluate.refuse_scores([one], lambda _e, boxes: boxes[:, 0])
     np.testing.assert_array_equal(cells["chula"], truth[:8, 0])
     np.testing.assert_array_equal(negatives["chula"], [truth[8, 0], 300])
+    sure, _ = evaluate.refuse_scores([one], lambda _e, boxes: boxes[:, 0], sure_score=0.9)
+    assert sure["chula"].shape == (8,) and not sure["chula"].any()  # no score refuses these
 
 
 @pytest.mark.parametrize("scale", ["estimated", "labelled"])

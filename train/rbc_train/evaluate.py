@@ -660,8 +660,8 @@ def platt(examined: Sequence[Examined]) -> tuple[float, float]:
     )
 
 
-REFUSE_CANDIDATES: Final = np.round(np.arange(0.3, 1.0, 0.005), 3)
-"""With a floor: a network that knows its cells well need not use up what it may lose."""
+REFUSE_CANDIDATES: Final = np.round(np.arange(0.5, 1.0, 0.005), 3)
+"""From where it is more likely no red cell: a network that knows its cells need not use up what it may lose."""
 
 MOST_REFUSED: Final = 0.01
 """Of the red cells, every laboratory weighing the same, no more than this share may be refused."""
@@ -711,13 +711,14 @@ def refuse_threshold(
 
 
 def refuse_scores(
-    examined: Sequence[Examined], judge: Callable[[Examined, Float32], Float32]
+    examined: Sequence[Examined], judge: Callable[[Examined, Float32], Float32], sure_score: float = 1.0
 ) -> tuple[dict[str, Float32], dict[str, Float32]]:
     """Collects what `refuse_threshold` chooses by.
 
     Args:
         examined: Validation photographs, seen by a bundle that refuses nothing.
         judge: Gives the refuse scores float32 (N,) of boxes float32 (N, 4) of a photograph.
+        sure_score: Detector score from which a box is not refused, whatever its refuse score: that is 0.
 
     Returns:
         By laboratory: scores of the found boxes that match a labelled red cell, and of the labelled boxes
@@ -732,7 +733,8 @@ def refuse_scores(
             found = found.take(found.class_id == CellClass.RBC)
             truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
             hit = metrics.match(found.xyxy, found.score, truth, min_iou=0.5) >= 0
-            right.append(judge(e, found.xyxy[hit]))
+            may_go = found.score[hit] < sure_score
+            right.append(np.where(may_go, judge(e, found.xyxy[hit]), 0).astype(np.float32))
             boxes = np.array([n.xyxy for n in e.photograph.non_red_cells()], np.float32).reshape(-1, 4)
             others.append(judge(e, boxes))
         cells[name], negatives[name] = np.concatenate(right), np.concatenate(others)

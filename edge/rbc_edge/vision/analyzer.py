@@ -32,8 +32,6 @@ from rbc_edge.vision.classifier import Classifier
 from rbc_edge.vision.detector import Detector
 
 _MAX_THREADS: Final = 4  # small inputs gain nothing from more
-# Part of the way from the bundle's threshold to 1 from which the detector is sure of a red cell.
-_SURE: Final = 0.35
 _Path = str | os.PathLike[str]
 _Image = str | os.PathLike[str] | UInt8
 
@@ -65,8 +63,6 @@ class Analyzer:
         detector, classifier = bundle.networks(precision)
         self.detector = Detector(bundle, threads=self._threads, file=detector)
         self.classifier = Classifier(bundle, threads=self._threads, file=classifier)
-        least = bundle.manifest.score_threshold[CellClass.RBC]
-        self._sure_score = least + _SURE * (1 - least)
 
     def estimate_scale(self, images: Sequence[UInt8]) -> Scale:
         """Estimates a slide's scale from some of its fields (see `scale.estimate_slide`).
@@ -106,8 +102,7 @@ class Analyzer:
             found = surround.without_rim(found, found.xyxy / view.px, view.lit)
         overlap_score, refused = self._judge(view, found, clock)
         heaps = clumps.among(found.xyxy, refused, used.cell_diameter_px)
-        # The second stage refuses cells of laboratories that it does not know. The detector knows them.
-        sure = np.asarray(found.score >= self._sure_score, np.bool_)
+        sure = np.asarray(found.score >= self.bundle.manifest.sure_score, np.bool_)
         refused &= ~sure
         refused[heaps] = True
         if len(heaps):
@@ -122,7 +117,10 @@ class Analyzer:
         n_refused = int(np.count_nonzero(refused))
         found, overlap_score = found.take(~refused), overlap_score[~refused]
         if len(heaps):
-            found, overlap_score = Detections.joined([found, more]), np.concatenate([overlap_score, more_score])
+            found, overlap_score = (
+                Detections.joined([found, more]),
+                np.concatenate([overlap_score, more_score]),
+            )
             order = boxes.reading_order(found.xyxy)
             found, overlap_score = found.take(order), overlap_score[order]
         # NaN compares false: other classes are never overlapping.

@@ -26,7 +26,9 @@ def detections(*xyxy: Box, class_id: int = 0, score: float = 0.5) -> Detections:
     """Boxes of which the detector is not sure."""
     n = len(xyxy)
     return Detections(
-        np.array(xyxy, np.float32).reshape(n, 4), np.full(n, score, np.float32), np.full(n, class_id, np.int64)
+        np.array(xyxy, np.float32).reshape(n, 4),
+        np.full(n, score, np.float32),
+        np.full(n, class_id, np.int64),
     )
 
 
