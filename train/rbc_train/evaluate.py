@@ -661,7 +661,7 @@ def platt(examined: Sequence[Examined]) -> tuple[float, float]:
 
 
 REFUSE_CANDIDATES: Final = np.round(np.arange(0.5, 1.0, 0.005), 3)
-"""From where it is more likely no red cell: a network that knows its cells need not use up what it may lose."""
+"""With a floor: a network that knows its cells well need not use up what it may lose."""
 
 MOST_REFUSED: Final = 0.01
 """Of the red cells, every laboratory weighing the same, no more than this share may be refused."""

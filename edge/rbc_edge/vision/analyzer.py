@@ -165,7 +165,7 @@ class Analyzer:
     def _take_apart(
         self, view: preprocess.View, heaps: Float32, used: Scale, known: Detections, clock: "_Clock"
     ) -> tuple[Detections, Float32]:
-        """Searches clumps, (K, 4), again. Returns the cells that came out of them, and their overlap scores."""
+        """Searches clumps, (K, 4), again. Returns the cells that come out, and their overlap scores."""
         more, more_score = Detections.empty(), np.zeros(0, np.float32)
         for heap in heaps[: clumps.MAX_SEARCHED]:
             seen = Detections.joined([known, more])

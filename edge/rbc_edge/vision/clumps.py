@@ -20,7 +20,7 @@ _AROUND: Final = 1.0  # so that cells at the border of the clump are seen whole
 
 
 def among(xyxy: Float32, refused: Bool, cell_diameter_px: float) -> Int64:
-    """Returns which `refused` boxes, of float32 (N, 4), are too large for one cell: (K,), the largest first."""
+    """Returns which `refused` boxes, of (N, 4), are too large for one cell: (K,), the largest first."""
     sides = xyxy[:, 2:] - xyxy[:, :2]
     mean = np.sqrt(sides[:, 0] * sides[:, 1])
     is_clump = (mean > _SIDE * cell_diameter_px) & (sides.min(axis=1) > _STRIP * cell_diameter_px)
