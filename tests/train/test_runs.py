@@ -57,5 +57,5 @@ def test_another_c_library_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strange:
         """A library without these options."""
 
-    monkeypatch.setattr(runs.ctypes, "CDLL", lambda _name: Strange())
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: Strange())
     runs.keep_memory()

@@ -157,8 +157,8 @@ def test_the_rim_makes_no_overlaps() -> None:
         cells = analyzer.analyze(FieldOfView.of(image), given).cells
         red = cells.detections.class_id == CellClass.RBC
         cut = red & surround.sides(cells.detections.xyxy, inside).any(axis=1)
-        n_cut += np.count_nonzero(cut)
-        n_overlapping += np.count_nonzero(cut & cells.overlapping)
+        n_cut += int(np.count_nonzero(cut))
+        n_overlapping += int(np.count_nonzero(cut & cells.overlapping))
     assert n_cut > 10 and n_overlapping <= 0.1 * n_cut
 
 
