@@ -34,7 +34,7 @@ from rbc_edge.vision.bundle import (
     Manifest,
 )
 from rbc_export import graphs
-from rbc_train import evaluate, labels, metrics, networks, results
+from rbc_train import evaluate, labels, metrics, networks, results, thresholds
 from rbc_train.data import (
     CHULA,
     CLASS_NAMES,
@@ -123,7 +123,7 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     _write_test_input(material.work)
     manifest = _calibrated(material, manifest, say)
 
-    manifest = _with_thresholds(material, manifest)
+    manifest = thresholds.choose(*_examined(material, manifest), manifest)
     say(
         f"thresholds from validation: scores {manifest.score_threshold}, "
         f"overlap {manifest.overlap_threshold}, refuse {manifest.refuse_threshold}"
@@ -238,7 +238,7 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
         cell_diameter_px=material.model_diameter_px,
         tile_px=preprocess.TILE_PX,
         tile_overlap_px=preprocess.TILE_OVERLAP_PX,
-        score_threshold=(0.25, 0.25, 0.25),
+        score_threshold=(thresholds.DRAFT_SCORE,) * len(CLASS_NAMES),
         iou_threshold=material.options.iou_threshold,
         iou_threshold_across=material.options.iou_threshold_across,
         crop_margin=material.margin,
@@ -296,28 +296,6 @@ def _calibrated(material: _Material, manifest: Manifest, say: Say) -> Manifest:
     say(f"overlap logits calibrated on validation cells: {slope:.3f} * logit {shift:+.3f}")
     calibration = {**manifest.calibration, "overlap_slope": slope, "overlap_shift": shift}
     return replace(manifest, calibration=calibration)
-
-
-def _with_thresholds(material: _Material, manifest: Manifest) -> Manifest:
-    """Chooses the thresholds on the validation photographs, with the int8 networks.
-
-    The draft refuses nothing: what is refused would not be seen here. So the score thresholds come first,
-    and what is refused then comes on top.
-    """
-    draft, examined = _examined(material, manifest)
-    scored = replace(
-        manifest,
-        score_threshold=evaluate.score_thresholds(examined),
-        overlap_threshold=evaluate.best_overlap_threshold(examined),
-    )
-    margin = draft.classifier.margin
-
-    def judge(e: evaluate.Examined, boxes: Float32) -> Float32:
-        view = e.photograph.view(e.result.scale.cell_diameter_px)
-        return draft.classifier.scores(preprocess.cell_crops(view, boxes, margin=margin)).refuse
-
-    refusal = evaluate.refuse_threshold(*evaluate.refuse_scores(examined, judge, scored.sure_score))
-    return replace(scored, refuse_threshold=refusal.threshold)
 
 
 def _prove(material: _Material, graph: graphs.DetectorGraph, draft: Bundle, say: Say) -> dict[str, Any]:

@@ -348,6 +348,23 @@ def evaluate(
 
 
 @app.command()
+def thresholds(
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle. May be that of the old one.")],
+    data: console.Data = console.DATA,
+    bundle: console.BundleOption = None,
+    threads: console.Threads = 0,
+) -> None:
+    """Chooses the thresholds of a finished bundle again, on validation photographs. The networks stay."""
+    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
+    from rbc_train import thresholds as choosing  # noqa: PLC0415
+
+    chula = read_chula(data / CHULA).complete("val") if (data / CHULA).is_dir() else []
+    photographs = read_public(data)[0].complete("val") + chula
+    made = choosing.again(Bundle.open(bundle), photographs, out, typer.echo, threads)
+    typer.echo(f"{made.path}  {made.bundle_id}")
+
+
+@app.command()
 def pages(out: console.Out = results.FOLDER) -> None:
     """Makes the pages of results again from what the commands wrote. Measures nothing."""
     for page in results.write_pages(out):

@@ -127,6 +127,8 @@ class Photograph:
         verified: The overlap labels that came with its boxes.
         negatives: Boxes without a single cell.
         points: Points with a shape. Not every cell has one.
+        unboxed: float32 (M, 4), red cells that the annotators left out, and we found. They are for counts:
+            the boxes are a detector's.
     """
 
     image_path: Path
@@ -142,6 +144,12 @@ class Photograph:
     verified: tuple[labels.VerifiedLabel, ...] = ()
     negatives: tuple[Negative, ...] = ()
     points: tuple[ShapePoint, ...] = ()
+    unboxed: Float32 = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+
+    @property
+    def red_xyxy(self) -> Float32:
+        """Every red cell, those that the annotators left out at the end: float32 (N, 4)."""
+        return np.concatenate([self.xyxy[self.class_id == CellClass.RBC], self.unboxed])
 
     @property
     def laboratory(self) -> str:
@@ -261,6 +269,13 @@ def read_public(data: Path) -> tuple[Collection, Collection]:
         if not (data / part).is_dir():
             raise UnavailableError(f"{data / part}: no such folder", "docs/training.md says where to get it")
     txl, bccd = read_txl_pbc(data / "txl_pbc", splits), read_bccd(data / "bccd", splits)
+    unboxed = labels.read_unboxed()
+    txl.photographs[:] = [
+        replace(p, unboxed=unboxed[p.image_path.name])
+        if p.split == "val" and p.image_path.name in unboxed
+        else p
+        for p in txl.photographs
+    ]
     names = {t.rpartition(".")[0]: b for _, b, t in splits if t and b}
     keep_apart((txl, bccd), same_as=names)
     return txl, bccd

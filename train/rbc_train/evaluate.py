@@ -292,16 +292,18 @@ def field_counts(examined: Sequence[Examined], cell_class: CellClass) -> tuple[I
         cell_class: Which cells.
 
     Returns:
-        int64 (F,) by the program, int64 (F,) by the labels.
+        int64 (F,) by the program, int64 (F,) by the labels. Red cells without a box are among these.
     """
+    counted = [int((e.result.cells.detections.class_id == cell_class).sum()) for e in examined]
+    labelled = [len(_labelled(e.photograph, cell_class)) for e in examined]
+    return np.array(counted, np.int64), np.array(labelled, np.int64)
 
-    def count(ids: Iterable[Int64]) -> Int64:
-        return np.array([int((i == cell_class).sum()) for i in ids], np.int64)
 
-    return (
-        count(e.result.cells.detections.class_id for e in examined),
-        count(e.photograph.class_id for e in examined),
-    )
+def _labelled(photograph: Photograph, cell_class: CellClass) -> Float32:
+    """Returns the cells of a class, float32 (N, 4). Of red ones also those that were left out."""
+    if cell_class == CellClass.RBC:
+        return photograph.red_xyxy
+    return photograph.xyxy[photograph.class_id == cell_class]
 
 
 def _whole_counts(examined: Sequence[Examined]) -> tuple[Int64, Int64]:
@@ -317,12 +319,12 @@ def _whole_counts(examined: Sequence[Examined]) -> tuple[Int64, Int64]:
         used = e.result.scale.cell_diameter_px
         least = 1.5 if math.isnan(used) else max(1.5, _CUT * used)
         size = np.array([e.photograph.width_px, e.photograph.height_px], np.float32)
-        for numbers, box, class_id in (
-            (counted, found.xyxy, found.class_id),
-            (labelled, e.photograph.xyxy, e.photograph.class_id),
+        for numbers, box in (
+            (counted, found.xyxy[found.class_id == CellClass.RBC]),
+            (labelled, e.photograph.red_xyxy),
         ):
             whole = ((box[:, :2] > least) & (box[:, 2:] < size - least)).all(axis=1)
-            numbers.append(int((whole & (class_id == CellClass.RBC)).sum()))
+            numbers.append(int(whole.sum()))
     return np.array(counted, np.int64), np.array(labelled, np.int64)
 
 
@@ -330,7 +332,7 @@ def _edge_counts(examined: Sequence[Examined], rule: EdgeRule) -> tuple[Int64, I
     """Red cells under an edge rule, as `field_counts`. A label touches a border that it nearly reaches."""
     labelled = []
     for e in examined:
-        red = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
+        red = e.photograph.red_xyxy
         far = np.array([e.photograph.width_px, e.photograph.height_px], np.float32) - _LABEL_MARGIN_PX
         out = (red[:, 2:] >= far).any(axis=1)
         if rule is EdgeRule.INSIDE:
@@ -443,11 +445,12 @@ def class_hits(group: Sequence[Examined], cell_class: CellClass) -> tuple[int, i
         cell_class: Which cells.
 
     Returns:
-        How many found cells have a label, how many cells were found, and how many are labelled.
+        How many found cells have a label, how many cells were found, and how many are labelled. Red cells
+        without a box are among these.
     """
     hits = n_found = n_truth = 0
     for e in group:
-        truth = e.photograph.xyxy[e.photograph.class_id == cell_class]
+        truth = _labelled(e.photograph, cell_class)
         found = e.result.cells.detections
         found = found.take(found.class_id == cell_class)
         hits += int((metrics.match(found.xyxy, found.score, truth, min_iou=0.5) >= 0).sum())

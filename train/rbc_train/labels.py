@@ -158,3 +158,29 @@ def read_verified(folder: Path | None = None) -> VerifiedLabels:
                     )
                 )
     return VerifiedLabels(rows)
+
+
+def read_unboxed(folder: Path | None = None) -> dict[str, Float32]:
+    """Reads the red cells of validation photographs that have no box in TXL-PBC.
+
+    Args:
+        folder: Folder with val.csv. Ours (in this package) when None.
+
+    Returns:
+        Boxes float32 (N, 4), pixels of the photograph, by its file name.
+
+    Raises:
+        UsageError: If a row is not what the README of the table describes.
+    """
+    file = (folder or Path(str(files("rbc_train") / "unboxed_cells"))) / "val.csv"
+    boxes: dict[str, list[list[float]]] = {}
+    with file.open(newline="", encoding="utf-8") as stream:
+        for number, row in enumerate(csv.DictReader(stream), start=2):
+            try:
+                box = [float(row[k]) for k in ("x0", "y0", "x1", "y1")]
+                is_cell = {"cell": True, "nothing": False}[row["kind"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise UsageError(f"{file}:{number}: not a box that was looked at: {error}") from error
+            if is_cell:
+                boxes.setdefault(row["image"].rpartition("/")[2], []).append(box)
+    return {image: np.array(own, np.float32) for image, own in boxes.items()}

@@ -98,7 +98,7 @@ def _refused(group: Sequence[Examined], n_kept: int) -> dict[str, float]:
     """
     cells = n = 0
     for e in group:
-        truth = e.photograph.xyxy[e.photograph.class_id == CellClass.RBC]
+        truth = e.photograph.red_xyxy
         found = e.result.cells.detections
         found = found.take(found.class_id == CellClass.RBC)
         pairs = metrics.match(found.xyxy, found.score, truth, min_iou=0.5)
