@@ -140,3 +140,19 @@ def test_our_own_labels_are_as_their_readme_says() -> None:
     assert all(r.xyxy[2] > r.xyxy[0] and r.xyxy[3] > r.xyxy[1] for r in rows)
     pairs = itertools.groupby(sorted((r.image, r.xyxy) for r in rows))
     assert max(len(list(same)) for _, same in pairs) == 1  # no box has two labels
+
+
+def test_cells_without_a_box_are_read(tmp_path: Path) -> None:
+    head = "image,source,x0,y0,x1,y1,kind\n"
+    rows = "txl_pbc/images/a.jpg,pbc,0,1.5,20,30,cell\ntxl_pbc/images/a.jpg,pbc,5,5,9,9,nothing\n"
+    (tmp_path / "val.csv").write_text(head + rows)
+    unboxed = labels.read_unboxed(tmp_path)
+    assert {name: boxes.tolist() for name, boxes in unboxed.items()} == {"a.jpg": [[0, 1.5, 20, 30]]}
+    (tmp_path / "val.csv").write_text(head + "a.jpg,pbc,0,1.5,20,30,perhaps\n")
+    with pytest.raises(UsageError, match=r"val.csv:2: not a box that was looked at"):
+        labels.read_unboxed(tmp_path)
+
+
+def test_our_cells_without_a_box_are_a_fourteenth_of_all() -> None:
+    """Of the 5,692 red cells that the validation photographs of TXL-PBC have a box for."""
+    assert sum(len(boxes) for boxes in labels.read_unboxed().values()) == 452

@@ -303,7 +303,7 @@ def _labelled(photograph: Photograph, cell_class: CellClass) -> Float32:
     """Returns the cells of a class, float32 (N, 4). Of red ones also those that were left out."""
     if cell_class == CellClass.RBC:
         return photograph.red_xyxy
-    return photograph.xyxy[photograph.class_id == cell_class]
+    return np.asarray(photograph.xyxy[photograph.class_id == cell_class], np.float32)
 
 
 def _whole_counts(examined: Sequence[Examined]) -> tuple[Int64, Int64]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
-from rbc_edge.values import CellClass, Detections, FieldOfView, Scale, ScaleSource, UInt8
+from rbc_edge.values import CellClass, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
 from rbc_edge.vision import boxes, counting, image_file, preprocess
 from rbc_edge.vision.analyzer import Analyzer, default_threads
 from rbc_edge.vision.bundle import Bundle
@@ -143,15 +143,20 @@ def test_the_same_field_gives_the_same_cells(analyzer: Analyzer, crowded: DrawnF
     np.testing.assert_array_equal(one.overlap_score, two.overlap_score)
 
 
+def flags_of(result: FovResult) -> list[str]:
+    """All but what says that the toy is a toy: it is never as sure as the shipped bundle."""
+    return [flag for flag in result.quality_flags if flag != "unfamiliar"]
+
+
 @pytest.mark.parametrize("source", [ScaleSource.CELL_DIAMETER, ScaleSource.UM_PER_PX])
 def test_what_the_user_says_is_kept_and_doubted(
     analyzer: Analyzer, crowded: DrawnField, source: ScaleSource
 ) -> None:
-    assert analyzer.analyze(field(crowded.image), Scale(40.0, source)).quality_flags == ()
+    assert flags_of(analyzer.analyze(field(crowded.image), Scale(40.0, source))) == []
     wrong = Scale(29.0, source)  # the toy still sees cells so, and sees that they are larger
     result = analyzer.analyze(field(crowded.image), wrong)
     assert result.scale == wrong
-    assert result.quality_flags == ("scale-mismatch",)
+    assert flags_of(result) == ["scale-mismatch"]
 
 
 def test_an_estimate_gives_way_to_a_field_that_contradicts_it(
@@ -163,7 +168,7 @@ def test_an_estimate_gives_way_to_a_field_that_contradicts_it(
     result = analyzer.analyze(field(crowded.image), Scale(29.0, ScaleSource.SLIDE))
     assert result.scale.source is ScaleSource.FIELD
     assert result.scale.cell_diameter_px == pytest.approx(40.0, rel=0.15)
-    assert result.quality_flags == ()
+    assert flags_of(result) == []
     assert "scale" in result.timings_ms
     n = [int((r.cells.detections.class_id == CellClass.RBC).sum()) for r in (right, result)]
     assert n[1] == pytest.approx(n[0], abs=2)
