@@ -1,4 +1,4 @@
-"""The thresholds of a bundle, chosen on validation photographs: at the export, and later with better labels."""
+"""The thresholds of a bundle, chosen on validation photographs: at the export, and again later."""
 
 import json
 from collections.abc import Callable, Sequence
