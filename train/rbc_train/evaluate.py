@@ -541,7 +541,8 @@ def _resampled_precision(
     of_photograph = np.repeat(
         np.arange(len(group)), [int((e.ranked.class_id == cell_class).sum()) for e in group]
     )
-    n_truth = weight @ field_counts(group, cell_class)[1]
+    # AP goes by boxes: cells without one are not missed.
+    n_truth = weight @ np.array([(e.photograph.class_id == cell_class).sum() for e in group])
     order = np.argsort(-score, kind="stable")  # sorted once, the sort of each draw has nothing to do
     score, hit, of_photograph = score[order], hit[order], of_photograph[order]
     return np.array(

@@ -67,7 +67,8 @@ def again(
         threads: Of the networks.
 
     Returns:
-        The new bundle. Its manifest says that the thresholds are younger than the export.
+        The new bundle. Its manifest says that the thresholds are younger than the export, and has figures of
+        the int8 networks with them in ``metrics["again"]``. Those of the export stay.
 
     Raises:
         BundleError: If the networks cannot be loaded.
@@ -86,7 +87,7 @@ def again(
     figures = results.plain(evaluate.score(seen, chosen.overlap_threshold))
     chosen = replace(
         chosen,
-        metrics={**old.metrics, "int8": figures},
+        metrics={**old.metrics, "again": figures},
         calibration={**old.calibration, "thresholds": f"chosen again, after the export as {old.bundle_id}"},
     )
     expected = json.loads((opened.path / TEST_EXPECTED).read_text(encoding="utf-8"))

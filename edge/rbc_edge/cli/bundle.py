@@ -48,8 +48,9 @@ def _accuracy(manifest: Manifest) -> str:
     """Says what the manifest's metrics say of red cells: the share found, and the share that is right."""
     metrics: Any = manifest.metrics
     try:
-        recall, precision = (metrics["int8"]["all"][key] for key in ("rbc_recall", "rbc_precision"))
-    except (KeyError, TypeError):
+        figures = metrics.get("again") or metrics["int8"]
+        recall, precision = (figures["all"][key] for key in ("rbc_recall", "rbc_precision"))
+    except (KeyError, TypeError, AttributeError):
         return "not measured"
     right = f"{precision:.1%} of those found are right (validation photographs)"
     return f"{recall:.1%} of the red cells found, {right}"
