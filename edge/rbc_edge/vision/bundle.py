@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rbc_edge.errors import BundleError, UnavailableError, machine_trouble
 from rbc_edge.text import path_text
-from rbc_edge.values import CellClass
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -78,7 +77,7 @@ class Manifest:
         The second stage refuses cells of laboratories that it does not know, the detector knows them better:
         of a laboratory left out of the training, the second stage alone refused 4 in 100 cells.
         """
-        least = self.score_threshold[CellClass.RBC]
+        least = self.score_threshold[0]  # of red cells. `CellClass` would load numpy
         return least + _SURE * (1 - least)
 
     def content_id(self) -> str:
