@@ -231,7 +231,9 @@ class _Service:
                 inbox = self._scan()
             except (UnavailableError, OSError) as error:  # gone, or closed to us, since the probe
                 return self._source_away(str(error))
-            is_empty = not (inbox.files or inbox.unreadable or self._options.marker is not None)
+            is_empty = not (
+                inbox.files or inbox.unreadable or inbox.other or self._options.marker is not None
+            )
             if is_empty and (missing := self._watcher.missing_mount(session.ledger.reader, found)):
                 return self._source_away(missing)
             return self._work(session, inbox, found)
@@ -274,6 +276,7 @@ class _Service:
             summary = session.count(
                 list(chain.from_iterable(portions)),
                 of_slide=of_slide,
+                copies=inbox.other.copies,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
         self._is_short_of_memory = bool(summary.troubled)
@@ -317,7 +320,10 @@ class _Service:
 
     def _scan(self) -> Inbox:
         started_s = self._clock.monotonic_s()
-        inbox = scan([self._options.source], slide_pattern=self._options.counting.slide_pattern, go_on=True)
+        counting = self._options.counting
+        inbox = scan(
+            [self._options.source], slide_pattern=counting.slide_pattern, ignore=counting.ignore, go_on=True
+        )
         scan_s = (ended_s := self._clock.monotonic_s()) - started_s
         self._next_scan_s = ended_s + max(self._options.scan_every_s, scan_s * _OVERHEAD)
         self._soonest_scan_s = ended_s + max(_SOON_S, scan_s * _OVERHEAD / 2)
@@ -325,7 +331,8 @@ class _Service:
         results = [f"{path_text(path)}: {RESULTS}" for path in inbox.results]
         held = self._session.views.tables.held.values() if self._session else ()
         self._is_incomplete = bool(unreadable or inbox.clashes)
-        self._say.note_scan([*unreadable, *inbox.clashes, *held, *results], scan_s)
+        problems = [*unreadable, *inbox.clashes, *held, *results]
+        self._say.note_scan(problems, scan_s, not_counted=inbox.other.remarks())
         return inbox
 
     def _source_away(self, reason: str) -> float:
