@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
-from rbc_edge.station.other_files import Ignored, OtherFiles, without_copies
+from rbc_edge.station.other_files import Ignored, OtherFiles, may_be_copy, without_copies
 from rbc_edge.store.outdir import is_result
 from rbc_edge.store.schema import FILE_NAME
 from rbc_edge.text import name_text, path_text
@@ -146,6 +146,7 @@ class _Walk:
     _folders: set[tuple[int, int]] = field(default_factory=set)
     _files: set[tuple[int, int, str]] = field(default_factory=set)
     _not_read: list[tuple[object, str]] = field(default_factory=list)  # folder and name of each file
+    _has_copies: bool = False  # perhaps
     _start: int = 0  # of a path: where its way from the folder given begins
 
     def take(self, path: Path) -> None:
@@ -198,7 +199,7 @@ class _Walk:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if self.ignored(entry.name, entry.path[self._start :]):
+            if self.ignored.has_patterns and self.ignored(entry.name, entry.path[self._start :]):
                 self.other.n_ignored += 1
                 continue
             if entry.is_symlink() and is_result(Path(entry.path)):
@@ -211,7 +212,7 @@ class _Walk:
             except OSError:
                 continue  # gone since the listing
             if stat.S_ISDIR(status.st_mode):
-                if self.other.add_kind(suffix, is_folder=True):
+                if self.ignored(entry.name, "") or self.other.add_kind(suffix, is_folder=True):
                     continue
                 name = prefix + name_text(entry.name)
                 yield Path(entry.path), status, name, f"{name}--"
@@ -227,13 +228,16 @@ class _Walk:
     def _file(self, path: Path, status: os.stat_result, slide: str, folder: os.stat_result) -> None:
         # By folder and name, not by the file's own number: two links to one file are two names, which the
         # ledger tells apart by content.
-        identity = (folder.st_dev, folder.st_ino)
-        if (*identity, path.name) not in self._files:
-            self._files.add((*identity, path.name))
+        identity, name = (folder.st_dev, folder.st_ino), path.name
+        if (*identity, name) not in self._files:
+            self._files.add((*identity, name))
+            self._has_copies = self._has_copies or may_be_copy(name)
             self.found.append(_Found(path, slide, identity, status))
 
     def without_copies(self) -> list[_Found]:
         """Returns what was found without copies that programs made of it."""
+        if not self._has_copies:
+            return self.found
         copies = without_copies([(file.folder, file.path.name) for file in self.found], self._not_read)
         self.other.copies += [self.found[i].path for i in sorted(copies)]
         return [file for i, file in enumerate(self.found) if i not in copies] if copies else self.found

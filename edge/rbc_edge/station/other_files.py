@@ -73,7 +73,7 @@ _MADE: Final = (
 _WORDS: Final = _MADE.replace(" ", "|").replace("+", "[ _]?")
 _BEHIND: Final = re.compile(rf"(.+?)[ _.-]+(?:{_WORDS})(?:[ _-]?\d{{1,3}})?", re.DOTALL)
 _IN_FRONT: Final = re.compile(rf"(?:{_WORDS}|tn)(?:[ _-]of)?[ _.-]+(.+)", re.DOTALL)
-# A quick look that most names do not pass: the scan takes it at every image.
+# A quick look that most names do not pass.
 _FIRST: Final = frozenset({"tn_", "tn-", *(word[:3] for word in _MADE.split())})
 _LAST: Final = frozenset(word[-3:] for word in _MADE.split())
 _NUMBER: Final = "0123456789 _-"
@@ -87,16 +87,19 @@ def originals(stem: str) -> Iterator[str]:
     >>> list(originals("Mask of A.tif"))
     ['a.tif', 'a']
     """
-    name = stem.lower()
-    if name[:3] not in _FIRST and name.rstrip(_NUMBER)[-3:] not in _LAST:
-        return
-    name = name_text(name)
+    name = name_text(stem).lower()
     while match := _BEHIND.fullmatch(name) or _IN_FRONT.fullmatch(name):
         name = match[1].rstrip(" _.-")
         if name:
             yield name
         if bare := name.rpartition(".")[0]:
             yield bare
+
+
+def may_be_copy(name: str) -> bool:
+    """Tells, quickly and sometimes wrongly, whether a file of this name may have `originals`."""
+    stem = name.lower().rpartition(".")[0]
+    return stem[:3] in _FIRST or stem.rstrip(_NUMBER)[-3:] in _LAST
 
 
 def keys(name: str) -> tuple[str, str]:
@@ -109,6 +112,7 @@ class Ignored:
     """Names that are passed over: of systems and storages, and by patterns (the setting `ignore`)."""
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
+        self.has_patterns = bool(patterns)  # without, only folders need to be asked about
         words = "|".join(translate(name_text(pattern).lower()) for pattern in patterns)
         self._match: Callable[[str], object] | None = re.compile(words).match if patterns else None
 
@@ -193,8 +197,10 @@ def without_copies(files: Sequence[tuple[object, str]], others: Sequence[tuple[o
     Returns:
         Which of the files are copies of another that lies in the same folder.
     """
-    stems = ((i, name.rpartition(".")[0]) for i, (_, name) in enumerate(files))
+    stems = ((i, name.rpartition(".")[0]) for i, (_, name) in enumerate(files) if may_be_copy(name))
     asked = {i: names for i, stem in stems if (names := list(originals(stem)))}
+    if not asked:
+        return set()
     folders = {files[i][0] for i in asked}
     images = (other for other in others if not other[1].lower().endswith(_NO_IMAGES))
     there = {

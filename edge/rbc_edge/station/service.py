@@ -23,6 +23,7 @@ from rbc_edge.errors import ExitCode, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.station.announcer import Announcer
 from rbc_edge.station.inbox import RESULTS, UNFINISHED, Debounce, Inbox, check_pattern, scan
 from rbc_edge.station.job import MACHINE, drop_analyzer
+from rbc_edge.station.other_files import NOT_COUNTED_NOTE
 from rbc_edge.station.session import Clock, CountOptions, Session
 from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
@@ -257,6 +258,11 @@ class _Service:
             if held := session.views.tables.held:
                 with writing(self._options.counting.out):
                     session.refresh(set(held))
+            other = "\n".join(map(str, inbox.other.remarks()))
+            if session.ledger.reader.note(NOT_COUNTED_NOTE) != other and self._has_room():
+                with writing(self._options.counting.out):  # for `status`, when the service has ended
+                    session.ledger.keep_note(NOT_COUNTED_NOTE, other)
+                    session.ledger.commit()
             self._n_troubles = 0
             detail = f"waiting for {n_waiting} unfinished images" if n_waiting else ""
             self._say.tell(Activity.WATCHING, detail)
@@ -293,10 +299,12 @@ class _Service:
 
     def _make_pictures(self, session: Session) -> bool:
         """Goes on with what is to be drawn, while nothing is to be counted; tells whether all is."""
-        counting = self._options.counting
-        if not session.views.are_due or free_bytes(counting.out) < self._options.min_free_bytes:
+        if not session.views.are_due or not self._has_room():
             return True  # the room that is left is for counts
         return session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=not self._once)
+
+    def _has_room(self) -> bool:
+        return free_bytes(self._options.counting.out) >= self._options.min_free_bytes
 
     def _has_time(self) -> bool:
         self._say.alive()

@@ -17,6 +17,7 @@ from rbc_edge.station.service import WatchOptions, run_forever
 from rbc_edge.station.session import Clock, CountOptions, count_once
 from rbc_edge.station.source import Mount, WakeEvent
 from rbc_edge.station.state_file import Activity, ServiceState, read_state
+from rbc_edge.station.status import status_of
 from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.ledger import Ledger
@@ -848,3 +849,4 @@ def test_what_is_not_counted_is_said_once_and_stands_in_the_state(
     assert state.not_counted[0].startswith("2 files of kinds that are not read: 2 .heic; ")
     assert (state.source_online, state.n_counted, state.n_failed) == (True, 0, 0)
     assert any(line.startswith("up to date") for line in post.systemd.lines)
+    assert status_of(post.out, now=datetime.now(UTC)).not_counted == state.not_counted  # it has ended
