@@ -23,7 +23,8 @@ def name_text(name: str) -> str:
     >>> name_text("e\u0301") == "\u00e9"
     True
     """
-    return unicodedata.normalize("NFC", path_text(name))
+    # The scan asks it twice of each image, and most names are ASCII.
+    return name if name.isascii() else unicodedata.normalize("NFC", path_text(name))
 
 
 def one_line(text: str) -> str:

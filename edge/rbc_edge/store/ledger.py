@@ -18,6 +18,7 @@ from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import (
     DECISION,
     FIELD_COLUMNS,
+    NO_FIELDS,
     Attempt,
     FieldRow,
     Look,
@@ -329,7 +330,8 @@ class _Record:
         if look.failure:
             if look.failure == "vanished" and self._here and self._here[1].status is Status.OK:
                 return self._recorded(self._here[1], is_new=False)
-            return self._replaced(Status.FAILED, failure=look.failure, message=look.message)
+            status = Status.DUPLICATE if look.failure in NO_FIELDS else Status.FAILED
+            return self._replaced(status, failure=look.failure, message=look.message)
         if self._original is None:
             if self._elsewhere is not None:
                 moved = self._from_other_slide(*self._elsewhere)
@@ -483,7 +485,7 @@ def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status 
         return None
     if status == Status.FAILED and failure in _ACCESS_FAILURES:
         return None
-    if status == Status.DUPLICATE and original_as != counts_as:
+    if status == Status.DUPLICATE and original_as != counts_as and failure not in NO_FIELDS:
         return None
     return Status(row[15] or status)
 

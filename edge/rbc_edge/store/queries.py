@@ -1,7 +1,7 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,8 +10,9 @@ from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
-from rbc_edge.values import Cells, Scale
+from rbc_edge.values import Cells, InboxFile, Scale
 
+_PATHS_A_QUERY = 500
 _TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
 _FIELDS = f"SELECT {rows.SHOWN_COLUMNS} FROM {_TABLES} WHERE {rows.IS_SHOWN}"
 
@@ -112,6 +113,18 @@ class Reader:
         query = f"SELECT fov, path, sha256 FROM {_TABLES} WHERE slide_id = ? AND status = 'ok'"
         found = self._db.rows(f"{query} AND {rows.IS_SHOWN}", slide_id)
         return [(fov, Path(os.fsdecode(path)), sha256) for fov, path, sha256 in found]
+
+    def counted_at(self, paths: Sequence[Path]) -> list[InboxFile]:
+        """Returns those files of which the ledger has a count, as it knows them."""
+        found = []
+        columns = "path, slide_id, fov, size_bytes, mtime_ns FROM field JOIN slide USING (slide_key)"
+        for start in range(0, len(paths), _PATHS_A_QUERY):
+            some = [os.fsencode(path) for path in paths[start : start + _PATHS_A_QUERY]]
+            query = f"SELECT {columns} WHERE status = 'ok' AND path IN ({', '.join('?' * len(some))})"
+            found += [
+                InboxFile(Path(os.fsdecode(path)), *rest) for path, *rest in self._db.rows(query, *some)
+            ]
+        return found
 
     def shared(self, slide_id: str) -> dict[str, int]:
         """Returns how many of a slide's counted contents are counted in each other slide, too."""

@@ -34,6 +34,8 @@ FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COL
 SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
     "'' AS reason", "coalesce(decision.reason, '')"
 )
+# Failures that are none: pictures of a field, which is counted by another image. Their status is duplicate.
+NO_FIELDS: Final = ("overlay", "copy")
 _FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
@@ -55,7 +57,7 @@ class Status(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
-    DUPLICATE = "duplicate"  # the same content is counted under another name of the slide
+    DUPLICATE = "duplicate"  # the same content is counted under another name of the slide, or `NO_FIELDS`
     EXCLUDED = "excluded"  # a person took its content out of the counts; the row stays
     FORGOTTEN = "forgotten"  # a person took it out of the results; no table has it
 

@@ -14,21 +14,24 @@ import threading
 import warnings
 from contextlib import suppress
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from rbc_edge.errors import ImageError
+from rbc_edge.text import IMAGE_SUFFIXES
 from rbc_edge.values import Decoded, FieldOfView, UInt8
 from rbc_edge.vision import integrity
 
 MIN_CELL_PX: Final = 44.0  # so wide a cell, with a margin of a quarter, still fills a crop
 LARGE_PIXELS: Final = 8_000_000  # from this size on an image is handled to save memory, not time
 MIN_SIDE_PX: Final = 16  # images with a shorter side are no fields of view
+OVERLAY_MARK: Final = "rbc-edge overlay"  # begins the comment, or EXIF's Software, of a picture that we drew
 
 _JPEG_BLOCK: Final = 8
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -51,11 +54,20 @@ _N_CHANNELS: Final = re.compile(r'^channels=(\d+)|\bSizeC="(\d+)"', re.MULTILINE
 _N_PLANES: Final = re.compile(r'^slices=(\d+)|\bSizeZ="(\d+)"', re.MULTILINE)
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
+_HEIF_SUFFIXES: Final = frozenset({".heic", ".heif", ".hif"})
+_HEIF: Final = "pillow_heif"  # the library of the extra `heic`
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AGAIN: Final = "copy it again"
 _OTHER_KIND: Final = "save it as a usual JPEG, PNG or TIFF with 8 bits"
 
 # Kept from before ultralytics replaces `Image.open` by one that fails with other errors.
 _open: Final = Image.open
+
+
+def read_suffixes() -> frozenset[str]:
+    """Returns the endings of files that are read here, lower case: WebP as Pillow can, HEIC by an extra."""
+    found = IMAGE_SUFFIXES | _HEIF_SUFFIXES if find_spec(_HEIF) else IMAGE_SUFFIXES
+    return found if features.check("webp") else found - {".webp"}
 
 
 def load_field(
@@ -70,7 +82,7 @@ def load_field(
     its size, in half the time and a fraction of the memory. NaN: decoded in full.
 
     Raises `ImageError` with reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
-    ``too-large``, ``too-small`` or ``unsupported``.
+    ``too-large``, ``too-small``, ``overlay`` or ``unsupported``.
     """
     try:
         with path.open("rb") as file:
@@ -124,7 +136,7 @@ def max_reduction(cell_diameter_px: float) -> int:
 
 def n_pixels(path: Path, cell_diameter_px: float) -> int:
     """Reads from a file's header how many pixels `load_field` decodes. 0 where that is not known."""
-    with _lifted, suppress(Exception), _open(path, formats=_FORMATS) as picture:
+    with _lifted, suppress(Exception), path.open("rb") as file, _opened(file) as picture:
         _draft(picture, max_reduction(cell_diameter_px))
         return int(picture.width * picture.height)
     return 0
@@ -184,11 +196,14 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
     with _lifted:
         try:
-            picture = _open(io.BytesIO(data), formats=_FORMATS)
+            picture = _opened(io.BytesIO(data))
         except UnidentifiedImageError as error:
             raise _not_opened(data, name) from error
         except Exception as error:
             raise ImageError("truncated", f"{name}: the header is broken: {error}", _AGAIN) from error
+        if _is_overlay(picture):
+            advice = "only the image that it shows is counted"
+            raise ImageError("overlay", f"{name}: a picture that rbc-edge drew", advice)
         pages = _pages(picture, name)
         width, height = picture.size
         if width * height > max_megapixels * 1e6:
@@ -227,6 +242,32 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
     return Decoded(rgb, width, height, reduced, data if reduced > 1 else b""), captured_at
 
 
+def _opened(file: BinaryIO) -> Image.Image:
+    """Opens an image by its content. The library for HEIF is loaded for such a file only."""
+    head = file.read(12)
+    file.seek(0)
+    if _is_heif(head) and find_spec(_HEIF):
+        # Its class alone: registered in Pillow, it would change the host program.
+        from pillow_heif import HeifImageFile  # noqa: PLC0415
+
+        return cast(Image.Image, HeifImageFile(file))
+    return _open(file, formats=_FORMATS)
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def _is_overlay(picture: Image.Image) -> bool:
+    """Tells whether we drew a picture, whatever its name is now. It may have been saved again."""
+    if str(picture.info.get("comment", b""), "latin-1").startswith(OVERLAY_MARK):
+        return True
+    with suppress(Exception):  # odd EXIF
+        if "exif" in picture.info:  # else a PNG is decoded for it
+            return str(picture.getexif().get(ExifTags.Base.Software, "")).startswith(OVERLAY_MARK)
+    return False
+
+
 def _pages(picture: Image.Image, name: str) -> list[int]:
     """Turns a picture to the page that is the field, and returns its number, or those of its three channels.
 
@@ -236,7 +277,7 @@ def _pages(picture: Image.Image, name: str) -> list[int]:
     found: dict[int, tuple[int, int]] = {}
     description = str(getattr(picture, "tag_v2", {}).get(_DESCRIPTION_TAG, ""))
     try:
-        n_pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "PNG", "WEBP") else 1
+        n_pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "PNG", "WEBP", "HEIF") else 1
         if n_pages == 1:
             return [0]
         for page in range(n_pages):
@@ -304,6 +345,9 @@ def _not_opened(data: bytes, name: str) -> ImageError:
     """Returns what is wrong with a file that Pillow cannot identify."""
     if kind := integrity.not_read(data, {}):
         return ImageError("unsupported", f"{name}: {kind}, which is not read", _OTHER_KIND)
+    if _is_heif(data):
+        advice = "install the extra: pip install 'rbc-edge[heic]'; or save it as JPEG"
+        return ImageError("unsupported", f"{name}: HEIC or HEIF, which is not read here", advice)
     if _has_tiff_directory(data):
         advice = "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again"
         return ImageError("unsupported", f"{name}: a kind of TIFF that cannot be read", advice)
