@@ -10,6 +10,9 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """Endings of the files that are counted, in lower case."""
 
+PAGED_SUFFIXES: Final = frozenset({".tif", ".tiff"})
+"""Endings of those that may hold several fields of view."""
+
 
 def path_text(path: str | os.PathLike[str]) -> str:
     r"""Returns a path as text for any UTF-8 file or terminal: bytes that are not UTF-8 as ``\xNN``."""

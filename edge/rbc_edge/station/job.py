@@ -39,6 +39,7 @@ SCALE_FIELDS: Final = 8  # of view a slide's scale is estimated from
 MACHINE: Final = "machine"  # failure of a look for which the computer had no memory. Never recorded.
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
+_LARGE_BYTES: Final = 60_000_000  # a field of 20 megapixels, not compressed
 _M_ARENA_MAX: Final = -8  # malloc.h
 
 
@@ -149,7 +150,9 @@ def look_at(task: Task) -> Look:
         # One of the large ones at a time: two of 20 megapixels are half a gigabyte.
         with _ONE_LARGE if _is_large(file, scale) else nullcontext():
             diameter_px = scale.cell_diameter_px
-            field = image_file.load_field(file.path, file.slide_id, file.fov, cell_diameter_px=diameter_px)
+            field = image_file.load_field(
+                file.path, file.slide_id, file.fov, file.page, cell_diameter_px=diameter_px
+            )
             look = replace(look, sha256=field.sha256, captured_at=field.captured_at)
             if field.sha256 not in task.known:
                 look = replace(look, result=_KEPT.of(task.recipe).analyze(field, scale))
@@ -228,7 +231,7 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
         if sum(image.shape[0] * image.shape[1] for image in images.values()) > _SCALE_PIXELS:
             break
         try:
-            images[file] = image_file.load_field(file.path, file.slide_id, file.fov).image
+            images[file] = image_file.load_field(file.path, file.slide_id, file.fov, file.page).image
         except Exception as error:
             short_of_memory |= _troubled(file, error) is not None
             log.debug("%s: not used for the scale", path_text(file.path), exc_info=True)
@@ -251,10 +254,10 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
 
 
 def digest(file: InboxFile) -> str:
-    """Returns the hex digest of a file's content. Empty where it cannot be read, or only in minutes."""
+    """Returns `image_file.content_id` of a field. Empty where it cannot be read, or only in minutes."""
     if file.size_bytes <= _MAX_HASHED_BYTES:
         with suppress(OSError), Path(file.path).open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+            return image_file.content_id(hashlib.file_digest(content, "sha256").hexdigest(), file.page)
     return ""
 
 
@@ -267,5 +270,7 @@ def spread(files: Sequence[InboxFile]) -> list[InboxFile]:
 
 
 def _is_large(file: InboxFile, scale: Scale) -> bool:
+    if file.size_bytes > _LARGE_BYTES:  # a file of many pages is read as a whole for each
+        return True
     # Whatever the file's size: 250 megapixels of one colour are a PNG of 30 kB.
     return image_file.n_pixels(file.path, scale.cell_diameter_px) >= image_file.LARGE_PIXELS

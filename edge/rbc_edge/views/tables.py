@@ -189,9 +189,17 @@ SLIDE_TABLE: Final = Table[SlideSummary](
 FIELD_TABLE: Final = Table[_Fov](
     ("schema", lambda _: SCHEMA, f"version of the table, {SCHEMA}"),
     ("slide_id", lambda f: _text(f.row.slide_id), "the slide"),
-    ("fov", lambda f: _text(f.row.fov), "the field of view: name of the file without its suffix"),
+    (
+        "fov",
+        lambda f: _text(f.row.fov),
+        "the field of view: name of the file without its suffix, and `#2` for its second page",
+    ),
     ("path", lambda f: _text(path_text(f.row.path)), "the file"),
-    ("sha256", lambda f: f.row.sha256, "checksum of the file. Empty if it could not be read"),
+    (
+        "sha256",
+        lambda f: f.row.sha256,
+        "checksum of the file, and `#2` for its second page. Empty if it could not be read",
+    ),
     ("status", lambda f: f.row.status, "`ok`, `failed`, `duplicate` or `excluded`"),
     ("failure", lambda f: f.row.failure, "why it failed, in one word"),
     ("reason", lambda f: _text(f.row.reason), "why a person excluded it (`rbc-edge exclude`)"),

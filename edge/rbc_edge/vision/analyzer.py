@@ -285,8 +285,10 @@ def _opened(path: Path | None, bundle_id: str | None, threads: int) -> Analyzer:
 
 def _field(image: _Image, diameter_px: float, max_megapixels: float) -> FieldOfView:
     if isinstance(image, str | os.PathLike):
-        limits = {"max_megapixels": max_megapixels, "cell_diameter_px": diameter_px}
-        return image_file.load_field(Path(image), "", Path(image).name, **limits)
+        path = Path(image)
+        return image_file.load_field(
+            path, "", path.name, max_megapixels=max_megapixels, cell_diameter_px=diameter_px
+        )
     field = FieldOfView.of(image)
     if min(field.width_px, field.height_px) < image_file.MIN_SIDE_PX:
         raise ImageError("too-small", f"{field.width_px}x{field.height_px} pixels is too small for a field")
