@@ -24,7 +24,7 @@ from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.rows import FieldRow, Status
@@ -435,6 +435,8 @@ def _explained(path: Path) -> Iterator[None]:
         advice = "check the permissions of the output folder; the counts are kept in the ledger"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "free space and run again: the counts are kept in the ledger"
+        elif error.errno == errno.EIO:
+            advice = f"{BROKEN_DISK}; the counts are kept in the ledger"
         if error.errno in _HELD and _takes_files(path.parent):
             advice = "close the program that has it open; the counts are kept in the ledger"
             raise HeldError(message, advice) from error
