@@ -10,6 +10,8 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """Endings of the files that are counted, in lower case."""
 
+_BY_WORTH: Final = (".tif", ".tiff", ".png", ".bmp", ".webp", ".jpg", ".jpeg", ".jpe", ".jfif")
+
 PAGED_SUFFIXES: Final = frozenset({".tif", ".tiff"})
 """Endings of those that may hold several fields of view."""
 
@@ -27,6 +29,15 @@ def name_text(name: str) -> str:
     True
     """
     return unicodedata.normalize("NFC", path_text(name))
+
+
+def better_formats(suffix: str) -> tuple[str, ...]:
+    """Returns endings of the formats that keep more of a shot than a file of this ending, the best first.
+
+    >>> better_formats(".PNG")
+    ('.tif', '.tiff')
+    """
+    return _BY_WORTH[: _BY_WORTH.index(suffix.lower())] if suffix.lower() in _BY_WORTH else ()
 
 
 def one_line(text: str) -> str:

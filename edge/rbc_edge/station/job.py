@@ -27,7 +27,7 @@ from rbc_edge.errors import (
     machine_trouble,
 )
 from rbc_edge.store.rows import Look
-from rbc_edge.text import path_text
+from rbc_edge.text import better_formats, name_text, path_text
 from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
 from rbc_edge.vision import image_file
 from rbc_edge.vision.analyzer import Analyzer
@@ -154,7 +154,10 @@ def look_at(task: Task) -> Look:
                 file.path, file.slide_id, file.fov, file.page, cell_diameter_px=diameter_px
             )
             look = replace(look, sha256=field.sha256, captured_at=field.captured_at)
-            if field.sha256 not in task.known:
+            if other := _in_better_format(file, field):
+                what = f"the same shot as {path_text(other.name)}, which is counted"
+                look = replace(look, failure="other-format", message=what)
+            elif field.sha256 not in task.known:
                 look = replace(look, result=_KEPT.of(task.recipe).analyze(field, scale))
     except ImageError as error:
         look = _troubled(file, error.__cause__) or replace(look, failure=error.reason, message=str(error))
@@ -167,6 +170,18 @@ def look_at(task: Task) -> Look:
     if look.failure not in ("", "vanished", "unreadable", MACHINE) and not look.sha256:
         look = replace(look, sha256=digest(file))
     return replace(look, elapsed_ms=(perf_counter() - started_s) * 1e3)
+
+
+def _in_better_format(file: InboxFile, field: FieldOfView) -> Path | None:
+    """Returns a file that shows the same shot in a format that keeps more of it. Two pictures are no shot."""
+    if file.page or file.fov != name_text(file.path.name):  # its name without the ending is its own
+        return None
+    for suffix in better_formats(file.path.suffix):
+        for path in (file.path.with_suffix(s) for s in (suffix, suffix.upper())):
+            with suppress(ImageError):  # it fails alone
+                if path.exists() and image_file.are_alike(field, image_file.load_field(path, "", "")):
+                    return path
+    return None
 
 
 def _troubled(file: InboxFile, error: BaseException | None) -> Look | None:

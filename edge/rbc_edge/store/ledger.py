@@ -7,6 +7,7 @@ The way of the data: `plan` says what is to do, `begin` notes what is about to b
 what a look at a file gave, `commit` makes it last.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import (
     DECISION,
     FIELD_COLUMNS,
+    NO_FIELDS,
+    OTHER_FORMAT,
     Attempt,
     FieldRow,
     Look,
@@ -34,7 +37,7 @@ from rbc_edge.store.rows import (
     places_in,
 )
 from rbc_edge.store.schema import Database, is_gone
-from rbc_edge.text import path_text
+from rbc_edge.text import better_formats, path_text
 from rbc_edge.values import InboxFile
 
 _T = TypeVar("_T")
@@ -340,7 +343,10 @@ class _Record:
             if look.failure == "vanished" and kept:
                 self._outdated.clear()
                 return self._recorded(kept[0], is_new=False)
-            return self._replaced(Status.FAILED, failure=look.failure, message=look.message)
+            status = Status.DUPLICATE if look.failure in NO_FIELDS else Status.FAILED
+            return self._replaced(status, failure=look.failure, message=look.message)
+        if (known_as := self._of_a_shot_that_left()) is not None:
+            return self._replaced(Status.DUPLICATE, failure=OTHER_FORMAT, message=known_as.message)
         if self._original is None:
             if self._elsewhere is not None:
                 moved = self._from_other_slide(*self._elsewhere)
@@ -413,6 +419,12 @@ class _Record:
         """Writes a new row for this file, in the place of the old ones."""
         self._forget([*self._outdated, self._here])
         row = self._put(self._file, status, failure=failure, message=message)
+        if status is not Status.DUPLICATE:
+            for key, other in self._other_formats():
+                if self._file.path.suffix.lower() in better_formats(other.path.suffix):
+                    # Is it the same shot as this one, now?
+                    self._db.execute("UPDATE field SET mtime_ns = -1 WHERE field_key = ?", (key,))
+                    self._has_passed_over = True
         return self._recorded(row, is_new=status is not Status.DUPLICATE)
 
     def _recorded(self, row: FieldRow, *, is_new: bool, was: FieldRow | None = None) -> Recorded:
@@ -424,7 +436,7 @@ class _Record:
             for _, before in (*here, *self._outdated)
             if before.status is Status.OK
             and before.slide_id == row.slide_id
-            and (row.status is Status.FAILED or row.sha256 != before.sha256)
+            and (row.status is not Status.OK or row.sha256 != before.sha256)
         ]
         for before in lost:
             if before.sha256 == row.sha256:
@@ -445,6 +457,31 @@ class _Record:
         if was is None or (was.slide_id, was.fov) == (row.slide_id, row.fov) or self._has_passed_over:
             return Recorded(row, is_new, left, is_unsettling)
         return Recorded(row, is_new, left, is_unsettling, moved_from=was.slide_id, is_renamed=True)
+
+    def _other_formats(self) -> list[_KeyedRow]:
+        """Returns the rows of this slide for files that differ from this one only in their ending.
+
+        The scan gives such files names with their endings. One of them may have left.
+        """
+        path = self._file.path
+        if self._file.page or not (self._file.fov.endswith(path.suffix) or self._here or self._outdated):
+            return []
+        stem = os.fsencode(path.with_suffix(""))
+        rows = self._db.execute(
+            f"SELECT field_key, {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+            " WHERE field.slide_key = ? AND path > ? AND path < ?",
+            (self._slide_key, stem + b".", stem + b"/"),
+        )
+        found = [(key, field_row(tuple(values))) for key, *values in rows]
+        return [each for each in found if each[1].path.stem == path.stem and each[1].path != path]
+
+    def _of_a_shot_that_left(self) -> FieldRow | None:
+        """Returns what is known of this file, where it is a shot that another file, now gone, counts for."""
+        for _, row in (*([self._here] if self._here else []), *self._outdated):
+            if (row.failure, row.sha256) == (OTHER_FORMAT, self._look.sha256):
+                others = (other for _, other in self._other_formats() if other.status is Status.OK)
+                return row if any(is_gone(other.path) for other in others) else None
+        return None
 
     def _forget(self, rows: Sequence[_KeyedRow | None]) -> None:
         for key in {row[0] for row in rows if row is not None}:
@@ -503,7 +540,7 @@ def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status 
         return None
     if status == Status.FAILED and failure in _ACCESS_FAILURES:
         return None
-    if status == Status.DUPLICATE and original_as != counts_as:
+    if status == Status.DUPLICATE and original_as != counts_as and failure not in NO_FIELDS:
         return None
     return Status(row[15] or status)
 

@@ -34,6 +34,9 @@ FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COL
 SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
     "'' AS reason", "coalesce(decision.reason, '')"
 )
+# Failures that are none: pictures of a field, which is counted by another image. Their status is duplicate.
+OTHER_FORMAT: Final = "other-format"
+NO_FIELDS: Final = (OTHER_FORMAT,)
 _FLAG_SEPARATOR: Final = ";"
 _PAGE: Final = b"\0"  # between a path and the number of a page: no path has it
 _AFTER_PAGES: Final = b"\1"
@@ -57,7 +60,7 @@ class Status(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
-    DUPLICATE = "duplicate"  # the same content is counted under another name of the slide
+    DUPLICATE = "duplicate"  # the same content is counted under another name of the slide, or `NO_FIELDS`
     EXCLUDED = "excluded"  # a person took its content out of the counts; the row stays
     FORGOTTEN = "forgotten"  # a person took it out of the results; no table has it
 

@@ -3,6 +3,7 @@
 Every image in memory is uint8 (H, W, 3), RGB. Importing this changes no setting of the host program.
 """
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -12,10 +13,12 @@ import re
 import struct
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import cv2
 import numpy as np
@@ -54,7 +57,9 @@ _GREY: Final = ("L", "I;16", "I;16B")
 # Two pages show one place if their details correlate so well, in a small version. Of photographs, two fields
 # reach 0.3, by dust on the camera, and one field in two planes of focus 0.7 to 1.
 _SAME_PLACE: Final = 0.5
+_SAME_SHOT: Final = 0.9
 _SMALL_PX: Final = 256
+_ASPECT: Final = 0.02  # two formats of a shot may differ so much in width by height
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
 _AGAIN: Final = "copy it again"
@@ -153,6 +158,14 @@ def max_reduction(cell_diameter_px: float) -> int:
     return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // MIN_CELL_PX))
 
 
+def are_alike(one: FieldOfView, other: FieldOfView) -> bool:
+    """Tells whether two fields are the same shot, in whatever size and format."""
+    if abs(one.width_px * other.height_px / (one.height_px * other.width_px) - 1) > _ASPECT:
+        return False
+    a, b = (_details(np.asarray(Image.fromarray(each.decoded.pixels).convert("L"))) for each in (one, other))
+    return float((a * cv2.resize(b, a.shape[::-1])).mean()) > _SAME_SHOT
+
+
 def n_pixels(path: Path, cell_diameter_px: float) -> int:
     """Reads from a file's header how many pixels `load_field` decodes. 0 where that is not known."""
     with _lifted, suppress(Exception), _open(path, formats=_FORMATS) as picture:
@@ -177,12 +190,25 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     return decoded.pixels, captured_at
 
 
-class _PillowLimits:
-    """Lifts Pillow's limit of pixels and ignores its warnings while one of our images is read.
+@cache
+def _set_tiff_handler() -> Callable[[int | None], int | None]:
+    """Returns the function of Pillow's libtiff that sets who is told of errors. It returns the one before."""
+    maps = Path("/proc/self/maps")  # the library has another name in each release of Pillow
+    with suppress(OSError, AttributeError, StopIteration):
+        loaded = (line.split(None, 5)[-1] for line in maps.read_text(encoding="utf-8").splitlines())
+        name = next(path for path in loaded if path.rpartition("/")[2].startswith("libtiff"))
+        function = ctypes.CDLL(name).TIFFSetErrorHandler
+        function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        return cast(Callable[[int | None], int | None], function)
+    return lambda handler: handler
 
-    Our own limit is checked on the header. Both settings belong to the whole process, and images are read in
-    several threads. The first reader changes them and the last one restores them. If each reader restored
-    what it found, they would stay changed.
+
+class _PillowLimits:
+    """Lifts Pillow's limit of pixels and silences it, and its libtiff, while one of our images is read.
+
+    Our own limit is checked on the header, and an error of libtiff is one of ours as well. The settings
+    belong to the whole process, and images are read in several threads. The first reader changes them and the
+    last one restores them. If each reader restored what it found, they would stay changed.
     """
 
     def __init__(self) -> None:
@@ -196,12 +222,14 @@ class _PillowLimits:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags of EXIF and TIFF
+                self._tiff_handler = _set_tiff_handler()(None)
             self._n_readers += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._n_readers -= 1
             if not self._n_readers:
+                _set_tiff_handler()(self._tiff_handler)
                 self._filters.__exit__(None, None, None)
                 Image.MAX_IMAGE_PIXELS = self._max_pixels
 
@@ -328,10 +356,10 @@ def _refuse_one_place(picture: Image.Image, pages: list[int], neighbours: list[i
     """Raises `ImageError` for a page that shows what its neighbour shows: its cells would count twice."""
     if not neighbours:
         return
-    here = _details(picture, pages[0])
+    here = _details(_grey(picture, pages[0]))
     for other in neighbours:
         with suppress(Exception):  # a broken page fails alone
-            if float((here * _details(picture, other)).mean()) > _SAME_PLACE:
+            if float((here * _details(_grey(picture, other))).mean()) > _SAME_PLACE:
                 break
     else:
         return
@@ -339,10 +367,13 @@ def _refuse_one_place(picture: Image.Image, pages: list[int], neighbours: list[i
     raise ImageError("unsupported", what, "save its sharpest plane as an image of its own")
 
 
-def _details(picture: Image.Image, page: int) -> Float32:
-    """Returns the small structures of a page, float32 (h, w), mean 0 and standard deviation 1."""
+def _grey(picture: Image.Image, page: int) -> npt.NDArray[Any]:
     _turn_to(picture, page)
-    grey = np.asarray(picture if picture.mode.startswith(("I", "F")) else picture.convert("L"))
+    return np.asarray(picture if picture.mode.startswith(("I", "F")) else picture.convert("L"))
+
+
+def _details(grey: npt.NDArray[Any]) -> Float32:
+    """Returns the small structures of an image (H, W), float32 (h, w), mean 0 and standard deviation 1."""
     factor = _SMALL_PX / max(grey.shape)
     size = tuple(max(1, round(side * factor)) for side in grey.shape[::-1])
     small = cv2.resize(grey.astype(np.float32), size, interpolation=cv2.INTER_AREA)

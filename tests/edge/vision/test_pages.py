@@ -160,6 +160,21 @@ def test_a_lossless_webp_is_exact_and_a_cut_one_is_refused() -> None:
     assert caught.value.reason == "truncated"
 
 
+def test_libtiff_says_nothing_by_itself_and_speaks_again_afterwards(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(disks(9)).save(buffer, "TIFF", compression="lzma")
+    data = buffer.getvalue()
+    broken = data[:300] + bytes(255 - b for b in data[300:320]) + data[320:]
+    with pytest.raises(ImageError):
+        image_file.decode(broken, "x")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="decoder error"):
+        Image.open(io.BytesIO(broken)).load()
+    assert "LZMADecode" in capfd.readouterr().err
+
+
 def test_a_broken_disk_is_not_a_question_of_permission(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
