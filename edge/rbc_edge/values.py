@@ -42,6 +42,7 @@ class ScaleSource(StrEnum):
 
     CELL_DIAMETER = "cell-diameter"  # the user gave it in pixels
     UM_PER_PX = "um-per-px"  # the user gave micrometres per pixel
+    METADATA = "metadata"  # the file says micrometres per pixel, and the estimate agrees
     SLIDE = "estimated-slide"  # estimated from the slide's fields
     FIELD = "estimated-field"  # this field disagrees with its slide: estimated from the field alone
     NONE = "none"  # nothing to measure: no red cell found
@@ -124,6 +125,7 @@ class FieldOfView:
     sha256: str  # hex digest of the file's bytes, with the number of the page (`image_file.content_id`)
     decoded: Decoded
     captured_at: str = ""  # ISO 8601, or empty when the file does not say
+    um_per_px: float = math.nan  # what the file says of its pixels on the slide. NaN: it does not say
 
     @classmethod
     def of(cls, image: UInt8, *, slide_id: str = "", fov: str = "") -> "FieldOfView":

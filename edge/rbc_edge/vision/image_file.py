@@ -28,6 +28,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rbc_edge.errors import ImageError
 from rbc_edge.values import Decoded, FieldOfView, Float32, UInt8
 from rbc_edge.vision import integrity
+from rbc_edge.vision.pixel_size import pixel_um
 
 MIN_CELL_PX: Final = 44.0  # so wide a cell, with a margin of a quarter, still fills a crop
 LARGE_PIXELS: Final = 8_000_000  # from this size on an image is handled to save memory, not time
@@ -107,9 +108,10 @@ def load_field(
         advice = "the disk or the card may be broken: copy it again" if broken else "check its permissions"
         raise ImageError("unreadable", what, advice) from error
     decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px), page)
-    return FieldOfView(
-        slide_id, fov, content_id(hashlib.sha256(data).hexdigest(), page), decoded, captured_at
-    )
+    content = content_id(hashlib.sha256(data).hexdigest(), page)
+    with _lifted:
+        um_per_px = pixel_um(data)
+    return FieldOfView(slide_id, fov, content, decoded, captured_at, um_per_px)
 
 
 def content_id(sha256: str, page: int) -> str:
