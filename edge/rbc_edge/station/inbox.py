@@ -298,7 +298,9 @@ def _named(
     files: dict[tuple[str, str], InboxFile] = {}
     for (slide, fov), same in by_name.items():
         for file in same:
-            name = fov if len(same) == 1 else name_text(file.path.name)
+            # In front of a # stands the name of a file whose pages are fields of their own.
+            is_page = (slide, fov.rpartition("#")[0]) in by_name
+            name = name_text(file.path.name) if len(same) > 1 or is_page else fov
             if other_image := files.get((slide, name)):
                 images = f"{path_text(other_image.path)} and {path_text(file.path)}"
                 advice = "rename one of them, or give a --slide-pattern that tells them apart"
@@ -379,7 +381,7 @@ class Debounce:
     def put_back(self, file: InboxFile, now_s: float) -> None:
         """Has a file tried again later, less and less often, and once more when its grace is over."""
         seen = self._seen.get(file.path)
-        if seen is None:
+        if seen is None or seen.not_before_s > now_s:  # another page of the file has put it back
             return
         wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _MAX_WAIT_S)
         seen.n_tries = min(seen.n_tries + 1, 30)

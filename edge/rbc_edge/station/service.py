@@ -9,7 +9,7 @@ service.
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -250,7 +250,8 @@ class _Service:
     def _work(self, session: Session, inbox: Inbox, found: Probe) -> float | None:
         """Counts a portion of the images that are complete."""
         now_s = self._clock.monotonic_s()
-        ready = self._debounce.see(self._to_do(session, inbox), self._closed, now_s)
+        files = session.unfold(inbox.files, self._done)
+        ready = self._debounce.see(self._to_do(session, files), self._closed, now_s)
         self._closed.clear()
         n_waiting = self._debounce.n_waiting(now_s)
         self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
@@ -272,7 +273,7 @@ class _Service:
                 return None
             return max(min(self._next_scan_s, self._debounce.next_s()) - self._clock.monotonic_s(), _SOON_S)
         self._check_room()
-        of_slide = {slide: list(files) for slide, files in groupby(inbox.files, key=lambda f: f.slide_id)}
+        of_slide = {slide: list(files) for slide, files in groupby(files, key=lambda f: f.slide_id)}
         # The slide under the microscope does not wait for an archive that was copied in.
         portions = [list(files) for _, files in groupby(ready, key=lambda f: f.slide_id)]
         portions.sort(key=lambda files: max(file.mtime_ns for file in files), reverse=True)
@@ -310,7 +311,7 @@ class _Service:
         self._say.alive()
         return self._stop.signal is None
 
-    def _to_do(self, session: Session, inbox: Inbox) -> list[InboxFile]:
+    def _to_do(self, session: Session, files: Sequence[InboxFile]) -> list[InboxFile]:
         """Returns the files that need a look. What is done stays in memory as a number for each file."""
         changes = session.ledger.reader.changes()
         if changes != self._changes:  # `rbc-edge run` or `retry` has changed the ledger
@@ -318,8 +319,8 @@ class _Service:
             self._done.clear()
             session.views.tables.look_again()
         before = self._done
-        plan = session.plan([file for file in inbox.files if hash(file) not in before])
-        self._done = {hash(file) for file in inbox.files if hash(file) in before}
+        plan = session.plan([file for file in files if hash(file) not in before])
+        self._done = {hash(file) for file in files if hash(file) in before}
         # A duplicate may need a look later, when its original changes.
         self._done |= {hash(file) for file, status in plan.done.items() if status is not Status.DUPLICATE}
         return list(plan.to_do)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,10 +27,11 @@ from rbc_edge.store.ledger import ESTIMATED, Ledger
 from rbc_edge.store.queries import SlideContents
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
 from rbc_edge.store.schema import is_gone
-from rbc_edge.text import count_text, name_text, one_line, path_text, utc_text
+from rbc_edge.text import PAGED_SUFFIXES, count_text, name_text, one_line, path_text, utc_text
 from rbc_edge.values import InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
+from rbc_edge.vision.image_file import content_id, n_fields
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an i
 _WAIT_FOR_WRITER_S: Final = 60.0  # a running service releases the folder every few seconds
 _POLL_S: Final = 0.2
 _TOGETHER: Final = 8  # images whose attempts are noted at once
+_TOGETHER_ASKED: Final = 500  # files whose pages one query asks for
 SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
 _Place = tuple[str, Path, str]  # fov, path and digest of a counted field
 _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
@@ -160,7 +162,7 @@ def count_once(
                 ):  # a run was killed: its counts show before the work
                     session.refresh()
                 session.ledger.keep_note(other_files.NOT_COUNTED_NOTE, "\n".join(not_counted))
-                summary = session.count(inbox.files, copies=inbox.other.copies)
+                summary = session.count(session.unfold(inbox.files), copies=inbox.other.copies)
     finally:
         job.drop_analyzer(options.recipe)
     summary.n_unreadable_folders = len(inbox.unreadable)
@@ -212,6 +214,7 @@ class Session:
         self._last_commit_s = self._clock.monotonic_s()
         self._n_new_failures = 0
         self._digests: dict[InboxFile, str] = {}  # of files that were not recorded yet
+        self._n_pages: dict[int, int] = {}  # fields of files that hold several, by the hash of the file
         self._noted: set[str] = set()  # what was said: a service says it once
         self.views = Views(ledger, options.views, monotonic_s=self._clock.monotonic_s)
 
@@ -228,6 +231,22 @@ class Session:
     def plan(self, files: Sequence[InboxFile]) -> Plan:
         """Says which files need a look (`Ledger.plan`)."""
         return self.ledger.plan(files, self._version, force=self._options.force)
+
+    def unfold(self, files: Sequence[InboxFile], done: Container[int] = ()) -> list[InboxFile]:
+        """Returns the fields of view that files hold: of a TIFF with several full pages, each page.
+
+        What is in a file is known from the ledger, or read from its list of pages. `done` are hashes of files
+        that are one field each.
+        """
+        asked = [f for f in files if f.path.suffix.lower() in PAGED_SUFFIXES and hash(f) not in done]
+        asked = [f for f in asked if hash(f) not in self._n_pages]
+        for start in range(0, len(asked), _TOGETHER_ASKED):
+            portion = asked[start : start + _TOGETHER_ASKED]
+            known = self.ledger.reader.n_pages(portion, self._version.bundle_id)
+            for file in portion:
+                if self._keep_going() and (n := known.get(file) or n_fields(file.path)) > 1:
+                    self._n_pages[hash(file)] = n
+        return [page for f in files for page in f.pages(self._n_pages.get(hash(f), 1))]
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes tables (`Views.refresh`). They never show what a power cut could take back."""
@@ -361,6 +380,7 @@ class Session:
         if len(slide.status) + len(slide.waiting) < len(slide.files):
             to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
             slide.moved = self._moved_to(slide, to_do)
+            slide.beside = frozenset(f.path for f in everything)
             slide.contents = reader.contents(slide.slide_id, self._version)
             slide.scale, is_recount = self._slide_scale(slide, everything, workers)
             if is_recount:
@@ -430,7 +450,7 @@ class Session:
             known = frozenset[str]()
             if not self._options.force:
                 known = slide.contents.counted.get(file.size_bytes, known) | slide.moved
-            yield job.Task(file, slide.scale, self._options.recipe, known)
+            yield job.Task(file, slide.scale, self._options.recipe, known, slide.beside)
             if is_alone:
                 yield None
 
@@ -458,13 +478,13 @@ class Session:
                 return None
         recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is None:  # its content was known, but what knew it is gone
-            task = job.Task(file, slide.scale, self._options.recipe)
+            task = job.Task(file, slide.scale, self._options.recipe, beside=slide.beside)
             look = self._wait(workers.submit(job.look_at, task))
             if look.failure == job.MACHINE:
                 return self._record(look, slide, workers)
             recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is not None:
-            self._digests.pop(file, None)
+            self._digests.pop(file.whole, None)
             self._n_new_failures += recorded.row.status is Status.FAILED
         return recorded
 
@@ -489,9 +509,10 @@ class Session:
 
     def _digest(self, file: InboxFile) -> str:
         """Returns the digest of a file that is to be looked at, read once. Empty where it cannot be read."""
-        if file not in self._digests and self._keep_going():
-            self._digests[file] = job.digest(file)
-        return self._digests.get(file, "")
+        whole = file.whole
+        if whole not in self._digests and self._keep_going():
+            self._digests[whole] = job.digest(whole)
+        return content_id(self._digests.get(whole, ""), file.page)
 
     def _moved_to(self, slide: "_Slide", files: Sequence[InboxFile]) -> frozenset[str]:
         """Returns the digests of files that other slides have counted and lost.
@@ -687,6 +708,7 @@ class _Slide:
         self.interrupted: Mapping[InboxFile, Attempt] = plan.interrupted
         self.status = {f: plan.done[f] for f in files if f in plan.done}  # what became of them
         self.scale = Scale(nan, ScaleSource.NONE)
+        self.beside = frozenset[Path]()  # every file that there is of the slide
         self.contents = SlideContents({}, frozenset())
         self.begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
         self.counted: set[InboxFile] = set()  # now

@@ -295,7 +295,7 @@ class Overlays:
         """Returns whether it could be drawn."""
         row, field = stale.row, None
         try:
-            field = load_field(row.path, row.slide_id, row.fov)
+            field = load_field(row.path, row.slide_id, row.fov, row.page)
         except ImageError as error:
             log.debug("no overlay: %s", error)
         if field is None or field.sha256 != row.sha256:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
@@ -850,3 +852,24 @@ def test_what_is_not_counted_is_said_once_and_stands_in_the_state(
     assert (state.source_online, state.n_counted, state.n_failed) == (True, 0, 0)
     assert any(line.startswith("up to date") for line in post.systemd.lines)
     assert status_of(post.out, now=datetime.now(UTC)).not_counted == state.not_counted  # it has ended
+
+
+def test_pages_are_counted_as_their_file_grows(post: Post) -> None:
+    path = post.source / "s1" / "a.tif"
+    path.parent.mkdir()
+
+    def save(*counts: int) -> None:
+        first, *others = [Image.fromarray(np.roll(disks(n, seed=n), (9 * n, 31 * n), (0, 1))) for n in counts]
+        first.save(path, save_all=True, append_images=others)
+
+    save(3, 4)
+    post.script.at(20, lambda: save(3, 4, 5))
+    post.script.at(15, lambda: seen.append(sorted(post.table("s1"))))
+    seen: list[list[str]] = []
+    post.until(400)
+    assert seen == [["a#1", "a#2"]]
+    assert sorted(post.table("s1")) == ["a#1", "a#2", "a#3"]
+    assert post.analyzer.analyzed == ["s1/a#1", "s1/a#2", "s1/a#1", "s1/a#2", "s1/a#3"]
+    with Ledger(post.out) as ledger:
+        assert ledger.retry() == 0
+        assert ledger.reader.tally().n_ok == 3

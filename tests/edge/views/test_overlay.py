@@ -274,9 +274,9 @@ def test_what_was_removed_is_drawn_again_and_what_cannot_be_drawn_is_not_tried_a
     overlays.write_slide("s")
     looked: list[str] = []
 
-    def looking(path: Path, slide_id: str, fov: str) -> FieldOfView:
+    def looking(path: Path, slide_id: str, fov: str, page: int) -> FieldOfView:
         looked.append(fov)
-        return load_field(path, slide_id, fov)
+        return load_field(path, slide_id, fov, page)
 
     monkeypatch.setattr(overlay, "load_field", looking)
     (desk.out / "overlays" / "s" / "a_overlay.jpg").unlink()
