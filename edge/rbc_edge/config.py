@@ -17,7 +17,7 @@ from functools import partial
 from math import inf, isinf
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 from rbc_edge.errors import UsageError
 
@@ -31,7 +31,10 @@ _SYSTEM_FILE: Final = Path("/etc/rbc-edge/config.toml")
 _KEY: Final = r"""[ \t]*["']?([^\s"'=]+)["']?[ \t]*="""
 _SCALE_KEYS: Final = frozenset({"cell_diameter", "um_per_px"})
 _MIN_CELL_PX, _MAX_CELL_PX = 4.0, 4000.0
-_TYPES: Final = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_TYPES: Final = {
+    **{Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"},
+    tuple: "a list of texts",
+}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LINE_LENGTH: Final = 110
 
@@ -78,6 +81,8 @@ class Setting:
         """The default, or what happens without the setting. Empty where the help says it, or for false."""
         if self.default is None or self.default is False:
             return self.without
+        if self.kind is tuple:
+            return ", ".join(self.default)
         return f"{self.default:g}" if self.kind is float else str(self.default)
 
     def allows(self, value: Any) -> bool:
@@ -87,7 +92,8 @@ class Setting:
         if self.choices:
             return value in self.choices
         if self.pattern:
-            return re.fullmatch(self.pattern, value) is not None
+            texts = value if self.kind is tuple else (value,)
+            return all(re.fullmatch(self.pattern, text) for text in texts)
         return self.limits is None or bool(self.limits[0] <= value <= self.limits[1])
 
 
@@ -179,6 +185,19 @@ class Settings:
         without="each folder is a slide",
         example="'(?P<slide>[^_]+)_(?P<fov>[0-9]+)'",
     )
+    ignore: tuple[str, ...] = _is(
+        (),
+        "Files and folders of the source to pass over: patterns with * and ?, such as 'old*' or 'day1/test'.",
+        "A pattern is compared with each name on the way from the source to a file, and with all of that way."
+        " * stands for /, too, and small and capital letters are the same. Folders that a system or a storage"
+        " makes (@eaDir, #recycle, lost+found) are always passed over. In the variable, : stands between two"
+        " patterns. The option may be given several times.",
+        option="--ignore PATTERN",
+        on=f"{_COUNTING} doctor",
+        # Not empty, not everything, no / at its ends, no ./ in front, and each [ closed.
+        pattern=r"(?![*/]+$)(?!\.{0,2}/)(?:[^\[/\0]|/(?!/|$)|\[!?\]?[^\]/\0]*\])+",
+        rule="patterns that are not empty and not * alone, do not begin or end with /, and close each [",
+    )
     bundle: Path | None = _is(
         None,
         "Folder of the bundle (the models that count).",
@@ -267,7 +286,8 @@ class Settings:
 
 def _setting(of: Field[Any]) -> Setting:
     """Returns a setting. Without another `option` the word for its value is its unit, or N, or DIR."""
-    kind = next(k for k in (*get_args(of.type), of.type) if k is not NoneType)
+    is_list = get_origin(of.type) is tuple
+    kind = tuple if is_list else next(k for k in (*get_args(of.type), of.type) if k is not NoneType)
     flag, unit = f"--{of.name.replace('_', '-')}", of.name.rpartition("_")[2].upper()
     word = unit if unit in {"S", "PX", "MB"} else "N" if kind is int else "DIR"
     option = f"{flag}/--no-{of.name}" if kind is bool else f"{flag} {word}"
@@ -301,7 +321,9 @@ def load(
     """
     env = os.environ if env is None else env
     path = _file(file, env)
-    given = {key: (value, "flag") for key, value in flags.items() if value is not None}
+    # An option that may be given several times is an empty list where it is not given.
+    flags = {key: value for key, value in flags.items() if value is not None and value != []}
+    given = {k: (tuple(v) if isinstance(v, list) else v, "flag") for k, v in flags.items()}
     layers = (given, _variables(env), {} if path is None else _read(path))
     found: dict[str, tuple[Any, str]] = {}
     for layer in layers:
@@ -315,8 +337,9 @@ def load(
     for key, (value, origin) in found.items():
         if not SETTINGS[key].allows(value):
             name = f"--{key.replace('_', '-')}" if origin == "flag" else f"{origin}: {key}"
-            text = f"{name} is {value}"
-            raise UsageError(text, f"it has to be {SETTINGS[key].values}", private=[str(value)])
+            wrong = [v for v in value if not SETTINGS[key].allows((v,))] if type(value) is tuple else [value]
+            text = f"{name} is {'empty' if wrong[0] == '' else wrong[0]}"
+            raise UsageError(text, f"it has to be {SETTINGS[key].values}", private=[str(wrong[0])])
     source = dict.fromkeys(SETTINGS, "default") | {key: origin for key, (_, origin) in found.items()}
     return Loaded(Settings(**{key: value for key, (value, _) in found.items()}), source, path)
 
@@ -386,6 +409,8 @@ def _from_text(key: str, text: str, where: str) -> object:
     word = text.strip().lower()
     if kind is bool and word in (*_TRUE, *_FALSE):
         return word in _TRUE
+    if kind is tuple and word:
+        return tuple(text.split(":"))
     if kind is not bool and word:  # an empty path would be the current folder
         with suppress(ValueError):
             return kind(text)
@@ -419,6 +444,8 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
             value = path.parent / given  # relative to the file, wherever the program is started
         elif kind is float and type(given) is int:
             value = float(given)
+        elif kind is tuple and isinstance(given, list) and all(type(text) is str for text in given):
+            value = tuple(given)
         elif type(given) is not kind:  # not isinstance: true is no number
             shown = "empty" if given == "" else repr(given)
             advice = f"it has to be {_TYPES[kind]}"

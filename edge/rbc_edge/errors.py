@@ -17,6 +17,7 @@ _SHORT_OF: Final = frozenset(
 # How libraries say it that have no exception of their own for it: OpenCV, Pillow, ONNX Runtime, zlib.
 _NO_MEMORY: Final = re.compile(r"out of memory|insufficient memory|bad.?alloc|allocate memory", re.IGNORECASE)
 NO_MEMORY: Final = "not enough memory"
+BROKEN_DISK: Final = "the disk or its cable may be broken: look at the system's log, then run again"
 _NO_THREAD: Final = re.compile(r"can't start new thread|pthread_create", re.IGNORECASE)
 
 
@@ -94,6 +95,7 @@ def unavailable(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        advice = BROKEN_DISK if error.errno == errno.EIO else advice
         raise UnavailableError(f"{what}: {error.strerror or error}", advice) from error
 
 

@@ -10,6 +10,14 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """Endings of the files that are counted, in lower case."""
 
+_BY_WORTH: Final = (
+    *(".tif", ".tiff", ".png", ".bmp", ".webp", ".heic", ".heif", ".hif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif"),
+)
+
+PAGED_SUFFIXES: Final = frozenset({".tif", ".tiff"})
+"""Endings of those that may hold several fields of view."""
+
 
 def path_text(path: str | os.PathLike[str]) -> str:
     r"""Returns a path as text for any UTF-8 file or terminal: bytes that are not UTF-8 as ``\xNN``."""
@@ -23,7 +31,19 @@ def name_text(name: str) -> str:
     >>> name_text("e\u0301") == "\u00e9"
     True
     """
-    return unicodedata.normalize("NFC", path_text(name))
+    # The scan asks it twice of each image, and most names are ASCII.
+    return name if name.isascii() else unicodedata.normalize("NFC", path_text(name))
+
+
+def better_formats(suffix: str) -> tuple[str, ...]:
+    """Returns endings of the formats that keep more of a shot than a file of this ending, the best first.
+
+    >>> better_formats(".PNG")
+    ('.tif', '.tiff')
+    >>> ".heic" in better_formats(".jpg")
+    True
+    """
+    return _BY_WORTH[: _BY_WORTH.index(suffix.lower())] if suffix.lower() in _BY_WORTH else ()
 
 
 def one_line(text: str) -> str:

@@ -6,7 +6,7 @@ right, y down, and the far edge exclusive. N = 0 cells is legal everywhere.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class ScaleSource(StrEnum):
 
     CELL_DIAMETER = "cell-diameter"  # the user gave it in pixels
     UM_PER_PX = "um-per-px"  # the user gave micrometres per pixel
+    METADATA = "metadata"  # the file says micrometres per pixel, and the estimate agrees
     SLIDE = "estimated-slide"  # estimated from the slide's fields
     FIELD = "estimated-field"  # this field disagrees with its slide: estimated from the field alone
     NONE = "none"  # nothing to measure: no red cell found
@@ -64,6 +65,19 @@ class InboxFile:
     fov: str  # its name within the slide, as text. Unique there.
     size_bytes: int
     mtime_ns: int  # time of last change, since 1970
+    page: int = 0  # of a file of which each page is a field, from 1. 0: the file is one field.
+    n_pages: int = 1  # of these fields in the file
+
+    def pages(self, n: int) -> "list[InboxFile]":
+        """Returns each of a file's `n` pages as a field, or the file itself where it is one field."""
+        if n == 1:
+            return [self]
+        return [replace(self, fov=f"{self.fov}#{i}", page=i, n_pages=n) for i in range(1, n + 1)]
+
+    @property
+    def whole(self) -> "InboxFile":
+        """The file, whichever of its pages this is: what gave `pages`."""
+        return replace(self, fov=self.fov.rpartition("#")[0], page=0, n_pages=1) if self.page else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +122,10 @@ class FieldOfView:
 
     slide_id: str
     fov: str  # its name within the slide
-    sha256: str  # hex digest of the file's bytes
+    sha256: str  # hex digest of the file's bytes, with the number of the page (`image_file.content_id`)
     decoded: Decoded
     captured_at: str = ""  # ISO 8601, or empty when the file does not say
+    um_per_px: float = math.nan  # what the file says of its pixels on the slide. NaN: it does not say
 
     @classmethod
     def of(cls, image: UInt8, *, slide_id: str = "", fov: str = "") -> "FieldOfView":

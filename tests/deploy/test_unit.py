@@ -130,6 +130,7 @@ def test_what_the_example_calls_default_is_the_default() -> None:
     assert len(lines) > 8
     for line in lines:
         ((key, value),) = tomllib.loads(line).items()
+        value = tuple(value) if isinstance(value, list) else value
         above = text[: text.index(f"#{line}\n")]
         comment = above[above.rindex("\n\n") :]
         assert getattr(default, key) == (None if "(no default" in comment else value), key

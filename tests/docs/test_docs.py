@@ -280,6 +280,8 @@ def test_the_reference_has_every_setting_and_its_default() -> None:
                 if isinstance(value, bool)
                 else f'"{value}"'
                 if isinstance(value, str)
+                else str(list(value))
+                if isinstance(value, tuple)
                 else str(value)
             )
             assert default == [shown], key

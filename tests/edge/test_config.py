@@ -78,6 +78,9 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("threads = 10000", r"it has to be 0 .*or from 1 to 64"),
         ("max_failures = 0", "1 or more"),
         ("cell_diameter = 40\num_per_px = 0.1", "two ways to say the same"),
+        ("ignore = 'old'", "ignore is 'old'.*a list of texts"),
+        ("ignore = [1]", r"ignore is \[1\].*a list of texts"),
+        ("ignore = ['/old']", "ignore is /old.*do not begin"),
     ],
 )
 def test_wrong_file_is_refused_and_named(tmp_path: Path, text: str, said: str) -> None:
@@ -138,7 +141,7 @@ def test_every_setting_says_what_it_is_and_its_default_is_allowed() -> None:
     assert list(SETTINGS) == [f.name for f in fields(config.Settings)]
     for name, setting in SETTINGS.items():
         assert setting.help.endswith(".") and ";" not in setting.help, name
-        assert setting.kind in (Path, int, float, str, bool), name
+        assert setting.kind in (Path, int, float, str, bool, tuple), name
         assert setting.default is None or type(setting.default) is setting.kind, name
         assert setting.allows(setting.default), name
         assert (setting.default is None) == bool(setting.example), name  # the example file shows one of them
@@ -167,6 +170,10 @@ def test_an_empty_variable_is_an_error_and_not_the_current_folder(name: str, tmp
         ("min_free_mb", 1e9, "--min-free-mb"),
         ("marker", "a/b", "name of a file"),
         ("marker", "..", "name of a file"),
+        ("ignore", ["old", ""], "--ignore is empty"),
+        ("ignore", ["**"], r"--ignore is \*\*.*not \* alone"),
+        ("ignore", ["tmp/"], r"--ignore is tmp/.*end with /"),
+        ("ignore", ["[ab"], r"--ignore is \[ab.*close each \["),
     ],
 )
 def test_impossible_settings_of_a_watch(key: str, value: object, said: str) -> None:
@@ -181,6 +188,16 @@ def test_settings_of_a_watch_come_from_a_file(tmp_path: Path) -> None:
     assert (settings.settle_s, settings.polling) == (3.0, True)
     assert settings.prometheus == Path("/run/x.prom")
     assert load({}, env={"HOME": "/none"}).settings.polling is None
+
+
+def test_patterns_to_ignore_come_from_each_place_and_do_not_add_up(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.toml", "ignore = ['old*', 'day1/test', '[ab]x', '[]]']")
+    assert load({}, file=file, env={}).settings.ignore == ("old*", "day1/test", "[ab]x", "[]]")
+    env = {"RBC_EDGE_IGNORE": "tmp:*~"}
+    assert load({"ignore": []}, file=file, env=env).settings.ignore == ("tmp", "*~")
+    assert load({"ignore": ["x"]}, file=file, env=env).settings.ignore == ("x",)
+    with pytest.raises(UsageError, match="RBC_EDGE_IGNORE: ignore is empty"):
+        load({}, env={"RBC_EDGE_IGNORE": "tmp::x"})
 
 
 def test_each_setting_names_its_line(tmp_path: Path) -> None:

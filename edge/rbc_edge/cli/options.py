@@ -96,7 +96,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     if setting.choices:
         spelling = f"{spelling.split()[0]} [{'|'.join(setting.choices)}]"
     info = option(spelling, help_text) if spelling.startswith("-") else argument(spelling, help_text)
-    return _keyword(setting.name, setting.kind | None, info)
+    kind = list[str] if setting.kind is tuple else setting.kind
+    return _keyword(setting.name, kind | None, info)
 
 
 _CONFIG = _keyword(

@@ -121,6 +121,8 @@ def _as_json(summary: Summary, out: Path) -> dict[str, object]:
     return {
         "out": path_text(out),
         **{name: getattr(summary, name) for name in numbers},
+        "n_copies_not_counted": summary.n_copies,
+        "n_not_read": summary.not_read,
         "notes": summary.notes,
         "slides": [_slide_as_json(slide) for slide in summary.slides],
     }

@@ -28,6 +28,7 @@ def count_options(settings: Settings) -> CountOptions:
         recipe=AnalyzerRecipe.of(bundle, threads=settings.threads, precision=settings.precision),
         scale=given_scale(cell_diameter_px=settings.cell_diameter, um_per_px=settings.um_per_px),
         slide_pattern=settings.slide_pattern,
+        ignore=settings.ignore,
         workers=settings.threads or default_threads(),
         views=ViewOptions(
             edges=EdgeRule(settings.edges),

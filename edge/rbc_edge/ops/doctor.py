@@ -57,7 +57,7 @@ def examine(
     findings = [installation, _processor(computer), _cores(computer, settings), _memory(computer), validity]
     if installation.level is Level.FAILED:
         return Diagnosis((*findings, _clock(computer, now)), loaded, settings.out)
-    tree = None if settings.source is None else station_checks.Tree.of(settings.source)
+    tree = None if settings.source is None else station_checks.Tree.of(settings.source, settings.ignore)
     results, status = station_checks.results(settings, now)
     findings += [
         *station_checks.contradictions(settings),

@@ -2,9 +2,9 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -16,14 +16,16 @@ from rbc_edge.ops.computer import Computer, user_name
 from rbc_edge.ops.finding import Finding, Level, failed, failed_by, ok, warning
 from rbc_edge.station import source as camera
 from rbc_edge.station.inbox import check_pattern
+from rbc_edge.station.other_files import Ignored, OtherFiles, without_copies
 from rbc_edge.station.prometheus import check_metrics
 from rbc_edge.station.state_file import STATE_FILE_NAME, Activity, read_state
 from rbc_edge.station.status import StationStatus, status_of
 from rbc_edge.store.outdir import LOCK_NAME, check_apart
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.text import IMAGE_SUFFIXES, bytes_text, count_text, path_text
+from rbc_edge.text import bytes_text, count_text, path_text
 from rbc_edge.vision.bundle import Bundle
+from rbc_edge.vision.image_file import read_suffixes
 from rbc_edge.vision.selftest import verify
 
 _LITTLE_DISK_BYTES: Final = 1e9
@@ -71,6 +73,7 @@ class Tree:
     n_unreadable: int = 0  # folders and images that the user may not read
     newest_s: float = 0.0  # time of last change of the newest image, seconds since 1970; 0: no image
     is_complete: bool = True  # whether the walk saw everything
+    other: OtherFiles = field(default_factory=OtherFiles)
 
     @property
     def newest(self) -> datetime | None:
@@ -81,22 +84,42 @@ class Tree:
             return datetime.max.replace(tzinfo=UTC)
 
     @classmethod
-    def of(cls, source: Path) -> Self:
+    def of(cls, source: Path, ignore: Sequence[str] = ()) -> Self:
         """Walks through the source. Finds nothing where it is away."""
         tree, n_entries = cls(), 0
         errors: list[OSError] = []
+        ignored, suffixes, start = Ignored(ignore), read_suffixes(), len(os.path.join(source, ""))  # noqa: PTH118
+        over = set[str]()  # folders that are passed over: they have watches all the same
+
+        def is_over(path: str) -> bool:
+            name = os.path.basename(path)  # noqa: PTH119
+            return name.startswith(".") or ignored(name, path[start:])
+
         for folder, folders, names in os.walk(source, onerror=errors.append):
             tree.n_folders += 1
             n_entries += len(folders) + len(names)
             if n_entries > _MAX_ENTRIES:
                 tree.is_complete = False
                 break
-            for image in (Path(folder, name) for name in names if not name.startswith(".")):
+            inner = {path: Path(path).suffix.lower() for path in (os.path.join(folder, f) for f in folders)}  # noqa: PTH118
+            if folder in over or FILE_NAME in names:
+                over |= inner.keys()
+                continue
+            over |= {p for p, s in inner.items() if is_over(p) or tree.other.add_kind(s, is_folder=True)}
+            files = [path for name in names if not is_over(str(path := Path(folder, name)))]
+            images = [path for path in files if path.suffix.lower() in suffixes]
+            others = [
+                p for p in files if p.suffix.lower() not in suffixes and tree.other.add_kind(p.suffix.lower())
+            ]
+            copies = without_copies(
+                [(0, image.name) for image in images], [(0, path.name) for path in others]
+            )
+            tree.other.copies += [images[i] for i in copies]
+            for image in (image for i, image in enumerate(images) if i not in copies):
                 with suppress(OSError):  # gone since the listing
-                    if image.suffix.lower() in IMAGE_SUFFIXES:
-                        tree.newest_s = max(tree.newest_s, image.stat().st_mtime)
-                        tree.n_images += 1
-                        tree.n_unreadable += not os.access(image, os.R_OK)
+                    tree.newest_s = max(tree.newest_s, image.stat().st_mtime)
+                    tree.n_images += 1
+                    tree.n_unreadable += not os.access(image, os.R_OK)
         tree.n_folders += len(errors)
         tree.n_unreadable += len(errors)
         return tree
@@ -122,6 +145,8 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
         yield warning("source", text, advice)
     else:
         yield ok("source", text)
+    for remark in tree.other.remarks():
+        yield warning("other files", remark.text, remark.advice).hiding(*map(str, tree.other.copies))
     if (mount := probe.mount) is None:
         yield ok("events", "the file system of the source is unknown")
     else:

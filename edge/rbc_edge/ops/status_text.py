@@ -50,6 +50,7 @@ def as_lines(status: StationStatus) -> list[str]:
     lines += [("", f"{row.slide_id}/{row.fov}: {row.message or row.failure}") for row in status.failures]
     if status.n_failed > len(status.failures):
         lines.append(("", f"and {status.n_failed - len(status.failures)} older ones"))
+    lines += [("not counted", line) for line in status.not_counted]
     if status.disk_free_bytes is not None:
         lines.append(("disk", f"{bytes_text(status.disk_free_bytes)} free"))
     if status.clock_problem:

@@ -86,6 +86,7 @@ class _Scrubber:
         if diagnosis.loaded is not None:
             given = asdict(diagnosis.loaded.settings) | dict.fromkeys(_FIXED_WORDS)
             known |= {str(value) for value in given.values() if isinstance(value, (str, Path))}
+            known |= set(diagnosis.loaded.settings.ignore)
             known |= {str(diagnosis.loaded.file)} - {"None"}
         known |= {str(diagnosis.out)} - {"None"}
         known |= {shown for name in known for shown in (path_text(name), repr(name)[1:-1])}
@@ -121,7 +122,7 @@ def _settings_shown(loaded: Loaded | None, scrub: _Scrubber) -> dict[str, Any]:
     for field in fields(Settings):
         value, source = getattr(loaded.settings, field.name), loaded.source[field.name]
         # A word that a person chose may be the name of a slide or a person.
-        if isinstance(value, (str, Path)) and field.name not in _FIXED_WORDS:
+        if isinstance(value, (str, Path, tuple)) and value and field.name not in _FIXED_WORDS:
             value = "given"
         where = "file" if loaded.file is not None and source.startswith(str(loaded.file)) else source
         shown[field.name] = {"value": value, "source": scrub(where)}
@@ -134,6 +135,7 @@ def _of_results(out: Path, scrub: _Scrubber) -> Iterator[tuple[str, str, str]]:
         running, state = read_state(out)
         if state is not None:
             shown = state.as_json() | {"running": running, "problems": len(state.problems)}
+            shown["not_counted"] = len(state.not_counted)
             shown["source"], shown["detail"] = bool(state.source), bool(state.detail)
             shown["polling_reason"] = scrub(state.polling_reason)
             yield "service.json", "the last state of the service", _json(shown)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from rbc_edge import __version__
 from rbc_edge.errors import RbcEdgeError, UnavailableError
+from rbc_edge.station.other_files import Remark
 from rbc_edge.station.prometheus import write_metrics
 from rbc_edge.station.session import Clock, Step
 from rbc_edge.station.state_file import MAX_PROBLEMS, Activity, ServiceState, StateFile, boot_id
@@ -46,6 +47,7 @@ class Announcer:
         self._metrics: Path | None = None
         self._metrics_error = ""
         self._problems: set[str] = set()
+        self._remarks: set[str] = set()  # keys of what was said
         self._pace: deque[float] = deque()  # when images were recorded, monotonic seconds
 
     def close(self) -> None:
@@ -66,8 +68,15 @@ class Announcer:
         """Changes the state, to be told with the next `tell`."""
         self.state = replace(self.state, **changes)
 
-    def note_scan(self, problems: Sequence[str], scan_s: float) -> None:
-        """Notes a scan, and logs the problems that are new."""
+    def note_scan(
+        self, problems: Sequence[str], scan_s: float, *, not_counted: Sequence[Remark] = ()
+    ) -> None:
+        """Notes a scan, and logs the problems that are new, and what is not counted."""
+        for remark in not_counted:
+            if remark.key not in self._remarks:  # once, and not with each file
+                self._remarks.add(remark.key)
+                log.warning("%s", remark)
+        self.note(not_counted=tuple(map(str, not_counted)))
         for problem in problems:
             if problem not in self._problems:
                 log.warning("%s", problem)

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Final
 
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
+from rbc_edge.station.other_files import Ignored, OtherFiles, may_be_copy, without_copies
 from rbc_edge.store.outdir import is_result
 from rbc_edge.store.schema import FILE_NAME
-from rbc_edge.text import IMAGE_SUFFIXES, name_text, path_text
+from rbc_edge.text import name_text, path_text
 from rbc_edge.values import InboxFile
+from rbc_edge.vision.image_file import read_suffixes
 
 log = logging.getLogger(__name__)
 
 # Failures that an incomplete file shows too: one that is still being written, or moved.
 UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable", "vanished", "changed"})
 RESULTS: Final = "results of rbc-edge; they are not counted"
+_IGNORED: Final = "files and folders passed over: made by a system, or as the setting ignore says"
 _MAX_NS: Final = 2**63 - 1
 _CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
 _FIRST_WAIT_S: Final = 0.5  # before an incomplete file is tried again; doubled each time
@@ -42,9 +45,16 @@ class Inbox:
     results: tuple[Path, ...] = ()  # folders and links passed over, because they hold results of ours
     # Of a scan that goes on, in words: images left out for a name taken before, names without the pattern.
     clashes: tuple[str, ...] = ()
+    other: OtherFiles = field(default_factory=OtherFiles)  # passed over, and to be said
 
 
-def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool = False) -> Inbox:
+def scan(
+    paths: Sequence[Path],
+    *,
+    slide_pattern: str | None = None,
+    ignore: Sequence[str] = (),
+    go_on: bool = False,
+) -> Inbox:
     """Finds the image files of folders and files, and says which slide each belongs to.
 
     The files directly in a folder given are the slide named after that folder; each of its sub-folders, at
@@ -52,7 +62,9 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
     after its folder. A file is taken once, however often and by whichever way it is given. Hidden files and
     folders, other suffixes and everything that is not a regular file are passed over; a file given by name
     is taken whatever its suffix. A link that points nowhere is taken, so that it shows up as a failed image.
-    Folders with a ledger, and links into results, are passed over.
+    Folders with a ledger, and links into results, are passed over. So are folders that systems make, what
+    `ignore` names (`other_files.Ignored`; both not where it is the only path given), and copies that programs
+    made of an image beside them.
 
     The pattern is a regular expression, searched for in each file's name, with the named group ``slide`` and
     optionally ``fov``. A file in which it is not found falls back to its folder, and that is said. Names are
@@ -65,17 +77,19 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
         UnavailableError: A path is missing or cannot be read, or there is no image at all.
     """
     pattern = check_pattern(slide_pattern)
-    walk = _Walk()
+    walk = _Walk(Ignored(ignore), read_suffixes(), is_only=len(paths) == 1)
     for path in paths:
         walk.take(Path(os.path.abspath(path)))  # noqa: PTH100 -- resolve() would rename linked slides
     if not walk.found and not go_on:
         where = ", ".join(path_text(p) for p in paths) or "no path given"
         blocked = "".join(f"; cannot read {path_text(p)}" for p in walk.unreadable)
         blocked += "".join(f"; {path_text(p)}: {RESULTS}" for p in walk.results)
-        advice = f"images are files whose name ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
+        blocked += "".join(f"; {remark}" for remark in walk.other.remarks())
+        blocked += f"; {walk.other.n_ignored} {_IGNORED}" if walk.other.n_ignored else ""
+        advice = f"images are files whose name ends in {', '.join(sorted(walk.suffixes))}"
         raise UnavailableError(f"no image found: {where}{blocked}", advice)
     clashes: list[str] = []
-    files = _named(walk.found, pattern, clashes if go_on else None)
+    files = _named(walk.without_copies(), pattern, clashes if go_on else None)
     if not go_on:
         for folder in walk.unreadable:
             log.warning("%s: cannot be read; its images are not counted", path_text(folder))
@@ -83,7 +97,10 @@ def scan(paths: Sequence[Path], *, slide_pattern: str | None = None, go_on: bool
             log.warning("%s: %s", path_text(result), RESULTS)
         if walk.n_skipped:
             log.info("%d files passed over: not an image by their name, or not regular files", walk.n_skipped)
-    return Inbox(files, tuple(walk.unreadable), walk.n_skipped, tuple(walk.results), tuple(clashes))
+        if walk.other.n_ignored:
+            log.info("%d %s", walk.other.n_ignored, _IGNORED)
+    passed_over = (tuple(walk.unreadable), walk.n_skipped, tuple(walk.results), tuple(clashes), walk.other)
+    return Inbox(files, *passed_over)
 
 
 def mtime_ns(status: os.stat_result) -> int:
@@ -118,15 +135,26 @@ class _Found:
 class _Walk:
     """The walk over all paths given. It remembers real folders and files, so that none is taken twice."""
 
+    ignored: Ignored
+    suffixes: frozenset[str]  # of images
+    is_only: bool  # whether one path is given: it is taken whatever its name
     found: list[_Found] = field(default_factory=list)
+    other: OtherFiles = field(default_factory=OtherFiles)
     unreadable: list[Path] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
     n_skipped: int = 0
     _folders: set[tuple[int, int]] = field(default_factory=set)
     _files: set[tuple[int, int, str]] = field(default_factory=set)
+    _not_read: list[tuple[object, str]] = field(default_factory=list)  # folder and name of each file
+    _has_copies: bool = False  # perhaps
+    _start: int = 0  # of a path: where its way from the folder given begins
 
     def take(self, path: Path) -> None:
         """Takes one absolute path the user gave."""
+        if not self.is_only and self.ignored(path.name, path.name):
+            self.other.n_ignored += 1  # the shell has put it in the place of a *
+            return
+        self._start = len(os.path.join(path, ""))  # noqa: PTH118 -- the root has its / already
         try:
             status = path.stat()
         except OSError as error:
@@ -171,30 +199,48 @@ class _Walk:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if self.ignored.has_patterns and self.ignored(entry.name, entry.path[self._start :]):
+                self.other.n_ignored += 1
+                continue
             if entry.is_symlink() and is_result(Path(entry.path)):
                 # Else each picture that we draw would be an image to count.
                 self.results.append(Path(entry.path))
                 continue
-            is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  ten times faster
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  ten times faster
             try:
                 status = _status(entry)
             except OSError:
                 continue  # gone since the listing
             if stat.S_ISDIR(status.st_mode):
+                if self.ignored(entry.name, "") or self.other.add_kind(suffix, is_folder=True):
+                    continue
                 name = prefix + name_text(entry.name)
                 yield Path(entry.path), status, name, f"{name}--"
-            elif is_image and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            elif not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                self.n_skipped += 1
+            elif suffix in self.suffixes:
                 self._file(Path(entry.path), status, slide, folder)
+            elif self.other.add_kind(suffix):
+                self._not_read.append(((folder.st_dev, folder.st_ino), entry.name))
             else:
                 self.n_skipped += 1
 
     def _file(self, path: Path, status: os.stat_result, slide: str, folder: os.stat_result) -> None:
         # By folder and name, not by the file's own number: two links to one file are two names, which the
         # ledger tells apart by content.
-        identity = (folder.st_dev, folder.st_ino)
-        if (*identity, path.name) not in self._files:
-            self._files.add((*identity, path.name))
+        identity, name = (folder.st_dev, folder.st_ino), path.name
+        if (*identity, name) not in self._files:
+            self._files.add((*identity, name))
+            self._has_copies = self._has_copies or may_be_copy(name)
             self.found.append(_Found(path, slide, identity, status))
+
+    def without_copies(self) -> list[_Found]:
+        """Returns what was found without copies that programs made of it."""
+        if not self._has_copies:
+            return self.found
+        copies = without_copies([(file.folder, file.path.name) for file in self.found], self._not_read)
+        self.other.copies += [self.found[i].path for i in sorted(copies)]
+        return [file for i, file in enumerate(self.found) if i not in copies] if copies else self.found
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
@@ -252,7 +298,9 @@ def _named(
     files: dict[tuple[str, str], InboxFile] = {}
     for (slide, fov), same in by_name.items():
         for file in same:
-            name = fov if len(same) == 1 else name_text(file.path.name)
+            # In front of a # stands the name of a file whose pages are fields of their own.
+            is_page = (slide, fov.rpartition("#")[0]) in by_name
+            name = name_text(file.path.name) if len(same) > 1 or is_page else fov
             if other_image := files.get((slide, name)):
                 images = f"{path_text(other_image.path)} and {path_text(file.path)}"
                 advice = "rename one of them, or give a --slide-pattern that tells them apart"
@@ -333,7 +381,7 @@ class Debounce:
     def put_back(self, file: InboxFile, now_s: float) -> None:
         """Has a file tried again later, less and less often, and once more when its grace is over."""
         seen = self._seen.get(file.path)
-        if seen is None:
+        if seen is None or seen.not_before_s > now_s:  # another page of the file has put it back
             return
         wait_s = min(_FIRST_WAIT_S * 2**seen.n_tries, _MAX_WAIT_S)
         seen.n_tries = min(seen.n_tries + 1, 30)

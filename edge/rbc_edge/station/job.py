@@ -27,7 +27,7 @@ from rbc_edge.errors import (
     machine_trouble,
 )
 from rbc_edge.store.rows import Look
-from rbc_edge.text import path_text
+from rbc_edge.text import better_formats, name_text, path_text
 from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
 from rbc_edge.vision import image_file
 from rbc_edge.vision.analyzer import Analyzer
@@ -39,6 +39,7 @@ SCALE_FIELDS: Final = 8  # of view a slide's scale is estimated from
 MACHINE: Final = "machine"  # failure of a look for which the computer had no memory. Never recorded.
 _SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
+_LARGE_BYTES: Final = 60_000_000  # a field of 20 megapixels, not compressed
 _M_ARENA_MAX: Final = -8  # malloc.h
 
 
@@ -92,6 +93,7 @@ class Task:
     scale: Scale  # of its slide, or the user's
     recipe: AnalyzerRecipe
     known: frozenset[str] = frozenset()  # digests of contents that need no analysis: they are counted already
+    beside: frozenset[Path] = frozenset()  # all files of the slide: none that is passed over takes a count
 
 
 class _Kept:
@@ -149,9 +151,14 @@ def look_at(task: Task) -> Look:
         # One of the large ones at a time: two of 20 megapixels are half a gigabyte.
         with _ONE_LARGE if _is_large(file, scale) else nullcontext():
             diameter_px = scale.cell_diameter_px
-            field = image_file.load_field(file.path, file.slide_id, file.fov, cell_diameter_px=diameter_px)
+            field = image_file.load_field(
+                file.path, file.slide_id, file.fov, file.page, cell_diameter_px=diameter_px
+            )
             look = replace(look, sha256=field.sha256, captured_at=field.captured_at)
-            if field.sha256 not in task.known:
+            if other := _in_better_format(task, field):
+                what = f"the same shot as {path_text(other.name)}, which is counted"
+                look = replace(look, failure="other-format", message=what)
+            elif field.sha256 not in task.known:
                 look = replace(look, result=_KEPT.of(task.recipe).analyze(field, scale))
     except ImageError as error:
         look = _troubled(file, error.__cause__) or replace(look, failure=error.reason, message=str(error))
@@ -164,6 +171,19 @@ def look_at(task: Task) -> Look:
     if look.failure not in ("", "vanished", "unreadable", MACHINE) and not look.sha256:
         look = replace(look, sha256=digest(file))
     return replace(look, elapsed_ms=(perf_counter() - started_s) * 1e3)
+
+
+def _in_better_format(task: Task, field: FieldOfView) -> Path | None:
+    """Returns a file that shows the same shot in a format that keeps more of it. Two pictures are no shot."""
+    file = task.file
+    if file.page or file.fov != name_text(file.path.name):  # its name without the ending is its own
+        return None
+    for suffix in better_formats(file.path.suffix):
+        for path in (file.path.with_suffix(s) for s in (suffix, suffix.upper())):
+            with suppress(ImageError):  # it fails alone
+                if path in task.beside and image_file.are_alike(field, image_file.load_field(path, "", "")):
+                    return path
+    return None
 
 
 def _troubled(file: InboxFile, error: BaseException | None) -> Look | None:
@@ -228,7 +248,7 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
         if sum(image.shape[0] * image.shape[1] for image in images.values()) > _SCALE_PIXELS:
             break
         try:
-            images[file] = image_file.load_field(file.path, file.slide_id, file.fov).image
+            images[file] = image_file.load_field(file.path, file.slide_id, file.fov, file.page).image
         except Exception as error:
             short_of_memory |= _troubled(file, error) is not None
             log.debug("%s: not used for the scale", path_text(file.path), exc_info=True)
@@ -251,10 +271,10 @@ def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleL
 
 
 def digest(file: InboxFile) -> str:
-    """Returns the hex digest of a file's content. Empty where it cannot be read, or only in minutes."""
+    """Returns `image_file.content_id` of a field. Empty where it cannot be read, or only in minutes."""
     if file.size_bytes <= _MAX_HASHED_BYTES:
         with suppress(OSError), Path(file.path).open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+            return image_file.content_id(hashlib.file_digest(content, "sha256").hexdigest(), file.page)
     return ""
 
 
@@ -267,5 +287,7 @@ def spread(files: Sequence[InboxFile]) -> list[InboxFile]:
 
 
 def _is_large(file: InboxFile, scale: Scale) -> bool:
+    if file.size_bytes > _LARGE_BYTES:  # a file of many pages is read as a whole for each
+        return True
     # Whatever the file's size: 250 megapixels of one colour are a PNG of 30 kB.
     return image_file.n_pixels(file.path, scale.cell_diameter_px) >= image_file.LARGE_PIXELS

@@ -9,7 +9,7 @@ service.
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -23,6 +23,7 @@ from rbc_edge.errors import ExitCode, RbcEdgeError, UnavailableError, UsageError
 from rbc_edge.station.announcer import Announcer
 from rbc_edge.station.inbox import RESULTS, UNFINISHED, Debounce, Inbox, check_pattern, scan
 from rbc_edge.station.job import MACHINE, drop_analyzer
+from rbc_edge.station.other_files import NOT_COUNTED_NOTE
 from rbc_edge.station.session import Clock, CountOptions, Session
 from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
@@ -231,7 +232,9 @@ class _Service:
                 inbox = self._scan()
             except (UnavailableError, OSError) as error:  # gone, or closed to us, since the probe
                 return self._source_away(str(error))
-            is_empty = not (inbox.files or inbox.unreadable or self._options.marker is not None)
+            is_empty = not (
+                inbox.files or inbox.unreadable or inbox.other or self._options.marker is not None
+            )
             if is_empty and (missing := self._watcher.missing_mount(session.ledger.reader, found)):
                 return self._source_away(missing)
             return self._work(session, inbox, found)
@@ -247,7 +250,8 @@ class _Service:
     def _work(self, session: Session, inbox: Inbox, found: Probe) -> float | None:
         """Counts a portion of the images that are complete."""
         now_s = self._clock.monotonic_s()
-        ready = self._debounce.see(self._to_do(session, inbox), self._closed, now_s)
+        files = session.unfold(inbox.files, self._done)
+        ready = self._debounce.see(self._to_do(session, files), self._closed, now_s)
         self._closed.clear()
         n_waiting = self._debounce.n_waiting(now_s)
         self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
@@ -255,6 +259,11 @@ class _Service:
             if held := session.views.tables.held:
                 with writing(self._options.counting.out):
                     session.refresh(set(held))
+            other = "\n".join(map(str, inbox.other.remarks()))
+            if session.ledger.reader.note(NOT_COUNTED_NOTE) != other and self._has_room():
+                with writing(self._options.counting.out):  # for `status`, when the service has ended
+                    session.ledger.keep_note(NOT_COUNTED_NOTE, other)
+                    session.ledger.commit()
             self._n_troubles = 0
             detail = f"waiting for {n_waiting} unfinished images" if n_waiting else ""
             self._say.tell(Activity.WATCHING, detail)
@@ -264,7 +273,7 @@ class _Service:
                 return None
             return max(min(self._next_scan_s, self._debounce.next_s()) - self._clock.monotonic_s(), _SOON_S)
         self._check_room()
-        of_slide = {slide: list(files) for slide, files in groupby(inbox.files, key=lambda f: f.slide_id)}
+        of_slide = {slide: list(files) for slide, files in groupby(files, key=lambda f: f.slide_id)}
         # The slide under the microscope does not wait for an archive that was copied in.
         portions = [list(files) for _, files in groupby(ready, key=lambda f: f.slide_id)]
         portions.sort(key=lambda files: max(file.mtime_ns for file in files), reverse=True)
@@ -274,6 +283,7 @@ class _Service:
             summary = session.count(
                 list(chain.from_iterable(portions)),
                 of_slide=of_slide,
+                copies=inbox.other.copies,
                 time_s=max(_PORTION_S, self._say.state.scan_ms / 1e3 * _OVERHEAD),
             )
         self._is_short_of_memory = bool(summary.troubled)
@@ -290,16 +300,18 @@ class _Service:
 
     def _make_pictures(self, session: Session) -> bool:
         """Goes on with what is to be drawn, while nothing is to be counted; tells whether all is."""
-        counting = self._options.counting
-        if not session.views.are_due or free_bytes(counting.out) < self._options.min_free_bytes:
+        if not session.views.are_due or not self._has_room():
             return True  # the room that is left is for counts
         return session.views.catch_up(keep_going=self._has_time, time_s=_PORTION_S, wait=not self._once)
+
+    def _has_room(self) -> bool:
+        return free_bytes(self._options.counting.out) >= self._options.min_free_bytes
 
     def _has_time(self) -> bool:
         self._say.alive()
         return self._stop.signal is None
 
-    def _to_do(self, session: Session, inbox: Inbox) -> list[InboxFile]:
+    def _to_do(self, session: Session, files: Sequence[InboxFile]) -> list[InboxFile]:
         """Returns the files that need a look. What is done stays in memory as a number for each file."""
         changes = session.ledger.reader.changes()
         if changes != self._changes:  # `rbc-edge run` or `retry` has changed the ledger
@@ -307,8 +319,8 @@ class _Service:
             self._done.clear()
             session.views.tables.look_again()
         before = self._done
-        plan = session.plan([file for file in inbox.files if hash(file) not in before])
-        self._done = {hash(file) for file in inbox.files if hash(file) in before}
+        plan = session.plan([file for file in files if hash(file) not in before])
+        self._done = {hash(file) for file in files if hash(file) in before}
         # A duplicate may need a look later, when its original changes.
         self._done |= {hash(file) for file, status in plan.done.items() if status is not Status.DUPLICATE}
         return list(plan.to_do)
@@ -317,7 +329,10 @@ class _Service:
 
     def _scan(self) -> Inbox:
         started_s = self._clock.monotonic_s()
-        inbox = scan([self._options.source], slide_pattern=self._options.counting.slide_pattern, go_on=True)
+        counting = self._options.counting
+        inbox = scan(
+            [self._options.source], slide_pattern=counting.slide_pattern, ignore=counting.ignore, go_on=True
+        )
         scan_s = (ended_s := self._clock.monotonic_s()) - started_s
         self._next_scan_s = ended_s + max(self._options.scan_every_s, scan_s * _OVERHEAD)
         self._soonest_scan_s = ended_s + max(_SOON_S, scan_s * _OVERHEAD / 2)
@@ -325,7 +340,8 @@ class _Service:
         results = [f"{path_text(path)}: {RESULTS}" for path in inbox.results]
         held = self._session.views.tables.held.values() if self._session else ()
         self._is_incomplete = bool(unreadable or inbox.clashes)
-        self._say.note_scan([*unreadable, *inbox.clashes, *held, *results], scan_s)
+        problems = [*unreadable, *inbox.clashes, *held, *results]
+        self._say.note_scan(problems, scan_s, not_counted=inbox.other.remarks())
         return inbox
 
     def _source_away(self, reason: str) -> float:

@@ -7,10 +7,10 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from math import inf, nan
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
-from rbc_edge.station import job
+from rbc_edge.station import job, other_files
 from rbc_edge.station.inbox import mtime_ns, scan
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
@@ -27,10 +27,11 @@ from rbc_edge.store.ledger import ESTIMATED, Ledger
 from rbc_edge.store.queries import SlideContents
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
 from rbc_edge.store.schema import is_gone
-from rbc_edge.text import count_text, name_text, one_line, path_text, utc_text
+from rbc_edge.text import PAGED_SUFFIXES, count_text, name_text, one_line, path_text, utc_text
 from rbc_edge.values import InboxFile, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
+from rbc_edge.vision.image_file import content_id, n_fields
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an i
 _WAIT_FOR_WRITER_S: Final = 60.0  # a running service releases the folder every few seconds
 _POLL_S: Final = 0.2
 _TOGETHER: Final = 8  # images whose attempts are noted at once
+_TOGETHER_ASKED: Final = 500  # files whose pages one query asks for
 SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
 _Place = tuple[str, Path, str]  # fov, path and digest of a counted field
 _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
@@ -63,6 +65,7 @@ class CountOptions:
     recipe: job.AnalyzerRecipe  # what to count with
     scale: Scale | None = None  # the user's; None: estimated for each slide
     slide_pattern: str | None = None  # see `inbox.scan`
+    ignore: Sequence[str] = ()  # see `inbox.scan`
     force: bool = False  # count again what was counted
     adopt: bool = False  # take a folder that holds tables of others, which are moved aside (`outdir.claim`)
     max_failures: int | None = None  # stop after this many failed images; None: never
@@ -108,6 +111,10 @@ class Summary:
     held: list[str] = field(default_factory=list)  # tables that could not be replaced, and why
     unsettled: set[str] = field(default_factory=set)  # slides of which a file that was done may need a look
     notes: list[str] = field(default_factory=list)  # what a person should know, a line each
+    not_read: dict[str, int] = field(
+        default_factory=dict
+    )  # files of kinds that are not read, by their ending
+    n_copies: int = 0  # pictures passed over that a program made of an image beside them
 
     @property
     def exit_code(self) -> int:
@@ -141,7 +148,8 @@ def count_once(
     """
     stop, out, clock = stop or Stop(), options.out, clock or Clock()
     outdir.check_apart(paths, out)
-    inbox = scan(paths, slide_pattern=options.slide_pattern)
+    inbox = scan(paths, slide_pattern=options.slide_pattern, ignore=options.ignore)
+    not_counted = list(map(str, inbox.other.remarks()))
     outdir.make(out)
     try:
         with outdir.writing(out, wait_s=_WAIT_FOR_WRITER_S):
@@ -153,10 +161,13 @@ def count_once(
                     session.ledger.reader.tables_are_stale()
                 ):  # a run was killed: its counts show before the work
                     session.refresh()
-                summary = session.count(inbox.files)
+                session.ledger.keep_note(other_files.NOT_COUNTED_NOTE, "\n".join(not_counted))
+                summary = session.count(session.unfold(inbox.files), copies=inbox.other.copies)
     finally:
         job.drop_analyzer(options.recipe)
     summary.n_unreadable_folders = len(inbox.unreadable)
+    summary.not_read, summary.n_copies = dict(inbox.other.kinds), len(inbox.other.copies)
+    summary.notes[:0] = not_counted
     # Without the lock: what only reads, and takes its time, keeps no service waiting.
     make_pictures(out, options.views, keep_going=lambda: stop.signal is None)
     summary.stopped_by = stop.signal
@@ -203,6 +214,7 @@ class Session:
         self._last_commit_s = self._clock.monotonic_s()
         self._n_new_failures = 0
         self._digests: dict[InboxFile, str] = {}  # of files that were not recorded yet
+        self._n_pages: dict[int, int] = {}  # fields of files that hold several, by the hash of the file
         self._noted: set[str] = set()  # what was said: a service says it once
         self.views = Views(ledger, options.views, monotonic_s=self._clock.monotonic_s)
 
@@ -220,6 +232,22 @@ class Session:
         """Says which files need a look (`Ledger.plan`)."""
         return self.ledger.plan(files, self._version, force=self._options.force)
 
+    def unfold(self, files: Sequence[InboxFile], done: Container[int] = ()) -> list[InboxFile]:
+        """Returns the fields of view that files hold: of a TIFF with several full pages, each page.
+
+        What is in a file is known from the ledger, or read from its list of pages. `done` are hashes of files
+        that are one field each.
+        """
+        asked = [f for f in files if f.path.suffix.lower() in PAGED_SUFFIXES and hash(f) not in done]
+        asked = [f for f in asked if hash(f) not in self._n_pages]
+        for start in range(0, len(asked), _TOGETHER_ASKED):
+            portion = asked[start : start + _TOGETHER_ASKED]
+            known = self.ledger.reader.n_pages(portion, self._version.bundle_id)
+            for file in portion:
+                if self._keep_going() and (n := known.get(file) or n_fields(file.path)) > 1:
+                    self._n_pages[hash(file)] = n
+        return [page for f in files for page in f.pages(self._n_pages.get(hash(f), 1))]
+
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Writes tables (`Views.refresh`). They never show what a power cut could take back."""
         self.ledger.commit()
@@ -230,6 +258,7 @@ class Session:
         files: Sequence[InboxFile],
         *,
         of_slide: Mapping[str, Sequence[InboxFile]] | None = None,
+        copies: Sequence[Path] = (),
         time_s: float = inf,
     ) -> Summary:
         """Counts files in order, slide by slide, and refreshes the tables, also when it ends early.
@@ -238,13 +267,16 @@ class Session:
             files: What to count. Files of one slide stand together.
             of_slide: All images there are, by slide, where `files` is only a part of them. A slide's scale is
                 estimated from these.
+            copies: Pictures that are copies of an image beside them. Those that came before it are counted,
+                and are taken out of the counts.
             time_s: Ends early, between two images, after this time, seconds.
         """
         portion = _Portion(Summary(n_images=len(files)), self._clock.monotonic_s() + time_s)
         with self._workers() as workers:
             try:
                 self._note_settings(portion)
-                plan = self._without_killers(self._without_strangers(self.plan(files), portion), portion)
+                plan = self._without_copies(self.plan(files), copies, portion)
+                plan = self._without_killers(self._without_strangers(plan, portion), portion)
                 for slide_id, group in groupby(files, key=lambda f: f.slide_id):
                     if self._is_over(portion):
                         break
@@ -280,6 +312,32 @@ class Session:
             while workers.at_work and not self._stop.is_late:
                 wait(list(workers.at_work), timeout=_POLL_S)
             workers.shutdown(wait=not workers.at_work, cancel_futures=True)
+
+    def _without_copies(self, plan: Plan, copies: Sequence[Path], portion: "_Portion") -> Plan:
+        """Takes copies that programs made of an image out of the counts. Returns the plan without them.
+
+        A copy may have come before its image, and is counted. Or its image is counted, and has left since.
+        """
+        done = dict(plan.done)
+        late = [file for file in plan.to_do if self._is_late_copy(file)]
+        for file in (*self.ledger.reader.counted_at(copies), *late):
+            message = f"{path_text(file.path)}: made by a program of an image that lies beside it"
+            look = Look(file, failure="copy", message=message)
+            recorded = self.ledger.record(look, self._version, self._now())
+            assert recorded is not None  # a failure always gives a row
+            done[file] = recorded.row.status
+            portion.changed |= {file.slide_id, *recorded.left}
+        if late:
+            pictures, example = count_text(len(late), "picture"), path_text(late[0].path)
+            self._note(f"{pictures} not counted, made by a program of a counted image: {example}", portion)
+        return replace(plan, done=done, to_do=tuple(f for f in plan.to_do if f not in done))
+
+    def _is_late_copy(self, file: InboxFile) -> bool:
+        names = set(other_files.originals(file.path.stem))
+        return bool(names) and any(
+            path.parent == file.path.parent and not names.isdisjoint(other_files.keys(path.name))
+            for _, path, _ in self.ledger.reader.places(file.slide_id)
+        )
 
     def _without_killers(self, plan: Plan, portion: "_Portion") -> Plan:
         """Records as failed what kills a process; returns the plan without it."""
@@ -322,6 +380,7 @@ class Session:
         if len(slide.status) + len(slide.waiting) < len(slide.files):
             to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
             slide.moved = self._moved_to(slide, to_do)
+            slide.beside = frozenset(f.path for f in everything)
             slide.contents = reader.contents(slide.slide_id, self._version)
             slide.scale, is_recount = self._slide_scale(slide, everything, workers)
             if is_recount:
@@ -391,7 +450,7 @@ class Session:
             known = frozenset[str]()
             if not self._options.force:
                 known = slide.contents.counted.get(file.size_bytes, known) | slide.moved
-            yield job.Task(file, slide.scale, self._options.recipe, known)
+            yield job.Task(file, slide.scale, self._options.recipe, known, slide.beside)
             if is_alone:
                 yield None
 
@@ -419,13 +478,13 @@ class Session:
                 return None
         recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is None:  # its content was known, but what knew it is gone
-            task = job.Task(file, slide.scale, self._options.recipe)
+            task = job.Task(file, slide.scale, self._options.recipe, beside=slide.beside)
             look = self._wait(workers.submit(job.look_at, task))
             if look.failure == job.MACHINE:
                 return self._record(look, slide, workers)
             recorded = self.ledger.record(look, self._version, now, force=self._options.force)
         if recorded is not None:
-            self._digests.pop(file, None)
+            self._digests.pop(file.whole, None)
             self._n_new_failures += recorded.row.status is Status.FAILED
         return recorded
 
@@ -450,9 +509,10 @@ class Session:
 
     def _digest(self, file: InboxFile) -> str:
         """Returns the digest of a file that is to be looked at, read once. Empty where it cannot be read."""
-        if file not in self._digests and self._keep_going():
-            self._digests[file] = job.digest(file)
-        return self._digests.get(file, "")
+        whole = file.whole
+        if whole not in self._digests and self._keep_going():
+            self._digests[whole] = job.digest(whole)
+        return content_id(self._digests.get(whole, ""), file.page)
 
     def _moved_to(self, slide: "_Slide", files: Sequence[InboxFile]) -> frozenset[str]:
         """Returns the digests of files that other slides have counted and lost.
@@ -553,6 +613,7 @@ class Session:
         options, scale = self._options, self._options.scale
         now = {
             "slide pattern": options.slide_pattern or "none",
+            "ignore": ", ".join(options.ignore) or "none",
             "scale": f"{scale.cell_diameter_px:g} px a cell" if scale else "estimated",
             "edges": str(options.views.edges),
             "bundle": options.recipe.bundle_id,
@@ -647,6 +708,7 @@ class _Slide:
         self.interrupted: Mapping[InboxFile, Attempt] = plan.interrupted
         self.status = {f: plan.done[f] for f in files if f in plan.done}  # what became of them
         self.scale = Scale(nan, ScaleSource.NONE)
+        self.beside = frozenset[Path]()  # every file that there is of the slide
         self.contents = SlideContents({}, frozenset())
         self.begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
         self.counted: set[InboxFile] = set()  # now
@@ -657,6 +719,7 @@ class _Slide:
         self.moved = frozenset[str]()  # digests of contents that come from slides that lost them
         # How many fields moved here from each slide, with their counts (True) or to be counted again.
         self.came_from: Counter[tuple[str, bool]] = Counter()
+        self.drawn: list[Path] = []  # pictures that we drew, here in place of images
         self.is_changed = self.is_unsettled = self.was_unsettled = False
 
     def add(self, file: InboxFile, recorded: Recorded | None) -> None:
@@ -668,6 +731,8 @@ class _Slide:
         self.status[file] = recorded.row.status
         if recorded.is_new:
             self.counted.add(file)
+        if recorded.row.failure == "overlay":
+            self.drawn.append(file.path)
         self.is_changed = True
         self.is_unsettled |= recorded.is_unsettling
         self.was_unsettled |= recorded.is_unsettling
@@ -676,7 +741,10 @@ class _Slide:
             self.came_from[recorded.moved_from, recorded.is_renamed] += 1
 
     def notes(self) -> Iterator[str]:
-        """Says what has moved."""
+        """Says what has moved, and what is no image of a camera."""
+        if self.drawn:
+            pictures = f"{count_text(len(self.drawn), 'picture')} not counted, drawn by rbc-edge"
+            yield f"slide {self.slide_id}: {pictures}, such as {path_text(self.drawn[0])}"
         for (slide_id, is_whole), n in self.came_from.items():
             fields = count_text(n, "field")
             if slide_id == self.slide_id:

@@ -73,6 +73,7 @@ class ServiceState:
     n_failed: int = 0  # since the start
     images_per_min: float = 0.0  # recorded, over the last five minutes
     problems: tuple[str, ...] = ()  # clashing names, unreadable folders; at most `MAX_PROBLEMS`
+    not_counted: tuple[str, ...] = ()  # what lies in the source besides images, a line each
     bundle_id: str = ""  # the bundle that it counts with
     scanned_at: str = ""  # when the source was last scanned
     scan_ms: float = 0.0  # how long that took
@@ -82,7 +83,8 @@ class ServiceState:
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `json.dumps` takes."""
-        return asdict(self) | {"activity": str(self.activity), "problems": list(self.problems)}
+        lists = {"problems": list(self.problems), "not_counted": list(self.not_counted)}
+        return asdict(self) | {"activity": str(self.activity), **lists}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -211,6 +213,9 @@ def _packed(state: ServiceState) -> bytes:
     while len(packed := _framed(state.as_json())) > STATE_FILE_BYTES:
         if state.problems:
             state = replace(state, problems=state.problems[:-1])
+            continue
+        if state.not_counted:
+            state = replace(state, not_counted=state.not_counted[:-1])
             continue
         texts = {f.name: v for f in fields(state) if type(v := getattr(state, f.name)) is str}
         longest, text = max(texts.items(), key=lambda item: len(item[1]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError
+from rbc_edge.station.other_files import NOT_COUNTED_NOTE
 from rbc_edge.station.state_file import ServiceState, boot_id, read_state
 from rbc_edge.store.outdir import free_bytes
 from rbc_edge.store.queries import Reader
@@ -37,6 +38,7 @@ class StationStatus:
     newest_result_age_s: float | None  # never negative; None: there is none, or the clock is wrong
     clock_problem: str  # what is wrong with the computer's clock
     disk_free_bytes: int | None  # for results; None: unknown
+    not_counted: tuple[str, ...] = ()  # what lies beside the images, of the running service or the last run
 
     @property
     def live(self) -> ServiceState | None:
@@ -79,6 +81,7 @@ class StationStatus:
             "newest_result_age_s": _rounded(self.newest_result_age_s),
             "disk_free_bytes": self.disk_free_bytes,
             "bundle_id": state.bundle_id if state else None,
+            "not_counted": list(self.not_counted),
             "failure_counts": dict(self.failure_counts),
             "failures": [
                 {name: getattr(row, name) for name in _FAILURE_KEYS} | {"path": path_text(row.path)}
@@ -102,10 +105,12 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     tally, problem = None, ""
     failures: list[FieldRow] = []
     failure_counts: dict[str, int] = {}
+    not_counted = state.not_counted if running and state else ()
     try:
         with Reader.open(out) as reader:
             tally = reader.tally()
             failures, failure_counts = reader.failures(MAX_FAILURES), reader.failure_counts()
+            not_counted = not_counted if running else tuple(reader.note(NOT_COUNTED_NOTE).splitlines())
     except UnavailableError as error:
         if not running:
             raise
@@ -116,7 +121,7 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     silent_s = _silent_s(state, now, monotonic_s) if running and state else None
     newest = _newest_result(state if running else None, tally, now, monotonic_s)
     ledger = (tally, problem, tuple(failures), failure_counts)
-    return StationStatus(out, running, state, silent_s, *ledger, *newest, free)
+    return StationStatus(out, running, state, silent_s, *ledger, *newest, free, not_counted)
 
 
 def _newest_result(

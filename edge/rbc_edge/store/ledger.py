@@ -18,6 +18,8 @@ from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import (
     DECISION,
     FIELD_COLUMNS,
+    NO_FIELDS,
+    OTHER_FORMAT,
     Attempt,
     FieldRow,
     Look,
@@ -31,9 +33,11 @@ from rbc_edge.store.rows import (
     field_row,
     pack_cells,
     pack_counts,
+    place,
+    places_in,
 )
 from rbc_edge.store.schema import Database, is_gone
-from rbc_edge.text import path_text
+from rbc_edge.text import better_formats, path_text
 from rbc_edge.values import InboxFile
 
 _T = TypeVar("_T")
@@ -95,7 +99,7 @@ class Ledger:
         recorded = set(self._recorded)
         self._is_decided = None
         for portion in _portions(files):
-            of_path = {os.fsencode(f.path): f for f in portion}
+            of_path = {place(f): f for f in portion}
             for row in self._known(list(of_path)):
                 file = of_path[row[0]]
                 if not force and (status := _done_as(file, row, version)) is not None:
@@ -122,7 +126,7 @@ class Ledger:
             if sandbox:
                 db.executemany("UPDATE attempt SET trials = trials + 1 WHERE path = ?", _paths(files))
             elif files:
-                values = [(os.fsencode(f.path), f.size_bytes, f.mtime_ns, 1, 0, _PROCESS) for f in files]
+                values = [(place(f), f.size_bytes, f.mtime_ns, 1, 0, _PROCESS) for f in files]
                 db.execute(
                     f"INSERT INTO attempt VALUES {_places(values)} ON CONFLICT (path) DO UPDATE SET"
                     " n = CASE WHEN size_bytes = excluded.size_bytes AND mtime_ns = excluded.mtime_ns"
@@ -294,15 +298,22 @@ class _Record:
         self._elsewhere: _KeyedRow | None = None  # of the same content, counted in a slide that lost the file
         self._outdated: list[_KeyedRow] = []  # of the same file, or of the same broken one, by another name
         self._has_passed_over = False
-        path = os.fsencode(file.path)
+        in_file = places_in(file.path)
         for key, decision, *values in self._db.execute(
             f"SELECT field_key, decision.kind, {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
-            f" {DECISION} WHERE (field.slide_key = ?1 AND fov = ?2) OR sha256 = ?3 OR path = ?4",
-            (self._slide_key, file.fov, look.sha256 or None, path),
+            f" {DECISION} WHERE (field.slide_key = ?1 AND fov = ?2) OR sha256 = ?3"
+            " OR (path >= ?4 AND path < ?5)",
+            (self._slide_key, file.fov, look.sha256 or None, *in_file),
         ):
             row = field_row(tuple(values))
+            is_same_file = in_file[0] <= place(row) < in_file[1]
+            if is_same_file and row.page != file.page:
+                # Another page of the file, or it had other pages than it has now.
+                if not 0 < row.page <= file.n_pages or not file.page:
+                    self._outdated.append((key, row))
+                continue
             if row.slide_id != file.slide_id:
-                has_left = os.fsencode(row.path) == path or is_gone(row.path)
+                has_left = is_same_file or is_gone(row.path)
                 is_alike = bool(row.sha256) and row.sha256 == look.sha256
                 if is_alike and row.status is Status.OK and not look.failure:
                     if has_left and decision != Status.FORGOTTEN:
@@ -317,7 +328,7 @@ class _Record:
             if is_alike and row.status is Status.OK and not look.failure:
                 self._original = key, row
             elif not is_here and (
-                os.fsencode(row.path) == path
+                is_same_file
                 # The same broken file under its former name is not a second failure.
                 or (is_alike and row.status is Status.FAILED and is_gone(row.path))
             ):
@@ -327,9 +338,15 @@ class _Record:
         """Applies the rules; returns what the ledger now says."""
         look, file = self._look, self._file
         if look.failure:
-            if look.failure == "vanished" and self._here and self._here[1].status is Status.OK:
-                return self._recorded(self._here[1], is_new=False)
-            return self._replaced(Status.FAILED, failure=look.failure, message=look.message)
+            here = [row for _, row in (*([self._here] if self._here else []), *self._outdated)]
+            kept = [row for row in here if row.status is Status.OK and row.slide_id == file.slide_id]
+            if look.failure == "vanished" and kept:
+                self._outdated.clear()
+                return self._recorded(kept[0], is_new=False)
+            status = Status.DUPLICATE if look.failure in NO_FIELDS else Status.FAILED
+            return self._replaced(status, failure=look.failure, message=look.message)
+        if (known_as := self._of_a_shot_that_left()) is not None:
+            return self._replaced(Status.DUPLICATE, failure=OTHER_FORMAT, message=known_as.message)
         if self._original is None:
             if self._elsewhere is not None:
                 moved = self._from_other_slide(*self._elsewhere)
@@ -382,7 +399,7 @@ class _Record:
         self._db.execute(
             "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?"
             " WHERE field_key = ?",
-            (self._slide_key, file.fov, os.fsencode(file.path), file.size_bytes, file.mtime_ns, key),
+            (self._slide_key, file.fov, place(file), file.size_bytes, file.mtime_ns, key),
         )
         if known.fov != file.fov and is_elsewhere:
             self._pass_over(known)
@@ -393,6 +410,8 @@ class _Record:
             path=file.path,
             size_bytes=file.size_bytes,
             mtime_ns=file.mtime_ns,
+            page=file.page,
+            n_pages=file.n_pages,
         )
         return self._recorded(moved, is_new=False, was=known)
 
@@ -400,18 +419,28 @@ class _Record:
         """Writes a new row for this file, in the place of the old ones."""
         self._forget([*self._outdated, self._here])
         row = self._put(self._file, status, failure=failure, message=message)
+        if status is not Status.DUPLICATE:
+            for key, other in self._other_formats():
+                if self._file.path.suffix.lower() in better_formats(other.path.suffix):
+                    # Is it the same shot as this one, now?
+                    self._db.execute("UPDATE field SET mtime_ns = -1 WHERE field_key = ?", (key,))
+                    self._has_passed_over = True
         return self._recorded(row, is_new=status is not Status.DUPLICATE)
 
     def _recorded(self, row: FieldRow, *, is_new: bool, was: FieldRow | None = None) -> Recorded:
         """Ends the attempt, and adds up what else has changed."""
-        self._ledger._recorded.append(os.fsencode(self._file.path))
-        before = self._here[1] if self._here is not None else None
-        is_lost = (
-            before is not None
-            and before.status is Status.OK
-            and (row.status is Status.FAILED or row.sha256 != before.sha256)
-        )
-        if before is not None and is_lost and before.sha256 != row.sha256:
+        self._ledger._recorded.append(place(self._file))
+        here = [] if self._here is None else [self._here]
+        lost = [
+            before
+            for _, before in (*here, *self._outdated)
+            if before.status is Status.OK
+            and before.slide_id == row.slide_id
+            and (row.status is not Status.OK or row.sha256 != before.sha256)
+        ]
+        for before in lost:
+            if before.sha256 == row.sha256:
+                continue
             self._db.execute(
                 "INSERT INTO replaced VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -422,12 +451,37 @@ class _Record:
             )
         old = [*(row for _, row in self._outdated), *([was] if was else [])]
         left = frozenset(other.slide_id for other in old if other.slide_id != row.slide_id)
-        is_unsettling = is_lost or self._has_passed_over
+        is_unsettling = bool(lost) or self._has_passed_over
         if row.status is Status.OK and was is None and self._elsewhere is not None:
             return Recorded(row, is_new, left, is_unsettling, moved_from=self._elsewhere[1].slide_id)
         if was is None or (was.slide_id, was.fov) == (row.slide_id, row.fov) or self._has_passed_over:
             return Recorded(row, is_new, left, is_unsettling)
         return Recorded(row, is_new, left, is_unsettling, moved_from=was.slide_id, is_renamed=True)
+
+    def _other_formats(self) -> list[_KeyedRow]:
+        """Returns the rows of this slide for files that differ from this one only in their ending.
+
+        The scan gives such files names with their endings. One of them may have left.
+        """
+        path = self._file.path
+        if self._file.page or not (self._file.fov.endswith(path.suffix) or self._here or self._outdated):
+            return []
+        stem = os.fsencode(path.with_suffix(""))
+        rows = self._db.execute(
+            f"SELECT field_key, {FIELD_COLUMNS} FROM field JOIN slide USING (slide_key)"
+            " WHERE field.slide_key = ? AND path > ? AND path < ?",
+            (self._slide_key, stem + b".", stem + b"/"),
+        )
+        found = [(key, field_row(tuple(values))) for key, *values in rows]
+        return [each for each in found if each[1].path.stem == path.stem and each[1].path != path]
+
+    def _of_a_shot_that_left(self) -> FieldRow | None:
+        """Returns what is known of this file, where it is a shot that another file, now gone, counts for."""
+        for _, row in (*([self._here] if self._here else []), *self._outdated):
+            if (row.failure, row.sha256) == (OTHER_FORMAT, self._look.sha256):
+                others = (other for _, other in self._other_formats() if other.status is Status.OK)
+                return row if any(is_gone(other.path) for other in others) else None
+        return None
 
     def _forget(self, rows: Sequence[_KeyedRow | None]) -> None:
         for key in {row[0] for row in rows if row is not None}:
@@ -436,7 +490,8 @@ class _Record:
     def _pass_over(self, other: FieldRow) -> None:
         """Makes a row, of which the count now has another name, a duplicate."""
         # mtime -1: it is looked at again when its turn comes, for it may hold something else by now.
-        file = InboxFile(other.path, other.slide_id, other.fov, other.size_bytes, -1)
+        page = other.page, other.n_pages
+        file = InboxFile(other.path, other.slide_id, other.fov, other.size_bytes, -1, *page)
         self._put(file, Status.DUPLICATE, message=f"same content as {self._file.fov}")
         self._has_passed_over = True
 
@@ -463,6 +518,8 @@ class _Record:
             elapsed_ms=look.elapsed_ms,
             counts=counts_by_rule(result.cells) if result else {},
             n_refused=result.n_refused if result else None,
+            page=file.page,
+            n_pages=file.n_pages,
         )
         values = {"slide_key": self._slide_key, **column_values(row)}
         cursor = self._db.execute(
@@ -483,13 +540,13 @@ def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status 
         return None
     if status == Status.FAILED and failure in _ACCESS_FAILURES:
         return None
-    if status == Status.DUPLICATE and original_as != counts_as:
+    if status == Status.DUPLICATE and original_as != counts_as and failure not in NO_FIELDS:
         return None
     return Status(row[15] or status)
 
 
 def _paths(files: Sequence[InboxFile]) -> list[tuple[bytes]]:
-    return [(os.fsencode(f.path),) for f in files]
+    return [(place(f),) for f in files]
 
 
 def _portions(values: Sequence[_T]) -> Iterator[Sequence[_T]]:

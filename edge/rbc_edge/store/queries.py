@@ -1,7 +1,7 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,8 +10,9 @@ from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
-from rbc_edge.values import Cells, Scale
+from rbc_edge.values import Cells, InboxFile, Scale
 
+_PATHS_A_QUERY = 500
 _TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
 _FIELDS = f"SELECT {rows.SHOWN_COLUMNS} FROM {_TABLES} WHERE {rows.IS_SHOWN}"
 
@@ -91,6 +92,25 @@ class Reader:
                 counted.setdefault(size_bytes, set()).add(sha256)
         return SlideContents({n: frozenset(found) for n, found in counted.items()}, frozenset(failed))
 
+    def n_pages(self, files: Sequence[InboxFile], bundle_id: str) -> dict[InboxFile, int]:
+        """Returns how many fields files hold, where that is known: a file has not changed.
+
+        A file without pages is known by what the bundle at work recorded: an older program knew no pages.
+        """
+        of_path = {rows.place(file): file for file in files}
+        query = (
+            f"WITH given (path) AS (VALUES {', '.join('(?)' for _ in of_path)})"
+            " SELECT given.path, field.path, size_bytes, mtime_ns FROM given JOIN field"
+            " ON field.path >= given.path AND field.path < CAST(given.path || x'01' AS BLOB)"
+            " WHERE field.path <> given.path OR (failure <> 'unsupported' AND bundle_id = ?)"
+        )
+        known: dict[InboxFile, int] = {}
+        for path, place, *about in self._db.rows(query, *of_path, bundle_id) if of_path else ():
+            file = of_path[path]
+            if about == [file.size_bytes, file.mtime_ns]:
+                known[file] = rows.place_of(place)[2]
+        return known
+
     def has_size_elsewhere(self, slide_id: str, size_bytes: int) -> bool:
         """Tells whether another slide has a counted file of this size: only then it may be the same one."""
         query = "SELECT 1 FROM field JOIN slide USING (slide_key) WHERE size_bytes = ? AND slide_id <> ?"
@@ -104,14 +124,30 @@ class Reader:
         query += " AND bundle_id = ? AND settings = ?"
         for digest in digests:
             rows_ = self._db.rows(query, digest, slide_id, version.bundle_id, version.settings)
-            found |= {sha256 for sha256, path in rows_ if is_gone(Path(os.fsdecode(path)))}
+            found |= {sha256 for sha256, path in rows_ if is_gone(rows.place_of(path)[0])}
         return frozenset(found)
 
     def places(self, slide_id: str) -> list[tuple[str, Path, str]]:
         """Returns (fov, path, digest) of a slide's counted fields that are not forgotten."""
         query = f"SELECT fov, path, sha256 FROM {_TABLES} WHERE slide_id = ? AND status = 'ok'"
         found = self._db.rows(f"{query} AND {rows.IS_SHOWN}", slide_id)
-        return [(fov, Path(os.fsdecode(path)), sha256) for fov, path, sha256 in found]
+        return [(fov, rows.place_of(path)[0], sha256) for fov, path, sha256 in found]
+
+    def counted_at(self, paths: Sequence[Path]) -> list[InboxFile]:
+        """Returns those files of which the ledger has a count, as it knows them."""
+        found = []
+        for start in range(0, len(paths), _PATHS_A_QUERY):
+            some = [os.fsencode(path) for path in paths[start : start + _PATHS_A_QUERY]]
+            query = (
+                f"WITH given (path) AS (VALUES {', '.join('(?)' for _ in some)})"
+                " SELECT field.path, slide_id, fov, size_bytes, mtime_ns FROM given JOIN field"
+                " ON field.path >= given.path AND field.path < CAST(given.path || x'01' AS BLOB)"
+                " JOIN slide USING (slide_key) WHERE status = 'ok'"
+            )
+            for kept, *rest in self._db.rows(query, *some):
+                path, *page = rows.place_of(kept)
+                found.append(InboxFile(path, *rest, *page))
+        return found
 
     def shared(self, slide_id: str) -> dict[str, int]:
         """Returns how many of a slide's counted contents are counted in each other slide, too."""

@@ -34,7 +34,12 @@ FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COL
 SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
     "'' AS reason", "coalesce(decision.reason, '')"
 )
+# Failures that are none: pictures of a field, which is counted by another image. Their status is duplicate.
+OTHER_FORMAT: Final = "other-format"
+NO_FIELDS: Final = ("overlay", "copy", OTHER_FORMAT)
 _FLAG_SEPARATOR: Final = ";"
+_PAGE: Final = b"\0"  # between a path and the number of a page: no path has it
+_AFTER_PAGES: Final = b"\1"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
     [
@@ -55,7 +60,7 @@ class Status(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
-    DUPLICATE = "duplicate"  # the same content is counted under another name of the slide
+    DUPLICATE = "duplicate"  # the same content is counted under another name of the slide, or `NO_FIELDS`
     EXCLUDED = "excluded"  # a person took its content out of the counts; the row stays
     FORGOTTEN = "forgotten"  # a person took it out of the results; no table has it
 
@@ -105,6 +110,8 @@ class FieldRow:
     counts: dict[EdgeRule, Counts]  # empty unless ok
     n_refused: int | None  # boxes that hold no single red cell. None unless ok, and by a version without them
     reason: str = ""  # why a person excluded it
+    page: int = 0  # as of `InboxFile`
+    n_pages: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,24 @@ class Tally:
     n_excluded: int = 0
 
 
+def place(field: InboxFile | FieldRow) -> bytes:
+    """Returns where a field lies, as the ledger keeps it: the path, and which page of how many it is."""
+    page = f"{field.page}/{field.n_pages}".encode()
+    return os.fsencode(field.path) + (_PAGE + page if field.page else b"")
+
+
+def places_in(path: Path) -> tuple[bytes, bytes]:
+    """Returns between what the places in a file lie: the file as a whole, and all its pages."""
+    return os.fsencode(path), os.fsencode(path) + _AFTER_PAGES
+
+
+def place_of(kept: bytes) -> tuple[Path, int, int]:
+    """Reads what `place` made: path, page and number of pages."""
+    path, _, page = kept.partition(_PAGE)
+    number, _, n = page.partition(b"/")
+    return Path(os.fsdecode(path)), int(number or 0), int(n or 1)
+
+
 def scale_of(diameter: float | None, source: str) -> Scale:
     """Makes a scale of what the database holds. SQLite keeps NaN as NULL."""
     return Scale(nan if diameter is None else diameter, ScaleSource(source))
@@ -169,9 +194,12 @@ def field_row(row: tuple[Any, ...]) -> FieldRow:
     if of["status"] == Status.EXCLUDED:
         of |= {"counts": None, "n_refused": None, "quality_flags": ""}
     source, flags, counts = of["scale_source"], of["quality_flags"], of["counts"]
+    path, page, n_pages = place_of(of["path"])
     return FieldRow(
         slide_id=row[0],
-        path=Path(os.fsdecode(of["path"])),
+        path=path,
+        page=page,
+        n_pages=n_pages,
         status=Status(of["status"]),
         scale=None if source is None else scale_of(of["cell_diameter_px"], source),
         quality_flags=tuple(flags.split(_FLAG_SEPARATOR)) if flags else (),
@@ -185,7 +213,7 @@ def field_row(row: tuple[Any, ...]) -> FieldRow:
 def column_values(row: FieldRow) -> dict[str, object]:
     """Returns what the table ``field`` holds of a row, its slide apart."""
     return {name: getattr(row, name) for name in _PLAIN} | {
-        "path": os.fsencode(row.path),
+        "path": place(row),
         "status": row.status,
         "cell_diameter_px": row.scale.cell_diameter_px if row.scale else None,
         "scale_source": row.scale.source if row.scale else None,

@@ -12,7 +12,7 @@ from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Any, Final, Self
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.text import path_text
 
 FILE_NAME: Final = "ledger.sqlite3"
@@ -326,7 +326,11 @@ def _guard(path: Path) -> Iterator[None]:
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             what, advice = f"{name}: another program holds the ledger", "close it and run again"
             raise UnavailableError(what, advice) from error
-        if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        if kind == sqlite3.SQLITE_IOERR:
+            advice = f"{BROKEN_DISK}; what was counted is kept"
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSYNC):
+                advice = f"free space, or ask for a larger quota; if there is enough, {advice}"
+        elif kind == sqlite3.SQLITE_FULL:
             advice = "free space on the disk and run again: what was counted is kept"
         elif kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             advice = "check the permissions of the output folder"

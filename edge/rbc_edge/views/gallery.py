@@ -44,7 +44,7 @@ def side_px(n_pictures: int) -> int:
 def embed(row: FieldRow, cells: Cells, key: str, longest_px: int) -> tuple[EmbeddedPicture | None, str]:
     """Draws a field of view, or says why this is not possible."""
     try:
-        field = load_field(row.path, row.slide_id, row.fov)
+        field = load_field(row.path, row.slide_id, row.fov, row.page)
     except ImageError as error:
         if error.reason == "vanished":
             return None, f"no picture: the image is no longer at {one_line(path_text(row.path))}"

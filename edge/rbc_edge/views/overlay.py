@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from rbc_edge.errors import ImageError, RbcEdgeError
 from rbc_edge.store.outdir import remove_left_over, replacing
@@ -29,7 +29,7 @@ from rbc_edge.values import CellClass, Cells, Label, UInt8
 from rbc_edge.views.names import OVERLAY_SUFFIX, OVERLAYS, file_names, overlay_folder, overlay_paths
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
-from rbc_edge.vision.image_file import load_field
+from rbc_edge.vision.image_file import OVERLAY_MARK, load_field
 from rbc_edge.vision.quality import NOTES
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ COLOURS: Final = {
 _GROUP_COLOUR: Final = (70, 70, 70)
 _GROWTH: Final = 1.12  # the line of a group runs outside the lines of its cells
 
-_MARK: Final = "rbc-edge overlay 1"  # another version draws all of them again
+_MARK: Final = f"{OVERLAY_MARK} 1"  # another version draws all of them again
 _HEAD_BYTES: Final = 1024  # the mark is within the first bytes
 _QUALITY: Final = 88
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -295,7 +295,7 @@ class Overlays:
         """Returns whether it could be drawn."""
         row, field = stale.row, None
         try:
-            field = load_field(row.path, row.slide_id, row.fov)
+            field = load_field(row.path, row.slide_id, row.fov, row.page)
         except ImageError as error:
             log.debug("no overlay: %s", error)
         if field is None or field.sha256 != row.sha256:
@@ -307,7 +307,11 @@ class Overlays:
         picture = draw(field.image, cells, longest_px=self.longest_px)
         picture = with_footer(picture, row, edges=self.edges, manifest=self.manifest)
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, comment=stale.mark.encode())
+        # In EXIF, too: programs that save a picture again keep that sooner than the comment.
+        exif = Image.Exif()
+        exif[ExifTags.Base.Software] = OVERLAY_MARK
+        mark = stale.mark.encode()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, comment=mark, exif=exif)
         with replacing(stale.path) as file:
             file.write(buffer.getbuffer())
         return True

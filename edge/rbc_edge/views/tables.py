@@ -24,7 +24,7 @@ from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from rbc_edge.errors import UnavailableError
+from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.rows import FieldRow, Status
@@ -189,9 +189,17 @@ SLIDE_TABLE: Final = Table[SlideSummary](
 FIELD_TABLE: Final = Table[_Fov](
     ("schema", lambda _: SCHEMA, f"version of the table, {SCHEMA}"),
     ("slide_id", lambda f: _text(f.row.slide_id), "the slide"),
-    ("fov", lambda f: _text(f.row.fov), "the field of view: name of the file without its suffix"),
+    (
+        "fov",
+        lambda f: _text(f.row.fov),
+        "the field of view: name of the file without its suffix, and `#2` for its second page",
+    ),
     ("path", lambda f: _text(path_text(f.row.path)), "the file"),
-    ("sha256", lambda f: f.row.sha256, "checksum of the file. Empty if it could not be read"),
+    (
+        "sha256",
+        lambda f: f.row.sha256,
+        "checksum of the file, and `#2` for its second page. Empty if it could not be read",
+    ),
     ("status", lambda f: f.row.status, "`ok`, `failed`, `duplicate` or `excluded`"),
     ("failure", lambda f: f.row.failure, "why it failed, in one word"),
     ("reason", lambda f: _text(f.row.reason), "why a person excluded it (`rbc-edge exclude`)"),
@@ -427,6 +435,8 @@ def _explained(path: Path) -> Iterator[None]:
         advice = "check the permissions of the output folder; the counts are kept in the ledger"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "free space and run again: the counts are kept in the ledger"
+        elif error.errno == errno.EIO:
+            advice = f"{BROKEN_DISK}; the counts are kept in the ledger"
         if error.errno in _HELD and _takes_files(path.parent):
             advice = "close the program that has it open; the counts are kept in the ledger"
             raise HeldError(message, advice) from error

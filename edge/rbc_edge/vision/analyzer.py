@@ -90,13 +90,19 @@ class Analyzer:
     def analyze(self, field: FieldOfView, given: Scale) -> FovResult:
         """Finds and classifies the cells of one field of view.
 
-        A scale that the user gave is kept. An estimated scale is replaced when this field's own cells
+        A scale that the user gave is kept. What the file says about its pixels takes the place of an estimate
+        for the slide that agrees with it. An estimated scale is replaced when this field's own cells
         clearly contradict it (another objective, another camera in the same folder). A box that the second
         stage refuses is no cell, unless the detector is sure of it. Where it is large, its cells are searched
         (`clumps`). Returns every cell, whatever the edge rule, and the quality flags (`quality.FLAGS`).
         """
         clock = _Clock()
+        told_px = CELL_DIAMETER_UM / field.um_per_px
+        if given.source is ScaleSource.SLIDE and scale.agree(told_px, given.cell_diameter_px):
+            given = Scale(told_px, ScaleSource.METADATA)
         found, used, flags, view = self._detect(field, given, clock)
+        if used.source in (ScaleSource.SLIDE, ScaleSource.FIELD) and not math.isnan(told_px):
+            flags += [] if scale.agree(told_px, used.cell_diameter_px) else ["pixel-size"]
         if view.lit is not None:
             flags.append("round-field")
             found = surround.without_rim(found, found.xyxy / view.px, view.lit)
@@ -293,8 +299,10 @@ def _opened(path: Path | None, bundle_id: str | None, threads: int) -> Analyzer:
 
 def _field(image: _Image, diameter_px: float, max_megapixels: float) -> FieldOfView:
     if isinstance(image, str | os.PathLike):
-        limits = {"max_megapixels": max_megapixels, "cell_diameter_px": diameter_px}
-        return image_file.load_field(Path(image), "", Path(image).name, **limits)
+        path = Path(image)
+        return image_file.load_field(
+            path, "", path.name, max_megapixels=max_megapixels, cell_diameter_px=diameter_px
+        )
     field = FieldOfView.of(image)
     if min(field.width_px, field.height_px) < image_file.MIN_SIDE_PX:
         raise ImageError("too-small", f"{field.width_px}x{field.height_px} pixels is too small for a field")

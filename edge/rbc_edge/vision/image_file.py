@@ -3,6 +3,7 @@
 Every image in memory is uint8 (H, W, 3), RGB. Importing this changes no setting of the host program.
 """
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -12,23 +13,29 @@ import re
 import struct
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from rbc_edge.errors import ImageError
-from rbc_edge.values import Decoded, FieldOfView, UInt8
+from rbc_edge.text import IMAGE_SUFFIXES
+from rbc_edge.values import Decoded, FieldOfView, Float32, UInt8
 from rbc_edge.vision import integrity
+from rbc_edge.vision.pixel_size import pixel_um
 
 MIN_CELL_PX: Final = 44.0  # so wide a cell, with a margin of a quarter, still fills a crop
 LARGE_PIXELS: Final = 8_000_000  # from this size on an image is handled to save memory, not time
 MIN_SIDE_PX: Final = 16  # images with a shorter side are no fields of view
+OVERLAY_MARK: Final = "rbc-edge overlay"  # begins the comment, or EXIF's Software, of a picture that we drew
 
 _JPEG_BLOCK: Final = 8
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -49,8 +56,19 @@ _NO_FIELD: Final = 0b101  # a page that is a smaller version or a mask of anothe
 # What ImageJ (lines) and OME (XML) write into the first page's description.
 _N_CHANNELS: Final = re.compile(r'^channels=(\d+)|\bSizeC="(\d+)"', re.MULTILINE)
 _N_PLANES: Final = re.compile(r'^slices=(\d+)|\bSizeZ="(\d+)"', re.MULTILINE)
+_MAX_PAGES: Final = 1000
+_GREY: Final = ("L", "I;16", "I;16B")
+# Two pages show one place if their details correlate so well, in a small version. Of photographs, two fields
+# reach 0.3, by dust on the camera, and one field in two planes of focus 0.7 to 1.
+_SAME_PLACE: Final = 0.5
+_SAME_SHOT: Final = 0.9
+_SMALL_PX: Final = 256
+_ASPECT: Final = 0.02  # two formats of a shot may differ so much in width by height
 _SEPARATE_PLANES: Final = 2
 _CAPTURE_TAGS: Final = (ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTime)
+_HEIF_SUFFIXES: Final = frozenset({".heic", ".heif", ".hif"})
+_HEIF: Final = "pillow_heif"  # the library of the extra `heic`
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AGAIN: Final = "copy it again"
 _OTHER_KIND: Final = "save it as a usual JPEG, PNG or TIFF with 8 bits"
 
@@ -58,19 +76,32 @@ _OTHER_KIND: Final = "save it as a usual JPEG, PNG or TIFF with 8 bits"
 _open: Final = Image.open
 
 
-def load_field(
-    path: Path, slide_id: str, fov: str, *, max_megapixels: float = 250.0, cell_diameter_px: float = math.nan
-) -> FieldOfView:
-    """Reads and decodes one image file, EXIF rotation applied.
+def read_suffixes() -> frozenset[str]:
+    """Returns the endings of files that are read here, lower case: WebP as Pillow can, HEIC by an extra."""
+    found = IMAGE_SUFFIXES | _HEIF_SUFFIXES if find_spec(_HEIF) else IMAGE_SUFFIXES
+    return found if features.check("webp") else found - {".webp"}
 
-    The file is read once. The hash is of exactly the bytes that are decoded. Images of more than
+
+def load_field(
+    path: Path,
+    slide_id: str,
+    fov: str,
+    page: int = 0,
+    *,
+    max_megapixels: float = 250.0,
+    cell_diameter_px: float = math.nan,
+) -> FieldOfView:
+    """Reads and decodes one image file, or a page of one, EXIF rotation applied.
+
+    `page` counts the pages of full size from 1 (`n_fields`). 0 stands for a file that is one field. The file
+    is read once. The hash is of exactly the bytes that are decoded (`content_id`). Images of more than
     `max_megapixels` are refused from their header, before any memory is taken, and so are images that would
     take more than four bytes for each pixel of that limit: 250 megapixels stand for 1 GB. With a diameter
     (of a red cell, pixels of the field) a JPEG of large cells is decoded at a half, a quarter or an eighth of
     its size, in half the time and a fraction of the memory. NaN: decoded in full.
 
     Raises `ImageError` with reason ``vanished``, ``unreadable``, ``empty``, ``not-an-image``, ``truncated``,
-    ``too-large``, ``too-small`` or ``unsupported``.
+    ``too-large``, ``too-small``, ``overlay`` or ``unsupported``.
     """
     try:
         with path.open("rb") as file:
@@ -88,8 +119,27 @@ def load_field(
         broken = error.errno == errno.EIO
         advice = "the disk or the card may be broken: copy it again" if broken else "check its permissions"
         raise ImageError("unreadable", what, advice) from error
-    decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px))
-    return FieldOfView(slide_id, fov, hashlib.sha256(data).hexdigest(), decoded, captured_at)
+    decoded, captured_at = _decode(data, str(path), max_megapixels, max_reduction(cell_diameter_px), page)
+    content = content_id(hashlib.sha256(data).hexdigest(), page)
+    with _lifted:
+        um_per_px = pixel_um(data)
+    return FieldOfView(slide_id, fov, content, decoded, captured_at, um_per_px)
+
+
+def content_id(sha256: str, page: int) -> str:
+    """Returns what tells a field's content: its file's hash, and after a # which page of the file it is."""
+    return f"{sha256}#{page}" if page and sha256 else sha256
+
+
+def n_fields(path: Path) -> int:
+    """Reads from a TIFF's list of pages how many fields of view it holds. 1 where that cannot be read.
+
+    No pixels are decoded: nothing in a file can end the process here.
+    """
+    with _lifted, suppress(Exception), _open(path, formats=["TIFF"]) as picture:
+        fields, is_together = _fields(picture, "")
+        return 1 if is_together else len(fields)
+    return 1
 
 
 def _check_size(file: BinaryIO, n_bytes: int, path: Path) -> None:
@@ -122,9 +172,17 @@ def max_reduction(cell_diameter_px: float) -> int:
     return 1 if math.isnan(cell_diameter_px) else max(1, int(cell_diameter_px // MIN_CELL_PX))
 
 
+def are_alike(one: FieldOfView, other: FieldOfView) -> bool:
+    """Tells whether two fields are the same shot, in whatever size and format."""
+    if abs(one.width_px * other.height_px / (one.height_px * other.width_px) - 1) > _ASPECT:
+        return False
+    a, b = (_details(np.asarray(Image.fromarray(each.decoded.pixels).convert("L"))) for each in (one, other))
+    return float((a * cv2.resize(b, a.shape[::-1])).mean()) > _SAME_SHOT
+
+
 def n_pixels(path: Path, cell_diameter_px: float) -> int:
     """Reads from a file's header how many pixels `load_field` decodes. 0 where that is not known."""
-    with _lifted, suppress(Exception), _open(path, formats=_FORMATS) as picture:
+    with _lifted, suppress(Exception), path.open("rb") as file, _opened(file) as picture:
         _draft(picture, max_reduction(cell_diameter_px))
         return int(picture.width * picture.height)
     return 0
@@ -137,21 +195,34 @@ def decode(data: bytes, name: str, *, max_megapixels: float = 250.0) -> tuple[UI
     damaged file without a word is refused before (`integrity`). 16-bit images go through OpenCV, because
     Pillow clips or cuts them. 16-bit values are stretched from the image's own range to 8 bits (a 12-bit
     camera fills a sixteenth of the range). A TIFF with several pages is its one page of full size, or its
-    three pages of channels.
+    three pages of channels. Where each page is a field of its own, `load_field` reads them.
 
     `name` stands for the file in messages. Limits and errors are those of `load_field`. Returns the image,
     uint8 (H, W, 3) RGB with EXIF rotation applied, and its ISO 8601 capture time or "".
     """
-    decoded, captured_at = _decode(data, name, max_megapixels, 1)
+    decoded, captured_at = _decode(data, name, max_megapixels, 1, 0)
     return decoded.pixels, captured_at
 
 
-class _PillowLimits:
-    """Lifts Pillow's limit of pixels and ignores its warnings while one of our images is read.
+@cache
+def _set_tiff_handler() -> Callable[[int | None], int | None]:
+    """Returns the function of Pillow's libtiff that sets who is told of errors. It returns the one before."""
+    maps = Path("/proc/self/maps")  # the library has another name in each release of Pillow
+    with suppress(OSError, AttributeError, StopIteration):
+        loaded = (line.split(None, 5)[-1] for line in maps.read_text(encoding="utf-8").splitlines())
+        name = next(path for path in loaded if path.rpartition("/")[2].startswith("libtiff"))
+        function = ctypes.CDLL(name).TIFFSetErrorHandler
+        function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        return cast(Callable[[int | None], int | None], function)
+    return lambda handler: handler
 
-    Our own limit is checked on the header. Both settings belong to the whole process, and images are read in
-    several threads. The first reader changes them and the last one restores them. If each reader restored
-    what it found, they would stay changed.
+
+class _PillowLimits:
+    """Lifts Pillow's limit of pixels and silences it, and its libtiff, while one of our images is read.
+
+    Our own limit is checked on the header, and an error of libtiff is one of ours as well. The settings
+    belong to the whole process, and images are read in several threads. The first reader changes them and the
+    last one restores them. If each reader restored what it found, they would stay changed.
     """
 
     def __init__(self) -> None:
@@ -165,12 +236,14 @@ class _PillowLimits:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags of EXIF and TIFF
+                self._tiff_handler = _set_tiff_handler()(None)
             self._n_readers += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._n_readers -= 1
             if not self._n_readers:
+                _set_tiff_handler()(self._tiff_handler)
                 self._filters.__exit__(None, None, None)
                 Image.MAX_IMAGE_PIXELS = self._max_pixels
 
@@ -178,18 +251,21 @@ class _PillowLimits:
 _lifted: Final = _PillowLimits()
 
 
-def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tuple[Decoded, str]:
+def _decode(data: bytes, name: str, max_megapixels: float, reduction: int, page: int) -> tuple[Decoded, str]:
     """Decodes at 1 / `reduction` of the size or larger. Returns the capture time as well."""
     if not data:
         raise ImageError("empty", f"{name}: the file is empty", "was it still being written?")
     with _lifted:
         try:
-            picture = _open(io.BytesIO(data), formats=_FORMATS)
+            picture = _opened(io.BytesIO(data))
         except UnidentifiedImageError as error:
             raise _not_opened(data, name) from error
         except Exception as error:
             raise ImageError("truncated", f"{name}: the header is broken: {error}", _AGAIN) from error
-        pages = _pages(picture, name)
+        if _is_overlay(picture):
+            advice = "only the image that it shows is counted"
+            raise ImageError("overlay", f"{name}: a picture that rbc-edge drew", advice)
+        pages, neighbours = _pages(picture, name, page)
         width, height = picture.size
         if width * height > max_megapixels * 1e6:
             what = f"{name}: {width}x{height} is more than {max_megapixels:g} megapixels"
@@ -205,8 +281,9 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
                 raise ImageError(
                     "too-large", what, "cut it into fields of view, or save it with 8 bits as RGB"
                 )
-            for page in pages[::-1]:
-                _turn_to(picture, page)
+            _refuse_one_place(picture, pages, neighbours, name)
+            for at in pages[::-1]:
+                _turn_to(picture, at)
                 _refuse_broken(data, picture, name, max_megapixels)
             if picture.format == "PNG":
                 picture.load()  # looking for EXIF does the same, but keeps silent about what is broken
@@ -227,36 +304,124 @@ def _decode(data: bytes, name: str, max_megapixels: float, reduction: int) -> tu
     return Decoded(rgb, width, height, reduced, data if reduced > 1 else b""), captured_at
 
 
-def _pages(picture: Image.Image, name: str) -> list[int]:
+def _opened(file: BinaryIO) -> Image.Image:
+    """Opens an image by its content. The library for HEIF is loaded for such a file only."""
+    head = file.read(12)
+    file.seek(0)
+    if _is_heif(head) and find_spec(_HEIF):
+        # Its class alone: registered in Pillow, it would change the host program.
+        from pillow_heif import HeifImageFile  # noqa: PLC0415
+
+        return cast(Image.Image, HeifImageFile(file))
+    return _open(file, formats=_FORMATS)
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def _is_overlay(picture: Image.Image) -> bool:
+    """Tells whether we drew a picture, whatever its name is now. It may have been saved again."""
+    if str(picture.info.get("comment", b""), "latin-1").startswith(OVERLAY_MARK):
+        return True
+    with suppress(Exception):  # odd EXIF
+        if "exif" in picture.info:  # else a PNG is decoded for it
+            return str(picture.getexif().get(ExifTags.Base.Software, "")).startswith(OVERLAY_MARK)
+    return False
+
+
+def _pages(picture: Image.Image, name: str, page: int) -> tuple[list[int], list[int]]:
     """Turns a picture to the page that is the field, and returns its number, or those of its three channels.
 
-    Smaller versions and masks are passed over. Raises `ImageError` where several pages may be meant: one of
-    them alone would be a count of a part.
+    Returns as well which pages are its neighbours. Raises `ImageError` where there is no such page, and where
+    several are meant and none is asked for: one of them alone would be a count of a part.
     """
-    found: dict[int, tuple[int, int]] = {}
+    fields, is_together = _fields(picture, name)
+    neighbours: list[int] = []
+    if page > (1 if is_together else len(fields)):
+        raise ImageError("truncated", f"{name}: page {page} is not there", "was the file changed meanwhile?")
+    if len(fields) > 1 and not is_together:
+        if not page:
+            advice = (
+                "`rbc-edge run` counts each page of a .tif file; or save each page as an image of its own"
+            )
+            raise ImageError("unsupported", f"{name}: {len(fields)} pages, each a field of view", advice)
+        neighbours = [fields[i] for i in (page - 2, page) if 0 <= i < len(fields)]
+        fields = [fields[page - 1]]
+    _turn_to(picture, fields[0])
+    return fields, neighbours
+
+
+def _fields(picture: Image.Image, name: str) -> tuple[list[int], bool]:
+    """Returns which pages are fields, and whether they are the three channels of one.
+
+    Smaller versions and masks are passed over. Raises `ImageError` where it is not clear what the pages are.
+    """
+    found: dict[int, tuple[tuple[int, int], str]] = {}
     description = str(getattr(picture, "tag_v2", {}).get(_DESCRIPTION_TAG, ""))
+    n_pages = 1
     try:
-        n_pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "PNG", "WEBP") else 1
-        if n_pages == 1:
-            return [0]
-        for page in range(n_pages):
-            picture.seek(page)
+        if picture.format in ("PNG", "WEBP", "HEIF"):
+            n_pages = getattr(picture, "n_frames", 1)
+        for page in range(_MAX_PAGES + 1) if picture.format == "TIFF" else ():
+            try:
+                picture.seek(page)
+            except EOFError:
+                break
             if not int(getattr(picture, "tag_v2", {}).get(_PAGE_TAG, 0)) & _NO_FIELD:
-                found[page] = picture.size
+                found[page] = picture.size, picture.mode
     except Exception as error:
         raise ImageError("truncated", f"{name}: its list of pages is broken: {error}", _AGAIN) from error
-    most = max((w * h for w, h in found.values()), default=0)
-    fields = [page for page, (w, h) in found.items() if 2 * w * h > most] or [0]
-    _turn_to(picture, fields[0])
-    if len(fields) == 1:
-        return fields
-    if _told(_N_PLANES, description) > 1:
-        what = f"{name}: a stack of {_told(_N_PLANES, description)} focal planes"
+    most = max((w * h for (w, h), _ in found.values()), default=0)
+    fields = [page for page, ((w, h), _) in found.items() if 2 * w * h > most] or [0]
+    n, advice = max(n_pages, len(fields)), "save each page as an image of its own"
+    if n == 1:
+        return fields, False
+    if n_pages > 1:
+        raise ImageError("unsupported", f"{name}: a moving picture of {n_pages} pages", advice)
+    if n > _MAX_PAGES:
+        raise ImageError("unsupported", f"{name}: more than {_MAX_PAGES} pages", advice)
+    if (n_planes := _told(_N_PLANES, description)) > 1:
+        what = f"{name}: a stack of {n_planes} focal planes"
         raise ImageError("unsupported", what, "save its sharpest plane as an image of its own")
-    if len(fields) == _told(_N_CHANNELS, description) == 3 and len({found[page] for page in fields}) == 1:
-        return fields
-    what = f"{name}: {len(fields)} pages, and one file is one field of view"
-    raise ImageError("unsupported", what, "save each page as an image of its own")
+    kinds = {found[page] for page in fields}
+    if len(kinds) > 1:
+        raise ImageError("unsupported", f"{name}: {n} pages of different sizes or kinds of pixel", advice)
+    if (n_channels := _told(_N_CHANNELS, description)) > 1 and kinds.pop()[1] in _GREY:
+        if n == n_channels == 3:
+            return fields, True
+        what = f"{name}: {n} pages of {n_channels} channels each or together"
+        raise ImageError("unsupported", what, "save each field of view as one RGB image")
+    return fields, False
+
+
+def _refuse_one_place(picture: Image.Image, pages: list[int], neighbours: list[int], name: str) -> None:
+    """Raises `ImageError` for a page that shows what its neighbour shows: its cells would count twice."""
+    if not neighbours:
+        return
+    here = _details(_grey(picture, pages[0]))
+    for other in neighbours:
+        with suppress(Exception):  # a broken page fails alone
+            if float((here * _details(_grey(picture, other))).mean()) > _SAME_PLACE:
+                break
+    else:
+        return
+    what = f"{name}: page {pages[0] + 1} shows the same place as page {other + 1}: a stack of focal planes?"
+    raise ImageError("unsupported", what, "save its sharpest plane as an image of its own")
+
+
+def _grey(picture: Image.Image, page: int) -> npt.NDArray[Any]:
+    _turn_to(picture, page)
+    return np.asarray(picture if picture.mode.startswith(("I", "F")) else picture.convert("L"))
+
+
+def _details(grey: npt.NDArray[Any]) -> Float32:
+    """Returns the small structures of an image (H, W), float32 (h, w), mean 0 and standard deviation 1."""
+    factor = _SMALL_PX / max(grey.shape)
+    size = tuple(max(1, round(side * factor)) for side in grey.shape[::-1])
+    small = cv2.resize(grey.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    fine = small - cv2.GaussianBlur(small, (0, 0), _SMALL_PX / 16)
+    return np.asarray((fine - fine.mean()) / max(float(fine.std()), 1e-6), np.float32)
 
 
 def _told(pattern: re.Pattern[str], description: str) -> int:
@@ -275,9 +440,6 @@ def _channels(picture: Image.Image, pages: list[int], name: str) -> UInt8:
     for page in pages:
         _turn_to(picture, page)
         picture.load()
-        if picture.mode not in ("L", "I;16", "I;16B"):
-            what = f"{name}: its channels are not grey of 8 or 16 bits"
-            raise ImageError("unsupported", what, _OTHER_KIND)
         planes.append(np.asarray(picture))
     together = np.stack(planes, axis=2)
     return together if together.dtype == np.uint8 else _stretched(together.astype(np.uint16), name)
@@ -304,6 +466,9 @@ def _not_opened(data: bytes, name: str) -> ImageError:
     """Returns what is wrong with a file that Pillow cannot identify."""
     if kind := integrity.not_read(data, {}):
         return ImageError("unsupported", f"{name}: {kind}, which is not read", _OTHER_KIND)
+    if _is_heif(data):
+        advice = "install the extra: pip install 'rbc-edge[heic]'; or save it as JPEG"
+        return ImageError("unsupported", f"{name}: HEIC or HEIF, which is not read here", advice)
     if _has_tiff_directory(data):
         advice = "save it with 8 or 16 bits in grey or RGB; if it is saved so, copy it again"
         return ImageError("unsupported", f"{name}: a kind of TIFF that cannot be read", advice)
@@ -381,13 +546,16 @@ def _eight_bit(picture: Image.Image) -> UInt8:
 def _sixteen_bit(data: bytes, picture: Image.Image, name: str) -> UInt8:
     # Both decoders apply the orientation of a TIFF file themselves.
     turned = picture.format == "TIFF"
-    if turned and picture.tell() != 0:  # OpenCV reads the first page
-        advice = "save it as an image of its own"
-        raise ImageError("unsupported", f"{name}: its 16-bit image is not the first page", advice)
     kind = _deep_kind(picture, name)
     orientation = 1 if turned else picture.getexif().get(ExifTags.Base.Orientation, 1)
     picture.load()  # cv2 returns half an image silently; Pillow raises
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags, buffer = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, np.frombuffer(data, np.uint8)
+    pixels: npt.NDArray[Any] | None
+    if (page := picture.tell()) > 0:
+        _, found = cv2.imdecodemulti(buffer, flags, range=(page, page + 1))
+        pixels = found[0] if found else None
+    else:
+        pixels = cv2.imdecode(buffer, flags)
     if pixels is None:
         if not picture.mode.startswith(("I", "F")):  # Pillow gives only the upper bytes of colour
             what = f"{name}: its 16-bit pixels cannot be read, or are not all there"

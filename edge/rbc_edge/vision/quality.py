@@ -87,6 +87,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "of image. Look at it.",
     "overexposed": "Parts of the cells are as white as the camera can show, and other cells may have "
     "vanished. Reduce light or exposure until the glass is just below white.",
+    "pixel-size": "A note, no warning: the file says another size of its pixels than the cells show. It was "
+    "not used. Check which objective the camera's program believes in, or whether the image was resized.",
     "round-field": "A note, no warning: a black surround (an eyepiece, or bars) is left out. Cells that its "
     "rim cuts are cut cells, and nothing at the rim is counted as a white cell.",
     "scale-mismatch": "The cells have clearly another size than the scale that was given. Check "
@@ -102,7 +104,7 @@ FLAGS: Final[Mapping[str, str]] = {
 }
 """Every flag of the column ``quality_flags``: what it means and what to do."""
 
-NOTES: Final = frozenset({"round-field"})
+NOTES: Final = frozenset({"pixel-size", "round-field"})
 """Flags that only inform. A field with no other flag is not flagged."""
 
 

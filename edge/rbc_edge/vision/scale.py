@@ -172,6 +172,11 @@ def _agreed(estimates_px: Sequence[float]) -> float:
     return min(pairs)[1] if pairs and min(pairs)[0] <= AGREES else math.nan
 
 
+def agree(one_px: float, other_px: float) -> bool:
+    """Tells whether two diameters are the same scale. False for NaN."""
+    return _ratio(one_px, other_px) <= AGREES
+
+
 def disagrees(found: Detections, width_px: int, height_px: int, cell_diameter_px: float) -> bool | None:
     """Tells whether the median size of a field's cells contradicts the scale they were found at.
 

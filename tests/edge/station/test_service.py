@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from stand_in import BUNDLE_ID, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
@@ -17,6 +19,7 @@ from rbc_edge.station.service import WatchOptions, run_forever
 from rbc_edge.station.session import Clock, CountOptions, count_once
 from rbc_edge.station.source import Mount, WakeEvent
 from rbc_edge.station.state_file import Activity, ServiceState, read_state
+from rbc_edge.station.status import status_of
 from rbc_edge.station.stop import Stop
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.ledger import Ledger
@@ -829,3 +832,44 @@ def test_an_archive_copied_in_does_not_hold_up_the_slide_at_work(post: Post) -> 
     post.until(10)
     assert post.analyzer.analyzed[0] == "work/a"
     assert len(post.analyzer.analyzed) == 4
+
+
+def test_what_is_not_counted_is_said_once_and_stands_in_the_state(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    (post.source / "s").mkdir(parents=True)
+    for i, name in enumerate(("a.heic", "b.heic", "@eaDir/c.png", "old/d.png")):
+        path = post.source / "s" / name
+        path.parent.mkdir(exist_ok=True)
+        post.script.at(20 * i, lambda path=path: path.write_bytes(b"x"))  # type: ignore[misc]
+    post.changes["counting"] = replace(post.options().counting, ignore=("old",))
+    with caplog.at_level(logging.INFO, "rbc_edge"):
+        post.until(100)
+    assert caplog.text.count("of kinds that are not read") == 1
+    _, state = read_state(post.out)
+    assert state is not None
+    assert state.not_counted[0].startswith("2 files of kinds that are not read: 2 .heic; ")
+    assert (state.source_online, state.n_counted, state.n_failed) == (True, 0, 0)
+    assert any(line.startswith("up to date") for line in post.systemd.lines)
+    assert status_of(post.out, now=datetime.now(UTC)).not_counted == state.not_counted  # it has ended
+
+
+def test_pages_are_counted_as_their_file_grows(post: Post) -> None:
+    path = post.source / "s1" / "a.tif"
+    path.parent.mkdir()
+
+    def save(*counts: int) -> None:
+        first, *others = [Image.fromarray(np.roll(disks(n, seed=n), (9 * n, 31 * n), (0, 1))) for n in counts]
+        first.save(path, save_all=True, append_images=others)
+
+    save(3, 4)
+    post.script.at(20, lambda: save(3, 4, 5))
+    post.script.at(15, lambda: seen.append(sorted(post.table("s1"))))
+    seen: list[list[str]] = []
+    post.until(400)
+    assert seen == [["a#1", "a#2"]]
+    assert sorted(post.table("s1")) == ["a#1", "a#2", "a#3"]
+    assert post.analyzer.analyzed == ["s1/a#1", "s1/a#2", "s1/a#1", "s1/a#2", "s1/a#3"]
+    with Ledger(post.out) as ledger:
+        assert ledger.retry() == 0
+        assert ledger.reader.tally().n_ok == 3

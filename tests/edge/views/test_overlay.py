@@ -13,8 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from stand_in import StandIn, write_disks
 
+from rbc_edge.errors import ImageError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, InboxFile, Scale, ScaleSource, UInt8
@@ -152,7 +154,9 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 def picture(path: Path) -> UInt8:
-    return load_field(path, "", "").image
+    with pytest.raises(ImageError, match="a picture that rbc-edge drew"):  # in the source it is no field
+        load_field(path, "", "")
+    return np.asarray(Image.open(path))
 
 
 def test_each_field_has_its_picture_with_a_strip_below(desk: Desk) -> None:
@@ -270,9 +274,9 @@ def test_what_was_removed_is_drawn_again_and_what_cannot_be_drawn_is_not_tried_a
     overlays.write_slide("s")
     looked: list[str] = []
 
-    def looking(path: Path, slide_id: str, fov: str) -> FieldOfView:
+    def looking(path: Path, slide_id: str, fov: str, page: int) -> FieldOfView:
         looked.append(fov)
-        return load_field(path, slide_id, fov)
+        return load_field(path, slide_id, fov, page)
 
     monkeypatch.setattr(overlay, "load_field", looking)
     (desk.out / "overlays" / "s" / "a_overlay.jpg").unlink()

@@ -319,9 +319,9 @@ def test_a_page_that_shows_the_ledger_is_left_alone_and_gives_its_pictures_to_th
     desk.ok("s", "b", 9)
     looked: list[str] = []
 
-    def looking(path: Path, slide_id: str, fov: str) -> FieldOfView:
+    def looking(path: Path, slide_id: str, fov: str, page: int) -> FieldOfView:
         looked.append(fov)
-        return load_field(path, slide_id, fov)
+        return load_field(path, slide_id, fov, page)
 
     monkeypatch.setattr(gallery, "load_field", looking)
     assert len(desk.page().pictures()) == 2

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from stand_in import scene
+from stand_in import disks, scene
 
 from rbc_edge.errors import ImageError
 from rbc_edge.station.inbox import scan
@@ -33,6 +33,11 @@ def pages(*images: UInt8, description: str = "", kinds: dict[int, int] | None = 
     return buffer.getvalue()
 
 
+def other_place() -> UInt8:
+    rng = np.random.default_rng(1)
+    return np.asarray(rng.integers(0, 255, (80, 120, 3)), np.uint8)
+
+
 def refused(data: bytes) -> str:
     with pytest.raises(ImageError) as caught:
         image_file.decode(data, "x")
@@ -44,6 +49,42 @@ def test_pages_of_one_size_are_not_counted_by_their_first() -> None:
     words = refused(pages(scene(), scene()[::-1], scene()[:, ::-1]))
     assert "3 pages" in words
     assert "save each page" in words
+
+
+def test_each_page_of_one_size_is_a_field_of_its_own(tmp_path: Path) -> None:
+    shown = scene(80, 120), other_place(), scene(80, 120)[::-1, ::-1]
+    (tmp_path / "a.tif").write_bytes(pages(scene()[:20, :30], *shown))
+    assert image_file.n_fields(tmp_path / "a.tif") == 3
+    for i, image in enumerate(shown, 1):
+        field = image_file.load_field(tmp_path / "a.tif", "s", f"a#{i}", i)
+        np.testing.assert_array_equal(field.image, image)
+        assert field.sha256.endswith(f"#{i}")
+    with pytest.raises(ImageError, match="page 4 is not there"):
+        image_file.load_field(tmp_path / "a.tif", "s", "a#4", 4)
+
+
+def test_pages_of_different_sizes_or_kinds_are_refused() -> None:
+    assert "different sizes" in refused(pages(scene(), scene()[:36]))
+    assert "kinds of pixel" in refused(pages(scene(), scene()[:, :, 0]))
+
+
+def test_channels_of_several_places_are_refused(tmp_path: Path) -> None:
+    planes = [scene()[:, :, i % 3] for i in range(6)]
+    data = pages(*planes, description=IMAGEJ.replace("images=3", "images=6"))
+    assert "3 channels" in refused(data)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert image_file.n_fields(tmp_path / "a.tif") == 1
+
+
+def test_pages_out_of_focus_show_one_place_and_other_fields_do_not(tmp_path: Path) -> None:
+    drawn = [disks(20, seed=i) for i in range(2)]
+    planes = [np.asarray(cv2.GaussianBlur(drawn[0], (0, 0), s), np.uint8) for s in (1, 4, 8)]
+    (tmp_path / "a.tif").write_bytes(pages(*planes, np.roll(drawn[1], (37, 31), (0, 1))))
+    for i in (1, 2, 3):
+        with pytest.raises(ImageError, match="same place") as caught:
+            image_file.load_field(tmp_path / "a.tif", "s", "a", i)
+        assert caught.value.reason == "unsupported"
+    assert image_file.load_field(tmp_path / "a.tif", "s", "a", 4).width_px == 360
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -117,6 +158,21 @@ def test_a_lossless_webp_is_exact_and_a_cut_one_is_refused() -> None:
     with pytest.raises(ImageError) as caught:
         image_file.decode(buffer.getvalue()[:-40], "x")
     assert caught.value.reason == "truncated"
+
+
+def test_libtiff_says_nothing_by_itself_and_speaks_again_afterwards(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(disks(9)).save(buffer, "TIFF", compression="lzma")
+    data = buffer.getvalue()
+    broken = data[:300] + bytes(255 - b for b in data[300:320]) + data[320:]
+    with pytest.raises(ImageError):
+        image_file.decode(broken, "x")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="decoder error"):
+        Image.open(io.BytesIO(broken)).load()
+    assert "LZMADecode" in capfd.readouterr().err
 
 
 def test_a_broken_disk_is_not_a_question_of_permission(

@@ -378,7 +378,7 @@ def test_bounds_raise_flags_and_what_is_not_known_raises_none() -> None:
 
 
 def test_every_flag_is_explained() -> None:
-    others = {"clump", "no-red-cells", "round-field", "scale-mismatch"}
+    others = {"clump", "no-red-cells", "pixel-size", "round-field", "scale-mismatch"}
     assert {rule.flag for rule in quality.RULES} | others == set(quality.FLAGS)
     assert list(quality.FLAGS) == sorted(quality.FLAGS)
     for flag, meaning in quality.FLAGS.items():
