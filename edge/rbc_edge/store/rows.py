@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -34,6 +34,7 @@ FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COL
 SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
     "'' AS reason", "coalesce(decision.reason, '')"
 )
+ESTIMATED: Final = "estimated"  # settings of a version without a given scale
 _FLAG_SEPARATOR: Final = ";"
 _RULES: Final = (EdgeRule.ALL, EdgeRule.TWO_SIDES, EdgeRule.INSIDE)  # the order of `counts`; append only
 _CELL: Final = np.dtype(
@@ -66,6 +67,11 @@ class Version:
 
     bundle_id: str  # the bundle that counted
     settings: str  # fingerprint of settings that change a count: not of the edge rule, it changes only tables
+
+    @classmethod
+    def of(cls, bundle_id: str, given: Scale | None) -> Self:
+        """Returns the version of counts at a scale that was given. None: it is estimated."""
+        return cls(bundle_id, f"{given.source}={given.cell_diameter_px!r}" if given else ESTIMATED)
 
 
 @dataclass(frozen=True, slots=True)

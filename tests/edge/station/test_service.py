@@ -24,7 +24,7 @@ from rbc_edge.store.outdir import writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.values import InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import InboxFile, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -298,10 +298,11 @@ def test_one_image_more_does_not_ask_about_all_of_its_slide(
 
 def test_a_better_scale_has_the_fields_of_before_counted_again(post: Post) -> None:
     class Unsure(StandIn):
-        """Estimates a scale that depends on the number of fields, as a real one does at first."""
+        """Sees larger cells where there are more."""
 
-        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-            return Scale({1: 50.0, 2: 40.0}.get(len(images), 41.0), ScaleSource.SLIDE)
+        def measured(self, image: UInt8, start: int) -> Measure:
+            n_dark = int((image[:, :, 1] < 180).sum())
+            return Measure(n_dark / 100, n_dark // 1000, 1)
 
     post.analyzer = Unsure()
     counting = replace(post.options().counting, scale=None)
@@ -310,7 +311,7 @@ def test_a_better_scale_has_the_fields_of_before_counted_again(post: Post) -> No
     post.script.at(20, lambda: post.write("s1/b.png", 5))
     post.until(60)
     assert post.analyzer.analyzed == ["s1/a", "s1/b", "s1/a"]
-    assert [scale.cell_diameter_px for scale in post.analyzer.scales] == [50.0, 40.0, 40.0]
+    assert [scale.cell_diameter_px for scale in post.analyzer.scales] == [37.5, 63.0, 63.0]
     assert post.table("s1") == {"a": "3", "b": "5"}
 
 
