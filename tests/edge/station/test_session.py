@@ -667,6 +667,92 @@ def test_a_slide_whose_images_come_one_by_one_has_the_scale_of_all(station: Stat
     assert {name: rows(station.out / name) for name in station.everything()} == one_by_one
 
 
+def ends_like_a_clean_run(station: Station) -> dict[str, list[dict[str, str]]]:
+    station.run(analyzer=Unsure())
+    ours = {name: rows(station.out / name) for name in station.everything()}
+    assert station.run(analyzer=Unsure()).n_counted == 0
+    station.out = station.out.with_name("clean")
+    station.run(analyzer=Unsure())
+    assert {name: rows(station.out / name) for name in station.everything()} == ours
+    return ours
+
+
+@pytest.mark.parametrize("n_bytes", [0, 200])
+def test_files_that_were_incomplete_at_first_leave_no_trace(station: Station, n_bytes: int) -> None:
+    whole = {}
+    for i in range(12):
+        station.write(f"s1/{i:02}.png", i + 1, seed=i)
+        path = station.source / "s1" / f"{i:02}.png"
+        whole[path if i % 2 else path.with_stem(f"tmp-{i}")] = path.read_bytes()
+        path.write_bytes(path.read_bytes()[:n_bytes])
+        if not i % 2:
+            path.rename(path.with_stem(f"tmp-{i}"))
+    assert station.run(analyzer=Unsure()).n_failed == 12
+    for path, data in whole.items():
+        path.write_bytes(data)
+        path.rename(path.with_stem(path.stem.removeprefix("tmp-").zfill(2)))
+    assert len(ends_like_a_clean_run(station)["s1.csv"]) == 14
+
+
+def test_files_that_cannot_be_read_for_a_minute_leave_no_trace(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(12):
+        station.write(f"s1/{i:02}.png", i + 1, seed=i)
+    open_file = Path.open
+
+    def refuse(path: Path, *rest: Any, **options: Any) -> Any:
+        if path.stem.isdigit() and int(path.stem) % 3:
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, *rest, **options)
+
+    with monkeypatch.context() as minute:
+        minute.setattr(Path, "open", refuse)
+        assert station.run(analyzer=Unsure()).n_failed == 8
+    ends_like_a_clean_run(station)
+
+
+def test_copies_that_go_and_originals_that_leave_their_copy_leave_no_trace(station: Station) -> None:
+    folder = station.source / "s1"
+    for i in range(6):
+        station.write(f"s1/{i}.png", i + 1, seed=i)
+    for i in range(6):
+        (folder / f"copy-{i}.png").write_bytes((folder / f"{i}.png").read_bytes())
+    assert station.run(analyzer=Unsure()).n_duplicates == 6
+    for i in range(3):
+        (folder / f"copy-{i}.png").unlink()
+        (folder / f"{i + 3}.png").unlink()
+    station.run(analyzer=Unsure())
+    ends_like_a_clean_run(station)
+
+
+def test_a_slide_that_lost_an_image_to_another_one_has_the_scale_of_the_others(station: Station) -> None:
+    for i in range(6):
+        station.write(f"z/{i}.png", 2 * i + 1, seed=i)
+        station.write(f"a/{i}.png", 2 * i + 2, seed=i)
+    station.run(analyzer=Unsure())
+    before = station.table("a")[0]["cell_diameter_px"]
+    for i in range(3, 6):
+        (station.source / "a" / f"{i}.png").rename(station.source / "z" / f"from-a-{i}.png")
+    tables = ends_like_a_clean_run(station)
+    assert tables["a.csv"][0]["cell_diameter_px"] != before
+
+
+def test_the_scale_of_a_run_lasts_until_a_run_without_it(station: Station) -> None:
+    station.run()
+    station.run(station.source / "s1", scale=GIVEN)
+    with Ledger(station.out) as ledger:  # not beside: a service of its own settings
+        assert (ledger.reader.given_scale("s1"), ledger.reader.given_scale("s2")) == (GIVEN, None)
+        give_scale(ledger, "s2", Scale(95.0, ScaleSource.CELL_DIAMETER))
+        ledger.commit()
+    station.run()
+    with Ledger(station.out) as ledger:
+        assert ledger.reader.given_scale("s1") is None
+        assert ledger.reader.given_scale("s2") == Scale(95.0, ScaleSource.CELL_DIAMETER)
+    assert station.table("s1")[0]["scale_source"] == "estimated-slide"
+    assert station.table("s2")[0]["cell_diameter_px"] == "95.00"
+
+
 def test_the_image_in_hand_is_left_when_it_takes_too_long(station: Station) -> None:
     stop = Stop(patience_s=0.05)
 
