@@ -634,7 +634,8 @@ class Session:
         scale = slide.scale = scales.of_slide(measures)
         is_same = kept is not None and kept.bundle_id == bundle_id and _are_same(kept.scale, scale)
         if not is_same or kept is None or kept.n_fields != len(measures):
-            slide_scale.keep(self.ledger, slide.slide_id, SlideScale(scale, bundle_id, len(measures)))
+            new = SlideScale(scale, bundle_id, len(measures))
+            slide_scale.keep(self.ledger, slide.slide_id, new, is_new=not is_same)
             self.ledger.commit()  # before any field is counted at it
         if is_same or kept is None:
             return False

@@ -23,8 +23,8 @@ def keep_measures(ledger: Ledger, bundle_id: str, start: int, measures: Mapping[
         )
 
 
-def keep(ledger: Ledger, slide_id: str, kept: SlideScale) -> None:
-    """Keeps the scale estimated for a slide. What was counted at another one is to be counted again.
+def keep(ledger: Ledger, slide_id: str, kept: SlideScale, *, is_new: bool = True) -> None:
+    """Keeps the scale estimated for a slide. Where it is new, what had another one is to be counted again.
 
     These counts stand until then.
     """
@@ -35,6 +35,8 @@ def keep(ledger: Ledger, slide_id: str, kept: SlideScale) -> None:
             " WHERE slide_id = ?",
             (scale.cell_diameter_px, scale.source, kept.bundle_id, kept.n_fields, slide_id),
         )
+        if not is_new:
+            return
         db.execute(
             "UPDATE field SET settings = ? WHERE status = 'ok' AND settings = ?"
             " AND slide_key = (SELECT slide_key FROM slide WHERE slide_id = ?)"
