@@ -196,10 +196,12 @@ class World:
 
     def delete_copy(self, which: int) -> None:
         """Removes one of several files of one content in a slide."""
-        if (path := self.pick(which)) is None or path in self.replaced:
-            return
-        alike = {p for p in self.files if (p.parent, self.files[p]) == (path.parent, self.files[path])}
-        if len(alike) > 1:
+        places = [(path.parent, data) for path, data in self.files.items()]
+        copies = [p for p in sorted(self.files) if places.count((p.parent, self.files[p])) > 1]
+        copies = [p for p in copies if p not in self.replaced]
+        if copies:
+            path = copies[which % len(copies)]
+            alike = {p for p in self.files if (p.parent, self.files[p]) == (path.parent, self.files[path])}
             path.unlink()
             del self.files[path]
             self.only_here = (self.only_here | alike) - {path}
@@ -308,8 +310,14 @@ COUNTS = st.one_of(
 )
 # Files come, and something happens to them, and they are counted, more or less: some times over.
 ROUNDS = st.tuples(ARRIVALS | EVENTS, st.lists(EVENTS, max_size=3), COUNTS)
-HISTORIES = st.lists(ROUNDS, min_size=2, max_size=5).map(
-    lambda rounds: [step for first, others, last in rounds for step in (first, *others, last)]
+WHOLE_RUN: Step = ("run", {"slide": None})
+# In the end all is counted, and then maybe only names change.
+QUIET = st.lists(EVENTS.filter(lambda event: event[0] in ("move", "copy", "delete_copy")), max_size=3)
+HISTORIES = st.tuples(st.lists(ROUNDS, min_size=1, max_size=4), QUIET).map(
+    lambda parts: [
+        *(step for first, others, last in parts[0] for step in (first, *others, last)),
+        *((WHOLE_RUN, *parts[1]) if parts[1] else ()),
+    ]
 )
 
 
