@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 from rbc_edge.station import job, session
-from rbc_edge.store import ledger
+from rbc_edge.store import ledger, slide_scale
 from rbc_edge.values import CellClass
 from rbc_edge.views import tables
 from rbc_edge.vision import analyzer, boxes, classifier, counting, detector, image_file, preprocess
@@ -108,7 +108,7 @@ def attach_all(probe: Probe) -> None:
     probe.attach("scan", session, "scan", whole=True)
     probe.attach("read, hash", image_file, "load_field")
     probe.attach("decode", image_file, "_decode", whole=True)
-    probe.attach("slide's scale", analyzer.Analyzer, "estimate_scale", whole=True)
+    probe.attach("slide's scale", analyzer.Analyzer, "measure", whole=True)
     probe.attach("field's own scale", scales, "estimate_field", whole=True)
     probe.attach("field's own scale", scales, "look_elsewhere", whole=True)
     probe.attach("view", preprocess, "view", whole=True)
@@ -122,8 +122,10 @@ def attach_all(probe: Probe) -> None:
     probe.attach("groups, edges", counting, "groups")
     probe.attach("groups, edges", boxes, "touches_edge")
     probe.attach("analyzer, rest", analyzer.Analyzer, "analyze")
-    for name in ("plan", "begin", "record", "commit", "keep_scale", "tables_written"):
+    for name in ("plan", "begin", "record", "commit", "tables_written"):
         probe.attach("ledger", ledger.Ledger, name)
+    for name in ("keep", "keep_measures"):
+        probe.attach("ledger", slide_scale, name)
     probe.attach("CSV", tables.Tables, "write")
     probe.attach("CSV", tables.Tables, "write_slide")
     # The network alone, without the work on its output.

@@ -93,6 +93,21 @@ class Scale:
     source: ScaleSource
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What one field says about the scale of its slide.
+
+    Attributes:
+        cell_diameter_px: Diameter of its red cells in pixels. NaN when it shows none.
+        n_cells: So many were measured.
+        n_pixels: Size of the field.
+    """
+
+    cell_diameter_px: float
+    n_cells: int
+    n_pixels: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
     """An image file's pixels: all of them, or fewer where its cells are large."""

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from rbc_edge.station.job import Analyzing
-from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, Measure, Scale, UInt8
 from rbc_edge.vision.boxes import touches_edge
 from rbc_edge.vision.counting import groups
 
@@ -54,13 +54,15 @@ class StandIn:
     def __init__(self) -> None:
         self.analyzed: list[str] = []
         self.scales: list[Scale] = []
-        self.n_estimates = 0
+        self.n_measured = 0
 
-    def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-        self.n_estimates += 1
-        if any((image[:, :, 1] < 180).any() for image in images):
-            return Scale(40.0, ScaleSource.SLIDE)
-        return Scale(nan, ScaleSource.NONE)
+    def measure(self, images: Sequence[UInt8], start: int, /) -> list[Measure]:
+        return [self.measured(image, start) for image in images]
+
+    def measured(self, image: UInt8, start: int) -> Measure:
+        self.n_measured += 1
+        seen = bool((image[:, :, 1] < 180).any())
+        return Measure(40.0 if seen else nan, 9 * seen, image.shape[0] * image.shape[1])
 
     def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
         self.analyzed.append(f"{field.slide_id}/{field.fov}")

@@ -44,9 +44,11 @@ CHECKPOINTS: Final[Mapping[str, Checkpoint]] = {
     ),
     # The scale of a slide is estimated.
     "scale estimated": Checkpoint(
-        "rbc_edge.vision.analyzer:Analyzer.estimate_scale", "estimates the scale of a slide from some images"
+        "rbc_edge.vision.analyzer:Analyzer.measure",
+        "measures the cells of some images, for their slide's scale",
     ),
-    "scale kept": Checkpoint(f"{_LEDGER}.keep_scale", "writes that scale down"),
+    "measures kept": Checkpoint("rbc_edge.store.slide_scale:keep_measures", "writes down what they say"),
+    "scale kept": Checkpoint("rbc_edge.store.slide_scale:keep", "writes that scale down"),
     # An image is looked at.
     "attempt noted": Checkpoint(f"{_LEDGER}.begin", "writes down which images are begun now"),
     "file read": Checkpoint("rbc_edge.vision.image_file:load_field", "reads and decodes an image file"),

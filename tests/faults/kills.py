@@ -184,6 +184,7 @@ STEPS: tuple[Step, ...] = (
     Step("files debounced", (1, 2)),
     Step("files planned", (1, 2)),
     Step("scale estimated", (1, 2), scale=False),
+    Step("measures kept", (1, 2), scale=False),
     Step("scale kept", (1, 2), scale=False),
     Step("attempt noted", (1, 2, 3)),
     Step("file read", (1, 10, 20)),

@@ -22,12 +22,13 @@ from rbc_edge.errors import ImageError, UsageError, unavailable
 from rbc_edge.ops import synthetic
 from rbc_edge.ops.settings_file import assignments
 from rbc_edge.station.inbox import scan
-from rbc_edge.station.job import SCALE_FIELDS, AnalyzerRecipe
+from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.values import Scale, ScaleSource
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import CLASSIFIER_FP32, DETECTOR_FP32, Bundle
 from rbc_edge.vision.image_file import load_field
+from rbc_edge.vision.scale import MAX_FIELDS
 
 N_DRAWN: Final = 24
 BUDGET_S: Final = 45.0  # no new round begins then. With drawing and opening, the whole takes about a minute.
@@ -133,7 +134,7 @@ def _linked(images: Path, folder: Path) -> list[Path]:
 def _scale(bundle: Bundle, paths: Sequence[Path]) -> Scale | None:
     """Estimates the scale once. A run does it once per slide, so it is little of a day's work."""
     images = []
-    for path in paths[:SCALE_FIELDS]:
+    for path in paths[:MAX_FIELDS]:
         with suppress(ImageError):  # a turn reports it
             images.append(load_field(path, "", path.name).image)
     found = Analyzer(bundle, threads=1).estimate_scale(images)

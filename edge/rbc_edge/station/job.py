@@ -28,16 +28,14 @@ from rbc_edge.errors import (
 )
 from rbc_edge.store.rows import Look
 from rbc_edge.text import better_formats, name_text, path_text
-from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import FieldOfView, FovResult, InboxFile, Measure, Scale, UInt8
 from rbc_edge.vision import image_file
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-SCALE_FIELDS: Final = 8  # of view a slide's scale is estimated from
 MACHINE: Final = "machine"  # failure of a look for which the computer had no memory. Never recorded.
-_SCALE_PIXELS: Final = 30e6  # all of them together: a few 20-megapixel fields hold enough cells
 _MAX_HASHED_BYTES: Final = 2_000_000_000  # a larger file was never read; hashing it would take minutes
 _LARGE_BYTES: Final = 60_000_000  # a field of 20 megapixels, not compressed
 _M_ARENA_MAX: Final = -8  # malloc.h
@@ -46,8 +44,8 @@ _M_ARENA_MAX: Final = -8  # malloc.h
 class Analyzing(Protocol):
     """What a look asks of an analyzer (`rbc_edge.vision.analyzer.Analyzer`)."""
 
-    def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-        """Estimates a slide's scale from uint8 (H, W, 3) images."""
+    def measure(self, images: Sequence[UInt8], start: int, /) -> Sequence[Measure]:
+        """Measures fields of a slide, uint8 (H, W, 3) images, each on its own."""
 
     def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
         """Finds the cells of one field of view."""
@@ -228,46 +226,55 @@ def looks(
 
 
 @dataclass(frozen=True, slots=True)
-class ScaleLook:
-    """What some fields of a slide say of its scale."""
+class MeasureLook:
+    """What one file says about the scale of its slide."""
 
-    scale: Scale  # NaN with source ``none`` when no cell is seen
-    read: tuple[InboxFile, ...]  # those of the files that could be read, and were asked
-    n_passed_over: int  # files that could not be read
+    file: InboxFile
+    measure: Measure | None = None  # None: it cannot be read, or is not what it was
+    message: str = ""  # for a file for which memory was short, in words
 
 
-def estimate_scale(files: Sequence[InboxFile], recipe: AnalyzerRecipe) -> ScaleLook:
-    """Estimates a slide's scale from some of its fields. Raises `RbcEdgeError` as `look_at`.
+def measure(
+    files: Sequence[tuple[InboxFile, str]], start: int, max_pixels: float, recipe: AnalyzerRecipe
+) -> list[MeasureLook]:
+    """Measures the cells of files that have a digest, from `start` on (`scale.measure`).
 
-    Where memory is short for all of them, it raises `UnavailableError`: no scale would be a wrong one.
+    No more files are read once the images are more than `max_pixels` together: these are not in the result.
+    Raises `RbcEdgeError` as `look_at`.
     """
-    scale, short_of_memory = Scale(nan, ScaleSource.NONE), False
     images: dict[InboxFile, UInt8] = {}
-    n_passed_over = 0
-    for file in files:
-        if sum(image.shape[0] * image.shape[1] for image in images.values()) > _SCALE_PIXELS:
+    found: dict[InboxFile, MeasureLook] = {}
+    for file, sha256 in files:
+        if sum(image.shape[0] * image.shape[1] for image in images.values()) > max_pixels:
             break
+        found[file] = MeasureLook(file)
         try:
-            images[file] = image_file.load_field(file.path, file.slide_id, file.fov, file.page).image
+            field = image_file.load_field(file.path, file.slide_id, file.fov, file.page)
+            if field.sha256 == sha256:
+                images[file] = field.image
         except Exception as error:
-            short_of_memory |= _troubled(file, error) is not None
+            if troubled := _troubled(file, error.__cause__ if isinstance(error, ImageError) else error):
+                found[file] = MeasureLook(file, message=troubled.message)
             log.debug("%s: not used for the scale", path_text(file.path), exc_info=True)
-            n_passed_over += 1
+    if images:
+        measures = _measures(list(images.values()), start, recipe)
+        found |= {file: MeasureLook(file, m) for file, m in zip(images, measures, strict=True)}
+    return list(found.values())
+
+
+def _measures(images: Sequence[UInt8], start: int, recipe: AnalyzerRecipe) -> list[Measure]:
     try:
-        if images:
-            scale = _KEPT.of(recipe).estimate_scale(list(images.values()))
-        elif short_of_memory:
-            raise MemoryError
+        return list(_KEPT.of(recipe).measure(images, start))
     except RbcEdgeError:
         raise
     except Exception as error:
         if trouble := machine_trouble(error):
-            what = f"slide {files[0].slide_id}: its scale cannot be estimated now: {trouble}"
+            what = f"the scale of a slide cannot be estimated now: {trouble}"
             raise UnavailableError(what, "set threads to 1, or end other programs") from error
-        # The fields are then estimated one by one, and fail one by one if they must
-        log.warning("slide %s: its scale could not be estimated", files[0].slide_id)
-        log.debug("slide %s", files[0].slide_id, exc_info=True)
-    return ScaleLook(scale, tuple(images), n_passed_over)
+        log.debug("measuring", exc_info=True)
+        if len(images) == 1:  # it says nothing, and is counted, or fails, like the others
+            return [Measure(nan, 0, images[0].shape[0] * images[0].shape[1])]
+        return [m for image in images for m in _measures([image], start, recipe)]
 
 
 def digest(file: InboxFile) -> str:
@@ -276,14 +283,6 @@ def digest(file: InboxFile) -> str:
         with suppress(OSError), Path(file.path).open("rb") as content:
             return image_file.content_id(hashlib.file_digest(content, "sha256").hexdigest(), file.page)
     return ""
-
-
-def spread(files: Sequence[InboxFile]) -> list[InboxFile]:
-    """Orders files so that the first few lie evenly over all of them. The same files, the same order."""
-    n = min(SCALE_FIELDS, len(files))
-    picked = sorted({round(i * (len(files) - 1) / max(n - 1, 1)) for i in range(n)})
-    rest = sorted(set(range(len(files))) - set(picked))
-    return [files[i] for i in picked + rest]
 
 
 def _is_large(file: InboxFile, scale: Scale) -> bool:

@@ -255,7 +255,10 @@ class _Service:
         self._closed.clear()
         n_waiting = self._debounce.n_waiting(now_s)
         self._say.note(source_online=True, n_waiting=n_waiting, n_to_do=len(ready))
-        if not ready:
+        unsettled, of_slide = session.ledger.reader.unsettled(), {}
+        if ready or unsettled:
+            of_slide = {slide: list(files) for slide, files in groupby(files, key=lambda f: f.slide_id)}
+        if not ready and of_slide.keys().isdisjoint(unsettled):
             if held := session.views.tables.held:
                 with writing(self._options.counting.out):
                     session.refresh(set(held))
@@ -273,7 +276,6 @@ class _Service:
                 return None
             return max(min(self._next_scan_s, self._debounce.next_s()) - self._clock.monotonic_s(), _SOON_S)
         self._check_room()
-        of_slide = {slide: list(files) for slide, files in groupby(files, key=lambda f: f.slide_id)}
         # The slide under the microscope does not wait for an archive that was copied in.
         portions = [list(files) for _, files in groupby(ready, key=lambda f: f.slide_id)]
         portions.sort(key=lambda files: max(file.mtime_ns for file in files), reverse=True)

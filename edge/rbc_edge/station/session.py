@@ -12,8 +12,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import groupby
-from math import inf, nan
+from heapq import merge
+from itertools import groupby, islice
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,23 +23,22 @@ from rbc_edge.station import job, other_files
 from rbc_edge.station.inbox import mtime_ns, scan
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
 from rbc_edge.station.stop import Abandoned, Stop
-from rbc_edge.store import outdir
-from rbc_edge.store.ledger import ESTIMATED, Ledger
+from rbc_edge.store import outdir, slide_scale
+from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import SlideContents
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
 from rbc_edge.store.schema import is_gone
 from rbc_edge.text import PAGED_SUFFIXES, count_text, name_text, one_line, path_text, utc_text
-from rbc_edge.values import InboxFile, Scale, ScaleSource
+from rbc_edge.values import InboxFile, Measure, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
+from rbc_edge.vision import scale as scales
 from rbc_edge.vision.image_file import content_id, n_fields
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_MAX_SCALE_ATTEMPTS: Final = 32  # a folder full of broken images is not read through for its scale
-_SCALE_TOLERANCE: Final = 0.02  # a smaller change of the scale changes no count (docs/results.md, scale)
 _COMMIT_EVERY_S: Final = 0.5  # what a power cut can cost in work; a commit an image wears a memory card
 _WAIT_FOR_WRITER_S: Final = 60.0  # a running service releases the folder every few seconds
 _POLL_S: Final = 0.2
@@ -47,6 +47,13 @@ _TOGETHER_ASKED: Final = 500  # files whose pages one query asks for
 SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
 _Place = tuple[str, Path, str]  # fov, path and digest of a counted field
 _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
+_SUMMED_AS: Final = {  # numbers of `Summary`
+    Status.OK: "n_unchanged",
+    Status.FAILED: "n_failed",
+    Status.DUPLICATE: "n_duplicates",
+    Status.EXCLUDED: "n_excluded",
+    Status.FORGOTTEN: "n_excluded",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +84,7 @@ class CountOptions:
     @property
     def version(self) -> Version:
         """What a count depends on besides the image."""
-        scale = self.scale
-        settings = f"{scale.source}={scale.cell_diameter_px!r}" if scale else ESTIMATED
-        return Version(self.recipe.bundle_id, settings)
+        return Version.of(self.recipe.bundle_id, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,35 +270,48 @@ class Session:
 
         Args:
             files: What to count. Files of one slide stand together.
-            of_slide: All images there are, by slide, where `files` is only a part of them. A slide's scale is
-                estimated from these.
+            of_slide: All images there are, by slide, where `files` is only a part of them.
             copies: Pictures that are copies of an image beside them. Those that came before it are counted,
                 and are taken out of the counts.
             time_s: Ends early, between two images, after this time, seconds.
         """
         portion = _Portion(Summary(n_images=len(files)), self._clock.monotonic_s() + time_s)
+        groups: dict[str, list[InboxFile]] = {}
+        for file in files:
+            groups.setdefault(file.slide_id, []).append(file)
+        there = groups if of_slide is None else of_slide
         with self._workers() as workers:
             try:
                 self._note_settings(portion)
+                if self._may_wait is None:
+                    self._keep_given(groups, portion)
+                portion.changed |= self.ledger.drop_gone(there)
                 plan = self._without_copies(self.plan(files), copies, portion)
                 plan = self._without_killers(self._without_strangers(plan, portion), portion)
-                for slide_id, group in groupby(files, key=lambda f: f.slide_id):
+                unsettled = self.ledger.reader.unsettled()
+                for slide_id, group in groups.items():
                     if self._is_over(portion):
                         break
-                    slide = _Slide(slide_id, list(group), plan)
-                    self._put_off(portion.undecided, slide)
-                    try:
-                        everything = (of_slide or {}).get(slide_id, slide.files)
-                        self._count_slide(slide, everything, portion, workers)
-                    finally:
-                        portion.add(slide)
-                        for note in slide.notes():
-                            self._note(note, portion)
+                    slide = _Slide(slide_id, group, plan, there.get(slide_id, group))
+                    slide.was_settled = slide_id not in unsettled
+                    self._count(slide, portion, workers)
+                # Slides that lost an image to another one: their scale may be another now.
+                for slide_id in filter(there.__contains__, self.ledger.reader.unsettled()):
+                    if self._is_over(portion):
+                        break
+                    files_there, plan = there[slide_id], Plan({}, (), {}, portion.waiting)
+                    slide = _Slide(slide_id, groups.get(slide_id, []), plan, files_there)
+                    slide.status = dict.fromkeys(portion.failed.intersection(slide.files), Status.FAILED)
+                    slide.was_settled, slide.told = False, set(slide.files)
+                    self._plan_again(slide)
+                    self._count(slide, portion, workers)
             except (Interrupted, Abandoned):
                 portion.summary.stopped_by = self._stop.signal
             except (BundleError, UnavailableError):
                 self.ledger.commit()  # that no image is suspect
                 raise
+            finally:
+                portion.sum_up()
         self._note_shared(portion)
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         portion.summary.held = list(self.views.tables.held.values())
@@ -323,7 +341,7 @@ class Session:
         for file in (*self.ledger.reader.counted_at(copies), *late):
             message = f"{path_text(file.path)}: made by a program of an image that lies beside it"
             look = Look(file, failure="copy", message=message)
-            recorded = self.ledger.record(look, self._version, self._now())
+            recorded = self.ledger.record(look, self._version_of(file.slide_id), self._now())
             assert recorded is not None  # a failure always gives a row
             done[file] = recorded.row.status
             portion.changed |= {file.slide_id, *recorded.left}
@@ -354,7 +372,7 @@ class Session:
         for file in killers:
             message = f"{path_text(file.path)}: ends the program when it is opened; it is not opened again"
             look = Look(file, job.digest(file), failure="crash", message=message)
-            recorded = self.ledger.record(look, self._version, self._now())
+            recorded = self.ledger.record(look, self._version_of(file.slide_id), self._now())
             assert recorded is not None  # a failure always gives a row
             done[file] = recorded.row.status
             portion.changed |= {file.slide_id, *recorded.left}
@@ -372,37 +390,51 @@ class Session:
                 if self._may_wait is not None:
                     self._may_wait(file, job.MACHINE)
 
-    def _count_slide(
-        self, slide: "_Slide", everything: Sequence[InboxFile], portion: "_Portion", workers: Executor
-    ) -> None:
-        """Counts the files of one slide, of which `everything` is there."""
-        reader = self.ledger.reader
-        if len(slide.status) + len(slide.waiting) < len(slide.files):
-            to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
-            slide.moved = self._moved_to(slide, to_do)
-            slide.beside = frozenset(f.path for f in everything)
-            slide.contents = reader.contents(slide.slide_id, self._version)
-            slide.scale, is_recount = self._slide_scale(slide, everything, workers)
-            if is_recount:
-                slide.contents = SlideContents({}, slide.contents.failed)
-                slide.status = dict(self.plan(slide.files).done)
-                slide.was_unsettled = True
+    def _count(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> None:
+        self._put_off(portion.undecided, slide)
+        try:
+            self._count_slide(slide, portion, workers)
+        finally:
+            portion.add(slide)
+            for note in slide.notes():
+                self._note(note, portion)
+
+    def _count_slide(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> None:
+        """Counts the files of one slide until its scale is that of what is counted."""
+        if slide.was_settled and not slide.to_do():
+            return
+        slide_scale.settle(self.ledger, slide.slide_id, is_settled=False)
+        self._take_over(slide)
+        slide.contents = self.ledger.reader.contents(slide.slide_id, slide.version)
+        if self._choose_scale(slide, workers) and not self._options.force:
+            self._plan_again(slide)
         for _ in range(_MAX_PASSES):
-            if self._pass(slide, portion, workers) or not slide.is_unsettled:
+            if self._pass(slide, portion, workers):
+                break
+            # A file may be another one than before it was opened, or cannot be counted.
+            is_new_scale = self._choose_scale(slide, workers)
+            if not (slide.is_unsettled or is_new_scale):
+                slide_scale.settle(self.ledger, slide.slide_id)
                 break
             # A count moved between two names, or what a duplicate refers to is gone: look at those, too.
-            slide.is_unsettled = False
-            failed = {f: status for f, status in slide.status.items() if status is Status.FAILED}
-            slide.status = {**failed, **self.ledger.plan(slide.files, self._version).done}
-            slide.contents = reader.contents(slide.slide_id, self._version)
+            self._plan_again(slide)
         if slide.is_changed:
             self.ledger.commit()  # first: a table never shows what a power cut could take back
             self.views.tables.write_slide(slide.slide_id)
 
+    def _plan_again(self, slide: "_Slide") -> None:
+        slide.is_unsettled = False
+        failed = {f: status for f, status in slide.status.items() if status is Status.FAILED}
+        slide.status = {**failed, **self.ledger.plan(slide.files, self._version).done}
+        slide.contents = self.ledger.reader.contents(slide.slide_id, slide.version)
+
+    def _version_of(self, slide_id: str) -> Version:
+        given = self.ledger.reader.given_scale(slide_id) or self._options.scale
+        return Version.of(self._version.bundle_id, given)
+
     def _pass(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> bool:
         """Goes through a slide's files once; tells whether it ended early."""
-        to_do = [f for f in slide.files if f not in slide.status and f not in slide.waiting]
-        tasks = self._tasks(slide, to_do)
+        tasks = self._tasks(slide, slide.to_do())
         is_early = False
         with closing(job.looks(tasks, workers, n_ahead=self._options.workers, wait=self._wait)) as coming:
             try:
@@ -465,28 +497,32 @@ class Session:
         """Brings one look into the ledger; None: the file was left for later."""
         file, now = look.file, self._now()
         if look.failure == job.MACHINE:
-            slide.troubled[file] = look.message
-            log.warning("%s", look.message)
+            self._leave_for_later(file, look.message, slide)
             self.ledger.end([file])
-            if self._may_wait is not None:
-                self._may_wait(file, look.failure)
             return None
         if self._may_wait is not None:
             failure = look.failure or ("changed" if _has_changed(file) else "")
             if failure and self._may_wait(file, failure):
                 self.ledger.end([file])
                 return None
-        recorded = self.ledger.record(look, self._version, now, force=self._options.force)
+        recorded = self.ledger.record(look, slide.version, now, force=self._options.force)
         if recorded is None:  # its content was known, but what knew it is gone
             task = job.Task(file, slide.scale, self._options.recipe, beside=slide.beside)
             look = self._wait(workers.submit(job.look_at, task))
             if look.failure == job.MACHINE:
                 return self._record(look, slide, workers)
-            recorded = self.ledger.record(look, self._version, now, force=self._options.force)
+            recorded = self.ledger.record(look, slide.version, now, force=self._options.force)
         if recorded is not None:
             self._digests.pop(file.whole, None)
             self._n_new_failures += recorded.row.status is Status.FAILED
         return recorded
+
+    def _leave_for_later(self, file: InboxFile, why: str, slide: "_Slide") -> None:
+        slide.waiting.add(file)
+        slide.troubled[file] = why
+        log.warning("%s", why)
+        if self._may_wait is not None:
+            self._may_wait(file, job.MACHINE)
 
     def _tell(self, slide: "_Slide", portion: "_Portion", file: InboxFile, recorded: Recorded | None) -> None:
         portion.n_done += file not in slide.told
@@ -514,17 +550,21 @@ class Session:
             self._digests[whole] = job.digest(whole)
         return content_id(self._digests.get(whole, ""), file.page)
 
-    def _moved_to(self, slide: "_Slide", files: Sequence[InboxFile]) -> frozenset[str]:
-        """Returns the digests of files that other slides have counted and lost.
+    def _take_over(self, slide: "_Slide") -> None:
+        """Finds what other slides have counted and lost to this one, maybe with a scale that was given there.
 
         Only a file of a size that is counted elsewhere is read for it: the others are read when their turn
         comes.
         """
-        if self._options.force:
-            return frozenset()
-        reader = self.ledger.reader
-        alike = [f for f in files if reader.has_size_elsewhere(slide.slide_id, f.size_bytes)]
-        return reader.moved(slide.slide_id, {d for f in alike if (d := self._digest(f))}, self._version)
+        reader, files = self.ledger.reader, slide.to_do()
+        sizes = reader.sizes_elsewhere(slide.slide_id, {f.size_bytes for f in files})
+        digests = {d for f in files if f.size_bytes in sizes and (d := self._digest(f))}
+        moved = reader.moved(slide.slide_id, digests)
+        for other in sorted({other for other, _ in moved.values()}):
+            slide_scale.inherit(self.ledger, slide.slide_id, other)
+        slide.version = self._version_of(slide.slide_id)
+        if not self._options.force:
+            slide.moved = frozenset(d for d, (_, version) in moved.items() if version == slide.version)
 
     def _without_strangers(self, plan: Plan, portion: "_Portion") -> Plan:
         """Returns the plan without images of another slide that has the name of one that is known.
@@ -633,51 +673,107 @@ class Session:
 
     # -- the scale of a slide ---------------------------------------------------------------------------
 
-    def _slide_scale(
-        self, slide: "_Slide", everything: Sequence[InboxFile], workers: Executor
-    ) -> tuple[Scale, bool]:
-        """Returns the scale of a slide, and whether its fields have to be counted again.
+    def _keep_given(self, slide_ids: Collection[str], portion: "_Portion") -> None:
+        """Has the slides keep the scale of this run, and says which of them lose that of an earlier one."""
+        lost = slide_scale.give_by_run(self.ledger, slide_ids, self._options.scale)
+        if lost and not any(note.startswith("settings differ") for note in portion.summary.notes):
+            slides = f"slide {lost[0]}" if len(lost) == 1 else f"{len(lost)} slides"
+            self._note(f"{slides}: the scale is estimated again, it was given to an earlier run", portion)
 
-        It is the one given for this slide, the user's for all, the one kept, or a new estimate, then kept. A
-        slide that gets its images one by one has its first estimate from one field, and better ones when it
-        has two, four and eight. When the estimate changes, its few fields are counted again.
+    def _choose_scale(self, slide: "_Slide", workers: Executor) -> bool:
+        """Takes the scale that holds for a slide; tells whether the counts of before have another one.
+
+        It is the one given for this slide, the user's for all, or what the slide's contents say. It is a
+        function of these, whenever and in whatever order they came.
         """
         given = self.ledger.reader.given_scale(slide.slide_id) or self._options.scale
         if given is not None:
-            return given, False
-        bundle_id, n_files = self._version.bundle_id, len(everything)
-        kept = self.ledger.reader.slide_scale(slide.slide_id)
-        if kept is not None and (kept.bundle_id != bundle_id or self._options.force):
-            kept = None
-        if kept is not None and not _may_know_better(kept, n_files):
-            return kept.scale, False
-        scale = self._estimated(slide, everything, workers)
-        is_recount = kept is not None and _differ(kept.scale, scale)
-        if kept is not None and not is_recount:
-            scale = kept.scale
-        self.ledger.keep_scale(slide.slide_id, SlideScale(scale, bundle_id, n_files), recount=is_recount)
-        self.ledger.commit()  # before any field is counted at it: a killed run goes on with the same scale
-        return scale, is_recount
+            slide.scale = given
+            return False
+        bundle_id, kept = slide.version.bundle_id, self.ledger.reader.slide_scale(slide.slide_id)
+        measures = self._measures(slide, workers)
+        scale = slide.scale = scales.of_slide(measures)
+        is_same = kept is not None and kept.bundle_id == bundle_id and _are_same(kept.scale, scale)
+        if not is_same or kept is None or kept.n_fields != len(measures):
+            new = SlideScale(scale, bundle_id, len(measures))
+            slide_scale.keep(self.ledger, slide.slide_id, new, is_new=not is_same)
+            self.ledger.commit()  # before any field is counted at it
+        if is_same or kept is None:
+            return False
+        slide.was_unsettled = True
+        return True
 
-    def _estimated(self, slide: "_Slide", files: Sequence[InboxFile], workers: Executor) -> Scale:
-        # What killed a process once is not opened for this either.
-        left_out = slide.contents.failed | {file.fov for file in slide.waiting}
-        candidates = [f for f in job.spread(files) if f.fov not in left_out]
-        asked = candidates[: job.SCALE_FIELDS]
-        coming = candidates[job.SCALE_FIELDS : _MAX_SCALE_ATTEMPTS]
-        begun = list(asked)
+    def _measures(self, slide: "_Slide", workers: Executor) -> list[Measure]:
+        """Returns what a slide's first contents say about its scale, by digest: measured, or measured before.
+
+        The first three are searched in full, and the others mostly from where these agree.
+        """
+        found: list[Measure] = []
+        candidates = self._candidates(slide)
+        left_px, start = scales.MAX_PIXELS, 0
+        while left_px >= 0 and (n := scales.MAX_FIELDS - len(found)):
+            if len(found) < scales.FIRST_FIELDS:
+                n = scales.FIRST_FIELDS - len(found)
+            else:
+                start = scales.start(found[: scales.FIRST_FIELDS])
+            some = dict(islice(candidates, n))
+            if not some:
+                break
+            of_content = self._measured(slide, some, start, left_px, workers)
+            for sha256 in some:
+                if sha256 in of_content and left_px >= 0:
+                    found.append(of_content[sha256])
+                    left_px -= of_content[sha256].n_pixels
+        return found
+
+    def _measured(
+        self, slide: "_Slide", files: Mapping[str, InboxFile], start: int, left_px: float, workers: Executor
+    ) -> dict[str, Measure]:
+        """Returns the measures of contents, by digest. What cannot be read is left out."""
+        bundle_id = slide.version.bundle_id
+        known = {sha256: m for sha256 in files if (m := slide.measures.get((sha256, start)))}
+        if not self._options.force:
+            known |= self.ledger.reader.measures(files, bundle_id, start)
+        asked = []
+        for sha256, file in files.items():
+            if sha256 in known:
+                left_px -= known[sha256].n_pixels
+            elif left_px >= 0:
+                asked.append((file, sha256))
+        if not asked:
+            return known
         try:
-            while True:
-                self.ledger.begin(asked)
-                found = self._wait(workers.submit(job.estimate_scale, asked, self._options.recipe))
-                if found.n_passed_over == 0 or not coming:
-                    return found.scale
-                # Others in the place of those that could not be read.
-                instead, coming = coming[: found.n_passed_over], coming[found.n_passed_over :]
-                asked = [*found.read, *instead]
-                begun += instead
+            self.ledger.begin([file for file, _ in asked])
+            looks = self._wait(workers.submit(job.measure, asked, start, left_px, self._options.recipe))
         finally:
-            self.ledger.end(begun)
+            self.ledger.end([file for file, _ in asked])
+        new = {}
+        for (file, sha256), look in zip(asked, looks, strict=False):
+            if look.measure is not None:
+                new[sha256] = slide.measures[sha256, start] = look.measure
+            elif look.message:
+                self._leave_for_later(file, look.message, slide)
+        slide_scale.keep_measures(self.ledger, bundle_id, start, new)
+        return known | new
+
+    def _candidates(self, slide: "_Slide") -> Iterator[tuple[str, InboxFile]]:
+        """Yields contents that are, or will be, counted in a slide, by digest. Some may not be readable."""
+        coming: dict[str, InboxFile] = {}
+        digest_of: dict[str, str] = {}
+        for file in slide.to_do():
+            if not self._keep_going():
+                raise Interrupted
+            if (digest := self._digest(file)) and digest not in slide.contents.failed:
+                coming.setdefault(digest, file)
+                digest_of[file.fov] = digest
+        counted = self.ledger.reader.counted(slide.slide_id, slide.version.bundle_id)
+        # A count of which the file is another one now does not stand for long.
+        standing = ((sha256, file) for sha256, file in counted if digest_of.get(file.fov, sha256) == sha256)
+        before = ""
+        for sha256, file in merge(sorted(coming.items()), standing, key=lambda item: item[0]):
+            if sha256 != before:
+                yield sha256, file
+            before = sha256
 
 
 class _Threads(ThreadPoolExecutor):
@@ -702,13 +798,16 @@ class _Threads(ThreadPoolExecutor):
 class _Slide:
     """One slide's files on their way."""
 
-    def __init__(self, slide_id: str, files: list[InboxFile], plan: Plan) -> None:
+    def __init__(self, slide_id: str, files: list[InboxFile], plan: Plan, there: Sequence[InboxFile]) -> None:
         self.slide_id = slide_id
         self.files = files
+        self.beside = frozenset(f.path for f in there)  # every file that there is of the slide
         self.interrupted: Mapping[InboxFile, Attempt] = plan.interrupted
         self.status = {f: plan.done[f] for f in files if f in plan.done}  # what became of them
         self.scale = Scale(nan, ScaleSource.NONE)
-        self.beside = frozenset[Path]()  # every file that there is of the slide
+        self.version = Version("", "")  # of its counts
+        self.measures: dict[tuple[str, int], Measure] = {}  # made now, by digest and start
+        self.was_settled = True
         self.contents = SlideContents({}, frozenset())
         self.begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
         self.counted: set[InboxFile] = set()  # now
@@ -721,6 +820,10 @@ class _Slide:
         self.came_from: Counter[tuple[str, bool]] = Counter()
         self.drawn: list[Path] = []  # pictures that we drew, here in place of images
         self.is_changed = self.is_unsettled = self.was_unsettled = False
+
+    def to_do(self) -> list[InboxFile]:
+        """Returns the files that need a look."""
+        return [f for f in self.files if f not in self.status and f not in self.waiting]
 
     def add(self, file: InboxFile, recorded: Recorded | None) -> None:
         """Takes in what became of a file. None: it was left for later."""
@@ -763,20 +866,33 @@ class _Portion:
     n_done: int = 0
     changed: set[str] = field(default_factory=set)  # slides
     undecided: frozenset[InboxFile] = frozenset()  # not to be opened now
+    counted: set[InboxFile] = field(default_factory=set)  # now
+    failed: set[InboxFile] = field(default_factory=set)
+    waiting: set[InboxFile] = field(default_factory=set)
+    of_slide: dict[str, Counter[str]] = field(default_factory=dict)  # what became of its files
 
     def add(self, slide: _Slide) -> None:
         """Adds up what became of a slide's files."""
         summary = self.summary
         summary.troubled |= slide.troubled
-        self.changed |= {slide.slide_id, *slide.left}
+        self.changed |= slide.left
+        if slide.is_changed:
+            self.changed.add(slide.slide_id)
         if slide.was_unsettled:
             summary.unsettled.add(slide.slide_id)
-        for file, status in slide.status.items():
-            summary.n_failed += status is Status.FAILED
-            summary.n_duplicates += status is Status.DUPLICATE
-            summary.n_excluded += status in (Status.EXCLUDED, Status.FORGOTTEN)
-            summary.n_counted += status is Status.OK and file in slide.counted
-            summary.n_unchanged += status is Status.OK and file not in slide.counted
+        self.counted |= slide.counted
+        self.waiting |= slide.waiting
+        self.failed |= {file for file, status in slide.status.items() if status is Status.FAILED}
+        # In the place of what was summed up before its files were counted again.
+        self.of_slide[slide.slide_id] = Counter(
+            "n_counted" if status is Status.OK and file in self.counted else _SUMMED_AS[status]
+            for file, status in slide.status.items()
+        )
+
+    def sum_up(self) -> None:
+        """Adds up all slides."""
+        for name, n in sum(self.of_slide.values(), Counter[str]()).items():
+            setattr(self.summary, name, n)
 
 
 def _is_same_folder(one: Path, other: Path) -> bool:
@@ -795,14 +911,6 @@ def _has_changed(file: InboxFile) -> bool:
     return (status.st_size, mtime_ns(status)) != (file.size_bytes, file.mtime_ns)
 
 
-def _may_know_better(kept: SlideScale, n_files: int) -> bool:
-    """Tells whether a slide has twice the images its scale was estimated from, while they were few."""
-    if kept.scale.source is ScaleSource.NONE:
-        return kept.n_fields is None or n_files != kept.n_fields  # saw no cell then; there may be some now
-    return kept.n_fields is not None and n_files >= min(2 * kept.n_fields, job.SCALE_FIELDS) > kept.n_fields
-
-
-def _differ(old: Scale, new: Scale) -> bool:
-    if ScaleSource.NONE in (old.source, new.source):
-        return old.source is not new.source
-    return abs(new.cell_diameter_px / old.cell_diameter_px - 1) > _SCALE_TOLERANCE
+def _are_same(old: Scale, new: Scale) -> bool:
+    both_unknown = isnan(old.cell_diameter_px) and isnan(new.cell_diameter_px)
+    return both_unknown or old == new

@@ -57,7 +57,8 @@ def give_scale(ledger: Ledger, slide_id: str, scale: Scale | None) -> int:
     with ledger.database.change() as db:
         values = (scale.cell_diameter_px, scale.source) if scale else (None, None)
         db.execute(
-            "UPDATE slide SET given_diameter_px = ?, given_source = ? WHERE slide_key = ?", (*values, key)
+            "UPDATE slide SET given_diameter_px = ?, given_source = ?, given_by_run = 0 WHERE slide_key = ?",
+            (*values, key),
         )
         query = "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'"
         return db.execute(query, (RECOUNT, key)).rowcount

@@ -8,15 +8,16 @@ what a look at a file gave, `commit` makes it last.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 from uuid import uuid4
 
-from rbc_edge.store.queries import Reader
+from rbc_edge.store.queries import Reader, portions
 from rbc_edge.store.rows import (
     DECISION,
+    ESTIMATED,
     FIELD_COLUMNS,
     NO_FIELDS,
     OTHER_FORMAT,
@@ -25,7 +26,6 @@ from rbc_edge.store.rows import (
     Look,
     Plan,
     Recorded,
-    SlideScale,
     Status,
     Version,
     column_values,
@@ -34,19 +34,17 @@ from rbc_edge.store.rows import (
     pack_cells,
     pack_counts,
     place,
+    place_of,
     places_in,
+    scale_of,
 )
 from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import better_formats, path_text
 from rbc_edge.values import InboxFile
 
-_T = TypeVar("_T")
-
 _PROCESS: Final = uuid4().hex  # not its number: that comes again
 RECOUNT: Final = "scale changed"  # in place of a row's settings: no version is like it
-ESTIMATED: Final = "estimated"  # settings of a version without a scale for all slides
 _ACCESS_FAILURES: Final = ("unreadable", "vanished")  # the file itself may be whole
-_FILES_A_QUERY: Final = 500  # SQLite takes 999 values in a statement, everywhere
 
 
 class Ledger:
@@ -90,15 +88,16 @@ class Ledger:
         name elsewhere is looked at: the folder was moved, or it is another image that a camera's clock of two
         seconds and a format of one size make look the same. A failed image is not tried again until it
         changes, except where the failure was about access. A duplicate is looked at again when its original
-        is no longer counted by this version. What a person has excluded or forgotten is done like the others.
-        With `force`, every file needs a look.
+        is gone, or is no longer counted by this version. Where a slide has a given scale, that one counts and
+        not the version's. What a person has excluded or forgotten is done like the others. With `force`,
+        every file needs a look.
         """
         done: dict[InboxFile, Status] = {}
         renamed: set[InboxFile] = set()  # known under another slide or name, too
         interrupted: dict[InboxFile, Attempt] = {}
         recorded = set(self._recorded)
         self._is_decided = None
-        for portion in _portions(files):
+        for portion in portions(files):
             of_path = {place(f): f for f in portion}
             for row in self._known(list(of_path)):
                 file = of_path[row[0]]
@@ -179,23 +178,23 @@ class Ledger:
 
     # -- beside the counts ------------------------------------------------------------------------------
 
-    def keep_scale(self, slide_id: str, kept: SlideScale, *, recount: bool = False) -> None:
-        """Keeps the scale estimated for a slide. With `recount`, its fields are to be counted again.
+    def drop_gone(self, slide_ids: Collection[str]) -> set[str]:
+        """Takes out rows of slides that count nothing and have no file: deleted copies, unfinished files.
 
-        Their counts stand until they are.
+        An unfinished file often gets another name. What could never be read is taken out of every slide: it
+        may be anything, anywhere. Returns the slides that lost a row.
         """
-        with self.database.change() as db:
-            slide_key = self._slide_key(slide_id)
-            db.execute(
-                "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?,"
-                " scale_fields = ? WHERE slide_key = ?",
-                (kept.scale.cell_diameter_px, kept.scale.source, kept.bundle_id, kept.n_fields, slide_key),
-            )
-            if recount:
-                db.execute(
-                    "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'",
-                    (RECOUNT, slide_key),
-                )
+        query = "SELECT field_key, slide_id, sha256, path FROM field JOIN slide USING (slide_key)"
+        query += " WHERE status IN ('failed', 'duplicate') AND failure <> 'crash'"
+        gone = [
+            (key, slide_id)
+            for key, slide_id, sha256, path in self.database.rows(query)
+            if (slide_id in slide_ids or not sha256) and _has_left(place_of(path)[0])
+        ]
+        if gone:
+            with self.database.change() as db:
+                db.executemany("DELETE FROM field WHERE field_key = ?", [(key,) for key, _ in gone])
+        return {slide_id for _, slide_id in gone}
 
     def keep_note(self, name: str, content: str) -> None:
         """Keeps a note with the counts."""
@@ -232,7 +231,8 @@ class Ledger:
                 " SELECT given.path, slide.slide_id, field.fov, field.size_bytes, field.mtime_ns,"
                 " field.status, field.failure, field.bundle_id, field.settings,"
                 " original.bundle_id, original.settings,"
-                " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials, decision.kind"
+                " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials, decision.kind,"
+                " original.path, slide.given_diameter_px, slide.given_source"
                 " FROM given"
                 f" LEFT JOIN field ON field.path = given.path {DECISION}"
                 " LEFT JOIN slide ON slide.slide_key = field.slide_key"
@@ -272,7 +272,7 @@ class Ledger:
     def _take_notes_away(self) -> None:
         """Ends the attempts of images that were recorded; inside a change."""
         paths, self._recorded = list(dict.fromkeys(self._recorded)), []
-        for some in _portions(paths):
+        for some in portions(paths):
             self.database.connection.execute(f"DELETE FROM attempt WHERE path IN {_places([some])}", some)
 
 
@@ -375,12 +375,6 @@ class _Record:
             (self._slide_key, old_key, known.sha256),
         )
         self._ledger._is_decided = None
-        self._db.execute(
-            "UPDATE slide SET (given_diameter_px, given_source) ="
-            " (SELECT given_diameter_px, given_source FROM slide WHERE slide_key = ?)"
-            " WHERE slide_key = ? AND given_source IS NULL",
-            (old_key, self._slide_key),
-        )
         if self._look.result is None and known.version == self._version and not self._force:
             columns = "given_diameter_px, given_source"
             if self._version.settings == ESTIMATED:
@@ -395,7 +389,8 @@ class _Record:
     def _moved(self, key: int, known: FieldRow, *, is_elsewhere: bool) -> Recorded:
         """Gives a count that is valid the name, path, size and time of this file."""
         file = self._file
-        self._forget([*self._outdated, None if known.fov == file.fov else self._here])
+        here = self._here if self._here and self._here[0] != key else None
+        self._forget([*self._outdated, here])
         self._db.execute(
             "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?"
             " WHERE field_key = ?",
@@ -451,6 +446,8 @@ class _Record:
             )
         old = [*(row for _, row in self._outdated), *([was] if was else [])]
         left = frozenset(other.slide_id for other in old if other.slide_id != row.slide_id)
+        for slide_id in left:
+            self._db.execute("UPDATE slide SET is_unsettled = 1 WHERE slide_id = ?", (slide_id,))
         is_unsettling = bool(lost) or self._has_passed_over
         if row.status is Status.OK and was is None and self._elsewhere is not None:
             return Recorded(row, is_new, left, is_unsettling, moved_from=self._elsewhere[1].slide_id)
@@ -534,25 +531,28 @@ class _Record:
 def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status | None:
     """Returns what became of a file that needs no look; None where it needs one (`Ledger.plan`)."""
     status, failure, counted_as, original_as = row[5], row[6], row[7:9], row[9:11]
+    original_path, given_px, given_source = row[16:19]
+    if given_source is not None:
+        version = Version.of(version.bundle_id, scale_of(given_px, given_source))
     counts_as = (version.bundle_id, version.settings)
     is_same = row[1:5] == (file.slide_id, file.fov, file.size_bytes, file.mtime_ns)
     if not is_same or counted_as != counts_as:
         return None
     if status == Status.FAILED and failure in _ACCESS_FAILURES:
         return None
-    if status == Status.DUPLICATE and original_as != counts_as and failure not in NO_FIELDS:
+    is_duplicate = status == Status.DUPLICATE and failure not in NO_FIELDS
+    if is_duplicate and (original_as != counts_as or is_gone(place_of(original_path)[0])):
         return None
     return Status(row[15] or status)
 
 
+def _has_left(path: Path) -> bool:
+    """Tells that nothing is there, not even a link that points nowhere."""
+    return is_gone(path) and not path.is_symlink()
+
+
 def _paths(files: Sequence[InboxFile]) -> list[tuple[bytes]]:
     return [(place(f),) for f in files]
-
-
-def _portions(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Yields values, as many together as one query takes."""
-    for start in range(0, len(values), _FILES_A_QUERY):
-        yield values[start : start + _FILES_A_QUERY]
 
 
 def _places(rows: Sequence[Sequence[object]]) -> str:

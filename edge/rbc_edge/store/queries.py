@@ -3,18 +3,29 @@
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, Self, TypeVar
 
 from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
-from rbc_edge.values import Cells, InboxFile, Scale
+from rbc_edge.values import Cells, InboxFile, Measure, Scale
 
 _PATHS_A_QUERY = 500
+_T = TypeVar("_T")
+_AT_A_TIME: Final = 100
+_VALUES_A_QUERY: Final = 500  # SQLite takes 999 values in a statement, everywhere
 _TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
 _FIELDS = f"SELECT {rows.SHOWN_COLUMNS} FROM {_TABLES} WHERE {rows.IS_SHOWN}"
+
+
+def portions(values: Collection[_T]) -> Iterator[Sequence[_T]]:
+    """Yields values, as many together as one query takes."""
+    everything = list(values)
+    for at in range(0, len(everything), _VALUES_A_QUERY):
+        yield everything[at : at + _VALUES_A_QUERY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +33,7 @@ class SlideContents:
     """What of a slide is known before it is counted."""
 
     counted: dict[int, frozenset[str]]  # digests of what the version asked for has counted, by file size
-    failed: frozenset[str]  # names of the fields that failed
+    failed: frozenset[str]  # digests of what failed
 
 
 class Reader:
@@ -83,11 +94,11 @@ class Reader:
         """Returns what a slide holds: contents that this version has counted, and failures."""
         counted: dict[int, set[str]] = {}
         failed = set()
-        columns = "fov, size_bytes, sha256, status, bundle_id, settings"
+        columns = "size_bytes, sha256, status, bundle_id, settings"
         query = f"SELECT {columns} FROM field JOIN slide USING (slide_key) WHERE slide_id = ?"
-        for fov, size_bytes, sha256, status, bundle_id, settings in self._db.rows(query, slide_id):
+        for size_bytes, sha256, status, bundle_id, settings in self._db.rows(query, slide_id):
             if status == Status.FAILED:
-                failed.add(fov)
+                failed.add(sha256)
             elif status == Status.OK and (bundle_id, settings) == (version.bundle_id, version.settings):
                 counted.setdefault(size_bytes, set()).add(sha256)
         return SlideContents({n: frozenset(found) for n, found in counted.items()}, frozenset(failed))
@@ -111,21 +122,49 @@ class Reader:
                 known[file] = rows.place_of(place)[2]
         return known
 
-    def has_size_elsewhere(self, slide_id: str, size_bytes: int) -> bool:
-        """Tells whether another slide has a counted file of this size: only then it may be the same one."""
-        query = "SELECT 1 FROM field JOIN slide USING (slide_key) WHERE size_bytes = ? AND slide_id <> ?"
-        return self._db.first(f"{query} AND status = 'ok' LIMIT 1", size_bytes, slide_id) is not None
+    def counted(self, slide_id: str, bundle_id: str) -> Iterator[tuple[str, InboxFile]]:
+        """Yields what a bundle has counted in a slide, by digest in ascending order, with its file."""
+        query = (
+            "SELECT sha256, path, fov, size_bytes, mtime_ns FROM field JOIN slide USING (slide_key)"
+            " WHERE slide_id = ? AND status = 'ok' AND bundle_id = ? AND sha256 > ? ORDER BY sha256 LIMIT ?"
+        )
+        sha256 = ""
+        # Some at a time: the first few are enough, and the ledger may be written to meanwhile.
+        while found := list(self._db.rows(query, slide_id, bundle_id, sha256, _AT_A_TIME)):
+            for sha256, path, fov, size_bytes, mtime_ns in found:
+                file, *page = rows.place_of(path)
+                yield sha256, InboxFile(file, slide_id, fov, size_bytes, mtime_ns, *page)
 
-    def moved(self, slide_id: str, digests: Collection[str], version: Version) -> frozenset[str]:
-        """Returns those contents that the version has counted in another slide, where the file is gone."""
-        found = set()
-        columns = "sha256, path FROM field JOIN slide USING (slide_key)"
-        query = f"SELECT {columns} WHERE sha256 = ? AND slide_id <> ? AND status = 'ok'"
-        query += " AND bundle_id = ? AND settings = ?"
-        for digest in digests:
-            rows_ = self._db.rows(query, digest, slide_id, version.bundle_id, version.settings)
-            found |= {sha256 for sha256, path in rows_ if is_gone(rows.place_of(path)[0])}
-        return frozenset(found)
+    def measures(self, digests: Collection[str], bundle_id: str, start: int) -> dict[str, Measure]:
+        """Returns what a few contents say about the scale of their slide, as far as they were measured."""
+        query = "SELECT sha256, cell_diameter_px, n_cells, n_pixels FROM measure WHERE bundle_id = ?"
+        found = self._among(f"{query} AND start = ? AND sha256 IN", digests, bundle_id, start)
+        return {sha256: Measure(nan if px is None else px, *rest) for sha256, px, *rest in found}
+
+    def unsettled(self) -> list[str]:
+        """Returns the slides of which the scale has to be looked at again (`Ledger.settle`)."""
+        query = "SELECT slide_id FROM slide WHERE is_unsettled ORDER BY slide_id"
+        return [row[0] for row in self._db.rows(query)]
+
+    def sizes_elsewhere(self, slide_id: str, sizes: Collection[int]) -> set[int]:
+        """Returns those sizes of files that other slides have counted: only then may it be the same file."""
+        query = "SELECT DISTINCT size_bytes FROM field JOIN slide USING (slide_key)"
+        query += " WHERE slide_id <> ? AND status = 'ok' AND size_bytes IN"
+        return {row[0] for some in portions(sizes) for row in self._among(query, some, slide_id)}
+
+    def moved(self, slide_id: str, digests: Collection[str]) -> dict[str, tuple[str, Version]]:
+        """Returns those contents that another slide has counted, where the file is gone.
+
+        With that slide, and the version that counted.
+        """
+        query = "SELECT sha256, slide_id, bundle_id, settings, path FROM field JOIN slide USING (slide_key)"
+        query += " WHERE slide_id <> ? AND status = 'ok' AND sha256 IN"
+        return {
+            sha256: (other, Version(*version))
+            for some in portions(digests)
+            for sha256, other, *version, path in self._among(query, some, slide_id)
+            if is_gone(rows.place_of(path)[0])
+        }
 
     def places(self, slide_id: str) -> list[tuple[str, Path, str]]:
         """Returns (fov, path, digest) of a slide's counted fields that are not forgotten."""
@@ -182,6 +221,9 @@ class Reader:
         query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? AND kind IS NULL ORDER BY fov"
         for fov, packed in self._db.rows(query, slide_id):
             yield fov, rows.unpack_cells(packed)
+
+    def _among(self, query: str, some: Collection[object], *values: object) -> Iterator[tuple[Any, ...]]:
+        return self._db.rows(f"{query} ({', '.join('?' * len(some))})", *values, *some)
 
     # -- sums -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -37,6 +37,7 @@ SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).repla
 # Failures that are none: pictures of a field, which is counted by another image. Their status is duplicate.
 OTHER_FORMAT: Final = "other-format"
 NO_FIELDS: Final = ("overlay", "copy", OTHER_FORMAT)
+ESTIMATED: Final = "estimated"  # settings of a version without a given scale
 _FLAG_SEPARATOR: Final = ";"
 _PAGE: Final = b"\0"  # between a path and the number of a page: no path has it
 _AFTER_PAGES: Final = b"\1"
@@ -71,6 +72,11 @@ class Version:
 
     bundle_id: str  # the bundle that counted
     settings: str  # fingerprint of settings that change a count: not of the edge rule, it changes only tables
+
+    @classmethod
+    def of(cls, bundle_id: str, given: Scale | None) -> Self:
+        """Returns the version of counts at a scale that was given. None: it is estimated."""
+        return cls(bundle_id, f"{given.source}={given.cell_diameter_px!r}" if given else ESTIMATED)
 
 
 @dataclass(frozen=True, slots=True)

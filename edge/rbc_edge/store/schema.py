@@ -128,6 +128,25 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    (
+        # What a content says about the scale of its slide. The scale is made of the measures of the first
+        # contents in order of their digests, so it does not depend on the order in which they came.
+        """
+        CREATE TABLE measure (
+            sha256 TEXT NOT NULL,
+            bundle_id TEXT NOT NULL,
+            start INTEGER NOT NULL,                -- see `vision.scale.start`
+            cell_diameter_px REAL,                 -- NULL: no red cell seen
+            n_cells INTEGER NOT NULL,
+            n_pixels INTEGER NOT NULL,
+            PRIMARY KEY (sha256, bundle_id, start)
+        ) WITHOUT ROWID
+        """,
+        # Its counted contents may have changed since its scale was chosen.
+        "ALTER TABLE slide ADD COLUMN is_unsettled INTEGER NOT NULL DEFAULT 0",
+        # The given scale is that of the last run, which a later run without it takes back.
+        "ALTER TABLE slide ADD COLUMN given_by_run INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 
 

@@ -22,6 +22,7 @@ from rbc_edge.values import (
     FieldOfView,
     Float32,
     FovResult,
+    Measure,
     Scale,
     ScaleSource,
     UInt8,
@@ -74,6 +75,10 @@ class Analyzer:
             The scale with source ``estimated-slide``, or NaN and ``none``.
         """
         return scale.estimate_slide(images, self.detector, threads=self._threads)
+
+    def measure(self, images: Sequence[UInt8], start: int = 0) -> list[Measure]:
+        """Measures the red cells of fields, each uint8 (H, W, 3) RGB (see `scale.measure`)."""
+        return scale.measure(images, self.detector, start, threads=self._threads)
 
     def count_image(
         self, image: _Image, *, scale: Scale | None = None, max_megapixels: float = 250.0

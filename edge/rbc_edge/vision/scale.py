@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rbc_edge.values import Bool, CellClass, Detections, Scale, ScaleSource, UInt8
+from rbc_edge.values import Bool, CellClass, Detections, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.vision import image_file, preprocess, surround
 from rbc_edge.vision.detector import Detector
 from rbc_edge.vision.statistics import median
@@ -28,6 +28,9 @@ from rbc_edge.vision.statistics import median
 _STEP: Final = 1.5
 GUESSES_PX: Final = tuple(10.0 * _STEP**k for k in range(11))  # of the field: 10 to 577
 AGREES: Final = 1.25  # a field has its own scale where its cells differ from the slide's by a larger factor
+MAX_FIELDS: Final = 8  # of a slide that are measured
+MAX_PIXELS: Final = 30e6  # no more fields are measured past this: a few 20-megapixel ones hold enough cells
+FIRST_FIELDS: Final = 3  # if two of these agree, the other fields start from their scale
 BLIND: Final = 1.8  # beyond this factor the detector finds few cells, and these cannot contradict the scale
 _MIN_CELLS: Final = 5
 _GUESS_CELLS: Final = 9  # side of the window that is tried, in guessed cells: bounds the cost
@@ -35,7 +38,7 @@ _WINDOW_CELLS: Final = 14
 _BORDER: Final = 0.03  # of a cell: a box this near to the border counts as cut by it
 _FAR: Final = 2.25  # the square of `_STEP`: one guess covers a step to either side
 _ROUNDS: Final = 4
-_FIRST_FIELDS: Final = 3  # if two of these agree, the other fields start from their scale
+_START_STEP: Final = 1.1  # the start is rounded to a power of it, so that it rarely changes
 _CONVERGED: Final = 1.02
 _LIKE: Final = 1.6  # a box that differs from its guess by a larger factor is a letter, or a part of a cell
 _BLANK_LEVELS: Final = 6  # grey levels between which a blank row stays, JPEG's noise included
@@ -135,24 +138,56 @@ def _ratio(a: float, b: float) -> float:
 def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int = 1) -> Scale:
     """Estimates the red-cell diameter of a slide from some of its fields, each uint8 (H, W, 3) RGB.
 
-    `threads` fields are analyzed at the same time, large fields one by one. Returns the median over cells of
-    the fields' estimates, with source ``estimated-slide``. NaN and ``none`` when no field shows red cells.
+    Returns what `of_slide` makes of them. `threads` is that of `measure`.
+    """
+    first = sorted({0, len(images) // 2, len(images) - 1}) if images else []
+    measures = measure([images[i] for i in first], detector, threads=threads)
+    rest = [image for i, image in enumerate(images) if i not in first]
+    return of_slide([*measures, *measure(rest, detector, start(measures), threads=threads)])
+
+
+def measure(
+    images: Sequence[UInt8], detector: Detector, start: int = 0, *, threads: int = 1
+) -> list[Measure]:
+    """Measures fields of a slide, each uint8 (H, W, 3) RGB and each on its own.
+
+    A field's measure depends on the field and on `start` alone (see the function `start`). 0: all guesses are
+    tried. `threads` fields are measured at the same time, large fields one by one.
     """
 
-    def measured(image: UInt8, near: float = math.nan) -> tuple[float, int]:
+    def measured(image: UInt8) -> Measure:
         balanced = preprocess.balance(image)
-        if math.isnan(near):
-            return estimate_field(balanced, detector)
-        return _refined(_Field.of(balanced), detector, near)
+        if start:
+            px, n = _refined(_Field.of(balanced), detector, _START_STEP**start)
+        else:
+            px, n = estimate_field(balanced, detector)
+        return Measure(px if n else math.nan, n, image.shape[0] * image.shape[1])
 
     is_large = any(image.shape[0] * image.shape[1] >= image_file.LARGE_PIXELS for image in images)
     with ThreadPoolExecutor(1 if is_large else threads) as pool:
-        first = sorted({0, len(images) // 2, len(images) - 1}) if images else []
-        estimates = list(pool.map(lambda i: measured(images[i]), first))
-        near = _agreed([d for d, n in estimates if n >= _MIN_CELLS])
-        rest = [image for i, image in enumerate(images) if i not in first]
-        estimates += pool.map(lambda image: measured(image, near), rest)
-    usable = sorted((d, n) for d, n in estimates if n > 0)
+        return list(pool.map(measured, images))
+
+
+def start(first: Sequence[Measure]) -> int:
+    """Returns where the search begins in a slide's other fields. 0 unless two of the first three agree.
+
+    It saves all guesses in each of them, which take as long as counting eight fields.
+    """
+    estimates_px = sorted(m.cell_diameter_px for m in first if m.n_cells >= _MIN_CELLS)
+    pairs = [(b / a, a) for a, b in pairwise(estimates_px)]
+    if not pairs or min(pairs)[0] > AGREES:
+        return 0
+    return round(math.log(min(pairs)[1], _START_STEP))
+
+
+def of_slide(measures: Sequence[Measure]) -> Scale:
+    """Returns the scale of a slide, from the measures of some fields, in any order.
+
+    It is the median over cells, with source ``estimated-slide``, and NaN and ``none`` when no field shows red
+    cells. It is rounded, by at most 1.25 %, which changes no count: one field more then rarely makes another
+    scale, with which the whole slide has to be counted again.
+    """
+    usable = sorted((m.cell_diameter_px, m.n_cells) for m in measures if m.n_cells > 0)
     # Fields with few cells say little. They are used only when there is nothing better.
     usable = [e for e in usable if e[1] >= _MIN_CELLS] or usable
     if not usable:
@@ -160,16 +195,15 @@ def estimate_slide(images: Sequence[UInt8], detector: Detector, *, threads: int 
     # An overview among the fields shows more cells than all the others. It has no more say than one of them.
     most = sorted(n for _, n in usable)[len(usable) // 2]
     up_to = np.cumsum([min(n, most) for _, n in usable])
-    return Scale(usable[int(np.searchsorted(up_to, up_to[-1] / 2))][0], ScaleSource.SLIDE)
+    return Scale(_rounded(usable[int(np.searchsorted(up_to, up_to[-1] / 2))][0]), ScaleSource.SLIDE)
 
 
-def _agreed(estimates_px: Sequence[float]) -> float:
-    """Returns the diameter to start from in a slide's other fields. NaN unless two of the first three agree.
-
-    This saves all guesses in each of them, which take as long as counting eight fields.
-    """
-    pairs = [(b / a, a) for a, b in pairwise(sorted(estimates_px))]
-    return min(pairs)[1] if pairs and min(pairs)[0] <= AGREES else math.nan
+def _rounded(diameter_px: float) -> float:
+    """Rounds to steps of 1 to 2.5 per cent: 10, 10.2, ... 20, 20.5, ... 50, 51, ... 100, 102, ..."""
+    decade = 10.0 ** math.floor(math.log10(diameter_px))
+    lead = diameter_px / decade
+    steps_a_unit = 50 if lead < 2 else 20 if lead < 5 else 10
+    return round(round(lead * steps_a_unit) / steps_a_unit * decade, 6)
 
 
 def agree(one_px: float, other_px: float) -> bool:

@@ -6,14 +6,14 @@ import multiprocessing
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from math import isnan
+from math import inf
 from pathlib import Path
 from threading import Event
 
 import cv2
 import numpy as np
 import pytest
-from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, write_disks
+from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, disks, encoded, write_disks
 
 from rbc_edge.errors import BundleError, ImageError, UnavailableError
 from rbc_edge.ops.synthetic import DrawnField
@@ -23,14 +23,14 @@ from rbc_edge.station.job import (
     MACHINE,
     AnalyzerRecipe,
     Task,
+    digest,
     drop_analyzer,
-    estimate_scale,
     look_at,
     looks,
-    spread,
+    measure,
 )
 from rbc_edge.station.session import CountOptions, count_once
-from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.values import FieldOfView, FovResult, InboxFile, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.vision import image_file
 from rbc_edge.vision.bundle import Bundle
@@ -90,7 +90,7 @@ def test_what_the_computer_lacks_is_no_failure_of_an_image(
     with pytest.raises(UnavailableError, match="now"):
         look_at(Task(files[0], GIVEN, recipe))
     with pytest.raises(UnavailableError, match="now"):
-        estimate_scale(files, recipe)
+        measure(with_digests(files), 0, inf, recipe)
 
 
 def test_too_many_open_files_is_no_failure_of_the_image_that_met_it(
@@ -103,7 +103,7 @@ def test_too_many_open_files_is_no_failure_of_the_image_that_met_it(
     with pytest.raises(UnavailableError, match="Too many open files"):
         look_at(Task(files[0], GIVEN, recipe))
     with pytest.raises(UnavailableError, match="Too many open files"):
-        estimate_scale(files, recipe)
+        measure([(file, "") for file in files], 0, inf, recipe)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,12 @@ def test_short_memory_leaves_an_image_for_later(
     assert (look.failure, look.result) == (MACHINE, None)
     assert "0.png: not enough memory" in look.message
     monkeypatch.setattr(image_file, "_eight_bit", refuse)
-    with pytest.raises(UnavailableError, match="scale cannot be estimated now: not enough memory"):
-        estimate_scale(files, recipe)
+    found = measure(with_digests(files), 0, inf, recipe)
+    assert all(look.measure is None and "not enough memory" in look.message for look in found)
+    monkeypatch.undo()
+    monkeypatch.setattr(StandIn, "measure", refuse)
+    with pytest.raises(UnavailableError, match="scale of a slide cannot be estimated now: not enough memory"):
+        measure(with_digests(files), 0, inf, recipe)
 
 
 def test_looks_come_in_order_and_only_a_few_are_begun_ahead(
@@ -210,19 +214,37 @@ def test_an_estimate_passes_over_what_cannot_be_read(
     files: tuple[InboxFile, ...], recipe: AnalyzerRecipe
 ) -> None:
     files[1].path.write_bytes(b"broken")
-    found = estimate_scale(files[:3], recipe)
-    assert (found.scale.cell_diameter_px, found.n_passed_over) == (40.0, 1)
-    assert found.read == (files[0], files[2])
-    nothing = estimate_scale(files[1:2], recipe)
-    assert nothing.scale.source is ScaleSource.NONE
-    assert isnan(nothing.scale.cell_diameter_px)
+    files[2].path.write_bytes(encoded(disks(1, seed=7)))
+    asked = [(files[0], digest(files[0])), (files[1], digest(files[1])), (files[2], "another one")]
+    found = measure(asked, 0, inf, recipe)
+    assert [(look.file, look.measure) for look in found] == [
+        (files[0], Measure(40.0, 9, 240 * 360)),
+        (files[1], None),
+        (files[2], None),
+    ]
+    assert not any(look.message for look in found)
 
 
-def test_the_first_of_spread_files_lie_over_all_of_them(tmp_path: Path) -> None:
-    files = [InboxFile(tmp_path / f"{i}", "s", f"{i:03}", 1, 1) for i in range(100)]
-    ordered = spread(files)
-    assert [int(f.fov) for f in ordered[:8]] == [0, 14, 28, 42, 57, 71, 85, 99]
-    assert sorted(ordered, key=lambda f: f.fov) == files
+def test_no_more_is_measured_than_is_asked(files: tuple[InboxFile, ...], recipe: AnalyzerRecipe) -> None:
+    assert len(measure(with_digests(files), 0, 1.5 * 240 * 360, recipe)) == 2
+
+
+def test_an_image_that_cannot_be_measured_says_nothing_and_spoils_no_other(
+    files: tuple[InboxFile, ...],
+) -> None:
+    class Fragile(StandIn):
+        def measured(self, image: UInt8, start: int) -> Measure:
+            if np.array_equal(image, bad):
+                raise ArithmeticError("too many cells")
+            return super().measured(image, start)
+
+    bad = image_file.load_field(files[1].path, "", "").image
+    found = measure(with_digests(files[:3]), 0, inf, AnalyzerRecipe(BUNDLE_ID, Fragile))
+    assert [look.measure.n_cells for look in found if look.measure] == [9, 0, 9]
+
+
+def with_digests(files: tuple[InboxFile, ...]) -> list[tuple[InboxFile, str]]:
+    return [(file, digest(file)) for file in files]
 
 
 def tables(out: Path) -> dict[str, list[dict[str, str]]]:

@@ -27,7 +27,7 @@ from rbc_edge.store.outdir import writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.values import InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import InboxFile, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -301,10 +301,11 @@ def test_one_image_more_does_not_ask_about_all_of_its_slide(
 
 def test_a_better_scale_has_the_fields_of_before_counted_again(post: Post) -> None:
     class Unsure(StandIn):
-        """Estimates a scale that depends on the number of fields, as a real one does at first."""
+        """Sees larger cells where there are more."""
 
-        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-            return Scale({1: 50.0, 2: 40.0}.get(len(images), 41.0), ScaleSource.SLIDE)
+        def measured(self, image: UInt8, start: int) -> Measure:
+            n_dark = int((image[:, :, 1] < 180).sum())
+            return Measure(n_dark / 100, n_dark // 1000, 1)
 
     post.analyzer = Unsure()
     counting = replace(post.options().counting, scale=None)
@@ -313,8 +314,46 @@ def test_a_better_scale_has_the_fields_of_before_counted_again(post: Post) -> No
     post.script.at(20, lambda: post.write("s1/b.png", 5))
     post.until(60)
     assert post.analyzer.analyzed == ["s1/a", "s1/b", "s1/a"]
-    assert [scale.cell_diameter_px for scale in post.analyzer.scales] == [50.0, 40.0, 40.0]
+    assert [scale.cell_diameter_px for scale in post.analyzer.scales] == [37.5, 63.0, 63.0]
     assert post.table("s1") == {"a": "3", "b": "5"}
+
+
+@pytest.mark.parametrize("of_service", [None, GIVEN])
+def test_a_scale_that_a_run_has_corrected_is_not_undone(post: Post, of_service: Scale | None) -> None:
+    right = Scale(95.0, ScaleSource.CELL_DIAMETER)
+    post.changes["counting"] = replace(post.options().counting, scale=of_service)
+
+    def correct() -> None:
+        recipe = AnalyzerRecipe(BUNDLE_ID, lambda: post.analyzer)
+        count_once([post.source / "s1"], CountOptions(post.out, recipe, scale=right))
+
+    post.write("s1/a.png", 3)
+    post.write("s2/a.png", 4)
+    post.script.at(20, correct)
+    post.script.at(40, lambda: post.write("s1/b.png", 5))
+    post.until(80)
+    assert [s.cell_diameter_px for s in post.analyzer.scales] == [40.0, 40.0, 95.0, 95.0]  # nothing twice
+    assert post.analyzer.analyzed[2:] == ["s1/a", "s1/b"]
+
+
+def test_a_service_looks_again_at_the_scale_of_a_slide_that_lost_an_image(post: Post) -> None:
+    class Unsure(StandIn):
+        """Sees larger cells where there are more."""
+
+        def measured(self, image: UInt8, start: int) -> Measure:
+            n_dark = int((image[:, :, 1] < 180).sum())
+            return Measure(n_dark / 100, n_dark // 1000, 1)
+
+    post.analyzer = Unsure()
+    post.changes["counting"] = replace(post.options().counting, scale=None)
+    post.write("s1/a.png", 3)
+    large = post.write("s1/b.png", 5)
+    post.write("s2/c.png", 2)
+    post.script.at(20, lambda: large.rename(post.source / "s2" / "b.png") and None)
+    post.until(60)
+    assert (post.table("s1"), post.table("s2")) == ({"a": "3"}, {"b": "5", "c": "2"})
+    assert post.analyzer.analyzed[-1] == "s1/a"
+    assert post.analyzer.scales[-1].cell_diameter_px == 37.5
 
 
 def test_an_image_that_was_passed_over_counts_when_the_other_one_changes(post: Post) -> None:

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from itertools import count
 from math import isnan
 from pathlib import Path
@@ -25,7 +26,7 @@ from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
 from rbc_edge.store.rows import Status, unpack_counts
 from rbc_edge.store.schema import Database
-from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import FieldOfView, FovResult, InboxFile, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.views.tables import SlideSummary, Tables
 from rbc_edge.vision import image_file
@@ -173,14 +174,14 @@ def test_rows_of_two_bundles_are_told(station: Station) -> None:
 
 def test_scale_given_by_the_user_is_used_as_it_is(station: Station) -> None:
     station.run(scale=GIVEN)
-    assert station.analyzer.n_estimates == 0
+    assert station.analyzer.n_measured == 0
     assert set(station.analyzer.scales) == {GIVEN}
     assert station.table("s1")[0]["scale_source"] == "cell-diameter"
 
 
 def test_scale_is_estimated_once_for_a_slide_and_kept(station: Station) -> None:
     station.run()
-    assert station.analyzer.n_estimates == 2
+    assert station.analyzer.n_measured == 3
     assert station.analyzer.scales[:2] == [Scale(40.0, ScaleSource.SLIDE)] * 2
     assert station.analyzer.scales[2].source is ScaleSource.NONE
     assert isnan(station.analyzer.scales[2].cell_diameter_px)
@@ -191,26 +192,35 @@ def test_scale_is_estimated_once_for_a_slide_and_kept(station: Station) -> None:
     station.write("s1/c.png", 1)
     station.write("s2/b.png", 1)
     station.run()
-    assert station.analyzer.n_estimates == 1  # s2 has shown no cell before; s1 keeps its scale
+    assert station.analyzer.n_measured == 1  # one content, in two slides
     station.run(bundle_id="fedcba")
-    assert station.analyzer.n_estimates == 2
+    assert station.analyzer.n_measured == 4
 
 
-def test_scale_looks_at_fields_spread_over_the_slide_and_passes_over_broken_ones(station: Station) -> None:
+def test_scale_looks_at_eight_fields_and_passes_over_broken_ones(station: Station) -> None:
     for i in range(40):
         station.write(f"many/{i:02d}.png", 1, seed=i)
-    (station.source / "many" / "00.png").write_bytes(b"broken")
+    by_digest = sorted((station.source / "many").iterdir(), key=lambda p: sha256(p.read_bytes()).digest())
+    by_digest[0].write_bytes(b"broken")
+    by_digest[0].rename(station.source / "many" / "broken.png")
+    station.run(station.source / "many")
+    assert station.analyzer.n_measured == 8
+    by_digest[1].unlink()  # it stays counted
+    for i in range(40, 60):
+        station.write(f"many/{i:02d}.png", 1, seed=i)
+    station.run(station.source / "many")
+    first = sorted(row["sha256"] for row in station.table("many") if row["status"] == "ok")[:8]
+    new = {row["sha256"] for row in station.table("many")[39:] if row["status"] == "ok"}
+    # Those of the first three that are not among them now are measured from where the first three agree.
+    assert len(new.intersection(first)) <= station.analyzer.n_measured <= len(new.intersection(first)) + 3
 
-    class Counting(StandIn):
-        n_images = 0
 
-        def estimate_scale(self, images: object, /) -> Scale:
-            self.n_images = len(list(images))  # type: ignore[call-overload]
-            return GIVEN
-
-    analyzer = Counting()
-    station.run(station.source / "many", analyzer=analyzer)
-    assert analyzer.n_images == 8
+def test_only_a_few_large_fields_are_measured(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(9):
+        station.write(f"many/{i:02d}.png", 1, seed=i)
+    monkeypatch.setattr("rbc_edge.vision.scale.MAX_PIXELS", 4.5 * 240 * 360)
+    station.run(station.source / "many")
+    assert station.analyzer.n_measured == 5
 
 
 def test_one_broken_image_fails_alone(station: Station) -> None:
@@ -250,9 +260,9 @@ def test_jpegs_of_large_cells_are_decoded_as_small_as_their_slide_allows(station
     class Enlarging(StandIn):
         """Sees cells of 100 px."""
 
-        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-            seen.extend(image.shape[:2] for image in images)
-            return Scale(100.0, ScaleSource.SLIDE)
+        def measured(self, image: UInt8, start: int) -> Measure:
+            seen.append(image.shape[:2])
+            return Measure(100.0, 9, 1)
 
         def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
             seen.append(field.decoded.pixels.shape[:2])
@@ -419,15 +429,15 @@ def test_a_file_is_read_before_its_turn_only_where_another_slide_has_its_size(
         return real(file)
 
     monkeypatch.setattr(job, "digest", digest)
-    station.run()
+    station.run(scale=GIVEN)
     station.write("s1/new.png", 5, seed=77)  # a slide that is known, and a name that is not
     with (station.source / "s1" / "new.png").open("ab") as file:
         file.write(bytes(999))
-    assert station.run().n_counted == 1
+    assert station.run(scale=GIVEN).n_counted == 1
     assert "s1/new" not in read
     read.clear()
     (station.source / "s1" / "new.png").rename(station.source / "s2" / "moved.png")
-    station.run()
+    station.run(scale=GIVEN)
     assert read == ["s2/moved"]
     assert station.counts("s2")["moved"] == "5"
 
@@ -630,28 +640,117 @@ def test_an_image_that_only_the_service_dies_of_is_given_up_in_the_end(
     assert station.counts("s1") == {"a": "failed", "b": "5"}
 
 
-def test_a_slide_whose_images_come_one_by_one_gets_a_better_scale(station: Station) -> None:
-    class Unsure(StandIn):
-        """Estimates a scale that hangs on the number of fields, as a real one does at first."""
+class Unsure(StandIn):
+    """Sees other cells in each image: the wider, the more there are."""
 
-        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-            self.n_estimates += 1
-            return Scale({1: 50.0, 2: 50.5, 4: 40.0}.get(len(images), 41.0), ScaleSource.SLIDE)
+    def measured(self, image: UInt8, start: int) -> Measure:
+        self.n_measured += 1
+        n_dark = int((image[:, :, 1] < 180).sum())
+        return Measure(40.0 + n_dark / 1000, 9 + n_dark // 100, image.shape[0] * image.shape[1])
 
-    scales = []
-    for i in range(10):
-        station.write(f"s3/{i}.png", i + 1, seed=i)
-        station.run(station.source / "s3", analyzer=Unsure())
-        assert isinstance(station.analyzer, Unsure)
-        scales.append((station.analyzer.n_estimates, [s.cell_diameter_px for s in station.analyzer.scales]))
-    assert scales[0] == (1, [50.0])
-    assert scales[1] == (1, [50.0])  # one per cent off: the first stands
-    assert scales[2] == (0, [50.0])
-    assert scales[3] == (1, [40.0] * 4)  # all four again
-    assert scales[4:7] == [(0, [40.0])] * 3
-    assert scales[7] == (1, [41.0] * 8)
-    assert scales[8:] == [(0, [41.0])] * 2
-    assert station.counts("s3") == {str(i): str(i + 1) for i in range(10)}
+
+def test_a_slide_whose_images_come_one_by_one_has_the_scale_of_all(station: Station) -> None:
+    folder, n_measured, n_analyzed = station.source / "s3", 0, []
+    for i in range(16):
+        station.write(f"s3/{i:02}.png", i + 1, seed=i)
+        station.run(folder, analyzer=Unsure())
+        n_measured += station.analyzer.n_measured
+        n_analyzed.append(len(station.analyzer.analyzed))
+    assert station.run(folder, analyzer=Unsure()).n_counted == 0
+    one_by_one = {name: rows(station.out / name) for name in station.everything()}
+    assert 8 <= n_measured < 24  # of 16 images; some of the first three also from where they agree
+    assert n_analyzed[:3] != [1, 1, 1] and n_analyzed.count(1) > 4  # again only where the scale is another
+    station.out = station.out.with_name("together")
+    station.run(folder, analyzer=Unsure())
+    assert station.analyzer.n_measured == 8
+    assert len(station.analyzer.analyzed) == 16
+    assert {name: rows(station.out / name) for name in station.everything()} == one_by_one
+
+
+def ends_like_a_clean_run(station: Station) -> dict[str, list[dict[str, str]]]:
+    station.run(analyzer=Unsure())
+    ours = {name: rows(station.out / name) for name in station.everything()}
+    assert station.run(analyzer=Unsure()).n_counted == 0
+    station.out = station.out.with_name("clean")
+    station.run(analyzer=Unsure())
+    assert {name: rows(station.out / name) for name in station.everything()} == ours
+    return ours
+
+
+@pytest.mark.parametrize("n_bytes", [0, 200])
+def test_files_that_were_incomplete_at_first_leave_no_trace(station: Station, n_bytes: int) -> None:
+    whole = {}
+    for i in range(12):
+        station.write(f"s1/{i:02}.png", i + 1, seed=i)
+        path = station.source / "s1" / f"{i:02}.png"
+        whole[path if i % 2 else path.with_stem(f"tmp-{i}")] = path.read_bytes()
+        path.write_bytes(path.read_bytes()[:n_bytes])
+        if not i % 2:
+            path.rename(path.with_stem(f"tmp-{i}"))
+    assert station.run(analyzer=Unsure()).n_failed == 12
+    for path, data in whole.items():
+        path.write_bytes(data)
+        path.rename(path.with_stem(path.stem.removeprefix("tmp-").zfill(2)))
+    assert len(ends_like_a_clean_run(station)["s1.csv"]) == 14
+
+
+def test_files_that_cannot_be_read_for_a_minute_leave_no_trace(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(12):
+        station.write(f"s1/{i:02}.png", i + 1, seed=i)
+    open_file = Path.open
+
+    def refuse(path: Path, *rest: Any, **options: Any) -> Any:
+        if path.stem.isdigit() and int(path.stem) % 3:
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, *rest, **options)
+
+    with monkeypatch.context() as minute:
+        minute.setattr(Path, "open", refuse)
+        assert station.run(analyzer=Unsure()).n_failed == 8
+    ends_like_a_clean_run(station)
+
+
+def test_copies_that_go_and_originals_that_leave_their_copy_leave_no_trace(station: Station) -> None:
+    folder = station.source / "s1"
+    for i in range(6):
+        station.write(f"s1/{i}.png", i + 1, seed=i)
+    for i in range(6):
+        (folder / f"copy-{i}.png").write_bytes((folder / f"{i}.png").read_bytes())
+    assert station.run(analyzer=Unsure()).n_duplicates == 6
+    for i in range(3):
+        (folder / f"copy-{i}.png").unlink()
+        (folder / f"{i + 3}.png").unlink()
+    station.run(analyzer=Unsure())
+    ends_like_a_clean_run(station)
+
+
+def test_a_slide_that_lost_an_image_to_another_one_has_the_scale_of_the_others(station: Station) -> None:
+    for i in range(6):
+        station.write(f"z/{i}.png", 2 * i + 1, seed=i)
+        station.write(f"a/{i}.png", 2 * i + 2, seed=i)
+    station.run(analyzer=Unsure())
+    before = station.table("a")[0]["cell_diameter_px"]
+    for i in range(3, 6):
+        (station.source / "a" / f"{i}.png").rename(station.source / "z" / f"from-a-{i}.png")
+    tables = ends_like_a_clean_run(station)
+    assert tables["a.csv"][0]["cell_diameter_px"] != before
+
+
+def test_the_scale_of_a_run_lasts_until_a_run_without_it(station: Station) -> None:
+    station.run()
+    station.run(station.source / "s1", scale=GIVEN)
+    with Ledger(station.out) as ledger:  # not beside: a service of its own settings
+        assert (ledger.reader.given_scale("s1"), ledger.reader.given_scale("s2")) == (GIVEN, None)
+        give_scale(ledger, "s2", Scale(95.0, ScaleSource.CELL_DIAMETER))
+        ledger.commit()
+    station.run()
+    with Ledger(station.out) as ledger:
+        assert ledger.reader.given_scale("s1") is None
+        assert ledger.reader.given_scale("s2") == Scale(95.0, ScaleSource.CELL_DIAMETER)
+    assert station.table("s1")[0]["scale_source"] == "estimated-slide"
+    assert station.table("s2")[0]["cell_diameter_px"] == "95.00"
 
 
 def test_the_image_in_hand_is_left_when_it_takes_too_long(station: Station) -> None:
@@ -740,10 +839,6 @@ def test_every_image_is_summed_up_once(station: Station) -> None:
 
 
 def test_images_that_a_better_scale_counts_again_are_not_unchanged(station: Station) -> None:
-    class Unsure(StandIn):
-        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
-            return Scale(50.0 - 5 * len(images), ScaleSource.SLIDE)
-
     station.run(station.source / "s2", analyzer=Unsure())
     station.write("s2/b.png", 2)
     assert each_image_once(station.run(station.source / "s2", analyzer=Unsure())) == (2, 0, 0, 0)
@@ -811,7 +906,7 @@ def test_images_done_before_are_tried_elsewhere_only_once(
     assert tried == [["a.png", "b.png"]]
 
 
-@pytest.mark.parametrize("method", ["estimate_scale", "analyze"])
+@pytest.mark.parametrize("method", ["measure", "analyze"])
 def test_a_broken_bundle_makes_no_image_suspect(
     station: Station, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -849,10 +944,10 @@ def test_an_estimate_of_the_scale_is_left_when_it_takes_too_long(station: Statio
     released = Event()
 
     class Slow(StandIn):
-        def estimate_scale(self, images: Sequence[UInt8], /) -> Scale:
+        def measure(self, images: Sequence[UInt8], start: int, /) -> list[Measure]:
             os.kill(os.getpid(), signal.SIGTERM)
             released.wait(5)
-            return super().estimate_scale(images)
+            return super().measure(images, start)
 
     started_s = perf_counter()
     with stop.on_signals():

@@ -10,7 +10,7 @@ import pytest
 
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store import ledger as ledger_module
-from rbc_edge.store import schema
+from rbc_edge.store import schema, slide_scale
 from rbc_edge.store.decisions import decide, give_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
@@ -291,11 +291,11 @@ def test_slide_scale_is_kept_with_its_bundle(desk: Desk) -> None:
     assert desk.ledger.reader.slide_scale("s") is None
     desk.look("a", "x")
     assert desk.ledger.reader.slide_scale("s") is None
-    desk.ledger.keep_scale("s", SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3))
+    slide_scale.keep(desk.ledger, "s", SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3))
     kept = desk.ledger.reader.slide_scale("s")
     assert kept is not None
     assert kept == SlideScale(Scale(40.5, ScaleSource.SLIDE), "bundle-1", 3)
-    desk.ledger.keep_scale("s", SlideScale(Scale(nan, ScaleSource.NONE), "bundle-2", 8))
+    slide_scale.keep(desk.ledger, "s", SlideScale(Scale(nan, ScaleSource.NONE), "bundle-2", 8))
     kept = desk.ledger.reader.slide_scale("s")
     assert kept is not None
     assert isnan(kept.scale.cell_diameter_px)
@@ -364,7 +364,7 @@ def test_file_that_is_no_database_and_a_damaged_one(tmp_path: Path) -> None:
     data = bytearray((tmp_path / FILE_NAME).read_bytes())
     data[4096:] = b"\x55" * (len(data) - 4096)
     (tmp_path / FILE_NAME).write_bytes(data)
-    with Ledger(tmp_path) as damaged, pytest.raises(UnavailableError, match="damaged"):
+    with pytest.raises(UnavailableError, match="damaged"), Ledger(tmp_path) as damaged:
         list(damaged.reader.fields("s"))
 
 
@@ -560,9 +560,9 @@ def test_foreign_changes_are_noticed_and_ones_own_are_not(desk: Desk, tmp_path: 
 def test_a_scale_that_got_better_has_the_slide_counted_again(desk: Desk) -> None:
     desk.look("a", "x")
     scale = SlideScale(Scale(40.0, ScaleSource.SLIDE), "bundle-1", 4)
-    desk.ledger.keep_scale("s", scale)
-    assert desk.is_done(desk.file("a"))
-    desk.ledger.keep_scale("s", scale, recount=True)
+    slide_scale.keep(desk.ledger, "s", replace(scale, scale=Scale(41.25, ScaleSource.SLIDE)))
+    assert desk.is_done(desk.file("a"))  # it was counted at this one
+    slide_scale.keep(desk.ledger, "s", scale)
     assert not desk.is_done(desk.file("a"))
     assert desk.shown() == {"a": "ok"}  # its count stands until then
     assert desk.look("a", "x") == "analyzed"
