@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rbc_edge.errors import UsageError
 from rbc_edge.store.ledger import RECOUNT, Ledger
-from rbc_edge.store.rows import CONTENT, Status
+from rbc_edge.store.rows import CONTENT, Status, checksum, scale_values
 from rbc_edge.text import name_text, one_line
 from rbc_edge.values import Scale
 
@@ -55,9 +55,11 @@ def give_scale(ledger: Ledger, slide_id: str, scale: Scale | None) -> int:
     """
     key = _slide_key(ledger, slide_id)
     with ledger.database.change() as db:
-        values = (scale.cell_diameter_px, scale.source) if scale else (None, None)
+        values = scale_values(scale)
         db.execute(
-            "UPDATE slide SET given_diameter_px = ?, given_source = ? WHERE slide_key = ?", (*values, key)
+            "UPDATE slide SET given_diameter_px = ?, given_source = ?, given_checksum = ?"
+            " WHERE slide_key = ?",
+            (*values, checksum(*values) if scale else None, key),
         )
         query = "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'"
         return db.execute(query, (RECOUNT, key)).rowcount

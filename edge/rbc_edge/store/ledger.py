@@ -26,11 +26,13 @@ from rbc_edge.store.rows import (
     SlideScale,
     Status,
     Version,
+    checksum,
     column_values,
     counts_by_rule,
     field_row,
     pack_cells,
     pack_counts,
+    scale_values,
 )
 from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import path_text
@@ -182,10 +184,11 @@ class Ledger:
         """
         with self.database.change() as db:
             slide_key = self._slide_key(slide_id)
+            values = (*scale_values(kept.scale), kept.bundle_id, kept.n_fields)
             db.execute(
                 "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?,"
-                " scale_fields = ? WHERE slide_key = ?",
-                (kept.scale.cell_diameter_px, kept.scale.source, kept.bundle_id, kept.n_fields, slide_key),
+                " scale_fields = ?, scale_checksum = ? WHERE slide_key = ?",
+                (*values, checksum(*values), slide_key),
             )
             if recount:
                 db.execute(
@@ -359,8 +362,8 @@ class _Record:
         )
         self._ledger._is_decided = None
         self._db.execute(
-            "UPDATE slide SET (given_diameter_px, given_source) ="
-            " (SELECT given_diameter_px, given_source FROM slide WHERE slide_key = ?)"
+            "UPDATE slide SET (given_diameter_px, given_source, given_checksum) ="
+            " (SELECT given_diameter_px, given_source, given_checksum FROM slide WHERE slide_key = ?)"
             " WHERE slide_key = ? AND given_source IS NULL",
             (old_key, self._slide_key),
         )
@@ -379,13 +382,6 @@ class _Record:
         """Gives a count that is valid the name, path, size and time of this file."""
         file = self._file
         self._forget([*self._outdated, None if known.fov == file.fov else self._here])
-        self._db.execute(
-            "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?"
-            " WHERE field_key = ?",
-            (self._slide_key, file.fov, os.fsencode(file.path), file.size_bytes, file.mtime_ns, key),
-        )
-        if known.fov != file.fov and is_elsewhere:
-            self._pass_over(known)
         moved = replace(
             known,
             slide_id=file.slide_id,
@@ -394,6 +390,14 @@ class _Record:
             size_bytes=file.size_bytes,
             mtime_ns=file.mtime_ns,
         )
+        values = (file.fov, os.fsencode(file.path), file.size_bytes, file.mtime_ns)
+        self._db.execute(
+            "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?, checksum = ?"
+            " WHERE field_key = ?",
+            (self._slide_key, *values, column_values(moved)["checksum"], key),
+        )
+        if known.fov != file.fov and is_elsewhere:
+            self._pass_over(known)
         return self._recorded(moved, is_new=False, was=known)
 
     def _replaced(self, status: Status, *, failure: str = "", message: str = "") -> Recorded:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -67,16 +68,25 @@ class Reader:
         return [row[0] for row in self._db.rows("SELECT slide_id FROM slide ORDER BY slide_key")]
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
-        """Returns the scale estimated for a slide. None when it never was."""
-        query = "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
-        row = self._db.first(f"{query} WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
-        return None if row is None else SlideScale(rows.scale_of(*row[:2]), *row[2:])
+        """Returns the scale estimated for a slide. None when it never was, or where its row is damaged."""
+        query = "SELECT scale_checksum, cell_diameter_px, scale_source, scale_bundle_id, scale_fields"
+        row = self._db.first(f"{query} FROM slide WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
+        if row is None or row[0] not in (None, rows.checksum(*row[1:])):
+            return None
+        with suppress(ValueError):  # without a checksum
+            return SlideScale(rows.scale_of(*row[1:3]), *row[3:])
+        return None
 
     def given_scale(self, slide_id: str) -> Scale | None:
-        """Returns the scale that a person gave for a slide. None when nobody did."""
-        query = "SELECT given_diameter_px, given_source FROM slide WHERE slide_id = ?"
-        row = self._db.first(f"{query} AND given_source IS NOT NULL", slide_id)
-        return None if row is None else rows.scale_of(*row)
+        """Returns the scale that a person gave for a slide. None when nobody did.
+
+        Raises `RowError` where it is damaged.
+        """
+        query = "SELECT given_checksum, given_diameter_px, given_source FROM slide WHERE slide_id = ?"
+        row = self._db.first(f"{query} AND coalesce(given_source, given_checksum) IS NOT NULL", slide_id)
+        if row is not None and row[0] not in (None, rows.checksum(*row[1:])):
+            raise rows.RowError(slide_id)
+        return None if row is None else rows.scale_of(*row[1:])
 
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""

@@ -128,6 +128,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    (
+        # Of what is shown or decides about a count (see `rows.checksum`). NULL: by a version without them.
+        "ALTER TABLE field ADD COLUMN checksum INTEGER",
+        "ALTER TABLE slide ADD COLUMN scale_checksum INTEGER",
+        "ALTER TABLE slide ADD COLUMN given_checksum INTEGER",
+    ),
 )
 
 

@@ -2,6 +2,7 @@ import csv
 import logging
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -644,8 +645,6 @@ def test_damage_that_a_second_look_does_not_see_moves_nothing(
 
 
 def test_damage_that_shows_while_it_works_is_mended_too(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sqlite3
-
     post.write("s1/a.png", 3)
     begin = Ledger.begin
     n = 0
@@ -689,6 +688,34 @@ def test_a_damaged_ledger_that_cannot_be_kept_aside_now_is_later(
     post.until(60)
     assert post.table("s1") == {"a": "3"}
     assert len(list(post.out.glob("damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("change", ["counts = x'00'", "scale_source = 'guess'", "n_refused = 7", "fov = 'x'"])
+@pytest.mark.parametrize("is_at_work", [False, True])
+def test_a_damaged_row_is_repaired_or_counted_again_and_the_ledger_stays(
+    post: Post, caplog: pytest.LogCaptureFixture, change: str, is_at_work: bool
+) -> None:
+    def alter() -> None:
+        with sqlite3.connect(post.out / FILE_NAME) as db:
+            db.execute(f"UPDATE field SET {change} WHERE fov = 'a'")
+        db.close()
+
+    post.write("s1/a.png", 3)
+    gone = post.write("s1/b.png", 5)
+    if is_at_work:
+        post.script.at(20, alter)
+        post.script.at(21, lambda: post.write("s1/c.png", 4))
+        post.until(60)
+    else:
+        post.until(10)
+        gone.unlink()
+        alter()
+        post.write("s1/c.png", 4)
+        post = post.again()
+        post.until(30)
+    assert post.table("s1") == {"a": "3", "b": "5", "c": "4"}
+    assert not list(post.out.glob("damaged-*"))
+    assert sum("row of" in r.getMessage() and "was damaged" in r.getMessage() for r in caplog.records) == 1
 
 
 def test_a_killed_services_tables_are_written_first(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:

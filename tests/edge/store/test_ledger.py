@@ -364,7 +364,7 @@ def test_file_that_is_no_database_and_a_damaged_one(tmp_path: Path) -> None:
     data = bytearray((tmp_path / FILE_NAME).read_bytes())
     data[4096:] = b"\x55" * (len(data) - 4096)
     (tmp_path / FILE_NAME).write_bytes(data)
-    with Ledger(tmp_path) as damaged, pytest.raises(UnavailableError, match="damaged"):
+    with pytest.raises(UnavailableError, match="damaged"), Ledger(tmp_path) as damaged:
         list(damaged.reader.fields("s"))
 
 
