@@ -1,16 +1,20 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
+from rbc_edge.errors import UsageError
 from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
+from rbc_edge.text import one_line
 from rbc_edge.values import Cells, Scale
 
 _TABLES = f"field JOIN slide USING (slide_key) {rows.DECISION}"
@@ -23,6 +27,12 @@ class SlideContents:
 
     counted: dict[int, frozenset[str]]  # digests of what the version asked for has counted, by file size
     failed: frozenset[str]  # names of the fields that failed
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> UsageError:
+    near = get_close_matches(name, known, n=3, cutoff=0.3)
+    named = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(known)[:20])}"
+    return UsageError(one_line(what), one_line(named) if known else "it is empty")
 
 
 class Reader:
@@ -60,6 +70,16 @@ class Reader:
     def tables_are_stale(self) -> bool:
         """Tells whether something changed since `Ledger.tables_written`, also after a kill."""
         return self._db.first("SELECT 1 FROM flag WHERE name = 'tables-stale'") is not None
+
+    def check_known(self, slide_id: str, fovs: Collection[str] = ()) -> None:
+        """Raises `UsageError` for a slide, or fields of it, that no row is of. Forgotten ones are known."""
+        if slide_id not in (slides := self.slide_ids()):
+            raise _unknown(f"no slide {slide_id!r} in the ledger", slide_id, slides)
+        query = "SELECT fov FROM field JOIN slide USING (slide_key) WHERE slide_id = ? ORDER BY fov"
+        known = [row[0] for row in self._db.rows(query, slide_id)] if fovs else []
+        for fov in fovs:
+            if fov not in known:
+                raise _unknown(f"no field of view {fov!r} in slide {slide_id!r}", fov, known)
 
     # -- slides and fields ------------------------------------------------------------------------------
 
@@ -169,6 +189,23 @@ class Reader:
         ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
         excluded = n.get(Status.EXCLUDED, 0)
         return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "", excluded)
+
+    def n_gone(self) -> int:
+        """Returns how many counted fields have no file any more. A folder that cannot be listed hides its."""
+        names: dict[str, set[str]] = defaultdict(set)
+        query = f"SELECT path FROM {_TABLES} WHERE status = 'ok' AND kind IS NULL"
+        for (path,) in self._db.rows(query):
+            folder, name = os.path.split(os.fsdecode(path))
+            names[folder].add(name)
+        n = 0
+        for folder, known in names.items():  # one list is faster than many questions, on a share
+            try:
+                n += len(known.difference(os.listdir(folder)))  # noqa: PTH208
+            except (FileNotFoundError, NotADirectoryError):
+                n += len(known)
+            except OSError:
+                continue
+        return n
 
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
