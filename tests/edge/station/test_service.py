@@ -1,4 +1,5 @@
 import csv
+import errno
 import logging
 import os
 import signal
@@ -25,7 +26,7 @@ from rbc_edge.store.outdir import writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.values import InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import FieldOfView, FovResult, InboxFile, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -502,6 +503,50 @@ def test_results_that_cannot_be_written_are_a_state(post: Post, monkeypatch: pyt
     assert states == [Activity.RESULTS_AWAY]
     assert post.table("s1") == {"a": "3", "b": "5"}
     assert sorted(post.analyzer.analyzed) == ["s1/a", "s1/b"]  # what was committed is not counted again
+
+
+def test_a_table_that_another_program_holds_keeps_only_its_slide_waiting(post: Post) -> None:
+    post.write("s1/a.png", 3)
+    held: list[tuple[dict[str, str], tuple[str, ...]]] = []
+    (post.out / "s1.csv").mkdir(parents=True)  # cannot be replaced, like a table that Excel holds on a share
+    (post.out / FILE_NAME).touch()
+    post.script.at(10, lambda: post.write("s2/a.png", 5))
+    post.script.at(30, lambda: held.append((post.table("s2"), post.state().problems)))
+    post.script.at(31, (post.out / "s1.csv").rmdir)
+    post.script.at(55, lambda: held.append(({}, post.state().problems)))
+    post.until(60)
+    (others, problems), (_, after) = held
+    assert others == {"a": "5"}
+    assert [p for p in problems if "s1.csv" in p and "close the program that has it open" in p]
+    assert post.table("s1") == {"a": "3"}
+    assert after == ()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("bad allocation")]
+)
+def test_an_image_for_which_memory_is_short_is_tried_again_and_never_failed(
+    post: Post, error: Exception
+) -> None:
+    for name in "abc":
+        post.write(f"s1/{name}.png", 3, seed=ord(name))
+    seen: list[dict[str, str]] = []
+
+    class Short(StandIn):
+        is_short = True
+
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "b" and self.is_short:
+                raise error
+            return super().analyze(field, scale)
+
+    analyzer = post.analyzer = Short()
+    post.script.at(200, lambda: seen.append(post.table("s1")))  # longer than its grace
+    post.script.at(201, lambda: setattr(analyzer, "is_short", False))
+    post.until(600)
+    assert seen == [{"a": "3", "c": "3"}]
+    assert post.table("s1") == {"a": "3", "b": "3", "c": "3"}
+    assert analyzer.analyzed.count("s1/a") == 1
 
 
 def test_another_writer_is_waited_for(post: Post) -> None:
