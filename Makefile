@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependency groups need pip 25.1; the one that comes with python3 -m venv may be older.
 PIP_VERSION := pip>=25.1
 
-.PHONY: demo test check coverage docs format lint types imports bench faults systemd debian-tree debian-boot \
+.PHONY: demo test check coverage docs format lint types imports bench faults fuzz systemd debian-tree debian-boot \
 	report-check test-arm64 clean help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make docs    make the tables of columns and options, and every output that README and docs/ show"
 	@echo "make bench   time the station, yolo predict and the bare networks (BENCH=--quick)"
 	@echo "make faults  kill, fill, unmount, damage: nothing lost, doubled or wrong (FAULTS=--short)"
+	@echo "make fuzz    changed images and settings: no crash, no hang, nothing damaged counted (FUZZ_SECONDS=600)"
 	@echo "make systemd check the unit, the example of the settings and the scripts of deploy/"
 	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
 	@echo "make debian-boot  start that Debian as a virtual machine and cut its power (qemu, half an hour)"
@@ -60,6 +61,11 @@ bench: $(VENV)/.workshop
 # FAULTS="--short", "--only NAME", "--jobs 2": see `python -m tests.faults --help`.
 faults: $(VENV)/.workshop
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+# FUZZ_SECONDS=60: for how long. The same files again: `python -m tests.fuzz --seed N`.
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/.workshop
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 systemd: $(VENV)/.workshop
 	$(BIN)/python -m pytest tests/deploy -rs

@@ -19,14 +19,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from tests.faults import files, kills, pictures, service, soak, storage, verdict
+from tests.faults import doors, files, kills, pictures, service, soak, storage, verdict
 from tests.faults.harness import Bench, BrokenError, Result, SkippedError, unmount
 from tests.faults.verdict import Expected
 
 Scenario = Callable[[Bench], Result]
 
 SCENARIOS: tuple[tuple[str, Scenario], ...] = (
-    *(*kills.SCENARIOS, *files.SCENARIOS, *storage.SCENARIOS, *service.SCENARIOS, *soak.SCENARIOS),
+    *(
+        *kills.SCENARIOS,
+        *files.SCENARIOS,
+        *storage.SCENARIOS,
+        *service.SCENARIOS,
+        *doors.SCENARIOS,
+        *soak.SCENARIOS,
+    ),
 )
 
 HEADER = f"{'fault':28} {'images':>7} {'lost':>5} {'doubled':>7} {'wrong':>5} {'s':>6}  remark"

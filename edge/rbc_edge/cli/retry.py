@@ -1,22 +1,23 @@
 """``rbc-edge retry``."""
 
 import sys
-from difflib import get_close_matches
 
 from rbc_edge.cli.console import print_line
 from rbc_edge.cli.options import Given
-from rbc_edge.errors import ExitCode, UsageError
+from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import read_state
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
-from rbc_edge.text import count_text
+from rbc_edge.text import count_text, name_text
 
 
 def retry(given: Given, slide: str | None, fov: str | None) -> int:
     """Marks failed images for another try and says who will try."""
     folder = given.load().settings.out_folder()
+    slide, fov = slide and name_text(slide), fov and name_text(fov)
     with Reader.open(folder) as reader:  # first: Ledger() would create a ledger that is not there
-        _check_known(reader, slide, fov)
+        if slide is not None:
+            reader.check_known(slide, [fov] if fov else [])
     with Ledger(folder) as ledger:
         n = ledger.retry(slide, fov)
         ledger.commit()
@@ -34,18 +35,3 @@ def retry(given: Given, slide: str | None, fov: str | None) -> int:
     else:
         print_line(f"{images} will be tried again by the next run, or when the service starts")
     return ExitCode.OK
-
-
-def _check_known(reader: Reader, slide: str | None, fov: str | None) -> None:
-    """Raises `UsageError` for a slide or a field of view that the ledger does not know."""
-    if slide is None:
-        return
-    what, name, known = f"slide {slide!r}", slide, reader.slide_ids()
-    if slide in known and fov is not None:
-        if reader.field(slide, fov) is not None:
-            return
-        what, name = f"field of view {fov!r} in slide {slide!r}", fov
-        known = [row.fov for row in reader.fields(slide)]
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.3)
-        raise UsageError(f"no {what} in the ledger", f"did you mean {', '.join(near)}?" if near else "")

@@ -44,6 +44,9 @@ def as_lines(status: StationStatus) -> list[str]:
         extra += f", {tally.n_excluded} excluded" if tally.n_excluded else ""
         by_reason = ", ".join(f"{n} {reason}" for reason, n in status.failure_counts.items())
         lines.append(("counted", f"{counted}{extra}"))
+        if status.n_gone:
+            text = f"{count_text(status.n_gone, 'counted image')} no longer in the folder; their counts stay"
+            lines.append(("gone", text))
         lines.append(("failed", f"{status.n_failed}{f': {by_reason}' if by_reason else ''}"))
     else:
         lines.append(("ledger", status.ledger_problem))

@@ -7,13 +7,17 @@ complete.
 import logging
 import os
 import re
+import signal
 import stat
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from math import inf
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
 from rbc_edge.station.other_files import Ignored, OtherFiles, may_be_copy, without_copies
@@ -30,6 +34,8 @@ UNFINISHED: Final = frozenset({"empty", "not-an-image", "truncated", "unreadable
 RESULTS: Final = "results of rbc-edge; they are not counted"
 _IGNORED: Final = "files and folders passed over: made by a system, or as the setting ignore says"
 _MAX_NS: Final = 2**63 - 1
+_LONGEST_NAME: Final = 250  # characters
+_MAX_SEARCH_S: Final = 1.0  # of the processor, for one name
 _CLOSED_S: Final = 0.1  # after its writer closed it; some close and open again
 _FIRST_WAIT_S: Final = 0.5  # before an incomplete file is tried again; doubled each time
 _MAX_WAIT_S: Final = 300.0
@@ -120,7 +126,39 @@ def check_pattern(slide_pattern: str | None) -> re.Pattern[str] | None:
         raise UsageError(what, advice) from error
     if "slide" not in pattern.groupindex:
         raise UsageError(f"slide pattern {slide_pattern!r} has no group named slide", advice)
+    # What brings most patterns of this kind to light: a long row of something that they take, and no end.
+    _matches(pattern, [c * _LONGEST_NAME + "\n\n" for c in sorted({*slide_pattern, *"aA0_- ."})])
     return pattern
+
+
+def _matches(pattern: re.Pattern[str], names: Sequence[str]) -> list[re.Match[str] | None]:
+    """Searches a pattern in names. Raises `UsageError` where one of them takes it longer than a second.
+
+    A pattern like ``(a+)+$`` tries more ways than there are atoms, and no look at the pattern tells all that
+    do. So the time is bounded: the search asks for signals as it goes, and SIGVTALRM counts the time at work,
+    not the time that other programs take. Only the main thread may ask for it, which is where the program
+    scans; a host program that scans in another thread has no such bound.
+    """
+
+    def late(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise TimeoutError
+
+    if threading.current_thread() is not threading.main_thread():
+        return [pattern.search(name) for name in names]
+    found: list[re.Match[str] | None] = []
+    before = signal.signal(signal.SIGVTALRM, late)
+    try:
+        for name in names:
+            signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SEARCH_S)
+            found.append(pattern.search(name))
+    except TimeoutError as error:
+        what = f"the slide pattern {pattern.pattern!r} tries too many ways to read a file name"
+        advice = "put no repetition into another one, as in (a+)+: write [^_]+ for a part of the name"
+        raise UsageError(what, advice) from error
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +306,8 @@ def _named(
     folder_of: dict[str, _Found] = {}
     clashing: set[tuple[int, int]] = set()
     by_name: dict[tuple[str, str], list[_Found]] = defaultdict(list)
-    for file in found:
-        match = pattern.search(name_text(file.path.name)) if pattern else None
+    names = [name_text(file.path.name) for file in found]
+    for file, match in zip(found, _matches(pattern, names) if pattern else repeat(None), strict=False):
         slide = match["slide"] if match else None
         fov = match["fov"] if match and slide and "fov" in match.re.groupindex else None
         if not slide:

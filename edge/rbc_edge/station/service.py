@@ -24,7 +24,7 @@ from rbc_edge.station.announcer import Announcer
 from rbc_edge.station.inbox import RESULTS, UNFINISHED, Debounce, Inbox, check_pattern, scan
 from rbc_edge.station.job import MACHINE, drop_analyzer
 from rbc_edge.station.other_files import NOT_COUNTED_NOTE
-from rbc_edge.station.session import Clock, CountOptions, Session
+from rbc_edge.station.session import Clock, CountOptions, Session, mend_rows
 from rbc_edge.station.source import Probe, SourceWatcher, WakeEvent, probe
 from rbc_edge.station.state_file import Activity
 from rbc_edge.station.stop import Stop
@@ -33,7 +33,7 @@ from rbc_edge.store import outdir
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import BusyError, free_bytes, writing
 from rbc_edge.store.recovery import keep_aside
-from rbc_edge.store.rows import Status
+from rbc_edge.store.rows import RowError, Status
 from rbc_edge.store.schema import DamagedError
 from rbc_edge.text import path_text, utc_text
 from rbc_edge.values import InboxFile
@@ -134,6 +134,7 @@ class _Service:
         self._wake = wake
         self._session: Session | None = None
         self._damage = ""
+        self._must_mend = False  # a row is damaged, maybe not the whole ledger
         self._is_full = False
         self._is_reload_asked = False
         self._n_troubles = 0
@@ -214,7 +215,7 @@ class _Service:
             if now_s < due_s:
                 return due_s - now_s
             if self._session is None:
-                self._session = self._opened(check=bool(self._damage))
+                self._session = self._opened(check=bool(self._damage) or self._must_mend)
             session = self._session
             if self._must_refresh:
                 with writing(self._options.counting.out):
@@ -241,7 +242,8 @@ class _Service:
         except BusyError as error:
             return self._trouble(Activity.ANOTHER_WRITER, error)
         except UnavailableError as error:
-            if isinstance(error, DamagedError):
+            self._must_mend = isinstance(error, RowError)
+            if isinstance(error, DamagedError) and not self._must_mend:
                 self._damage = str(error)
             self._close_session()
             is_full = isinstance(error, _FullError)
@@ -388,6 +390,7 @@ class _Service:
             outdir.claim(counting.out, utc_text(self._clock.now()), adopt=counting.adopt)
             ledger = self._undamaged(counting.out, check=check)
         self._done.clear()
+        self._must_mend = False
         # The process before may have been killed.
         self._must_refresh = self._must_refresh or ledger.reader.tables_are_stale()
         return Session(
@@ -409,8 +412,9 @@ class _Service:
                 if not found:
                     return ledger
                 ledger.close()
-                # Once more, before anything is moved: a disk may give wrong bytes once.
+                # Once more, before anything is moved: a disk may give wrong bytes once. Rows are repaired.
                 ledger = Ledger(out)
+                mend_rows(ledger, deep=True)
                 found = ledger.reader.damage()
                 if not found:
                     return ledger

@@ -26,6 +26,7 @@ from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store import outdir, slide_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import SlideContents
+from rbc_edge.store.recovery import mend
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
 from rbc_edge.store.schema import is_gone
 from rbc_edge.text import PAGED_SUFFIXES, count_text, name_text, one_line, path_text, utc_text
@@ -46,6 +47,7 @@ _TOGETHER: Final = 8  # images whose attempts are noted at once
 _TOGETHER_ASKED: Final = 500  # files whose pages one query asks for
 SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
 _Place = tuple[str, Path, str]  # fov, path and digest of a counted field
+_MAX_SAID: Final = 20  # damaged rows that are named
 _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
 _SUMMED_AS: Final = {  # numbers of `Summary`
     Status.OK: "n_unchanged",
@@ -162,6 +164,7 @@ def count_once(
             with Session(
                 options, Ledger(out), on_step=on_step, stop=stop, clock=clock, executor=executor
             ) as session:
+                mend_rows(session.ledger, deep=False)
                 if (
                     session.ledger.reader.tables_are_stale()
                 ):  # a run was killed: its counts show before the work
@@ -177,6 +180,16 @@ def count_once(
     make_pictures(out, options.views, keep_going=lambda: stop.signal is None)
     summary.stopped_by = stop.signal
     return summary
+
+
+def mend_rows(ledger: Ledger, *, deep: bool) -> None:
+    """Repairs damaged rows (`recovery.mend`), and says so."""
+    said = mend(ledger.database, deep=deep)
+    ledger.commit()
+    for line in said[:_MAX_SAID]:
+        log.warning("%s", line)
+    if len(said) > _MAX_SAID:
+        log.warning("%d more damaged rows", len(said) - _MAX_SAID)
 
 
 class Session:
@@ -661,7 +674,10 @@ class Session:
         text = json.dumps(now)
         if (kept := self.ledger.reader.note(SETTINGS_NOTE)) == text:
             return
-        before = json.loads(kept) if kept else now
+        try:
+            before = dict(json.loads(kept or text))
+        except ValueError:  # damaged
+            before = now
         differ = [
             f"{name} is {value}, was {before[name]}"
             for name, value in now.items()

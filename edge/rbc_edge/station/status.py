@@ -39,6 +39,7 @@ class StationStatus:
     clock_problem: str  # what is wrong with the computer's clock
     disk_free_bytes: int | None  # for results; None: unknown
     not_counted: tuple[str, ...] = ()  # what lies beside the images, of the running service or the last run
+    n_gone: int | None = None  # counted images of which no file is there any more; None: unknown
 
     @property
     def live(self) -> ServiceState | None:
@@ -74,6 +75,7 @@ class StationStatus:
             "n_failed": tally.n_failed if tally else None,
             "n_duplicates": tally.n_duplicates if tally else None,
             "n_excluded": tally.n_excluded if tally else None,
+            "n_gone": self.n_gone,
             "n_slides": tally.n_slides if tally else None,
             "images_per_min": live.images_per_min if live else None,
             "last_image_at": (state.last_image_at if state else "") or None,
@@ -102,13 +104,15 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     """
     monotonic_s = time.monotonic() if monotonic_s is None else monotonic_s
     running, state = read_state(out)
-    tally, problem = None, ""
+    tally, n_gone, problem = None, None, ""
+    is_away = running and state is not None and not state.source_online
     failures: list[FieldRow] = []
     failure_counts: dict[str, int] = {}
     not_counted = state.not_counted if running and state else ()
     try:
         with Reader.open(out) as reader:
             tally = reader.tally()
+            n_gone = None if is_away else reader.n_gone()
             failures, failure_counts = reader.failures(MAX_FAILURES), reader.failure_counts()
             not_counted = not_counted if running else tuple(reader.note(NOT_COUNTED_NOTE).splitlines())
     except UnavailableError as error:
@@ -121,7 +125,7 @@ def status_of(out: Path, *, now: datetime, monotonic_s: float | None = None) -> 
     silent_s = _silent_s(state, now, monotonic_s) if running and state else None
     newest = _newest_result(state if running else None, tally, now, monotonic_s)
     ledger = (tally, problem, tuple(failures), failure_counts)
-    return StationStatus(out, running, state, silent_s, *ledger, *newest, free, not_counted)
+    return StationStatus(out, running, state, silent_s, *ledger, *newest, free, not_counted, n_gone)
 
 
 def _newest_result(

@@ -6,10 +6,9 @@ was renamed, and for the count of another bundle. Everything can be undone, beca
 
 from collections.abc import Sequence
 
-from rbc_edge.errors import UsageError
 from rbc_edge.store.ledger import RECOUNT, Ledger
-from rbc_edge.store.rows import CONTENT, Status
-from rbc_edge.text import name_text, one_line
+from rbc_edge.store.rows import CONTENT, Status, checksum, scale_values
+from rbc_edge.text import name_text
 from rbc_edge.values import Scale
 
 
@@ -35,9 +34,7 @@ def decide(
     query = f"SELECT fov, {CONTENT} FROM field WHERE slide_key = ?"
     content_of: dict[str, str] = dict(ledger.database.rows(query, key))
     names = [name_text(fov) for fov in fovs] or list(content_of)
-    if unknown := [name for name in names if name not in content_of]:
-        what = one_line(f"slide {slide_id} has no field of view {', '.join(unknown)}")
-        raise UsageError(what, "the column fov of its table has the names")
+    ledger.reader.check_known(name_text(slide_id), names)
     contents = {content_of[name] for name in names}
     with ledger.database.change() as db:
         for content in contents:
@@ -55,18 +52,18 @@ def give_scale(ledger: Ledger, slide_id: str, scale: Scale | None) -> int:
     """
     key = _slide_key(ledger, slide_id)
     with ledger.database.change() as db:
-        values = (scale.cell_diameter_px, scale.source) if scale else (None, None)
+        values = scale_values(scale)
         db.execute(
-            "UPDATE slide SET given_diameter_px = ?, given_source = ?, given_by_run = 0 WHERE slide_key = ?",
-            (*values, key),
+            "UPDATE slide SET given_diameter_px = ?, given_source = ?, given_checksum = ?, given_by_run = 0"
+            " WHERE slide_key = ?",
+            (*values, checksum(*values) if scale else None, key),
         )
         query = "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'"
         return db.execute(query, (RECOUNT, key)).rowcount
 
 
 def _slide_key(ledger: Ledger, slide_id: str) -> int:
+    ledger.reader.check_known(name_text(slide_id))
     row = ledger.database.first("SELECT slide_key FROM slide WHERE slide_id = ?", name_text(slide_id))
-    if row is None:
-        known = ", ".join(ledger.reader.slide_ids()[:20]) or "none"
-        raise UsageError(one_line(f"no slide {slide_id} in the results"), one_line(f"the slides are {known}"))
+    assert row is not None
     return int(row[0])

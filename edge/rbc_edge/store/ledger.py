@@ -185,7 +185,7 @@ class Ledger:
         may be anything, anywhere. Returns the slides that lost a row.
         """
         query = "SELECT field_key, slide_id, sha256, path FROM field JOIN slide USING (slide_key)"
-        query += " WHERE status IN ('failed', 'duplicate') AND failure <> 'crash'"
+        query += " WHERE status IN ('failed', 'duplicate') AND failure NOT IN ('crash', 'damaged-row')"
         gone = [
             (key, slide_id)
             for key, slide_id, sha256, path in self.database.rows(query)
@@ -391,13 +391,6 @@ class _Record:
         file = self._file
         here = self._here if self._here and self._here[0] != key else None
         self._forget([*self._outdated, here])
-        self._db.execute(
-            "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?"
-            " WHERE field_key = ?",
-            (self._slide_key, file.fov, place(file), file.size_bytes, file.mtime_ns, key),
-        )
-        if known.fov != file.fov and is_elsewhere:
-            self._pass_over(known)
         moved = replace(
             known,
             slide_id=file.slide_id,
@@ -408,6 +401,14 @@ class _Record:
             page=file.page,
             n_pages=file.n_pages,
         )
+        values = (file.fov, place(file), file.size_bytes, file.mtime_ns)
+        self._db.execute(
+            "UPDATE field SET slide_key = ?, fov = ?, path = ?, size_bytes = ?, mtime_ns = ?, checksum = ?"
+            " WHERE field_key = ?",
+            (self._slide_key, *values, column_values(moved)["checksum"], key),
+        )
+        if known.fov != file.fov and is_elsewhere:
+            self._pass_over(known)
         return self._recorded(moved, is_new=False, was=known)
 
     def _replaced(self, status: Status, *, failure: str = "", message: str = "") -> Recorded:

@@ -1,16 +1,21 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import nan
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from rbc_edge.errors import UsageError
 from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
+from rbc_edge.text import one_line
 from rbc_edge.values import Cells, InboxFile, Measure, Scale
 
 _PATHS_A_QUERY = 500
@@ -34,6 +39,12 @@ class SlideContents:
 
     counted: dict[int, frozenset[str]]  # digests of what the version asked for has counted, by file size
     failed: frozenset[str]  # digests of what failed
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> UsageError:
+    near = get_close_matches(name, known, n=3, cutoff=0.3)
+    named = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(known)[:20])}"
+    return UsageError(one_line(what), one_line(named) if known else "it is empty")
 
 
 class Reader:
@@ -72,6 +83,16 @@ class Reader:
         """Tells whether something changed since `Ledger.tables_written`, also after a kill."""
         return self._db.first("SELECT 1 FROM flag WHERE name = 'tables-stale'") is not None
 
+    def check_known(self, slide_id: str, fovs: Collection[str] = ()) -> None:
+        """Raises `UsageError` for a slide, or fields of it, that no row is of. Forgotten ones are known."""
+        if slide_id not in (slides := self.slide_ids()):
+            raise _unknown(f"no slide {slide_id!r} in the ledger", slide_id, slides)
+        query = "SELECT fov FROM field JOIN slide USING (slide_key) WHERE slide_id = ? ORDER BY fov"
+        known = [row[0] for row in self._db.rows(query, slide_id)] if fovs else []
+        for fov in fovs:
+            if fov not in known:
+                raise _unknown(f"no field of view {fov!r} in slide {slide_id!r}", fov, known)
+
     # -- slides and fields ------------------------------------------------------------------------------
 
     def slide_ids(self) -> list[str]:
@@ -79,16 +100,25 @@ class Reader:
         return [row[0] for row in self._db.rows("SELECT slide_id FROM slide ORDER BY slide_key")]
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
-        """Returns the scale estimated for a slide. None when it never was."""
-        query = "SELECT cell_diameter_px, scale_source, scale_bundle_id, scale_fields FROM slide"
-        row = self._db.first(f"{query} WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
-        return None if row is None else SlideScale(rows.scale_of(*row[:2]), *row[2:])
+        """Returns the scale estimated for a slide. None when it never was, or where its row is damaged."""
+        query = "SELECT scale_checksum, cell_diameter_px, scale_source, scale_bundle_id, scale_fields"
+        row = self._db.first(f"{query} FROM slide WHERE slide_id = ? AND scale_source IS NOT NULL", slide_id)
+        if row is None or row[0] not in (None, rows.checksum(*row[1:])):
+            return None
+        with suppress(ValueError):  # without a checksum
+            return SlideScale(rows.scale_of(*row[1:3]), *row[3:])
+        return None
 
     def given_scale(self, slide_id: str) -> Scale | None:
-        """Returns the scale that a person gave for a slide. None when nobody did."""
-        query = "SELECT given_diameter_px, given_source FROM slide WHERE slide_id = ?"
-        row = self._db.first(f"{query} AND given_source IS NOT NULL", slide_id)
-        return None if row is None else rows.scale_of(*row)
+        """Returns the scale that a person gave for a slide. None when nobody did.
+
+        Raises `RowError` where it is damaged.
+        """
+        query = "SELECT given_checksum, given_diameter_px, given_source FROM slide WHERE slide_id = ?"
+        row = self._db.first(f"{query} AND coalesce(given_source, given_checksum) IS NOT NULL", slide_id)
+        if row is not None and row[0] not in (None, rows.checksum(*row[1:])):
+            raise rows.RowError(slide_id)
+        return None if row is None else rows.scale_of(*row[1:])
 
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
@@ -237,6 +267,23 @@ class Reader:
         ok, failed, duplicates = (n.get(s, 0) for s in (Status.OK, Status.FAILED, Status.DUPLICATE))
         excluded = n.get(Status.EXCLUDED, 0)
         return Tally(ok, failed, duplicates, n_slides, newest[0] if newest else "", excluded)
+
+    def n_gone(self) -> int:
+        """Returns how many counted fields have no file any more. A folder that cannot be listed hides its."""
+        names: dict[str, set[str]] = defaultdict(set)
+        query = f"SELECT path FROM {_TABLES} WHERE status = 'ok' AND kind IS NULL"
+        for (path,) in self._db.rows(query):
+            folder, name = os.path.split(rows.place_of(path)[0])
+            names[folder].add(name)
+        n = 0
+        for folder, known in names.items():  # one list is faster than many questions, on a share
+            try:
+                n += len(known.difference(os.listdir(folder)))  # noqa: PTH208
+            except (FileNotFoundError, NotADirectoryError):
+                n += len(known)
+            except OSError:
+                continue
+        return n
 
     def failures(self, limit: int) -> list[FieldRow]:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""

@@ -5,12 +5,15 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import nan
+from math import isnan, nan
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
+from rbc_edge.store.schema import DamagedError
+from rbc_edge.text import one_line
 from rbc_edge.values import Cells, Counts, Detections, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.vision.counting import EdgeRule, count
 
@@ -22,6 +25,10 @@ _COLUMNS: Final = (
     *(*_PLAIN, "path", "status", "cell_diameter_px", "scale_source", "quality_flags"),
     *("bundle_id", "settings", "counts"),
 )
+# What the checksum of a row is made of: all but what only asks for another look. Append only, and only what
+# is NULL in the rows of before.
+_CHECKED: Final = ("slide_id", *(name for name in _COLUMNS if name not in ("mtime_ns", "settings")))
+_checked_of: Final = itemgetter(*_CHECKED)
 # The decision of a person about a row of ``field``, and what is true where there is one.
 CONTENT: Final = "CASE field.sha256 WHEN '' THEN 'fov:' || field.fov ELSE field.sha256 END"
 DECISION: Final = (
@@ -30,14 +37,15 @@ DECISION: Final = (
 IS_SHOWN: Final = "decision.kind IS NOT 'forgotten'"
 SHOWN_STATUS: Final = "coalesce(decision.kind, field.status)"
 # What `field_row` reads: of ``field JOIN slide``, and with the decisions of a person (`DECISION`).
-FIELD_COLUMNS: Final = ", ".join(("slide_id", *(f"field.{name}" for name in _COLUMNS), "'' AS reason"))
-SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace("field.status", SHOWN_STATUS).replace(
-    "'' AS reason", "coalesce(decision.reason, '')"
+_UNDECIDED: Final = "'' AS reason, NULL AS decided"
+FIELD_COLUMNS: Final = ", ".join(
+    ("slide_id", *(f"field.{name}" for name in _COLUMNS), "field.checksum", _UNDECIDED)
 )
 # Failures that are none: pictures of a field, which is counted by another image. Their status is duplicate.
 OTHER_FORMAT: Final = "other-format"
 NO_FIELDS: Final = ("overlay", "copy", OTHER_FORMAT)
 ESTIMATED: Final = "estimated"  # settings of a version without a given scale
+SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace(_UNDECIDED, "coalesce(decision.reason, ''), decision.kind")
 _FLAG_SEPARATOR: Final = ";"
 _PAGE: Final = b"\0"  # between a path and the number of a page: no path has it
 _AFTER_PAGES: Final = b"\1"
@@ -54,6 +62,14 @@ _CELL: Final = np.dtype(
     ]
 )
 _EDGE_BITS: Final = np.array([1, 2, 4, 8], np.uint8)
+
+
+class RowError(DamagedError):
+    """The row of a field is damaged. The rest of the ledger may be whole: see `recovery.mend`."""
+
+    def __init__(self, slide_id: str, fov: str = "") -> None:
+        what = one_line(f"slide {slide_id}: the ledger's row of {fov or 'the slide'} is damaged")
+        super().__init__(what, "`rbc-edge run` or the service repairs it, or counts the image again")
 
 
 class Status(StrEnum):
@@ -184,7 +200,7 @@ def places_in(path: Path) -> tuple[bytes, bytes]:
 
 def place_of(kept: bytes) -> tuple[Path, int, int]:
     """Reads what `place` made: path, page and number of pages."""
-    path, _, page = kept.partition(_PAGE)
+    path, _, page = os.fsencode(kept).partition(_PAGE)
     number, _, n = page.partition(b"/")
     return Path(os.fsdecode(path)), int(number or 0), int(n or 1)
 
@@ -194,15 +210,52 @@ def scale_of(diameter: float | None, source: str) -> Scale:
     return Scale(nan if diameter is None else diameter, ScaleSource(source))
 
 
+def scale_values(scale: Scale | None) -> tuple[float | None, str | None]:
+    """Returns what the database holds of a scale: diameter and source."""
+    if scale is None:
+        return None, None
+    return None if isnan(scale.cell_diameter_px) else float(scale.cell_diameter_px), str(scale.source)
+
+
+def raw_row(row: tuple[Any, ...]) -> dict[str, Any]:
+    """Returns what a query of `FIELD_COLUMNS` gives, by name."""
+    return dict(zip(("slide_id", *_COLUMNS, "checksum", "reason", "decided"), row, strict=True))
+
+
+def is_sound(of: Mapping[str, Any]) -> bool:
+    """Tells whether a raw row is what was written. A version that wrote no checksum is believed."""
+    return of["checksum"] is None or of["checksum"] == checksum_of(of)
+
+
+def checksum_of(of: Mapping[str, Any]) -> int:
+    """Returns the checksum of a raw row."""
+    return checksum(*_checked_of(of))
+
+
+def checksum(*values: object) -> int:
+    """Returns a checksum of values as the database gives them back. NULL counts as not there."""
+    return zlib.crc32(ascii([value for value in values if value is not None]).encode())
+
+
 def field_row(row: tuple[Any, ...]) -> FieldRow:
-    """Makes a row of what a query of `FIELD_COLUMNS` gives."""
-    of = dict(zip((*_COLUMNS, "reason"), row[1:], strict=True))
+    """Makes a row of what a query of `FIELD_COLUMNS` gives. Raises `RowError` where it is damaged."""
+    of = raw_row(row)
+    try:
+        if is_sound(of):
+            return _field_row(of)
+    except (ValueError, TypeError) as error:  # without a checksum
+        raise RowError(of["slide_id"], of["fov"]) from error
+    raise RowError(of["slide_id"], of["fov"])
+
+
+def _field_row(of: dict[str, Any]) -> FieldRow:
+    of["status"] = of["decided"] or of["status"]
     if of["status"] == Status.EXCLUDED:
         of |= {"counts": None, "n_refused": None, "quality_flags": ""}
     source, flags, counts = of["scale_source"], of["quality_flags"], of["counts"]
     path, page, n_pages = place_of(of["path"])
     return FieldRow(
-        slide_id=row[0],
+        slide_id=of["slide_id"],
         path=path,
         page=page,
         n_pages=n_pages,
@@ -218,16 +271,19 @@ def field_row(row: tuple[Any, ...]) -> FieldRow:
 
 def column_values(row: FieldRow) -> dict[str, object]:
     """Returns what the table ``field`` holds of a row, its slide apart."""
-    return {name: getattr(row, name) for name in _PLAIN} | {
+    diameter_px, source = scale_values(row.scale)
+    of: dict[str, object] = {name: getattr(row, name) for name in _PLAIN} | {
+        "elapsed_ms": float(row.elapsed_ms),
         "path": place(row),
-        "status": row.status,
-        "cell_diameter_px": row.scale.cell_diameter_px if row.scale else None,
-        "scale_source": row.scale.source if row.scale else None,
+        "status": str(row.status),
+        "cell_diameter_px": diameter_px,
+        "scale_source": source,
         "quality_flags": _FLAG_SEPARATOR.join(row.quality_flags),
         "bundle_id": row.version.bundle_id,
         "settings": row.version.settings,
         "counts": pack_counts(row.counts) if row.counts else None,
     }
+    return of | {"checksum": checksum_of(of | {"slide_id": row.slide_id})}
 
 
 def counts_by_rule(cells: Cells) -> dict[EdgeRule, Counts]:

@@ -147,6 +147,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # The given scale is that of the last run, which a later run without it takes back.
         "ALTER TABLE slide ADD COLUMN given_by_run INTEGER NOT NULL DEFAULT 0",
     ),
+    (
+        # Of what is shown or decides about a count (see `rows.checksum`). NULL: by a version without them.
+        "ALTER TABLE field ADD COLUMN checksum INTEGER",
+        "ALTER TABLE slide ADD COLUMN scale_checksum INTEGER",
+        "ALTER TABLE slide ADD COLUMN given_checksum INTEGER",
+    ),
 )
 
 

@@ -7,7 +7,7 @@ be so: its contents have changed, and a process that was killed may have left it
 from collections.abc import Collection, Mapping
 
 from rbc_edge.store.ledger import RECOUNT, Ledger
-from rbc_edge.store.rows import ESTIMATED, SlideScale, scale_of
+from rbc_edge.store.rows import ESTIMATED, SlideScale, checksum, scale_of, scale_values
 from rbc_edge.values import Measure, Scale
 
 
@@ -30,10 +30,11 @@ def keep(ledger: Ledger, slide_id: str, kept: SlideScale, *, is_new: bool = True
     """
     with ledger.database.change() as db:
         scale = kept.scale
+        values = (*scale_values(scale), kept.bundle_id, kept.n_fields)
         db.execute(
-            "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?, scale_fields = ?"
-            " WHERE slide_id = ?",
-            (scale.cell_diameter_px, scale.source, kept.bundle_id, kept.n_fields, slide_id),
+            "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?, scale_fields = ?,"
+            " scale_checksum = ? WHERE slide_id = ?",
+            (*values, checksum(*values), slide_id),
         )
         if not is_new:
             return
@@ -65,13 +66,15 @@ def give_by_run(ledger: Ledger, slide_ids: Collection[str], scale: Scale | None)
     old = {slide_id: known.get(slide_id, (None, False)) for slide_id in slide_ids}
     differ = [s for s, (given, by_run) in old.items() if given != scale and (by_run or given is None)]
     if differ:
-        values = (scale.cell_diameter_px, scale.source, 1) if scale else (None, None, 0)
+        given = scale_values(scale)
+        values = (*given, checksum(*given) if scale else None, scale is not None)
         with ledger.database.change() as db:
             db.executemany(
-                "INSERT INTO slide (given_diameter_px, given_source, given_by_run, slide_id)"
-                " VALUES (?, ?, ?, ?) ON CONFLICT (slide_id)"
+                "INSERT INTO slide (given_diameter_px, given_source, given_checksum, given_by_run, slide_id)"
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT (slide_id)"
                 " DO UPDATE SET given_diameter_px = excluded.given_diameter_px,"
-                " given_source = excluded.given_source, given_by_run = excluded.given_by_run",
+                " given_source = excluded.given_source, given_checksum = excluded.given_checksum,"
+                " given_by_run = excluded.given_by_run",
                 [(*values, slide_id) for slide_id in differ],
             )
     return [] if scale else differ
@@ -79,7 +82,7 @@ def give_by_run(ledger: Ledger, slide_ids: Collection[str], scale: Scale | None)
 
 def inherit(ledger: Ledger, slide_id: str, other: str) -> None:
     """Gives a slide the scale that was given for another one, from which images came. It keeps its own."""
-    columns = "given_diameter_px, given_source, given_by_run"
+    columns = "given_diameter_px, given_source, given_checksum, given_by_run"
     with ledger.database.change() as db:
         db.execute(
             f"UPDATE slide SET ({columns}) = (SELECT {columns} FROM slide WHERE slide_id = ?)"

@@ -61,7 +61,7 @@ def embed(row: FieldRow, cells: Cells, key: str, longest_px: int) -> tuple[Embed
 def old_pictures(page: Path) -> dict[str, EmbeddedPicture]:
     """Returns the pictures of an old page by their keys, without damaged ones. They can be used again."""
     pictures = {}
-    with suppress(FileNotFoundError):
+    if page.is_file():  # a pipe of that name would block
         for key, text in _EMBEDDED.findall(page.read_bytes()):
             with suppress(ValueError, OSError):
                 image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG"])

@@ -324,6 +324,8 @@ class Overlays:
 
 def _mark_of(path: Path) -> str:
     """Returns the head of an overlay with its mark. It is empty for another file and for half a file."""
+    if not path.is_file():  # a pipe of that name would block
+        return ""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

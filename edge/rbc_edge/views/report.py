@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import cache
 from math import isnan, nan
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 from rbc_edge import __version__
-from rbc_edge.errors import UsageError, unavailable
+from rbc_edge.errors import unavailable
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
@@ -92,10 +91,7 @@ class Reports:
         slides = self.ledger.slide_ids()
         names, page_of = file_names(slides), page_names(slides)
         for slide_id in slide_ids or ():
-            if slide_id not in names:
-                near = get_close_matches(slide_id, names, n=3, cutoff=0.3) or sorted(names)[:5]
-                advice = f"did you mean {', '.join(near)}?" if near else "the ledger is empty"
-                raise UsageError(f"no slide {slide_id!r} in the ledger", advice)
+            self.ledger.check_known(slide_id)
         pages: list[Path] = []
         folder = self.index.parent
         advice = "check permissions and free space; the counts are kept in the ledger"
@@ -257,6 +253,8 @@ def _environment() -> "Environment":
 
 
 def _content_key(page: Path) -> str:
+    if not page.is_file():  # a pipe of that name would block
+        return ""
     with suppress(OSError), page.open("rb") as file:
         if match := _CONTENT.search(file.read(_HEAD_BYTES)):
             return match[1].decode("ascii")

@@ -13,6 +13,7 @@ touch a border of the validation photographs (``python -m rbc_train evaluate``).
 
 # Boxes of cells that touch just meet, and the detector's boxes are a few per cent too short or too long.
 _GROWTH = 0.05
+_SQUARES_A_BOX = 16
 _PAIRS_AT_ONCE = 2_000_000  # bounds the memory of a field where all boxes share their x range
 
 
@@ -42,23 +43,76 @@ def centre_inside(xyxy: Float32, box: Float32) -> Bool:
 def iou(a: Float32, b: Float32) -> Float32:
     """Intersection over union, float32 (N, M), of boxes float32 (N, 4) with boxes float32 (M, 4).
 
+    Boxes float32 (N, 1, 4) with (N, K, 4), or of any shapes that go together, give one value for each pair.
+
     >>> iou(np.array([[0, 0, 2, 2]], np.float32), np.array([[1, 0, 3, 2]], np.float32)).round(3).tolist()
     [[0.3330000042915344]]
     """
-    shared = shared_area(a, b)
-    area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
-    area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
-    union = area_a[:, None] + area_b[None] - shared
+    a, b = (a[:, None], b[None]) if a.ndim == b.ndim == 2 else (a, b)
+    shared = _shared(a, b)
+    union = _area(a) + _area(b) - shared
     return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
 
 
 def shared_area(a: Float32, b: Float32) -> Float32:
     """Returns the area, float32 (N, M), that boxes float32 (N, 4) share with boxes float32 (M, 4)."""
+    return _shared(a[:, None], b[None])
+
+
+def _shared(a: Float32, b: Float32) -> Float32:
     width, height = (
-        np.minimum(a[:, None, k + 2], b[None, :, k + 2]) - np.maximum(a[:, None, k], b[None, :, k])
-        for k in (0, 1)
+        np.minimum(a[..., k + 2], b[..., k + 2]) - np.maximum(a[..., k], b[..., k]) for k in (0, 1)
     )
     return np.asarray(np.maximum(width, 0) * np.maximum(height, 0), np.float32)
+
+
+def _area(boxes: Float32) -> Float32:
+    return np.asarray(np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1), np.float32)
+
+
+class Grid:
+    """Boxes, float32 (N, 4), by the squares of a grid that they reach into: who may overlap whom."""
+
+    def __init__(self, xyxy: Float32) -> None:
+        sides = xyxy[:, 2:] - xyxy[:, :2]
+        side = max(float(np.median(sides)), 1.0) if len(xyxy) else 1.0
+        # A few boxes may be as large as the field. So many squares that they cost more than all others do.
+        while True:
+            self._first = np.floor(xyxy[:, :2] / side).astype(np.int64)
+            self._n = np.floor(xyxy[:, 2:] / side).astype(np.int64) - self._first + 1
+            if (n := self._n.prod(axis=1)).sum() <= _SQUARES_A_BOX * len(xyxy):
+                break
+            side *= 2
+        self._first -= self._first.min(axis=0, initial=0)
+        self._width = int((self._first[:, 0] + self._n[:, 0]).max(initial=1))
+        owner, square = self._squares(np.arange(len(xyxy)))
+        order = np.argsort(square, kind="stable")
+        self._boxes = owner[order]
+        self._starts = np.searchsorted(square[order], np.arange(square.max(initial=0) + 2))
+        n_in = np.diff(self._starts)[square]
+        self.n_near = np.add.reduceat(n_in, np.cumsum(n) - n) if len(n) else n  # at most so many pairs
+
+    def near(self, some: Int64) -> tuple[Int64, Int64]:
+        """Returns pairs (a, b): a of `some`, in their order, with each box b that may overlap it.
+
+        A pair may come several times, and each box with itself.
+        """
+        a, square = self._squares(some)
+        which, member = _ranges(self._starts[square], np.diff(self._starts)[square])
+        return a[which], self._boxes[member]
+
+    def _squares(self, some: Int64) -> tuple[Int64, Int64]:
+        """Returns box and square, for each square that the boxes reach into."""
+        n = self._n[some]
+        which, k = _ranges(np.zeros(len(some), np.int64), n.prod(axis=1))
+        x = self._first[some[which], 0] + k % n[which, 0]
+        return some[which], (self._first[some[which], 1] + k // n[which, 0]) * self._width + x
+
+
+def _ranges(start: Int64, n: Int64) -> tuple[Int64, Int64]:
+    """Returns (i, value) for the numbers from start[i] on, n[i] of them, for each i."""
+    which = np.repeat(np.arange(len(n)), n)
+    return which, np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n) + start[which]
 
 
 def touching_pairs(boxes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[Int64, Int64]:

@@ -9,14 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from rbc_edge.errors import ImageError
 from rbc_edge.values import Bool, Detections, Float32, Int64, UInt8
 from rbc_edge.vision import preprocess
-from rbc_edge.vision.boxes import iou, reading_order
+from rbc_edge.vision.boxes import Grid, iou, reading_order
 from rbc_edge.vision.bundle import DETECTOR, Bundle
 
 _SEAM_PX = 4.0  # two tiles place a cell's centre a little differently, so near the seam both keep it
 _SAME_BOX_IOU = 0.75  # such boxes show the same cell. Their mean is better than one of them
-_ROWS = 256
+_FEW = 1_000  # boxes: all with all is faster then
+_PAIRS_AT_ONCE = 500_000  # bounds the memory of suppression
+_VOTES_AT_ONCE = 8_000_000  # that of voting; more than any tile of a smear
+MAX_BOXES = 150_000  # 250 megapixels packed with cells of 40 pixels. Other patterns would take minutes
 
 
 class Detector:
@@ -55,7 +59,13 @@ class Detector:
         rows, columns = small.shape[:2]
         tiles = preprocess.tiles(columns, rows, tile_px=manifest.tile_px, overlap_px=manifest.tile_overlap_px)
         in_order = map if self._pool is None or len(tiles) == 1 else self._pool.map
-        found = list(in_order(lambda tile: self._detect_tile(small, tile, least), tiles))
+        found, n_boxes = [], 0
+        for some in in_order(lambda tile: self._detect_tile(small, tile, least), tiles):
+            found.append(some)
+            n_boxes += len(some)
+            if n_boxes > MAX_BOXES:
+                what = f"more than {MAX_BOXES:,} things like cells are seen in it: that is not a smear"
+                raise ImageError("not-a-smear", what, "check the image, and the scale if you gave it")
         merged = Detections.joined(found)
         # Sizes are rounded to whole pixels: each axis has its own exact factor.
         back = np.array([width / columns, height / rows] * 2, np.float32)
@@ -106,6 +116,10 @@ def vote(found: Detections, kept: Int64, voters: Bool) -> Float32:
     `kept` is int64 (M,), indices of those that stay. `voters`, bool (N,), take part, and a kept box always
     takes part in its own mean. Returns float32 (M, 4), xyxy in the same frame.
     """
+    n_rows = max(1, _VOTES_AT_ONCE // max(len(found), 1))
+    if len(kept) > n_rows:  # a field full of boxes
+        parts = (kept[start : start + n_rows] for start in range(0, len(kept), n_rows))
+        return np.concatenate([vote(found, some, voters) for some in parts])
     votes = (found.class_id[kept][:, None] == found.class_id) & voters
     weight = iou(found.xyxy[kept], found.xyxy)
     weight = np.where(votes & (weight >= _SAME_BOX_IOU), weight, 0.0) * found.score
@@ -122,15 +136,31 @@ def suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: fl
     found = found.take(order)
     alive = np.ones(len(order), np.bool_)
     kept: list[int] = []
-    # Some rows of the iou table at a time. One call for each box takes too long, and the whole table of a
-    # field of 20 megapixels takes more memory than its pixels.
-    for start in range(0, len(order), _ROWS):
-        some = found.take(np.arange(start, min(start + _ROWS, len(order))))
-        same = one_cell(some, found, iou_threshold, iou_threshold_across)
-        for i in range(len(same)):
-            if alive[start + i]:
-                kept.append(start + i)
-                alive &= ~same[i]
+    # Of many boxes, only those that lie near each other are compared, and only what is still there: all with
+    # all takes minutes for a field full of boxes.
+    grid = Grid(found.xyxy) if len(order) > _FEW else None
+    up_to = np.zeros(len(order), np.int64) if grid is None else np.cumsum(grid.n_near)
+    start = 0
+    while start < len(order):
+        done = int(up_to[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(up_to, done + _PAIRS_AT_ONCE, side="right")))
+        rows = start + np.flatnonzero(alive[start:stop])
+        if grid is None:
+            a, b = np.nonzero(one_cell(found, found, iou_threshold, iou_threshold_across))
+        else:
+            a, b = grid.near(rows)
+            same_class = found.class_id[a] == found.class_id[b]
+            limit = np.where(same_class, iou_threshold[found.class_id[a]], iou_threshold_across)
+            same = iou(found.xyxy[a][:, None], found.xyxy[b][:, None])[:, 0] > limit
+            a, b = a[same], b[same]
+        ends = np.searchsorted(a, rows, side="right")
+        for i, first, end in zip(
+            rows.tolist(), np.searchsorted(a, rows).tolist(), ends.tolist(), strict=True
+        ):
+            if alive[i]:
+                kept.append(i)
+                alive[b[first:end]] = False
+        start = stop
     return order[np.array(kept, np.int64)]
 
 

@@ -1,6 +1,7 @@
 """``forget``, ``exclude`` and ``set`` from the command line, on a folder that was counted."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,27 @@ def test_a_scale_that_was_set_comes_before_all_others(rbc: Rbc, camera: Path, ou
     rbc("set", "s1", "--undo", "--out", out)
     rbc("run", camera, "--out", out, "--bundle", TOY_BUNDLE, "--cell-diameter", 40)
     assert {r["cell_diameter_px"] for r in table(out, "s1")} == {"40.00"}
+
+
+@pytest.mark.parametrize("command", ["forget", "exclude", "retry", "report", "set --undo"])
+def test_an_unknown_slide_is_told_in_the_same_words_everywhere(rbc: Rbc, out: Path, command: str) -> None:
+    code, _, complained = rbc(*command.split(), "nosuch", "--out", out)
+    first = "rbc-edge: no slide 'nosuch' in the ledger\n"
+    assert (code, complained[: len(first)]) == (2, first)
+    assert "s1" in complained[len(first) :]
+    if command != "report" and "set" not in command:
+        code, _, complained = rbc(*command.split(), "s1", "nosuch", "--out", out)
+        assert (code, "no field of view 'nosuch' in slide 's1'" in complained) == (2, True)
+
+
+def test_status_tells_how_many_images_are_gone(rbc: Rbc, camera: Path, out: Path) -> None:
+    assert "no longer" not in rbc("status", "--out", out)[1]
+    next(camera.rglob("*.png")).unlink()
+    assert (
+        "gone           1 counted image no longer in the folder; their counts stay"
+        in rbc("status", "--out", out)[1]
+    )
+    assert json.loads(rbc("status", "--json", "--out", out)[1])["n_gone"] == 1
 
 
 @pytest.mark.parametrize(

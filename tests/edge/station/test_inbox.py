@@ -1,11 +1,13 @@
 import logging
 import os
+import signal
 from math import inf
 from pathlib import Path
 
 import pytest
 
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.station import inbox
 from rbc_edge.station.inbox import Debounce, check_pattern, scan
 from rbc_edge.text import path_text
 from rbc_edge.values import InboxFile
@@ -199,6 +201,54 @@ def test_a_service_goes_on_where_a_run_gives_up(tmp_path: Path, caplog: pytest.L
     assert not caplog.records
     with pytest.raises(UnavailableError, match="no such file"):
         scan([tmp_path / "gone"], go_on=True)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?P<slide>(a+)+)$",
+        "(?P<slide>(a|a)*)$",
+        "(?P<slide>(a|aa)+)_",
+        "(?P<slide>([A-Za-z0-9]+[ _]?)*)-(?P<fov>[0-9]+)$",
+        "(?P<slide>(.*)*)!",
+        "(?P<slide>(x+x+)+)y",
+    ],
+)
+def test_a_slide_pattern_that_never_ends_is_refused_at_the_start(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_MAX_SEARCH_S", 0.05)
+    with pytest.raises(UsageError, match="too many ways") as raised:
+        check_pattern(pattern)
+    assert "repetition" in raised.value.advice
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+
+
+def test_a_name_in_which_a_slide_pattern_never_ends_is_an_error_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_MAX_SEARCH_S", 0.05)
+    pattern = "(?P<slide>(ab|abab)*c)"  # nothing that the check at the start tries
+    check_pattern(pattern)
+    (tmp_path / f"{'ab' * 100}.png").touch()
+    for go_on in (False, True):
+        with pytest.raises(UsageError, match="too many ways"):
+            scan([tmp_path], slide_pattern=pattern, go_on=go_on)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?P<slide>[^_]+)_(?P<fov>\d+)",
+        r"^(?P<slide>.+)[-_ ](?P<fov>.+)[-_ ].*$",
+        r"(?P<slide>(?:[A-Z]{2}\d{4}-?){1,3})_(?P<fov>\w+)(?=\.)",
+        r"(?P<slide>\w+?)(?:_(?P<fov>\d+))?\.(?:jpg|png|tiff?)$",
+        r"(?P<slide>.*)_(.*)_(?P<fov>.*)_",
+    ],
+)
+def test_slide_patterns_of_laboratories_are_taken(pattern: str) -> None:
+    assert check_pattern(pattern) is not None
 
 
 def test_slide_pattern_is_checked_without_a_scan() -> None:

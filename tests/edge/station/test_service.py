@@ -1,7 +1,9 @@
 import csv
+import errno
 import logging
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +29,7 @@ from rbc_edge.store.outdir import writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import Look
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.values import InboxFile, Measure, Scale, ScaleSource, UInt8
+from rbc_edge.values import FieldOfView, FovResult, InboxFile, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
@@ -545,6 +547,50 @@ def test_results_that_cannot_be_written_are_a_state(post: Post, monkeypatch: pyt
     assert sorted(post.analyzer.analyzed) == ["s1/a", "s1/b"]  # what was committed is not counted again
 
 
+def test_a_table_that_another_program_holds_keeps_only_its_slide_waiting(post: Post) -> None:
+    post.write("s1/a.png", 3)
+    held: list[tuple[dict[str, str], tuple[str, ...]]] = []
+    (post.out / "s1.csv").mkdir(parents=True)  # cannot be replaced, like a table that Excel holds on a share
+    (post.out / FILE_NAME).touch()
+    post.script.at(10, lambda: post.write("s2/a.png", 5))
+    post.script.at(30, lambda: held.append((post.table("s2"), post.state().problems)))
+    post.script.at(31, (post.out / "s1.csv").rmdir)
+    post.script.at(55, lambda: held.append(({}, post.state().problems)))
+    post.until(60)
+    (others, problems), (_, after) = held
+    assert others == {"a": "5"}
+    assert [p for p in problems if "s1.csv" in p and "close the program that has it open" in p]
+    assert post.table("s1") == {"a": "3"}
+    assert after == ()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("bad allocation")]
+)
+def test_an_image_for_which_memory_is_short_is_tried_again_and_never_failed(
+    post: Post, error: Exception
+) -> None:
+    for name in "abc":
+        post.write(f"s1/{name}.png", 3, seed=ord(name))
+    seen: list[dict[str, str]] = []
+
+    class Short(StandIn):
+        is_short = True
+
+        def analyze(self, field: FieldOfView, scale: Scale, /) -> FovResult:
+            if field.fov == "b" and self.is_short:
+                raise error
+            return super().analyze(field, scale)
+
+    analyzer = post.analyzer = Short()
+    post.script.at(200, lambda: seen.append(post.table("s1")))  # longer than its grace
+    post.script.at(201, lambda: setattr(analyzer, "is_short", False))
+    post.until(600)
+    assert seen == [{"a": "3", "c": "3"}]
+    assert post.table("s1") == {"a": "3", "b": "3", "c": "3"}
+    assert analyzer.analyzed.count("s1/a") == 1
+
+
 def test_another_writer_is_waited_for(post: Post) -> None:
     post.write("s1/a.png", 3)
     post.out.mkdir()
@@ -686,8 +732,6 @@ def test_damage_that_a_second_look_does_not_see_moves_nothing(
 
 
 def test_damage_that_shows_while_it_works_is_mended_too(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sqlite3
-
     post.write("s1/a.png", 3)
     begin = Ledger.begin
     n = 0
@@ -731,6 +775,34 @@ def test_a_damaged_ledger_that_cannot_be_kept_aside_now_is_later(
     post.until(60)
     assert post.table("s1") == {"a": "3"}
     assert len(list(post.out.glob("damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("change", ["counts = x'00'", "scale_source = 'guess'", "n_refused = 7", "fov = 'x'"])
+@pytest.mark.parametrize("is_at_work", [False, True])
+def test_a_damaged_row_is_repaired_or_counted_again_and_the_ledger_stays(
+    post: Post, caplog: pytest.LogCaptureFixture, change: str, is_at_work: bool
+) -> None:
+    def alter() -> None:
+        with sqlite3.connect(post.out / FILE_NAME) as db:
+            db.execute(f"UPDATE field SET {change} WHERE fov = 'a'")
+        db.close()
+
+    post.write("s1/a.png", 3)
+    gone = post.write("s1/b.png", 5)
+    if is_at_work:
+        post.script.at(20, alter)
+        post.script.at(21, lambda: post.write("s1/c.png", 4))
+        post.until(60)
+    else:
+        post.until(10)
+        gone.unlink()
+        alter()
+        post.write("s1/c.png", 4)
+        post = post.again()
+        post.until(30)
+    assert post.table("s1") == {"a": "3", "b": "5", "c": "4"}
+    assert not list(post.out.glob("damaged-*"))
+    assert sum("row of" in r.getMessage() and "was damaged" in r.getMessage() for r in caplog.records) == 1
 
 
 def test_a_killed_services_tables_are_written_first(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 import csv
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from rbc_edge.store.decisions import decide, give_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import writing
 from rbc_edge.store.rows import Status, unpack_counts
-from rbc_edge.store.schema import Database
+from rbc_edge.store.schema import FILE_NAME, Database
 from rbc_edge.values import FieldOfView, FovResult, InboxFile, Measure, Scale, ScaleSource, UInt8
 from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.views.tables import SlideSummary, Tables
@@ -1066,3 +1067,29 @@ def test_a_time_that_the_ledger_cannot_hold_changes_nothing(station: Station) ->
     assert (station.source / "s1" / "a.png").stat().st_mtime_ns > 2**63
     assert station.run().n_counted == 3
     assert (station.run().n_unchanged, station.analyzer.analyzed) == (3, [])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_damaged_row_is_repaired_by_the_next_run_or_counted_again(station: Station, is_there: bool) -> None:
+    station.run(cells=True)
+    before = station.table("s1")
+    for change in ("counts = x'0707'", "height_px = 7", "elapsed_ms = 1e9"):
+        with sqlite3.connect(station.out / FILE_NAME) as db:
+            db.execute(f"UPDATE field SET {change} WHERE fov = 'a' AND width_px IS NOT NULL")
+        db.close()
+        if not is_there:
+            (station.source / "s1/a.png").unlink(missing_ok=True)
+        summary = station.run(cells=True)
+        is_lost = not is_there and change.startswith("elapsed")
+        assert summary.n_failed == 0
+        assert station.counts("s1") == {"a": "failed" if is_lost else "3", "b": "5"}
+        if not is_lost and not change.startswith("elapsed"):
+            assert station.table("s1") == before
+
+
+def test_a_note_that_is_damaged_stops_no_run(station: Station) -> None:
+    station.run()
+    with Ledger(station.out) as ledger:
+        ledger.keep_note("settings", "{")
+        ledger.commit()
+    assert station.run().notes == []

@@ -512,12 +512,12 @@ def test_other_content_under_an_excluded_name_counts(desk: Desk) -> None:
 def test_nothing_is_decided_about_what_is_not_known(desk: Desk) -> None:
     desk.look("a", "x")
     desk.ledger.commit()
-    with pytest.raises(UsageError, match="no slide t"):
+    with pytest.raises(UsageError, match="no slide 't'"):
         decide(desk.ledger, "t", [], Status.FORGOTTEN)
-    with pytest.raises(UsageError, match="no field of view b"):
+    with pytest.raises(UsageError, match="no field of view 'b' in slide 's'"):
         decide(desk.ledger, "s", ["a", "b"], Status.FORGOTTEN)
     assert desk.shown() == {"a": "ok"}
-    with pytest.raises(UsageError, match="no slide t"):
+    with pytest.raises(UsageError, match="no slide 't'"):
         give_scale(desk.ledger, "t", None)
 
 
@@ -531,6 +531,19 @@ def test_the_ledger_in_a_few_numbers(desk: Desk) -> None:
     assert [row.fov for row in desk.ledger.reader.failures(10)] == ["d", "c"]
     assert [row.fov for row in desk.ledger.reader.failures(1)] == ["d"]
     assert desk.ledger.reader.failure_counts() == {"empty": 1, "truncated": 1}
+
+
+def test_counted_fields_without_a_file_are_told(desk: Desk, tmp_path: Path) -> None:
+    for fov in "abc":
+        desk.look(fov, fov)
+    desk.fail("d", "", "empty", "empty")
+    assert desk.ledger.reader.n_gone() == 0
+    for fov in "ad":
+        (desk.folder / f"{fov}.png").unlink()
+    decide(desk.ledger, "s", ["b"], Status.EXCLUDED)
+    assert desk.ledger.reader.n_gone() == 1
+    desk.folder.rename(tmp_path / "archive")
+    assert desk.ledger.reader.n_gone() == 2
 
 
 def test_readers_work_beside_the_writer_and_change_nothing(desk: Desk, tmp_path: Path) -> None:

@@ -222,6 +222,15 @@ def test_a_picture_that_was_cut_short_is_drawn_again(desk: Desk) -> None:
         assert path.read_bytes() == whole
 
 
+def test_a_pipe_at_the_name_of_a_picture_is_replaced(desk: Desk) -> None:
+    desk.count("s", "a", 5)
+    path = desk.out / "overlays" / "s" / "a_overlay.jpg"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    desk.draw()
+    assert path.is_file()
+
+
 def test_a_picture_goes_with_its_field(desk: Desk) -> None:
     paths = [desk.count("s", fov, 4, seed=i) for i, fov in enumerate("ab")]
     desk.draw()

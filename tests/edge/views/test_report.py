@@ -1,5 +1,6 @@
 """The pages: whole and well-formed, safe whatever a name holds, without a request, not too large."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -174,6 +175,13 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path)
     with made.ledger:
         yield made
+
+
+def test_a_pipe_at_the_name_of_a_page_is_replaced(desk: Desk) -> None:
+    desk.ok("s", "a", 4, 2)
+    (desk.out / "reports").mkdir()
+    os.mkfifo(desk.out / "reports" / "s.html")
+    assert "4" in desk.page().text
 
 
 def test_a_page_says_the_counts_shows_the_fields_and_where_they_come_from(desk: Desk) -> None:

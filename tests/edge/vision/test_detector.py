@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rbc_edge.errors import ImageError
 from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
 from rbc_edge.values import CellClass, Detections, Float32, UInt8
-from rbc_edge.vision import preprocess
+from rbc_edge.vision import detector, preprocess
+from rbc_edge.vision.boxes import iou
 from rbc_edge.vision.bundle import Bundle
-from rbc_edge.vision.detector import Detector, suppress, vote
+from rbc_edge.vision.detector import Detector, one_cell, suppress, vote
 
 
 def boxes(*rows: tuple[float, float, float, float, float, int]) -> Detections:
@@ -102,6 +106,75 @@ def test_suppression_against_the_definition() -> None:
             kept.append(i)
     assert suppress(found, limits(*same), 0.4).tolist() == kept
     assert 10 < len(kept) < 80
+
+
+def plain_suppress(found: Detections, iou_threshold: Float32, iou_threshold_across: float) -> list[int]:
+    """Compares all boxes with all: what `suppress` has to give, bit by bit."""
+    order = np.argsort(-found.score, kind="stable")
+    found = found.take(order)
+    same = one_cell(found, found, iou_threshold, iou_threshold_across)
+    alive, kept = np.ones(len(order), np.bool_), []
+    for i in range(len(order)):
+        if alive[i]:
+            kept.append(int(order[i]))
+            alive &= ~same[i]
+    return kept
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(0, 300),
+    field_px=st.sampled_from([30, 300, 3000]),
+    side_px=st.sampled_from([0.0, 3.0, 40.0, 900.0]),
+    at_once=st.sampled_from([1, 50, 500_000]),
+    few=st.sampled_from([0, 0, 0, 1000]),
+)
+def test_suppression_by_a_grid_is_that_of_all_with_all(
+    seed: int, n: int, field_px: int, side_px: float, at_once: int, few: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(-5, field_px, (n, 2))
+    sides = rng.exponential(side_px, (n, 2)) * rng.choice([1, 1, 20], (n, 1))
+    class_id = rng.integers(0, 3, n)
+    # Equal boxes and equal scores, too.
+    low[n // 2 :] = np.round(low[n // 2 :], -1)
+    score = np.round(rng.uniform(0, 1, n), 2)
+    found = boxes(*np.column_stack([low, low + sides, score, class_id]).tolist())
+    asked = (found, limits(*rng.uniform(0, 0.9, 3)), float(rng.choice([0.0, 0.5, 0.8])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "_PAIRS_AT_ONCE", at_once)
+        patch.setattr(detector, "_FEW", few)
+        assert suppress(*asked).tolist() == plain_suppress(*asked)
+
+
+def test_the_time_for_a_field_full_of_boxes_grows_with_their_number_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pairs that are compared, not seconds: 16 times the boxes are 256 times the pairs of all with all."""
+    n_pairs: list[int] = []
+
+    def counted(a: Float32, b: Float32) -> Float32:
+        n_pairs.append(len(a))
+        return iou(a, b)
+
+    monkeypatch.setattr(detector, "iou", counted)
+    sums = []
+    for side in (60, 240):
+        n_pairs.clear()
+        y, x = 10.0 * np.array(np.divmod(np.arange(side * side), side))
+        found = boxes(*np.column_stack([x, y, x + 12, y + 12, np.full_like(x, 0.5), x * 0]).tolist())
+        assert len(suppress(found, limits(0.5, 0.5, 0.5), 0.5)) == side * side
+        sums.append(sum(n_pairs))
+    assert sums[1] < 20 * sums[0]
+
+
+def test_votes_of_a_field_full_of_boxes_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = boxes(*[(i, 0, i + 20, 20, 0.9, 0) for i in range(30)])
+    asked = found, np.arange(30), np.ones(30, np.bool_)
+    whole = vote(*asked)
+    monkeypatch.setattr(detector, "_VOTES_AT_ONCE", 100)
+    np.testing.assert_allclose(vote(*asked), whole, rtol=1e-6)
 
 
 class Painted:
@@ -280,3 +353,15 @@ def test_a_mosaic_through_the_toy_network_counts_each_cell_once(
     assert (near.sum(axis=0) <= 1).all()  # nothing twice
     assert near.any(axis=0).mean() > 0.97  # nothing lost: the toy's grid shifts with the window
     assert len(centres(tiled)) == pytest.approx(field.counts.n_rbc, rel=0.1)
+
+
+def test_what_shows_far_more_boxes_than_a_smear_is_not_one(
+    toy_bundle_path: Path, drawn_fields: tuple[DrawnField, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = drawn_fields[0]
+    networks = Detector(Bundle.open(toy_bundle_path), threads=2)
+    n = len(networks.detect(field.image, 40.0))
+    monkeypatch.setattr(detector, "MAX_BOXES", n - 1)
+    with pytest.raises(ImageError, match=f"more than {n - 1} things like cells") as raised:
+        networks.detect(field.image, 40.0)
+    assert raised.value.reason == "not-a-smear"

@@ -6,8 +6,9 @@ from ``tests/faults/checkpoints.py``), each with
 
 * ``at``: ``module:name`` or ``module:Class.name``, wrapped as soon as the module is imported;
 * ``when``: ``before`` or ``after`` the call;
-* ``do``: ``kill`` (SIGKILL to itself), ``abort``, ``slow`` (sleep ``seconds``), or ``hold`` (write the file
-  ``reached`` and wait until it is removed);
+* ``do``: ``kill`` (SIGKILL to itself), ``abort``, ``slow`` (sleep ``seconds``), ``hold`` (write the file
+  ``reached`` and wait until it is removed), or ``memory``, ``library``, ``files`` (raise what is raised when
+  they are short);
 * ``nth``: which matching call of the process, from 1 on. 0: every call;
 * ``match``: optional regular expression, searched for in the arguments (a descriptor counts as the path of
   its file, bytes as Latin-1);
@@ -18,6 +19,7 @@ A name that does not exist ends the process with 97. Otherwise a renamed functio
 the program has survived.
 """
 
+import errno
 import functools
 import importlib.abc
 import importlib.machinery
@@ -119,6 +121,12 @@ class Fault:
                 os.close(os.open(self._reached, os.O_CREAT | os.O_WRONLY))
                 while os.path.exists(self._reached):  # noqa: PTH110
                     time.sleep(0.01)
+            case "memory":
+                raise MemoryError
+            case "library":
+                raise ImportError("libgomp.so.1: cannot open shared object file")
+            case "files":
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             case other:
                 _give_up(f"no such fault: {other}")
 
