@@ -53,7 +53,7 @@ RULES: Final = (
     Rule("overexposed", "clipped", True, 0.05),
     Rule("scale-out-of-range", "cell_diameter_px", False, 14.0),
     Rule("uneven-light", "unevenness", True, 0.60),
-    Rule("unfamiliar", "confidence", False, 0.60),
+    Rule("unfamiliar", "confidence", False, 0.55),
     Rule("unfamiliar", "green", False, 0.31),
     Rule("unsure-overlaps", "doubt", True, 0.18),
 )
