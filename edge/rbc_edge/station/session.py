@@ -710,11 +710,12 @@ class Session:
         measures = self._measures(slide, workers)
         scale = slide.scale = scales.of_slide(measures)
         is_same = kept is not None and kept.bundle_id == bundle_id and _are_same(kept.scale, scale)
+        n_recounted = 0
         if not is_same or kept is None or kept.n_fields != len(measures):
             new = SlideScale(scale, bundle_id, len(measures))
-            slide_scale.keep(self.ledger, slide.slide_id, new, is_new=not is_same)
+            n_recounted = slide_scale.keep(self.ledger, slide.slide_id, new, is_new=not is_same)
             self.ledger.commit()  # before any field is counted at it
-        if is_same or kept is None:
+        if is_same or (kept is None and not n_recounted):  # counts without a scale: its row was damaged
             return False
         slide.was_unsettled = True
         return True

@@ -54,9 +54,9 @@ def give_scale(ledger: Ledger, slide_id: str, scale: Scale | None) -> int:
     with ledger.database.change() as db:
         values = scale_values(scale)
         db.execute(
-            "UPDATE slide SET given_diameter_px = ?, given_source = ?, given_checksum = ?, given_by_run = 0"
+            "UPDATE slide SET given_diameter_px = ?, given_source = ?, given_by_run = 0, given_checksum = ?"
             " WHERE slide_key = ?",
-            (*values, checksum(*values) if scale else None, key),
+            (*values, checksum(*values, 0) if scale else None, key),
         )
         query = "UPDATE field SET settings = ? WHERE slide_key = ? AND status = 'ok'"
         return db.execute(query, (RECOUNT, key)).rowcount

@@ -31,12 +31,12 @@ from rbc_edge.store.rows import (
     column_values,
     counts_by_rule,
     field_row,
+    given_of,
     pack_cells,
     pack_counts,
     place,
     place_of,
     places_in,
-    scale_of,
 )
 from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import better_formats, path_text
@@ -90,7 +90,7 @@ class Ledger:
         changes, except where the failure was about access. A duplicate is looked at again when its original
         is gone, or is no longer counted by this version. Where a slide has a given scale, that one counts and
         not the version's. What a person has excluded or forgotten is done like the others. With `force`,
-        every file needs a look.
+        every file needs a look. Raises `RowError` where a given scale is damaged.
         """
         done: dict[InboxFile, Status] = {}
         renamed: set[InboxFile] = set()  # known under another slide or name, too
@@ -232,7 +232,8 @@ class Ledger:
                 " field.status, field.failure, field.bundle_id, field.settings,"
                 " original.bundle_id, original.settings,"
                 " attempt.size_bytes, attempt.mtime_ns, attempt.n, attempt.trials, decision.kind,"
-                " original.path, slide.given_diameter_px, slide.given_source"
+                " original.path, slide.given_checksum, slide.given_diameter_px, slide.given_source,"
+                " slide.given_by_run"
                 " FROM given"
                 f" LEFT JOIN field ON field.path = given.path {DECISION}"
                 " LEFT JOIN slide ON slide.slide_key = field.slide_key"
@@ -532,9 +533,9 @@ class _Record:
 def _done_as(file: InboxFile, row: tuple[Any, ...], version: Version) -> Status | None:
     """Returns what became of a file that needs no look; None where it needs one (`Ledger.plan`)."""
     status, failure, counted_as, original_as = row[5], row[6], row[7:9], row[9:11]
-    original_path, given_px, given_source = row[16:19]
-    if given_source is not None:
-        version = Version.of(version.bundle_id, scale_of(given_px, given_source))
+    original_path, *given_columns = row[16:21]
+    if row[1] is not None and (given := given_of(row[1], *given_columns)) is not None:
+        version = Version.of(version.bundle_id, given)
     counts_as = (version.bundle_id, version.settings)
     is_same = row[1:5] == (file.slide_id, file.fov, file.size_bytes, file.mtime_ns)
     if not is_same or counted_as != counts_as:

@@ -114,11 +114,8 @@ class Reader:
 
         Raises `RowError` where it is damaged.
         """
-        query = "SELECT given_checksum, given_diameter_px, given_source FROM slide WHERE slide_id = ?"
-        row = self._db.first(f"{query} AND coalesce(given_source, given_checksum) IS NOT NULL", slide_id)
-        if row is not None and row[0] not in (None, rows.checksum(*row[1:])):
-            raise rows.RowError(slide_id)
-        return None if row is None else rows.scale_of(*row[1:])
+        row = self._db.first(f"SELECT {rows.GIVEN_COLUMNS} FROM slide WHERE slide_id = ?", slide_id)
+        return None if row is None else rows.given_of(slide_id, *row)
 
     def contents(self, slide_id: str, version: Version) -> SlideContents:
         """Returns what a slide holds: contents that this version has counted, and failures."""
@@ -166,10 +163,17 @@ class Reader:
                 yield sha256, InboxFile(file, slide_id, fov, size_bytes, mtime_ns, *page)
 
     def measures(self, digests: Collection[str], bundle_id: str, start: int) -> dict[str, Measure]:
-        """Returns what a few contents say about the scale of their slide, as far as they were measured."""
-        query = "SELECT sha256, cell_diameter_px, n_cells, n_pixels FROM measure WHERE bundle_id = ?"
-        found = self._among(f"{query} AND start = ? AND sha256 IN", digests, bundle_id, start)
-        return {sha256: Measure(nan if px is None else px, *rest) for sha256, px, *rest in found}
+        """Returns what a few contents say about the scale of their slide, as far as they were measured.
+
+        A damaged measure is left out: it is made again.
+        """
+        query = "SELECT checksum, sha256, cell_diameter_px, n_cells, n_pixels FROM measure"
+        query += " WHERE bundle_id = ? AND start = ? AND sha256 IN"
+        return {
+            sha256: Measure(nan if px is None else px, *rest)
+            for expected, sha256, px, *rest in self._among(query, digests, bundle_id, start)
+            if expected == rows.checksum(sha256, bundle_id, start, px, *rest)
+        }
 
     def unsettled(self) -> list[str]:
         """Returns the slides of which the scale has to be looked at again (`Ledger.settle`)."""

@@ -11,17 +11,17 @@ from typing import Any, Final
 from rbc_edge.errors import UnavailableError, unavailable
 from rbc_edge.store.rows import (
     FIELD_COLUMNS,
+    GIVEN_COLUMNS,
     RowError,
     Status,
-    checksum,
     checksum_of,
     counts_by_rule,
     field_row,
+    given_of,
     is_sound,
     pack_counts,
     place_of,
     raw_row,
-    scale_of,
     unpack_cells,
 )
 from rbc_edge.store.schema import FILE_NAME, Database, error_kind
@@ -29,7 +29,7 @@ from rbc_edge.text import count_text, path_text
 from rbc_edge.values import Cells
 
 _FIELDS: Final = f"SELECT field_key, {FIELD_COLUMNS} FROM field LEFT JOIN slide USING (slide_key)"
-_SLIDES: Final = "SELECT slide_id, given_checksum, given_diameter_px, given_source FROM slide"
+_SLIDES: Final = f"SELECT slide_id, {GIVEN_COLUMNS} FROM slide"
 _RECOUNT: Final = "damaged"  # in place of a row's settings: no version is like it
 _CODE: Final = re.compile(r"error code[ =]*([0-9]+)")  # of SQLite, in what its check says
 
@@ -48,9 +48,8 @@ def damage(database: Database) -> str:
                 return found
             for _, *row in db.execute(_FIELDS):
                 field_row(tuple(row))
-            for slide_id, *given in db.execute(_SLIDES):
-                if not _is_scale(*given):
-                    return str(RowError(slide_id))
+            for row in db.execute(_SLIDES):
+                given_of(*row)
             for (packed,) in db.execute("SELECT packed FROM cells"):
                 unpack_cells(packed)
         except (sqlite3.DatabaseError, zlib.error, ValueError, RowError) as error:
@@ -77,14 +76,14 @@ def mend(database: Database, *, deep: bool) -> list[str]:
     with database.guard():
         damaged = [(key, raw_row(tuple(row))) for key, *row in database.rows(_FIELDS) if not _is_row(row)]
         unread = [key for key, packed in database.rows("SELECT * FROM cells") if deep and not _cells(packed)]
-        given = [name for name, *values in database.rows(_SLIDES) if not _is_scale(*values)]
+        given = [row[0] for row in database.rows(_SLIDES) if not _is_given(row)]
         said = []
         if damaged or unread or given:
             with database.change() as db:
                 for slide_id in given:
                     db.execute(
                         "UPDATE slide SET given_diameter_px = NULL, given_source = NULL,"
-                        " given_checksum = NULL WHERE slide_id = ?",
+                        " given_checksum = NULL, given_by_run = 0 WHERE slide_id = ?",
                         (slide_id,),
                     )
                     said.append(f"slide {slide_id}: the scale given for it was damaged: give it again")
@@ -144,6 +143,8 @@ def _mended(database: Database, key: int, of: dict[str, Any]) -> str:
     new["checksum"] = checksum_of(of | new)
     values = ", ".join(f"{name} = ?" for name in new)
     db.execute(f"UPDATE field SET {values} WHERE field_key = ?", (*new.values(), key))
+    # It has one count less, maybe for good.
+    db.execute("UPDATE slide SET is_unsettled = 1 WHERE slide_id = ?", (of["slide_id"],))
     return "counted again where the image is there"
 
 
@@ -166,12 +167,10 @@ def _is_row(row: list[Any]) -> bool:
     return False
 
 
-def _is_scale(expected: int | None, diameter_px: float | None, source: str | None) -> bool:
-    """Tells whether a scale given for a slide, or none, is what was written."""
-    if expected is not None:
-        return expected == checksum(diameter_px, source)
-    with suppress(ValueError):
-        return source is None or bool(scale_of(diameter_px, source))
+def _is_given(row: tuple[Any, ...]) -> bool:
+    with suppress(RowError):
+        given_of(*row)
+        return True
     return False
 
 

@@ -45,6 +45,8 @@ FIELD_COLUMNS: Final = ", ".join(
 OTHER_FORMAT: Final = "other-format"
 NO_FIELDS: Final = ("overlay", "copy", OTHER_FORMAT)
 ESTIMATED: Final = "estimated"  # settings of a version without a given scale
+# What `given_of` reads of ``slide``.
+GIVEN_COLUMNS: Final = "given_checksum, given_diameter_px, given_source, given_by_run"
 SHOWN_COLUMNS: Final = FIELD_COLUMNS.replace(_UNDECIDED, "coalesce(decision.reason, ''), decision.kind")
 _FLAG_SEPARATOR: Final = ";"
 _PAGE: Final = b"\0"  # between a path and the number of a page: no path has it
@@ -214,7 +216,24 @@ def scale_values(scale: Scale | None) -> tuple[float | None, str | None]:
     """Returns what the database holds of a scale: diameter and source."""
     if scale is None:
         return None, None
-    return None if isnan(scale.cell_diameter_px) else float(scale.cell_diameter_px), str(scale.source)
+    return px_value(scale.cell_diameter_px), str(scale.source)
+
+
+def px_value(diameter_px: float) -> float | None:
+    """Returns what the database holds of a diameter: NULL for NaN."""
+    return None if isnan(diameter_px) else float(diameter_px)
+
+
+def given_of(
+    slide_id: str, expected: int | None, diameter_px: float | None, source: str | None, by_run: int
+) -> Scale | None:
+    """Makes the scale given for a slide, or none, of its `GIVEN_COLUMNS`. Raises `RowError` where damaged."""
+    try:
+        if expected is None or expected == checksum(diameter_px, source, by_run):
+            return None if source is None else scale_of(diameter_px, source)
+    except ValueError as error:  # without a checksum
+        raise RowError(slide_id) from error
+    raise RowError(slide_id)
 
 
 def raw_row(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -152,6 +152,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE field ADD COLUMN checksum INTEGER",
         "ALTER TABLE slide ADD COLUMN scale_checksum INTEGER",
         "ALTER TABLE slide ADD COLUMN given_checksum INTEGER",
+        "ALTER TABLE measure ADD COLUMN checksum INTEGER",
     ),
 )
 

@@ -7,43 +7,52 @@ be so: its contents have changed, and a process that was killed may have left it
 from collections.abc import Collection, Mapping
 
 from rbc_edge.store.ledger import RECOUNT, Ledger
-from rbc_edge.store.rows import ESTIMATED, SlideScale, checksum, scale_of, scale_values
+from rbc_edge.store.rows import (
+    ESTIMATED,
+    GIVEN_COLUMNS,
+    SlideScale,
+    checksum,
+    given_of,
+    px_value,
+    scale_values,
+)
 from rbc_edge.values import Measure, Scale
 
 
 def keep_measures(ledger: Ledger, bundle_id: str, start: int, measures: Mapping[str, Measure]) -> None:
     """Keeps what contents, by their digests, say about the scale of their slide."""
+    rows = [
+        (sha256, bundle_id, start, px_value(m.cell_diameter_px), m.n_cells, m.n_pixels)
+        for sha256, m in measures.items()
+    ]
     with ledger.database.change() as db:
         db.executemany(
-            "INSERT OR REPLACE INTO measure VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (sha256, bundle_id, start, m.cell_diameter_px, m.n_cells, m.n_pixels)
-                for sha256, m in measures.items()
-            ],
+            "INSERT OR REPLACE INTO measure VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(*row, checksum(*row)) for row in rows],
         )
 
 
-def keep(ledger: Ledger, slide_id: str, kept: SlideScale, *, is_new: bool = True) -> None:
+def keep(ledger: Ledger, slide_id: str, kept: SlideScale, *, is_new: bool = True) -> int:
     """Keeps the scale estimated for a slide. Where it is new, what had another one is to be counted again.
 
-    These counts stand until then.
+    These counts stand until then. Returns how many they are.
     """
     with ledger.database.change() as db:
-        scale = kept.scale
-        values = (*scale_values(scale), kept.bundle_id, kept.n_fields)
+        diameter_px, source = scale_values(kept.scale)
+        values = (diameter_px, source, kept.bundle_id, kept.n_fields)
         db.execute(
             "UPDATE slide SET cell_diameter_px = ?, scale_source = ?, scale_bundle_id = ?, scale_fields = ?,"
             " scale_checksum = ? WHERE slide_id = ?",
             (*values, checksum(*values), slide_id),
         )
         if not is_new:
-            return
-        db.execute(
+            return 0
+        return db.execute(
             "UPDATE field SET settings = ? WHERE status = 'ok' AND settings = ?"
             " AND slide_key = (SELECT slide_key FROM slide WHERE slide_id = ?)"
             " AND NOT (scale_source = ? AND cell_diameter_px IS ?)",
-            (RECOUNT, ESTIMATED, slide_id, scale.source, scale.cell_diameter_px),
-        )
+            (RECOUNT, ESTIMATED, slide_id, source, diameter_px),
+        ).rowcount
 
 
 def settle(ledger: Ledger, slide_id: str, *, is_settled: bool = True) -> None:
@@ -58,34 +67,30 @@ def give_by_run(ledger: Ledger, slide_ids: Collection[str], scale: Scale | None)
 
     A scale that a person has set for a slide stays. Returns the slides that lost one.
     """
-    query = "SELECT slide_id, given_diameter_px, given_source, given_by_run FROM slide"
-    known = {
-        slide_id: (scale_of(px, source) if source else None, by_run)
-        for slide_id, px, source, by_run in ledger.database.rows(query)
-    }
+    query = f"SELECT slide_id, {GIVEN_COLUMNS} FROM slide"
+    known = {row[0]: (given_of(*row), row[-1]) for row in ledger.database.rows(query)}
     old = {slide_id: known.get(slide_id, (None, False)) for slide_id in slide_ids}
     differ = [s for s, (given, by_run) in old.items() if given != scale and (by_run or given is None)]
     if differ:
-        given = scale_values(scale)
-        values = (*given, checksum(*given) if scale else None, scale is not None)
+        values = (*scale_values(scale), 1 if scale else 0)
+        given = (checksum(*values) if scale else None, *values)
         with ledger.database.change() as db:
             db.executemany(
-                "INSERT INTO slide (given_diameter_px, given_source, given_checksum, given_by_run, slide_id)"
+                f"INSERT INTO slide ({GIVEN_COLUMNS}, slide_id)"
                 " VALUES (?, ?, ?, ?, ?) ON CONFLICT (slide_id)"
                 " DO UPDATE SET given_diameter_px = excluded.given_diameter_px,"
-                " given_source = excluded.given_source, given_checksum = excluded.given_checksum,"
-                " given_by_run = excluded.given_by_run",
-                [(*values, slide_id) for slide_id in differ],
+                " given_source = excluded.given_source, given_by_run = excluded.given_by_run,"
+                " given_checksum = excluded.given_checksum",
+                [(*given, slide_id) for slide_id in differ],
             )
     return [] if scale else differ
 
 
 def inherit(ledger: Ledger, slide_id: str, other: str) -> None:
     """Gives a slide the scale that was given for another one, from which images came. It keeps its own."""
-    columns = "given_diameter_px, given_source, given_checksum, given_by_run"
     with ledger.database.change() as db:
         db.execute(
-            f"UPDATE slide SET ({columns}) = (SELECT {columns} FROM slide WHERE slide_id = ?)"
-            " WHERE slide_id = ? AND given_source IS NULL",
+            f"UPDATE slide SET ({GIVEN_COLUMNS}) = (SELECT {GIVEN_COLUMNS} FROM slide WHERE slide_id = ?)"
+            " WHERE slide_id = ? AND coalesce(given_source, given_checksum) IS NULL",
             (other, slide_id),
         )

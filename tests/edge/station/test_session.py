@@ -1087,6 +1087,20 @@ def test_a_damaged_row_is_repaired_by_the_next_run_or_counted_again(station: Sta
             assert station.table("s1") == before
 
 
+def test_a_damaged_scale_leaves_no_count_at_another_scale(station: Station) -> None:
+    for i in range(3):
+        station.write(f"s3/{i}.png", 2, seed=i)
+    station.run(analyzer=Unsure())
+    with sqlite3.connect(station.out / FILE_NAME) as db:
+        db.execute("UPDATE slide SET cell_diameter_px = 7")
+    db.close()
+    for i in range(3, 8):
+        station.write(f"s3/{i}.png", 20, seed=i)
+    station.run(analyzer=Unsure())
+    assert len({row["cell_diameter_px"] for row in station.table("s3")}) == 1
+    ends_like_a_clean_run(station)
+
+
 def test_a_note_that_is_damaged_stops_no_run(station: Station) -> None:
     station.run()
     with Ledger(station.out) as ledger:

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rbc_edge.store import schema, slide_scale
+from rbc_edge.store import schema
 from rbc_edge.store.decisions import decide, give_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.recovery import damage, mend
 from rbc_edge.store.rows import FieldRow, Look, RowError, SlideScale, Status, Version
 from rbc_edge.store.schema import FILE_NAME
-from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.store.slide_scale import give_by_run, inherit, keep, keep_measures, settle
+from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Measure, Scale, ScaleSource
 
 VERSION = Version("bundle-1", "estimated")
 WHEN = "2025-01-02T03:04:05Z"
@@ -37,6 +38,12 @@ def cells(n: int) -> Cells:
     )
 
 
+def given_to_another(ledger: Ledger) -> None:
+    give_by_run(ledger, ["other"], Scale(80.0, ScaleSource.CELL_DIAMETER))
+    inherit(ledger, "s", "other")
+    assert ledger.reader.given_scale("s") == Scale(80.0, ScaleSource.CELL_DIAMETER)
+
+
 class Out:
     """Fields of a slide: `a` with 3 cells, `b` with 5, and one that failed."""
 
@@ -47,7 +54,7 @@ class Out:
         with Ledger(folder) as ledger:
             for fov in "abc":
                 self.record(ledger, fov)
-            slide_scale.keep(ledger, "s", SlideScale(Scale(41.25, ScaleSource.SLIDE), "bundle-1", 2))
+            keep(ledger, "s", SlideScale(Scale(41.25, ScaleSource.SLIDE), "bundle-1", 2))
             ledger.commit()
             self.before = list(ledger.reader.fields("s"))
 
@@ -165,7 +172,10 @@ def test_a_damaged_scale_of_a_slide_is_estimated_again(out: Out, column: str) ->
         assert ledger.reader.slide_scale("s") is None
 
 
-@pytest.mark.parametrize("change", ["given_diameter_px = 7", "given_source = NULL", "given_source = 'guess'"])
+@pytest.mark.parametrize(
+    "change",
+    ["given_diameter_px = 7", "given_source = NULL", "given_source = 'guess'", "given_by_run = 1"],
+)
 def test_a_damaged_scale_that_a_person_gave_is_dropped_and_said(out: Out, change: str) -> None:
     with Ledger(out.folder) as ledger:
         give_scale(ledger, "s", Scale(95.0, ScaleSource.CELL_DIAMETER))
@@ -175,12 +185,51 @@ def test_a_damaged_scale_that_a_person_gave_is_dropped_and_said(out: Out, change
     with Ledger(out.folder) as ledger:
         with pytest.raises(RowError):
             ledger.reader.given_scale("s")
+        with pytest.raises(RowError):
+            ledger.plan([out.look("a").file], VERSION)
         assert damage(ledger.database)
         assert mend(ledger.database, deep=False) == [
             "slide s: the scale given for it was damaged: give it again"
         ]
         assert ledger.reader.given_scale("s") is None
         assert damage(ledger.database) == ""
+
+
+@pytest.mark.parametrize("change", ["cell_diameter_px = 7", "cell_diameter_px = NULL", "n_cells = 'x'"])
+def test_a_damaged_measure_is_made_again(out: Out, change: str) -> None:
+    measures = {"aa": Measure(41.0, 9, 300), "bb": Measure(float("nan"), 0, 300)}
+    with Ledger(out.folder) as ledger:
+        keep_measures(ledger, "bundle-1", 0, measures)
+        ledger.commit()
+        assert ledger.reader.measures(["aa", "bb"], "bundle-1", 0).keys() == measures.keys()
+    out.alter(f"UPDATE measure SET {change} WHERE sha256 = 'aa'")
+    with Ledger(out.folder) as ledger:
+        assert ledger.reader.measures(["aa", "bb"], "bundle-1", 0).keys() == {"bb"}
+
+
+def test_a_damaged_row_whose_image_is_gone_stays_and_its_slide_is_unsettled(out: Out) -> None:
+    out.alter("DELETE FROM cells WHERE field_key = 1")
+    out.alter("UPDATE field SET captured_at = 'x', width_px = 1 WHERE fov = 'a'")
+    (out.folder / "a.png").unlink()
+    with Ledger(out.folder) as ledger:
+        mend(ledger.database, deep=False)
+        assert ledger.drop_gone({"s"}) == set()
+        row = ledger.reader.field("s", "a")
+        assert row is not None
+        assert row.failure == "damaged-row"
+        assert ledger.reader.unsettled() == ["s"]
+
+
+def test_a_damaged_scale_that_was_given_is_not_replaced_by_that_of_another_slide(out: Out) -> None:
+    with Ledger(out.folder) as ledger:
+        give_scale(ledger, "s", Scale(95.0, ScaleSource.CELL_DIAMETER))
+        give_by_run(ledger, ["other"], Scale(80.0, ScaleSource.CELL_DIAMETER))
+        ledger.commit()
+    out.alter("UPDATE slide SET given_source = NULL WHERE slide_id = 's'")
+    with Ledger(out.folder) as ledger:
+        inherit(ledger, "s", "other")
+        with pytest.raises(RowError):
+            ledger.reader.given_scale("s")
 
 
 def test_an_excluded_row_that_is_damaged_stays_excluded(out: Out) -> None:
@@ -199,11 +248,12 @@ def test_an_excluded_row_that_is_damaged_stays_excluded(out: Out) -> None:
     "change",
     [
         lambda ledger: ledger.retry(),
-        lambda ledger: slide_scale.keep(ledger, "s", SlideScale(Scale(9, ScaleSource.SLIDE), "b", 1)),
-        lambda ledger: slide_scale.keep(
-            ledger, "s", SlideScale(Scale(float("nan"), ScaleSource.NONE), "b", None), is_new=False
-        ),
-        lambda ledger: slide_scale.give_by_run(ledger, ["s"], Scale(95, ScaleSource.CELL_DIAMETER)),
+        lambda ledger: keep(ledger, "s", SlideScale(Scale(9, ScaleSource.SLIDE), "b", 1)),
+        lambda ledger: keep(ledger, "s", SlideScale(Scale(float("nan"), ScaleSource.NONE), "b", None)),
+        lambda ledger: give_by_run(ledger, ["s"], Scale(95, ScaleSource.CELL_DIAMETER)),
+        lambda ledger: give_by_run(ledger, ["s", "new"], None),
+        lambda ledger: settle(ledger, "s"),
+        given_to_another,
         lambda ledger: give_scale(ledger, "s", Scale(95, ScaleSource.CELL_DIAMETER)),
         lambda ledger: give_scale(ledger, "s", None),
         lambda ledger: decide(ledger, "s", [], Status.FORGOTTEN),
