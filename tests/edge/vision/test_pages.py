@@ -170,7 +170,7 @@ def test_libtiff_says_nothing_by_itself_and_speaks_again_afterwards(
     with pytest.raises(ImageError):
         image_file.decode(broken, "x")
     assert capfd.readouterr().err == ""
-    with pytest.raises(OSError, match="decoder error"):
+    with pytest.raises(OSError, match=r"decoder error|-2"):  # a number by an older Pillow
         Image.open(io.BytesIO(broken)).load()
     assert "LZMADecode" in capfd.readouterr().err
 
