@@ -130,7 +130,8 @@ def draw(folder: Path, *, n: int = 24, seed: int = 2026) -> list[Picture]:
     pictures: list[Picture] = []
     with (folder / "counted" / "drawn.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["quality_flags"] or whole.get(row["fov"], 0) < N_RED_WHOLE:
+            flags = {*row["quality_flags"].split(";")} - {"", "unfamiliar"}  # the toy is never sure
+            if flags or whole.get(row["fov"], 0) < N_RED_WHOLE:
                 continue
             counts = counts_of(row)
             if not pictures or pictures[-1].counts != counts:
