@@ -116,24 +116,19 @@ class Analyzer:
         sure = np.asarray(found.score >= self.bundle.manifest.sure_score, np.bool_)
         refused &= ~sure
         refused[heaps] = True
-        if len(heaps):
-            kept = found.take(~refused)
-            more, more_score = self._take_apart(view, found.xyxy[heaps], used, kept, clock)
-            cells_at = np.concatenate([kept.xyxy[kept.class_id != CellClass.PLATELET], more.xyxy])
-            large = [x for x in found.xyxy[heaps] if clumps.holds_several(x, used.cell_diameter_px)]
-            if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in large):
-                flags.append("clump")
-            for i in heaps:  # what does not come apart is one cell, if the detector is sure of it
-                refused[i] = not sure[i] or boxes.centre_inside(more.xyxy, found.xyxy[i]).any()
+        kept = found.take(~refused)
+        more, more_score = self._take_apart(view, found.xyxy[heaps], used, kept, clock)
+        cells_at = np.concatenate([kept.xyxy[kept.class_id != CellClass.PLATELET], more.xyxy])
+        large = [x for x in found.xyxy[heaps] if clumps.holds_several(x, used.cell_diameter_px)]
+        if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in large):
+            flags.append("clump")
+        for i in heaps:  # what does not come apart is one cell, if the detector is sure of it
+            refused[i] = not sure[i] or boxes.centre_inside(more.xyxy, found.xyxy[i]).any()
         n_refused = int(np.count_nonzero(refused))
-        found, overlap_score = found.take(~refused), overlap_score[~refused]
-        if len(heaps):
-            found, overlap_score = (
-                Detections.joined([found, more]),
-                np.concatenate([overlap_score, more_score]),
-            )
-            order = boxes.reading_order(found.xyxy)
-            found, overlap_score = found.take(order), overlap_score[order]
+        found = Detections.joined([found.take(~refused), more])
+        order = boxes.reading_order(found.xyxy)
+        overlap_score = np.concatenate([overlap_score[~refused], more_score])[order]
+        found = found.take(order)
         # NaN compares false: other classes are never overlapping.
         overlapping = overlap_score >= self.classifier.threshold
         group = counting.groups(found.xyxy, found.class_id, overlapping)
