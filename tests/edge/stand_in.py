@@ -1,5 +1,6 @@
 """Plain images with a known number of cells, and an analyzer that counts them without a network."""
 
+import csv
 import os
 from collections.abc import Sequence
 from math import nan
@@ -87,3 +88,16 @@ class StandIn:
 def check_protocol(analyzer: StandIn) -> Analyzing:
     """Lets the type checker say that the stand-in is an analyzer."""
     return analyzer
+
+
+_TIMES = ("analyzed_at", "elapsed_ms")
+
+
+def tables(out: Path) -> dict[str, list[dict[str, str]]]:
+    """Returns every table in a folder, by its path there, without what differs from run to run."""
+    found = {}
+    for path in sorted(out.rglob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [{k: v for k, v in row.items() if k not in _TIMES} for row in csv.DictReader(file)]
+        found[path.relative_to(out).as_posix()] = rows
+    return found

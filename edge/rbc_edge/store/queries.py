@@ -18,7 +18,6 @@ from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import one_line
 from rbc_edge.values import Cells, InboxFile, Measure, Scale
 
-_PATHS_A_QUERY = 500
 _T = TypeVar("_T")
 _AT_A_TIME: Final = 100
 _VALUES_A_QUERY: Final = 500  # SQLite takes 999 values in a statement, everywhere
@@ -209,8 +208,7 @@ class Reader:
     def counted_at(self, paths: Sequence[Path]) -> list[InboxFile]:
         """Returns those files of which the ledger has a count, as it knows them."""
         found = []
-        for start in range(0, len(paths), _PATHS_A_QUERY):
-            some = [os.fsencode(path) for path in paths[start : start + _PATHS_A_QUERY]]
+        for some in portions([os.fsencode(path) for path in paths]):
             query = (
                 f"WITH given (path) AS (VALUES {', '.join('(?)' for _ in some)})"
                 " SELECT field.path, slide_id, fov, size_bytes, mtime_ns FROM given JOIN field"

@@ -4,7 +4,6 @@ The scale is the real estimate, of drawn fields with cells of several sizes. `RB
 many histories are tried: a thousand take a while.
 """
 
-import csv
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_in import TOY_BUNDLE, encoded
+from stand_in import TOY_BUNDLE, encoded, tables
 
 from rbc_edge.errors import UnavailableError
 from rbc_edge.ops.synthetic import CREAM, draw_slide
@@ -41,7 +40,6 @@ N_HISTORIES = int(os.environ.get("RBC_EDGE_TEST_HISTORIES", "40"))
 SIZES_PX = (28, 31, 34, 36, 38, 40, 42, 45, 50, 56)
 SLIDES = ("s1", "s2")
 FOVS = "abcdefgh"
-TIMES = ("analyzed_at", "elapsed_ms")
 
 
 class Remembering:
@@ -266,15 +264,6 @@ class World:
             with Ledger(self.out) as ledger:
                 ledger.retry()
                 ledger.commit()
-
-
-def tables(out: Path) -> dict[str, list[dict[str, str]]]:
-    found = {}
-    for path in sorted(out.rglob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-        found[path.relative_to(out).as_posix()] = rows
-    return found
 
 
 PLACES = st.tuples(st.sampled_from(SLIDES), st.sampled_from(FOVS))

@@ -1,6 +1,5 @@
 """Looks: pure work that any executor does, in the order asked for."""
 
-import csv
 import errno
 import multiprocessing
 import pickle
@@ -13,7 +12,7 @@ from threading import Event
 import cv2
 import numpy as np
 import pytest
-from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, disks, encoded, write_disks
+from stand_in import BUNDLE_ID, TOY_BUNDLE, StandIn, disks, encoded, tables, write_disks
 
 from rbc_edge.errors import BundleError, ImageError, UnavailableError
 from rbc_edge.ops.synthetic import DrawnField
@@ -36,7 +35,6 @@ from rbc_edge.vision import image_file
 from rbc_edge.vision.bundle import Bundle
 
 GIVEN = Scale(40.0, ScaleSource.CELL_DIAMETER)
-TIMES = ("analyzed_at", "elapsed_ms")
 
 
 @pytest.fixture
@@ -245,15 +243,6 @@ def test_an_image_that_cannot_be_measured_says_nothing_and_spoils_no_other(
 
 def with_digests(files: tuple[InboxFile, ...]) -> list[tuple[InboxFile, str]]:
     return [(file, digest(file)) for file in files]
-
-
-def tables(out: Path) -> dict[str, list[dict[str, str]]]:
-    found = {}
-    for path in sorted(out.rglob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-        found[path.relative_to(out).as_posix()] = rows
-    return found
 
 
 @pytest.mark.slow
