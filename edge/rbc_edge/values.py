@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,28 @@ class Label(StrEnum):
     RBC_OVERLAPPING = "rbc_overlapping"
     WBC = "wbc"
     PLATELET = "platelet"
+
+
+class Shape(StrEnum):
+    """Shapes of red cells, in the words of the collection that taught them (Chula RBC-12)."""
+
+    NORMAL = "normal"
+    MACROCYTE = "macrocyte"
+    MICROCYTE = "microcyte"
+    SPHEROCYTE = "spherocyte"
+    TARGET = "target"
+    STOMATOCYTE = "stomatocyte"
+    OVALOCYTE = "ovalocyte"
+    TEARDROP = "teardrop"
+    BURR = "burr"
+    SCHISTOCYTE = "schistocyte"
+    UNCATEGORISED = "uncategorised"
+    HYPOCHROMIC = "hypochromic"
+    ELLIPTOCYTE = "elliptocyte"
+
+
+SHAPES: Final = tuple(Shape)
+"""Shapes by number: `Morphology.shape` is an index into it. Append only, because ledgers keep the numbers."""
 
 
 class ScaleSource(StrEnum):
@@ -211,7 +233,7 @@ class Cell:
         overlap_score: Probability that the red cell overlaps another, 0..1. None for other cells.
         group: Number of its group of overlapping cells in this field. 0 for a cell in no group.
         touches_edge: Whether the image border cuts it.
-        shape: Name of its shape. None: no shape is known.
+        shape: Its most probable shape. None: not looked at.
     """
 
     box: tuple[float, float, float, float]
@@ -220,7 +242,7 @@ class Cell:
     overlap_score: float | None
     group: int
     touches_edge: bool
-    shape: str | None = None
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +266,45 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Morphology:
+    """What is known of the form of N cells, whether it may be relied on or not.
+
+    Attributes:
+        shape: int64 (N,), the most probable shape, as index into `SHAPES`. -1: not looked at.
+        shape_score: float32 (N,), its probability. NaN where there is none.
+        shape_sure: bool (N,), whether the probability reaches the bundle's bound.
+        area_px: float32 (N,), area inside the outline, pixels of the field of view. NaN: not measured.
+        aspect_ratio: float32 (N,), longer over shorter side of the outline, >= 1. NaN: not measured.
+        circularity: float32 (N,), 4 pi area / perimeter^2, 1 for a disc. NaN: not measured.
+        pallor: float32 (N,), share of the area that is pale, 0..1. NaN: not measured.
+    """
+
+    shape: Int64
+    shape_score: Float32
+    shape_sure: Bool
+    area_px: Float32
+    aspect_ratio: Float32
+    circularity: Float32
+    pallor: Float32
+
+    def __post_init__(self) -> None:
+        n = len(self.shape)
+        _check("shape", self.shape, np.int64, (n,))
+        _check("shape_sure", self.shape_sure, np.bool_, (n,))
+        for name in ("shape_score", "area_px", "aspect_ratio", "circularity", "pallor"):
+            _check(name, getattr(self, name), np.float32, (n,))
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    @classmethod
+    def unknown(cls, n: int) -> "Morphology":
+        """Returns that of `n` cells of which nothing is known."""
+        nan = (np.full(n, math.nan, np.float32) for _ in range(5))
+        return cls(np.full(n, -1, np.int64), next(nan), np.zeros(n, np.bool_), *nan)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Cells:
     """Classified detections of one field of view, as arrays. Iterating gives each `Cell`.
 
@@ -253,6 +314,7 @@ class Cells:
         overlapping: bool (N,), the verdict. False for other classes.
         group: int64 (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group.
         touches_edge: bool (N, 4), whether the box reaches the left, top, right, bottom image border.
+        morphology: Of the N cells. By default nothing is known.
     """
 
     detections: Detections
@@ -260,9 +322,13 @@ class Cells:
     overlapping: Bool
     group: Int64
     touches_edge: Bool
+    morphology: Morphology = field(default_factory=lambda: Morphology.unknown(0))
 
     def __post_init__(self) -> None:
         n = len(self.detections)
+        if len(self.morphology) == 0:
+            object.__setattr__(self, "morphology", Morphology.unknown(n))
+        _check("morphology", self.morphology.shape, np.int64, (n,))
         _check("overlap_score", self.overlap_score, np.float32, (n,))
         _check("overlapping", self.overlapping, np.bool_, (n,))
         _check("group", self.group, np.int64, (n,))
@@ -293,6 +359,7 @@ class Cells:
             None if math.isnan(overlap_score) else overlap_score,
             int(self.group[i]),
             bool(self.touches_edge[i].any()),
+            SHAPES[shape] if (shape := int(self.morphology.shape[i])) >= 0 else None,
         )
 
     def __iter__(self) -> Iterator[Cell]:

@@ -244,6 +244,8 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
         crop_margin=material.margin,
         overlap_threshold=0.5,
         refuse_threshold=1.0,
+        shapes=(),
+        shape_threshold=1.0,
         normalisation="in the graph: uint8 RGB / 255",
         calibration={
             "images": [p.name for p in material.calibration],

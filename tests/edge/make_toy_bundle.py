@@ -201,14 +201,31 @@ def make_classifier(file: Path) -> None:
     scores = {"overlap_score": (overlap, 0.22), "refuse_score": (grey, 0.92)}
     g.save(
         file,
-        [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["N", 64, 64, 3])],
+        [
+            helper.make_tensor_value_info("crops", TensorProto.UINT8, ["N", 64, 64, 3]),
+            helper.make_tensor_value_info("sides", TensorProto.FLOAT, ["N", 2]),
+        ],
         {
+            shapes(g, green): helper.make_tensor_value_info("shape_score", TensorProto.FLOAT, ["N", 3]),
+        }
+        | {
             g("Reshape", probability(g, share, middle), g.constant([-1], np.int64)): (
                 helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"])
             )
             for name, (share, middle) in scores.items()
         },
     )
+
+
+def shapes(g: Graph, green: str) -> str:
+    """Probabilities of normal, elliptocyte and spherocyte: a long box, and a middle not pale."""
+    low, high = (g(f"Reduce{m}", "sides", axes=[1], keepdims=1) for m in ("Min", "Max"))
+    long = g("Mul", g("Sub", g("Div", high, low), g.constant(1.3)), g.constant(20.0))
+    middle, whole = (g("Conv", green, g.constant(disc(32, 0, r, 2)[None, None])) for r in (6.0, 18.0))
+    share = g("Div", middle, g("Add", whole, g.constant(0.02)))
+    filled = g("Mul", g("Sub", share, g.constant(0.97)), g.constant(20.0))
+    filled = g("Reshape", filled, g.constant([-1, 1], np.int64))
+    return g("Softmax", g("Concat", g("Mul", filled, g.constant(0.0)), long, filled, axis=1), axis=1)
 
 
 def probability(g: Graph, share: str, middle: float) -> str:
@@ -230,6 +247,8 @@ def manifest() -> bundle.Manifest:
         crop_margin=CROP_MARGIN,
         overlap_threshold=0.5,
         refuse_threshold=0.5,
+        shapes=("normal", "elliptocyte", "spherocyte"),
+        shape_threshold=0.6,
         normalisation="uint8 RGB in; the networks see how much darker than the brightest place",
         calibration={},
         training={"made by": "tests/edge/make_toy_bundle.py", "data": "none"},

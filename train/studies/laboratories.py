@@ -35,7 +35,8 @@ class TrainingOptions:
         runs: Folder of the runs. Each has ``without-LABORATORY`` in it.
         epochs: Of the detector. Fewer than what ships, because there are five.
         classifier_epochs: Of the second stage. None takes its own.
-        image_px: Side of the detector's training images.
+        image_px: Side of the detector's training images. None: as many cells as usual.
+        cell_diameter_px: Size of a red cell at model scale.
         device: Of the detector: ``cpu``, ``0`` for the first CUDA device.
         threads: Of torch on the CPU.
         workers: Processes that prepare images.
@@ -46,7 +47,8 @@ class TrainingOptions:
     runs: Path
     epochs: int = 25
     classifier_epochs: int | None = None
-    image_px: int = 256
+    image_px: int | None = None
+    cell_diameter_px: float = 40.0
     device: str = "cpu"
     threads: int = 2
     workers: int = 0
@@ -69,6 +71,9 @@ def laboratories_command(
     data: console.Data = console.DATA,
     weights: console.WeightsOption = console.WEIGHTS,
     epochs: Annotated[int, typer.Option(min=1, help="Of each detector.")] = 25,
+    cell_diameter: Annotated[
+        float, typer.Option(min=8, help="Size of a red cell at model scale, px.")
+    ] = 40.0,
     device: Annotated[str, typer.Option(help="cpu, or 0 for the first CUDA device.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1)] = 2,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 0,
@@ -82,7 +87,14 @@ def laboratories_command(
         raise UsageError(f"{unknown[0]}: no such laboratory", f"there are {', '.join(names)}")
     if train:
         options = TrainingOptions(
-            data, weights, runs, epochs=epochs, device=device, threads=threads, workers=workers
+            data,
+            weights,
+            runs,
+            epochs=epochs,
+            cell_diameter_px=cell_diameter,
+            device=device,
+            threads=threads,
+            workers=workers,
         )
         for name in only or names:
             typer.echo(train_without(name, everything, options, lambda line: typer.echo(line, err=True)))
@@ -161,7 +173,11 @@ def train_without(
     if not (dataset / "manifest.json").is_file():
         say(f"without {laboratory}: dataset")
         steps = write_dataset(
-            without(laboratory, everything), dataset, cell_diameter_px=40.0, crop_margin=0.25, negatives=True
+            without(laboratory, everything),
+            dataset,
+            cell_diameter_px=options.cell_diameter_px,
+            crop_margin=0.25,
+            negatives=True,
         )
         for _ in steps:
             pass
@@ -172,7 +188,7 @@ def train_without(
             options.weights,
             folder / "detector",
             epochs=options.epochs,
-            image_px=options.image_px,
+            image_px=options.image_px or _training_px(options.cell_diameter_px),
             device=options.device,
             threads=options.threads,
             workers=options.workers,
@@ -201,6 +217,11 @@ def train_without(
         say,
     )  # fmt: skip
     return finished
+
+
+def _training_px(cell_diameter_px: float) -> int:
+    """Side of a training image that holds six cells beside each other, as the stride of 32 allows."""
+    return 32 * round(6.4 * cell_diameter_px / 32)
 
 
 @dataclass(frozen=True, slots=True)

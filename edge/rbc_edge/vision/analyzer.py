@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -15,7 +16,6 @@ import numpy as np
 from rbc_edge.config import CELL_DIAMETER_UM
 from rbc_edge.errors import ImageError, UsageError
 from rbc_edge.values import (
-    Bool,
     CellClass,
     Cells,
     Detections,
@@ -23,13 +23,14 @@ from rbc_edge.values import (
     Float32,
     FovResult,
     Measure,
+    Morphology,
     Scale,
     ScaleSource,
     UInt8,
 )
 from rbc_edge.vision import boxes, clumps, counting, image_file, preprocess, quality, scale, surround
 from rbc_edge.vision.bundle import Bundle, claimed_id
-from rbc_edge.vision.classifier import Classifier
+from rbc_edge.vision.classifier import Classifier, CropScores
 from rbc_edge.vision.detector import Detector
 
 _MAX_THREADS: Final = 4  # small inputs gain nothing from more
@@ -111,13 +112,14 @@ class Analyzer:
         if view.lit is not None:
             flags.append("round-field")
             found = surround.without_rim(found, found.xyxy / view.px, view.lit)
-        overlap_score, refused = self._judge(view, found, clock)
+        scores = self._judge(view, found, used, clock)
+        refused = self.classifier.refuses(scores.refuse)
         heaps = clumps.among(found.xyxy, refused, used.cell_diameter_px)
         sure = np.asarray(found.score >= self.bundle.manifest.sure_score, np.bool_)
         refused &= ~sure
         refused[heaps] = True
         kept = found.take(~refused)
-        more, more_score = self._take_apart(view, found.xyxy[heaps], used, kept, clock)
+        more, more_scores = self._take_apart(view, found.xyxy[heaps], used, kept, clock)
         cells_at = np.concatenate([kept.xyxy[kept.class_id != CellClass.PLATELET], more.xyxy])
         large = [x for x in found.xyxy[heaps] if clumps.holds_several(x, used.cell_diameter_px)]
         if any(np.count_nonzero(boxes.centre_inside(cells_at, heap)) < 2 for heap in large):
@@ -127,15 +129,18 @@ class Analyzer:
         n_refused = int(np.count_nonzero(refused))
         found = Detections.joined([found.take(~refused), more])
         order = boxes.reading_order(found.xyxy)
-        overlap_score = np.concatenate([overlap_score[~refused], more_score])[order]
+        scores = CropScores.joined([scores.take(~refused), more_scores]).take(order)
         found = found.take(order)
         # NaN compares false: other classes are never overlapping.
-        overlapping = overlap_score >= self.classifier.threshold
+        overlapping = scores.overlap >= self.classifier.threshold
         group = counting.groups(found.xyxy, found.class_id, overlapping)
         edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
         if view.lit is not None:
             edges |= surround.sides(found.xyxy / view.px, view.lit)
-        cells = Cells(found, overlap_score, overlapping, group, edges)
+        unmeasured = Morphology.unknown(len(found))
+        shape, shape_score, is_sure = self.classifier.shapes(scores.shape)
+        form = replace(unmeasured, shape=shape, shape_score=shape_score, shape_sure=is_sure)
+        cells = Cells(found, scores.overlap, overlapping, group, edges, form)
         if not (found.class_id == CellClass.RBC).any():
             flags.append("no-red-cells")
         flags += quality.flags(self.features(view, cells, used))
@@ -155,32 +160,33 @@ class Analyzer:
         known = {"model_px": manifest.cell_diameter_px, "min_score": manifest.score_threshold[CellClass.RBC]}
         return quality.measure(view, cells, used.cell_diameter_px, **known)
 
-    def _judge(self, view: preprocess.View, found: Detections, clock: "_Clock") -> tuple[Float32, Bool]:
-        """Judges the red cells of N boxes. Returns overlap scores, (N,), and which are refused, (N,).
-
-        Other classes have the score NaN and are not refused.
-        """
+    def _judge(self, view: preprocess.View, found: Detections, used: Scale, clock: "_Clock") -> CropScores:
+        """Judges the red cells of N boxes. The scores of other classes are NaN."""
         rbc = np.flatnonzero(found.class_id == CellClass.RBC)
-        crops = preprocess.cell_crops(view, found.xyxy[rbc], margin=self.classifier.margin)
+        xyxy = found.xyxy[rbc]
+        crops = preprocess.cell_crops(view, xyxy, margin=self.classifier.margin)
         clock.lap("crop")
-        scores = np.full((2, len(found)), np.nan, np.float32)
-        scores[:, rbc] = self.classifier.scores(crops)
+        sides = (xyxy[:, 2:] - xyxy[:, :2]) / np.float32(used.cell_diameter_px)
+        scores = self.classifier.unasked(len(found))
+        for each, judged in zip(scores, self.classifier.scores(crops, sides), strict=True):
+            each[rbc] = judged
         clock.lap("classify")
-        return scores[0], self.classifier.refuses(scores[1])
+        return scores
 
     def _take_apart(
         self, view: preprocess.View, heaps: Float32, used: Scale, known: Detections, clock: "_Clock"
-    ) -> tuple[Detections, Float32]:
-        """Searches clumps, (K, 4), again. Returns the cells that come out, and their overlap scores."""
-        more, more_score = Detections.empty(), np.zeros(0, np.float32)
+    ) -> tuple[Detections, CropScores]:
+        """Searches clumps, (K, 4), again. Returns the cells that come out, and their scores."""
+        more, scores = Detections.empty(), self.classifier.unasked(0)
         for heap in heaps[: clumps.MAX_SEARCHED]:
             seen = Detections.joined([known, more])
             new = clumps.search(self.detector, view, heap, used.cell_diameter_px, seen)
             clock.lap("detect")
-            score, refused = self._judge(view, new, clock)
-            more = Detections.joined([more, new.take(~refused)])
-            more_score = np.concatenate([more_score, score[~refused]])
-        return more, more_score
+            judged = self._judge(view, new, used, clock)
+            is_cell = ~self.classifier.refuses(judged.refuse)
+            more = Detections.joined([more, new.take(is_cell)])
+            scores = CropScores.joined([scores, judged.take(is_cell)])
+        return more, scores
 
     def _detect(
         self, field: FieldOfView, given: Scale, clock: "_Clock"

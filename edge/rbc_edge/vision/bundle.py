@@ -8,9 +8,12 @@ The networks' contract:
 - ``detector.onnx``: ``image`` uint8 (1, H, W, 3) RGB, H and W multiples of 32, and ``least_score`` float32
   (3,), by `CellClass` → ``boxes`` float32 (N, 4) xyxy in pixels of the input, ``scores`` float32 (N, 3)
   probability of each class: the places where a class reaches its least score, before suppression.
-- ``classifier.onnx``: ``crops`` uint8 (N, 64, 64, 3) RGB → ``overlap_score`` float32 (N,), probability
-  that the cell in the middle is overlapping, and ``refuse_score`` float32 (N,), probability that the box
-  holds no single red cell: nothing, another cell, several cells, or a part of one.
+- ``classifier.onnx``: ``crops`` uint8 (N, 64, 64, 3) RGB, and ``sides`` float32 (N, 2), width and height of
+  each box in diameters of a red cell, because a crop does not show its size → ``overlap_score`` float32
+  (N,), probability that the cell in the middle is overlapping, and ``refuse_score`` float32 (N,),
+  probability that the box holds no single red cell: nothing, another cell, several cells, or a part of
+  one. Where the manifest names `shapes`, also ``shape_score`` float32 (N, S), probability of each. Without
+  them, ``sides`` may be missing.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from rbc_edge.text import path_text
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-FORMAT: Final = 3  # version of the manifest this program reads and writes
+FORMAT: Final = 4  # version of the manifest this program reads and writes
 MANIFEST: Final = "manifest.json"
 DETECTOR: Final = "detector.onnx"
 DETECTOR_FP32: Final = "detector-fp32.onnx"
@@ -62,6 +65,8 @@ class Manifest:
     # Smallest classifier score of a box that is not one red cell, 0..1. 1: no box is refused, whatever its
     # score.
     refuse_threshold: float
+    shapes: tuple[str, ...]  # names of shapes, in the order of the classifier's. None: it knows no shapes
+    shape_threshold: float  # smallest probability of a shape that is not called unsure, 0..1
     normalisation: str  # what the networks do with pixel values, in words
     calibration: Mapping[str, Any]  # the images on which the int8 ranges were measured
     training: Mapping[str, Any]  # data, commit, seeds and options that made the networks
@@ -264,13 +269,14 @@ def _parse(content: object, file: Path) -> Manifest:
     if odd := sorted(set(content) ^ {f.name for f in fields(Manifest)}):
         raise _broken(file, f"missing or unknown: {', '.join(odd)}")
     try:
-        kinds = {"class_names": str, "score_threshold": float, "iou_threshold": float}
+        kinds = {"class_names": str, "score_threshold": float, "iou_threshold": float, "shapes": str}
         lists = {name: tuple(map(kind, content[name])) for name, kind in kinds.items()}
         manifest = Manifest(**content | lists | {"files": dict(content["files"])})
         shares = (*manifest.score_threshold, *manifest.iou_threshold, manifest.iou_threshold_across)
         sound = (
             len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3
             and all(0 <= s <= 1 for s in (*shares, manifest.overlap_threshold, manifest.refuse_threshold))
+            and 0 <= manifest.shape_threshold <= 1
             and 0 < manifest.cell_diameter_px < math.inf
             and 0 <= manifest.crop_margin <= 2
             and all(isinstance(px, int) for px in (manifest.tile_px, manifest.tile_overlap_px))

@@ -1,21 +1,33 @@
-"""The second stage: is each box one red cell, and does it overlap another? Crops in, scores out."""
+"""The second stage: is each box one red cell, does it overlap, what shape has it? Crops in, scores out."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from rbc_edge.values import Bool, Float32, UInt8
+from rbc_edge.errors import BundleError
+from rbc_edge.values import SHAPES, Bool, Float32, Int64, Shape, UInt8
 from rbc_edge.vision.bundle import CLASSIFIER, Bundle
 
 _BATCH = 32  # crops in one run: bounds memory, and gives each thread a part of a large field
 
 
 class CropScores(NamedTuple):
-    """What the network says of N crops."""
+    """What the network says of N crops. NaN where it was not asked."""
 
     overlap: Float32  # (N,), probability that the cell in the middle is overlapping
     refuse: Float32  # (N,), probability that the box holds no single red cell
+    shape: Float32  # (N, S), probability of each of the bundle's shapes. S = 0: it knows none
+
+    def take(self, index: Int64 | Bool) -> "CropScores":
+        """Returns the scores that `index` (int64 (M,) or bool (N,)) names, in that order."""
+        return CropScores(*(each[index] for each in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence["CropScores"]) -> "CropScores":
+        """Returns the scores of all parts, at least one, in their order."""
+        return cls(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 class Classifier:
@@ -30,21 +42,58 @@ class Classifier:
         self.margin = bundle.manifest.crop_margin
         self._refuse_threshold = bundle.manifest.refuse_threshold
         self._session = bundle.session(file, threads=1)
+        self.n_shapes = len(bundle.manifest.shapes)
+        if unknown := set(bundle.manifest.shapes) - set(SHAPES):
+            what = f"{bundle.path}: this version knows no shape {min(unknown)!r}"
+            raise BundleError(what, "use the rbc-edge version that the bundle was made for")
+        self._shape_numbers = np.array([SHAPES.index(Shape(s)) for s in bundle.manifest.shapes], np.int64)
+        self._shape_threshold = bundle.manifest.shape_threshold
+        self._outputs = ["overlap_score", "refuse_score", *["shape_score"][: self.n_shapes]]
+        self._takes_sides = "sides" in {given.name for given in self._session.get_inputs()}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-crops") if threads > 1 else None
 
-    def scores(self, crops: UInt8) -> CropScores:
-        """Scores crops, uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin."""
-        batches = [crops[i : i + _BATCH] for i in range(0, len(crops), _BATCH)]
+    def scores(self, crops: UInt8, sides: Float32 | None = None) -> CropScores:
+        """Scores crops.
+
+        Args:
+            crops: uint8 (N, 64, 64, 3) RGB, cut with the bundle's margin.
+            sides: float32 (N, 2), width and height of their boxes in diameters of a red cell. Only shapes
+                depend on them. None: shapes are not asked for.
+        """
+        if sides is None:
+            sides = np.ones((len(crops), 2), np.float32)
+        batches = [slice(i, i + _BATCH) for i in range(0, len(crops), _BATCH)]
         in_order = map if self._pool is None or len(batches) < 2 else self._pool.map
-        names = ["overlap_score", "refuse_score"]
-        found = in_order(lambda batch: self._session.run(names, {"crops": batch}), batches)
-        none = np.zeros(0, np.float32)
-        overlap, refuse = zip((none, none), *found, strict=True)
-        return CropScores(*(np.concatenate(each).astype(np.float32) for each in (overlap, refuse)))
+
+        def run(batch: slice) -> CropScores:
+            inputs = {"crops": crops[batch]} | ({"sides": sides[batch]} if self._takes_sides else {})
+            overlap, refuse, *shape = self._session.run(self._outputs, inputs)
+            return CropScores(overlap, refuse, *(shape or [np.zeros((len(overlap), 0), np.float32)]))
+
+        return CropScores.joined([self.unasked(0), *in_order(run, batches)])
+
+    def unasked(self, n: int) -> CropScores:
+        """Returns what is known of `n` boxes before they are judged: NaN."""
+        return CropScores(*(np.full((n, *s), np.nan, np.float32) for s in ((), (), (self.n_shapes,))))
 
     def overlap_score(self, crops: UInt8) -> Float32:
         """Returns only the overlap scores, float32 (N,), for boxes that are known to be red cells."""
         return self.scores(crops).overlap
+
+    def shapes(self, shape_score: Float32) -> tuple[Int64, Float32, Bool]:
+        """Names the most probable shapes, from float32 (N, S) as `scores` gives them.
+
+        Returns for N cells the index into `values.SHAPES`, -1 where the score is NaN or S = 0, its
+        probability, and whether that reaches the bundle's bound.
+        """
+        n = len(shape_score)
+        if not self.n_shapes:
+            return np.full(n, -1, np.int64), np.full(n, np.nan, np.float32), np.zeros(n, np.bool_)
+        best = np.asarray(shape_score.argmax(axis=1), np.int64)
+        score = shape_score[np.arange(n), best]
+        shape = np.where(np.isnan(score), -1, self._shape_numbers[best])
+        # NaN compares false.
+        return shape, score, np.asarray(score >= self._shape_threshold, np.bool_)
 
     def refuses(self, refuse_score: Float32) -> Bool:
         """Tells which boxes are not one red cell: bool of the same shape. NaN is not refused.

@@ -11,7 +11,17 @@ import pytest
 from PIL import Image
 
 from rbc_edge.ops.synthetic import CREAM, DrawnField, draw_field
-from rbc_edge.values import CellClass, Detections, FieldOfView, FovResult, Scale, ScaleSource, UInt8
+from rbc_edge.values import (
+    CellClass,
+    Detections,
+    FieldOfView,
+    Float32,
+    FovResult,
+    Scale,
+    ScaleSource,
+    Shape,
+    UInt8,
+)
 from rbc_edge.vision import boxes, counting, image_file, preprocess
 from rbc_edge.vision.analyzer import Analyzer, default_threads
 from rbc_edge.vision.bundle import Bundle
@@ -109,7 +119,8 @@ def test_every_red_box_is_a_cell_or_refused(
     red = np.flatnonzero(found.class_id == CellClass.RBC)
     overlap = np.linspace(0, 1, len(red)).astype(np.float32)
     refuse = (np.random.default_rng(0).random(len(red)) < share).astype(np.float32)
-    monkeypatch.setattr(analyzer.classifier, "scores", lambda _: CropScores(overlap, refuse))
+    shape = np.eye(3, dtype=np.float32)[np.arange(len(red)) % 3]
+    monkeypatch.setattr(analyzer.classifier, "scores", lambda *_: CropScores(overlap, refuse, shape))
     result = analyzer.analyze(field(crowded.image), GIVEN)
     cells, kept = result.cells, np.delete(np.arange(len(found)), red[refuse == 1])
     assert result.n_refused == (refuse == 1).sum() == len(found) - len(cells)
@@ -118,6 +129,10 @@ def test_every_red_box_is_a_cell_or_refused(
     np.testing.assert_array_equal(
         cells.overlap_score[cells.detections.class_id == CellClass.RBC], overlap[refuse == 0]
     )
+    names = [cell.shape for cell in cells if cell.overlap_score is not None]
+    known = [Shape.NORMAL, Shape.ELLIPTOCYTE, Shape.SPHEROCYTE]
+    assert names == [known[i % 3] for i in np.flatnonzero(refuse == 0)]
+    assert all(cell.shape is None for cell in cells if cell.overlap_score is None)
     np.testing.assert_array_equal(
         cells.group, counting.groups(found.xyxy[kept], found.class_id[kept], cells.overlapping)
     )
@@ -130,7 +145,11 @@ def test_what_the_detector_is_sure_of_is_not_refused(
     """The second stage refused four in a hundred cells of a laboratory that it did not know."""
     scored(analyzer, monkeypatch, 0.4)
     plain = analyzer.analyze(field(crowded.image), GIVEN)
-    all_refused = lambda crops: CropScores(*np.ones((2, len(crops)), np.float32))  # noqa: E731
+
+    def all_refused(crops: UInt8, _sides: Float32) -> CropScores:
+        ones = np.ones(len(crops), np.float32)
+        return CropScores(ones, ones, np.ones((len(crops), 3), np.float32))
+
     monkeypatch.setattr(analyzer.classifier, "scores", all_refused)
     result = analyzer.analyze(field(crowded.image), GIVEN)
     np.testing.assert_array_equal(result.cells.detections.xyxy, plain.cells.detections.xyxy)

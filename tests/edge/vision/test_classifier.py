@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rbc_edge.errors import BundleError
 from rbc_edge.ops.synthetic import CREAM, draw_field
-from rbc_edge.values import UInt8
+from rbc_edge.values import SHAPES, Shape, UInt8
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.classifier import Classifier
@@ -23,8 +24,8 @@ def noise(n: int) -> UInt8:
 
 
 def test_no_crops_give_no_scores(classifier: Classifier) -> None:
-    for scores in classifier.scores(noise(0)):
-        assert scores.shape == (0,)
+    for scores, shape in zip(classifier.scores(noise(0)), [(0,), (0,), (0, 3)], strict=True):
+        assert scores.shape == shape
         assert scores.dtype == np.float32
 
 
@@ -33,11 +34,47 @@ def test_batches_change_no_score_and_no_order(classifier: Classifier, n: int) ->
     crops = noise(n)
     scores = classifier.scores(crops)
     for one in scores:
-        assert one.shape == (n,)
+        assert len(one) == n
         assert one.dtype == np.float32
     for i in {0, n // 2, min(255, n - 1), min(256, n - 1), n - 1}:
         alone = classifier.scores(crops[i : i + 1])
-        assert [s[i] for s in scores] == pytest.approx([s[0] for s in alone], abs=1e-6)
+        for all_of_it, its_own in zip(scores, alone, strict=True):
+            assert all_of_it[i] == pytest.approx(its_own[0], abs=1e-6)
+
+
+def test_only_shapes_depend_on_the_size_of_a_box(classifier: Classifier) -> None:
+    crops = noise(8)
+    plain, long = classifier.scores(crops), classifier.scores(crops, np.array([[1.6, 0.8]] * 8, np.float32))
+    np.testing.assert_array_equal(plain.overlap, long.overlap)
+    np.testing.assert_array_equal(plain.refuse, long.refuse)
+    assert [SHAPES[i] for i in classifier.shapes(long.shape)[0]] == [Shape.ELLIPTOCYTE] * 8
+
+
+def test_a_shape_below_the_bound_is_not_sure(classifier: Classifier) -> None:
+    bound = 0.6  # of the toy bundle
+    score = np.array([[bound, 0.3, 0.1], [0.5, 0.3, 0.2], [np.nan] * 3], np.float32)
+    shape, best, is_sure = classifier.shapes(score)
+    assert shape.tolist() == [SHAPES.index(Shape.NORMAL)] * 2 + [-1]
+    assert best[:2] == pytest.approx([bound, 0.5])
+    assert np.isnan(best[2])
+    assert is_sure.tolist() == [True, False, False]
+
+
+def test_a_bundle_may_know_no_shapes(toy_bundle_path: Path) -> None:
+    opened = Bundle.open(toy_bundle_path)
+    plain = Classifier(replace(opened, manifest=replace(opened.manifest, shapes=())), threads=1)
+    scores = plain.scores(noise(5), np.ones((5, 2), np.float32))
+    assert scores.shape.shape == (5, 0)
+    shape, best, is_sure = plain.shapes(scores.shape)
+    assert shape.tolist() == [-1] * 5
+    assert np.isnan(best).all()
+    assert not is_sure.any()
+
+
+def test_a_bundle_with_an_unknown_shape_is_refused(toy_bundle_path: Path) -> None:
+    opened = Bundle.open(toy_bundle_path)
+    with pytest.raises(BundleError, match="sickle"):
+        Classifier(replace(opened, manifest=replace(opened.manifest, shapes=("normal", "sickle"))), threads=1)
 
 
 def test_the_bundle_says_margin_and_threshold(classifier: Classifier, toy_bundle_path: Path) -> None:

@@ -77,10 +77,10 @@ def painted(
         judged.append(xyxy)
         return cut(view, xyxy, margin=margin)
 
-    def scores(_: UInt8) -> CropScores:
+    def scores(_: UInt8, sides: Float32) -> CropScores:
         xyxy = judged[-1]
         refuse = np.asarray(refused(xyxy[:, 2:] - xyxy[:, :2]), np.float32)
-        return CropScores(np.full(len(xyxy), 0.9, np.float32), refuse)
+        return CropScores(np.full(len(xyxy), 0.9, np.float32), refuse, np.ones((len(xyxy), 3), np.float32))
 
     monkeypatch.setattr(analyzer.detector, "detect", detect)
     monkeypatch.setattr(preprocess.View, "part", cut_part)

@@ -53,7 +53,13 @@ def test_detector_gives_the_places_that_reach_the_least_score(toy_bundle_path: P
 def test_classifier_keeps_the_contract(toy_bundle_path: Path, n: int) -> None:
     session = ort.InferenceSession(str(toy_bundle_path / CLASSIFIER), providers=["CPUExecutionProvider"])
     crops = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), np.uint8)
-    for score in session.run(["overlap_score", "refuse_score"], {"crops": crops}):
+    sides = np.random.default_rng(1).uniform(0.3, 2, (n, 2)).astype(np.float32)
+    *scores, shape = session.run(
+        ["overlap_score", "refuse_score", "shape_score"], {"crops": crops, "sides": sides}
+    )
+    assert shape.shape == (n, 3)
+    assert shape.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    for score in scores:
         assert score.dtype == np.float32
         assert score.shape == (n,)
         assert ((score >= 0) & (score <= 1)).all()
