@@ -21,18 +21,22 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("runs/bundle"),
     with_fp32: Annotated[bool, typer.Option(help="Also ship the networks in fp32 (11 MB).")] = False,
     calibration_images: Annotated[int, typer.Option(min=8)] = 200,
+    keep: Annotated[
+        Path | None, typer.Option(help="Take the detector of this bundle. Only the second stage is new.")
+    ] = None,
 ) -> None:
     """Writes, quantizes, tests and seals a bundle. Fails when int8 loses more than is allowed."""
     from rbc_export import exporting  # noqa: PLC0415  torch takes seconds that --help must not pay
 
     options = exporting.ExportOptions(
-        detector=detector,
+        detector=None if keep else detector,
         classifier=classifier,
         dataset=dataset,
         data=data,
         out=out,
         with_fp32=with_fp32,
         calibration_images=calibration_images,
+        keep=keep,
     )
     finished = exporting.export(options, lambda line: typer.echo(line, err=True))
     typer.echo(f"{finished.path}  {finished.bundle_id}")

@@ -7,6 +7,7 @@ error (fp32 against int8, through `rbc_edge`): AP, counts, changed labels.
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rbc_edge.errors import BundleError, UnavailableError
+from rbc_edge.errors import BundleError, UnavailableError, UsageError
 from rbc_edge.ops import synthetic
-from rbc_edge.values import CellClass, Float32, UInt8
+from rbc_edge.values import SHAPES, CellClass, Float32, UInt8
 from rbc_edge.vision import analyzer as station
 from rbc_edge.vision import bundle, image_file, preprocess, selftest
 from rbc_edge.vision.bundle import (
@@ -34,7 +35,7 @@ from rbc_edge.vision.bundle import (
     Manifest,
 )
 from rbc_export import graphs
-from rbc_train import evaluate, labels, metrics, networks, results, thresholds
+from rbc_train import evaluate, labels, metrics, networks, results, shapes, thresholds
 from rbc_train.data import (
     CHULA,
     CLASS_NAMES,
@@ -75,7 +76,7 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        detector: ultralytics checkpoint of `rbc_train.train_detector`.
+        detector: ultralytics checkpoint of `rbc_train.train_detector`. None takes that of `keep`.
         classifier: Checkpoint of `rbc_train.train_classifier`.
         dataset: Folder of the dataset they were trained on (its scale and crop margin).
         data: Folder of the public data.
@@ -85,9 +86,10 @@ class ExportOptions:
         iou_threshold: Suppression by `CellClass`.
         iou_threshold_across: Suppression between classes.
         tolerance: What may be lost.
+        keep: A bundle whose detector is taken, as it was proven. Only the second stage is new.
     """
 
-    detector: Path
+    detector: Path | None
     classifier: Path
     dataset: Path
     data: Path
@@ -97,6 +99,7 @@ class ExportOptions:
     iou_threshold: tuple[float, float, float] = (0.65, 0.6, 0.5)
     iou_threshold_across: float = 0.7
     tolerance: Tolerance = Tolerance()
+    keep: Path | None = None
 
 
 Say = Callable[[str], None]
@@ -115,7 +118,12 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     Raises:
         UnavailableError: If a checkpoint or the data are not there.
         BundleError: If parity is beyond its tolerance. Then nothing is written to `options.out`.
+        UsageError: If there is no detector to export, or a kept one shall ship in fp32, which it lacks.
     """
+    if options.keep is None and options.detector is None:
+        raise UsageError("there is no detector to export", "give a checkpoint, or a bundle to keep that of")
+    if options.keep is not None and options.with_fp32:
+        raise UsageError("a detector that is kept has no fp32 network", "leave out --with-fp32")
     material = _collect(options)
     graph = _write_graphs(material)
     say("fp32 graphs written")
@@ -123,10 +131,12 @@ def export(options: ExportOptions, say: Say) -> Bundle:
     _write_test_input(material.work)
     manifest = _calibrated(material, manifest, say)
 
-    manifest = thresholds.choose(*_examined(material, manifest), manifest)
+    analyzer, examined = _examined(material, manifest)
+    manifest = thresholds.choose(analyzer, examined, material.pointed, manifest)
     say(
         f"thresholds from validation: scores {manifest.score_threshold}, "
-        f"overlap {manifest.overlap_threshold}, refuse {manifest.refuse_threshold}"
+        f"overlap {manifest.overlap_threshold}, refuse {manifest.refuse_threshold}, "
+        f"shape {manifest.shape_threshold}"
     )
     draft = material.bundle(material.work / "draft", manifest)
     manifest = replace(manifest, metrics=_prove(material, graph, draft, say))
@@ -150,6 +160,8 @@ class _Material:
         validation: Validation photographs of every laboratory that the dataset has. Their boxes are complete.
         of_source: Median cell diameter of each camera's training photographs, pixels.
         verified: Overlap labels.
+        kept: The bundle whose detector is taken.
+        pointed: Validation photographs with points of shapes, complete or not.
     """
 
     options: ExportOptions
@@ -161,6 +173,8 @@ class _Material:
     validation: list[Photograph]
     of_source: dict[str, float]
     verified: labels.VerifiedLabels
+    kept: Bundle | None
+    pointed: list[Photograph]
 
     @property
     def model_diameter_px(self) -> float:
@@ -183,7 +197,7 @@ def _collect(options: ExportOptions) -> _Material:
     dataset = _manifest_of(options.dataset)
     # Of a laboratory that the dataset does not have, no photograph may choose a threshold or a range.
     sources = {source for of_split in dataset["counts"].values() for source in of_split}
-    everyone = photographs_of(options.dataset, options.data).values()
+    everyone = list(photographs_of(options.dataset, options.data).values())
     complete = [p for p in everyone if p.complete and p.source in sources]
     training, validation = ([p for p in complete if p.split == split] for split in ("train", "val"))
     network, config = networks.load_classifier(options.classifier)
@@ -199,22 +213,38 @@ def _collect(options: ExportOptions) -> _Material:
         validation=validation,
         of_source=source_diameters_px(training),
         verified=verified_labels(complete),
+        kept=Bundle.open(options.keep) if options.keep else None,
+        pointed=[p for p in everyone if p.split == "val" and p.points and p.source in sources],
     )
 
 
-def _write_graphs(material: _Material) -> graphs.DetectorGraph:
-    """Writes both networks as fp32 ONNX. Returns the detector that torch runs."""
+def _write_graphs(material: _Material) -> graphs.DetectorGraph | None:
+    """Writes both networks as fp32 ONNX. Returns the detector that torch runs, None if one is kept."""
+    _write_classifier(material, Calibration())
+    if material.kept is not None:
+        # Stands on both sides of the comparison: nothing of it can be lost.
+        shutil.copyfile(material.kept.path / DETECTOR, material.work / DETECTOR_FP32)
+        return None
+    assert material.options.detector is not None
     detector = networks.load_detector(material.options.detector)
     graph = graphs.DetectorGraph(graphs.fuse(detector))
     graphs.write_detector(graph, material.work / DETECTOR_FP32)
-    _write_classifier(material, slope=1.0, shift=0.0)
     return graph
 
 
-def _write_classifier(material: _Material, *, slope: float, shift: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What makes the logits of the second stage probabilities (`graphs.ClassifierGraph`)."""
+
+    slope: float = 1.0
+    shift: float = 0.0
+    shape_slope: float = 1.0
+
+
+def _write_classifier(material: _Material, by: Calibration) -> None:
     """Writes the second stage as fp32 ONNX, and as int8 with the ranges of the calibration photographs."""
     work = material.work
-    graph = graphs.ClassifierGraph(material.network, slope=slope, shift=shift)
+    graph = graphs.ClassifierGraph(material.network, **asdict(by))
     graphs.write_classifier(graph, work / CLASSIFIER_FP32)
     crops = _classifier_inputs(material.calibration, material.of_source, material.margin)
     graphs.quantize_classifier(work / CLASSIFIER_FP32, work / CLASSIFIER, crops)
@@ -223,6 +253,11 @@ def _write_classifier(material: _Material, *, slope: float, shift: float) -> Non
 def _quantize(material: _Material, say: Say) -> dict[str, float]:
     """Writes both networks as int8 ONNX. Returns what was added to the detector's logits, by class number."""
     work, chosen = material.work, material.calibration
+    if material.kept is not None:
+        shutil.copyfile(material.kept.path / DETECTOR, work / DETECTOR)
+        shift = dict(material.kept.manifest.calibration["logit_shift"])
+        say(f"the detector is that of {material.kept.bundle_id}")
+        return shift
     inputs = list(_detector_inputs(chosen, material.of_source, material.model_diameter_px))
     graphs.quantize_detector(work / DETECTOR_FP32, work / DETECTOR, inputs)
     shift = graphs.correct_scores(work / DETECTOR_FP32, work / DETECTOR, inputs)
@@ -244,8 +279,8 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
         crop_margin=material.margin,
         overlap_threshold=0.5,
         refuse_threshold=1.0,
-        shapes=(),
-        shape_threshold=1.0,
+        shapes=tuple(SHAPES) if isinstance(material.network, networks.StagesNet) else (),
+        shape_threshold=0.0,
         normalisation="in the graph: uint8 RGB / 255",
         calibration={
             "images": [p.name for p in material.calibration],
@@ -254,7 +289,7 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
             "bias correction of the logits",
             "logit_shift": shift,
         },
-        training=_training(material.options, material.config, material.dataset),
+        training=_training(material),
         metrics={},
         licence="AGPL-3.0-or-later",
         files={},
@@ -287,20 +322,28 @@ def _examined(material: _Material, manifest: Manifest) -> tuple[station.Analyzer
 
 
 def _calibrated(material: _Material, manifest: Manifest, say: Say) -> Manifest:
-    """Makes the overlap score a probability on validation cells (Platt), and writes the networks again."""
-    _, examined = _examined(material, manifest)
-    if len(evaluate.judged_found(examined).score) < _FEW_LABELS:
-        return manifest
-    slope, shift = evaluate.platt(examined)
-    if slope <= 0:
-        return manifest  # it knows nothing of overlaps, and the other way round would be no better
-    _write_classifier(material, slope=slope, shift=shift)
-    say(f"overlap logits calibrated on validation cells: {slope:.3f} * logit {shift:+.3f}")
-    calibration = {**manifest.calibration, "overlap_slope": slope, "overlap_shift": shift}
-    return replace(manifest, calibration=calibration)
+    """Makes scores of the second stage probabilities on validation cells, and writes the networks again.
+
+    The overlap score by Platt's method, shapes by one factor (temperature).
+    """
+    analyzer, examined = _examined(material, manifest)
+    by = Calibration()
+    if len(evaluate.judged_found(examined).score) >= _FEW_LABELS:
+        slope, shift = evaluate.platt(examined)
+        # Not if it knows nothing of overlaps: the other way round would be no better.
+        by = replace(by, slope=slope, shift=shift) if slope > 0 else by
+    seen = shapes.look(analyzer, material.pointed)
+    if len(seen) >= _FEW_LABELS:
+        by = replace(by, shape_slope=shapes.slope(seen))
+    _write_classifier(material, by)
+    say(f"second stage calibrated on validation cells: {_show(asdict(by))}")
+    named = {"overlap_slope": by.slope, "overlap_shift": by.shift, "shape_slope": by.shape_slope}
+    return replace(manifest, calibration={**manifest.calibration, **named})
 
 
-def _prove(material: _Material, graph: graphs.DetectorGraph, draft: Bundle, say: Say) -> dict[str, Any]:
+def _prove(
+    material: _Material, graph: graphs.DetectorGraph | None, draft: Bundle, say: Say
+) -> dict[str, Any]:
     """Compares torch with fp32 and fp32 with int8.
 
     Returns:
@@ -309,7 +352,11 @@ def _prove(material: _Material, graph: graphs.DetectorGraph, draft: Bundle, say:
     Raises:
         BundleError: If parity is beyond its tolerance.
     """
-    torch_error = _torch_parity(graph, draft, material.validation, material.of_source)
+    if graph is not None:
+        torch_error = _torch_parity(graph, draft, material.validation, material.of_source)
+    elif material.kept is not None:
+        proven = material.kept.manifest.metrics["parity"]
+        torch_error = {name: float(proven[name]) for name in ("box_px", "score")}
     say(f"torch to fp32 ONNX: {_show(torch_error)}")
     task_error, figures = _task_parity(draft, material.validation, material.verified)
     say(f"fp32 to int8: {_show(task_error)}")
@@ -425,12 +472,16 @@ def _check(errors: dict[str, float], tolerance: Tolerance) -> None:
         raise BundleError(f"parity is beyond its tolerance: {', '.join(beyond)}", "no bundle was written")
 
 
-def _training(
-    options: ExportOptions, classifier_config: dict[str, Any], dataset: dict[str, Any]
-) -> dict[str, Any]:
-    run = options.detector.parent / "config.json"
-    detector_config = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
-    keep = ("epochs", "batch", "image_px", "seed", "augmentation", "dataset_manifest")
+def _training(material: _Material) -> dict[str, Any]:
+    dataset = material.dataset
+    if material.kept is not None:
+        detector = {**material.kept.manifest.training["detector"], "kept_from": material.kept.bundle_id}
+    else:
+        assert material.options.detector is not None
+        run = material.options.detector.parent / "config.json"
+        config = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        keep = ("epochs", "batch", "image_px", "seed", "augmentation", "dataset_manifest")
+        detector = {"network": "YOLOv5n, COCO-pretrained", **{k: config.get(k) for k in keep}}
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -440,10 +491,10 @@ def _training(
         + chula * "; Chula RBC-12 (Chula-PIC-Lab/Chula-RBC-12-Dataset fa130f4), train split, our boxes",
         "counts": dataset["counts"],
         "commit": commit or "unknown",
-        "detector": {"network": "YOLOv5n, COCO-pretrained", **{k: detector_config.get(k) for k in keep}},
+        "detector": detector,
         "classifier": {
             k: v
-            for k, v in classifier_config.items()
+            for k, v in material.config.items()
             if k not in ("dataset", "data", "out", "threads", "detector", "taught")
         },
     }

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rbc_edge.errors import BundleError
-from rbc_edge.values import UInt8
+from rbc_edge.values import SHAPES, UInt8
+from rbc_train.networks import StagesNet
 
 OPSET: Final = 17
 EVERYTHING: Final = np.zeros(3, np.float32)
@@ -114,22 +115,40 @@ class ClassifierGraph(nn.Module):
     """The second stage from pixels to probabilities.
 
     Args:
-        network: Gives logits float (N, 2) for float (N, 3, 64, 64) in 0..1, or (N,) without the second.
+        network: Gives logits float (N, 2 + S) for float (N, 3, 64, 64) in 0..1 and sides float (N, 2), as
+            `StagesNet`, or (N,) for the first alone.
         slope: Of the calibration of the overlap logit, fitted on validation cells (Platt 1999).
         shift: Added to it.
+        shape_slope: Of the calibration of the logits of shapes.
     """
 
-    def __init__(self, network: nn.Module, *, slope: float = 1.0, shift: float = 0.0) -> None:
+    def __init__(
+        self, network: nn.Module, *, slope: float = 1.0, shift: float = 0.0, shape_slope: float = 1.0
+    ) -> None:
         super().__init__()
         self.network = network
-        self.slope, self.shift = slope, shift
+        self.slope, self.shift, self.shape_slope = slope, shift, shape_slope
+        self.n_shapes = len(SHAPES) if isinstance(network, StagesNet) else 0
 
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores crops uint8 (N, 64, 64, 3): overlap_score and refuse_score, each float32 (N,)."""
-        logits = self.network(crops.permute(0, 3, 1, 2).float() / 255.0)
-        overlap = logits[:, 0] if logits.ndim == 2 else logits
-        refuse = torch.sigmoid(logits[:, 1]) if logits.ndim == 2 else torch.zeros_like(logits)
-        return torch.sigmoid(overlap * self.slope + self.shift), refuse
+    def forward(self, crops: Tensor, sides: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Scores crops.
+
+        Args:
+            crops: uint8 (N, 64, 64, 3).
+            sides: float32 (N, 2), width and height of their boxes in diameters of a red cell, if the network
+                knows shapes.
+
+        Returns:
+            overlap_score and refuse_score, each float32 (N,), and shape_score, float32 (N, S), if the network
+            knows shapes.
+        """
+        x = crops.permute(0, 3, 1, 2).float() / 255.0
+        if not self.n_shapes:
+            logits = self.network(x)
+            return torch.sigmoid(logits * self.slope + self.shift), torch.zeros_like(logits)
+        logits = self.network(x, sides)
+        shape = functional.softmax(logits[:, 2:] * self.shape_slope, dim=1)
+        return torch.sigmoid(logits[:, 0] * self.slope + self.shift), torch.sigmoid(logits[:, 1]), shape
 
 
 def write_detector(graph: DetectorGraph, file: Path) -> None:
@@ -141,9 +160,17 @@ def write_detector(graph: DetectorGraph, file: Path) -> None:
 
 def write_classifier(graph: ClassifierGraph, file: Path) -> None:
     """Writes the classifier as fp32 ONNX with a free number of crops."""
-    example = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-    axes = {"crops": {0: "n"}, "overlap_score": {0: "n"}, "refuse_score": {0: "n"}}
-    _write(graph, (example,), file, axes)
+    crops = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    names = ["crops", "overlap_score", "refuse_score"]
+    example: tuple[Tensor, ...] = (crops,)
+    if graph.n_shapes:
+        names = ["crops", "sides", "overlap_score", "refuse_score", "shape_score"]
+        example = crops, torch.ones(2, 2)
+    _write(graph, example, file, {name: {0: "n"} for name in names})
+
+
+def _unit_sides(n: int) -> npt.NDArray[Any]:
+    return np.ones((n, 2), np.float32)
 
 
 def _write(
@@ -205,7 +232,10 @@ def quantize_classifier(fp32: Path, int8: Path, crops: Iterable[UInt8], *, reduc
         crops: Calibration, each uint8 (N, 64, 64, 3) RGB.
         reduce_range: 7-bit weights.
     """
-    inputs: Iterator[_Inputs] = ({"crops": some} for some in crops)
+    taken = {given.name for given in onnx.load(fp32).graph.input}
+    # No range depends on the sides: only the head reads them, in float.
+    every: Iterator[_Inputs] = ({"crops": some, "sides": _unit_sides(len(some))} for some in crops)
+    inputs: Iterator[_Inputs] = ({k: v for k, v in each.items() if k in taken} for each in every)
     _quantize(fp32, int8, inputs, first=N_FLOAT_CONVOLUTIONS, reduce_range=reduce_range)
 
 

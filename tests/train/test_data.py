@@ -507,8 +507,9 @@ def test_training_sees_the_pixels_that_the_station_shows_its_networks(
     n = len(red)
     none = np.zeros(n, np.float32)
     samples = Samples(
-        [photograph.view(100.0)], np.zeros(n, np.int64), red, none > 0, none, none, [""] * n, [""] * n
-    )
+        [photograph.view(100.0)], np.zeros(n, np.int64), red, none > 0, none, none,
+        np.full(n, -1), np.ones((n, 2), np.float32), [""] * n, [""] * n,
+    )  # fmt: skip
     np.testing.assert_array_equal(samples.crops(margin), crops)
 
 

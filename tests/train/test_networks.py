@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from ultralytics.nn.tasks import DetectionModel
 
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.values import SHAPES
 from rbc_edge.vision import preprocess
 from rbc_train import networks
 from rbc_train.networks import ModelName
@@ -21,7 +22,7 @@ def test_networks_give_a_logit_a_crop(model: ModelName, n: int) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3)).astype(np.uint8)
     ours = model not in networks.PAPER
     logits = network(networks.to_input(crops))
-    assert logits.shape == ((n, 2) if ours else (n,))
+    assert logits.shape == ((n, 2 + len(SHAPES)) if ours else (n,))
     assert networks.overlap_logits(logits).shape == (n,)
     scores = networks.predict(network, crops)
     assert scores.dtype == np.float32

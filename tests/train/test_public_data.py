@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rbc_edge.values import CellClass
+from rbc_edge.values import SHAPES, CellClass
 from rbc_train import labels
 from rbc_train.data import (
     CHULA,
     NEGATIVES,
-    SHAPES,
     SPLITS,
     TWIN_CORRELATION,
     Collection,

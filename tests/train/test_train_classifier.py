@@ -155,14 +155,14 @@ def test_what_is_missing_is_named(options: ClassifierOptions, data: TinyData, tm
 
 def test_without_labels_there_is_nothing_to_learn(options: ClassifierOptions, dataset: Path) -> None:
     index = dataset / "crops" / "train.csv"
-    index.write_text(index.read_text().replace(",single\n", ",\n").replace(",overlapping\n", ",\n"))
+    index.write_text(index.read_text().replace(",single,\n", ",,\n").replace(",overlapping,\n", ",,\n"))
     with pytest.raises(UsageError, match="no verified labels to train on"):
         train_classifier.train(options)
 
 
 def test_without_validation_labels_it_trains_all_the_same(options: ClassifierOptions, dataset: Path) -> None:
     index = dataset / "crops" / "val.csv"
-    index.write_text(index.read_text().replace(",single\n", ",\n").replace(",overlapping\n", ",\n"))
+    index.write_text(index.read_text().replace(",single,\n", ",,\n").replace(",overlapping,\n", ",,\n"))
     train_classifier.train(replace(options, epochs=1))
     assert log_of(options.out)[0]["accuracy"] == "nan"
 

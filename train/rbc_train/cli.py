@@ -184,9 +184,13 @@ def teach(
     out: Annotated[Path, typer.Option(help="Folder of the teachers.")] = Path("runs/teachers"),
     folds: Annotated[int, typer.Option(min=2, help="How many teachers.")] = 4,
     epochs: Annotated[int | None, typer.Option(min=1, help="By default: the teacher's own.")] = None,
+    ask: Annotated[
+        Path | None, typer.Option(help="Train no teachers: let this bundle judge the crops.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Trains teachers on the verified labels. They judge every training crop."""
+    from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
     from rbc_train import teachers, train_classifier  # noqa: PLC0415
 
     options = teachers.TeachingOptions(
@@ -198,6 +202,9 @@ def teach(
         epochs=epochs,
         threads=threads,
     )
+    if ask:
+        typer.echo(teachers.ask(Bundle.open(ask), dataset, data, out, threads))
+        return
     taught = teachers.teach(options, console.show_progress)
     rows = train_classifier.read_rows(dataset, "train")
     known = teachers.agreement(rows, train_classifier.read_taught(out, dataset))
@@ -280,7 +287,7 @@ def evaluate(
     """
     from rbc_edge.vision.analyzer import Analyzer  # noqa: PLC0415
     from rbc_edge.vision.bundle import DETECTOR_FP32, Bundle  # noqa: PLC0415
-    from rbc_train import charts, laboratories, scorecard  # noqa: PLC0415
+    from rbc_train import charts, laboratories, scorecard, shapes  # noqa: PLC0415
     from rbc_train import sheets as worst  # noqa: PLC0415
     from rbc_train.evaluate import examine, intervals, score, table  # noqa: PLC0415
 
@@ -310,6 +317,8 @@ def evaluate(
     everyone = examined + other
     of_laboratory = laboratories.figures(everyone, manifest.overlap_threshold)
     of_shape = laboratories.by_shape(everyone)
+    seen = shapes.look(station, [p for p in fields if p.points])
+    formed = shapes.section(shapes.figures(seen, manifest.shape_threshold)) if len(seen) else None
     learned = laboratories.learned_from(manifest.training)
     own = laboratories.section(
         of_laboratory, of_shape, learned, bundle_id=opened.bundle_id, scale=scale.value
@@ -319,7 +328,7 @@ def evaluate(
             for file in worst.write(shown, verified, manifest.overlap_threshold, sheets, prefix):
                 typer.echo(file, err=True)
     if every > 1:
-        typer.echo(laboratories.text(own.tables))
+        typer.echo(laboratories.text([*own.tables, *(formed.tables if formed else ())]))
         return
     runs = [run for run in (scorecard.at_export(manifest.metrics),) if run]
     if DETECTOR_FP32 in manifest.files:
@@ -329,7 +338,7 @@ def evaluate(
     between = intervals(examined, manifest.overlap_threshold)
     lines = scorecard.targets(found, between, runs, opened.bundle_id, out)
     typer.echo(scorecard.targets_text(lines))
-    typer.echo(laboratories.text(own.tables))
+    typer.echo(laboratories.text([*own.tables, *(formed.tables if formed else ())]))
     if (out / "left-out.json").is_file():
         typer.echo(laboratories.text(results.read_tables("left-out", out)))
     names = (*CLASS_NAMES, "overlap")
@@ -344,6 +353,8 @@ def evaluate(
         thresholds=dict(zip(names, (*manifest.score_threshold, manifest.overlap_threshold), strict=True)),
     )
     results.store(own, out)
+    if formed:
+        results.store(formed, out)
     typer.echo(results.publish(section, out), err=True)
 
 
@@ -358,7 +369,7 @@ def thresholds(
     from rbc_edge.vision.bundle import Bundle  # noqa: PLC0415
     from rbc_train import thresholds as choosing  # noqa: PLC0415
 
-    chula = read_chula(data / CHULA).complete("val") if (data / CHULA).is_dir() else []
+    chula = read_chula(data / CHULA).of("val") if (data / CHULA).is_dir() else []
     photographs = read_public(data)[0].complete("val") + chula
     made = choosing.again(Bundle.open(bundle), photographs, out, typer.echo, threads)
     typer.echo(f"{made.path}  {made.bundle_id}")

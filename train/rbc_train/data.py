@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
-from rbc_edge.values import CellClass, FieldOfView, Float32, Int64, UInt8
+from rbc_edge.values import SHAPES, CellClass, FieldOfView, Float32, Int64, UInt8
 from rbc_edge.vision import image_file, preprocess
-from rbc_train import labels
+from rbc_train import labels, metrics
 
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
@@ -38,12 +38,6 @@ LABORATORIES: Final = {"bccd": "bccd+bcd", "bcd": "bccd+bcd"}
 
 CHULA: Final = "chula"
 """The folder of Chula RBC-12 and the source of its photographs."""
-
-SHAPES: Final = (
-    "normal", "macrocyte", "microcyte", "spherocyte", "target", "stomatocyte", "ovalocyte", "teardrop",
-    "burr", "schistocyte", "uncategorised", "hypochromic", "elliptocyte",
-)  # fmt: skip
-"""The shapes of Chula's points."""
 
 NEGATIVES: Final = ("nothing", "misfit", "clump", "unusable")
 """Kinds of boxes without one cell: no cell, a box that does not fit, several cells, and not to be said."""
@@ -101,7 +95,7 @@ class ShapePoint:
     Attributes:
         x: Pixels of the photograph.
         y: Pixels of the photograph.
-        shape: One of `SHAPES`.
+        shape: One of `values.SHAPES`.
     """
 
     x: float
@@ -1006,7 +1000,8 @@ def write_dataset(
         boxes = photograph.xyxy[photograph.class_id == CellClass.RBC]
         cut[photograph.split].append(preprocess.cell_crops(view, boxes, margin=crop_margin))
         areas = labels.otsu_area(preprocess.cell_crops(view, boxes, margin=0.0))
-        for box, area in zip(boxes, areas.tolist(), strict=True):
+        shapes = shapes_of(photograph, boxes)
+        for box, area, shape in zip(boxes, areas.tolist(), shapes, strict=True):
             label = verified.find(photograph.image_path.name, box)
             rows[photograph.split].append(
                 {
@@ -1014,6 +1009,7 @@ def write_dataset(
                     "otsu_area": area,
                     "letter": label.letter if label else "",
                     "verified": label.label if label else "",
+                    "shape": shape,
                 }
             )
         if negatives:
@@ -1034,7 +1030,8 @@ def write_dataset(
     for split in ("train", "val"):
         for row in rows[split]:
             row["weak"] = "overlapping" if row["otsu_area"] > threshold else "single"
-        _write_crops(out, split, cut[split], rows[split], ("otsu_area", "weak", "letter", "verified"), files)
+        columns = ("otsu_area", "weak", "letter", "verified", "shape")
+        _write_crops(out, split, cut[split], rows[split], columns, files)
         if negatives:
             name = f"{split}-negatives"
             _write_crops(out, name, refused[split], refused_rows[split], ("kind", "letter"), files)
@@ -1049,6 +1046,16 @@ def write_dataset(
         of_source=of_source,
     )
     unfinished.unlink()
+
+
+def shapes_of(photograph: Photograph, boxes: Float32) -> list[str]:
+    """Returns what an expert's point calls each box, float32 (N, 4): N words, "" without a point."""
+    points = np.array([(p.x, p.y) for p in photograph.points], np.float32).reshape(-1, 2)
+    shapes = [""] * len(boxes)
+    for point, box in zip(photograph.points, metrics.match_points(points, boxes).tolist(), strict=True):
+        if box >= 0:
+            shapes[box] = point.shape
+    return shapes
 
 
 def _write_detector_photograph(

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from rbc_edge.values import CellClass
+from rbc_edge.values import SHAPES, CellClass
 from rbc_edge.vision import quality
 from rbc_train import console, metrics
-from rbc_train.data import CLASS_NAMES, LABORATORIES, SHAPES
+from rbc_train.data import CLASS_NAMES, LABORATORIES
 from rbc_train.evaluate import Examined, by_laboratory, class_hits, field_counts, judged_found, verdicts
 from rbc_train.metrics import Float64
 from rbc_train.results import Section, Table

@@ -1,8 +1,8 @@
 """The networks: YOLOv5n as ultralytics builds it, and the networks of the second stage.
 
 All networks of the second stage take uint8 RGB crops of 64x64. They give the log odds that the cell in the
-middle overlaps another cell. Ours also give the log odds that the box holds no single red cell. Shapes stand
-in the margin.
+middle overlaps another cell. Ours also give the log odds that the box holds no single red cell, and of each
+shape a cell can have. The shapes of tensors stand in the margin.
 """
 
 import os
@@ -20,7 +20,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.patches import torch_load
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.values import Float32, UInt8
+from rbc_edge.values import SHAPES, Float32, UInt8
 from rbc_train.data import CLASS_NAMES
 
 ModelName = Literal["base", "improved", "station", "teacher"]
@@ -28,6 +28,10 @@ ModelName = Literal["base", "improved", "station", "teacher"]
 PAPER: Final = ("base", "improved")
 """The networks of the paper. The others are ours."""
 
+
+N_SIZES: Final = 6
+"""What `sizes` tells the head of shapes."""
+_N_HIDDEN: Final = 128
 
 N_COCO_TENSORS: Final = 342
 """Backbone and neck tensors of YOLOv5n v6.1 that fit ultralytics' yolov5n.yaml by name and shape."""
@@ -85,19 +89,35 @@ class StagesNet(nn.Module):
         yolo: Any = DetectionModel("yolov5n.yaml", nc=len(CLASS_NAMES), verbose=False)
         self.stages = nn.ModuleList(list(yolo.model[:depth]))
         self.taps = tuple(i for i in self._CHANNELS if i < depth)
-        self.head = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(sum(self._CHANNELS[i] for i in self.taps), 2)
+        n_features = sum(self._CHANNELS[i] for i in self.taps)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, 2))
+        self.shape_head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(n_features + N_SIZES, _N_HIDDEN),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(_N_HIDDEN, len(SHAPES)),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gives logits float (N, 2), overlapping and no single red cell, for crops float (N, 3, 64, 64)."""
+    def forward(self, x: Tensor, sides: Tensor | None = None) -> Tensor:
+        """Gives logits for crops.
+
+        Args:
+            x: float (N, 3, 64, 64) in 0..1.
+            sides: float (N, 2), width and height of the boxes in diameters of a red cell. None: as one. Only
+                shapes depend on them.
+
+        Returns:
+            float (N, 2 + S): overlapping, no single red cell, and each of `SHAPES`.
+        """
         pooled: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             x = stage(x)  # N, 64, 8, 8 after layer 4; N, 128, 4, 4 after 6; N, 256, 2, 2 after 9
             if i in self.taps:
                 pooled.append(x.mean((2, 3)))
-        logits: Tensor = self.head(torch.cat(pooled, 1))
-        return logits
+        seen = torch.cat(pooled, 1)
+        size = sizes(torch.ones_like(seen[:, :2]) if sides is None else sides)
+        return torch.cat([self.head(seen), self.shape_head(torch.cat([seen, size], 1))], 1)
 
     def begin_from(self, detector: nn.Module) -> None:
         """Takes the first stages of a trained detector.
@@ -108,6 +128,17 @@ class StagesNet(nn.Module):
         trained: Any = detector
         for own, given in zip(self.stages, trained.model, strict=False):
             own.load_state_dict(given.float().state_dict())
+
+
+def sizes(sides: Tensor) -> Tensor:
+    """Turns sides, float (N, 2), into `N_SIZES` numbers that do not change when the crop is turned.
+
+    Smaller and larger side, their geometric mean, each less 1; how much longer the longer is; and how far the
+    mean is from 1, twice, because a macrocyte and a microcyte are both far from a normal cell.
+    """
+    low, high = sides.amin(1, keepdim=True), sides.amax(1, keepdim=True)
+    mean = (low * high).sqrt() - 1
+    return torch.cat([low - 1, high - 1, mean, high / low.clamp(min=1e-3) - 1, 4 * mean**2, mean.abs()], 1)
 
 
 def build(model: ModelName) -> nn.Module:
@@ -157,7 +188,8 @@ def predict_both(network: nn.Module, crops: UInt8, *, turned: bool = False) -> F
         x = to_input(crops[i : i + 256])
         views = [torch.rot90(y, k, (2, 3)) for k in range(4) for y in (x, x.flip(3))] if turned else [x]
         scores = torch.stack([torch.sigmoid(network(v)) for v in views]).mean(0)
-        parts.append(scores if scores.ndim == 2 else torch.stack([scores, torch.zeros_like(scores)], 1))
+        both = scores[:, :2] if scores.ndim == 2 else torch.stack([scores, torch.zeros_like(scores)], 1)
+        parts.append(both)
     return torch.cat(parts).numpy().astype(np.float32)
 
 

@@ -11,7 +11,7 @@ from rbc_edge.values import Float32
 from rbc_edge.vision import bundle, image_file, preprocess, selftest
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import TEST_EXPECTED, TEST_INPUT, Bundle, Manifest
-from rbc_train import evaluate, laboratories, results
+from rbc_train import evaluate, laboratories, results, shapes
 from rbc_train.data import Photograph, verified_labels
 
 DRAFT_SCORE: Final = 0.25
@@ -21,10 +21,17 @@ DRAFT_SCORE: Final = 0.25
 def draft(manifest: Manifest) -> Manifest:
     """Returns a manifest without thresholds: what they are chosen with."""
     scores = (DRAFT_SCORE,) * len(manifest.score_threshold)
-    return replace(manifest, score_threshold=scores, overlap_threshold=0.5, refuse_threshold=1.0)
+    return replace(
+        manifest, score_threshold=scores, overlap_threshold=0.5, refuse_threshold=1.0, shape_threshold=0.0
+    )
 
 
-def choose(analyzer: Analyzer, examined: Sequence[evaluate.Examined], manifest: Manifest) -> Manifest:
+def choose(
+    analyzer: Analyzer,
+    examined: Sequence[evaluate.Examined],
+    pointed: Sequence[Photograph],
+    manifest: Manifest,
+) -> Manifest:
     """Chooses all thresholds.
 
     What is refused would not be seen by a draft. So the score thresholds come first, and what is refused then
@@ -33,6 +40,7 @@ def choose(analyzer: Analyzer, examined: Sequence[evaluate.Examined], manifest: 
     Args:
         analyzer: Of the draft.
         examined: Validation photographs, seen by it.
+        pointed: Validation photographs with points of shapes.
         manifest: Of the draft.
 
     Returns:
@@ -50,7 +58,10 @@ def choose(analyzer: Analyzer, examined: Sequence[evaluate.Examined], manifest: 
         return analyzer.classifier.scores(preprocess.cell_crops(view, boxes, margin=margin)).refuse
 
     refusal = evaluate.refuse_threshold(*evaluate.refuse_scores(examined, judge, scored.sure_score))
-    return replace(scored, refuse_threshold=refusal.threshold)
+    chosen = replace(scored, refuse_threshold=refusal.threshold)
+    files = analyzer.bundle.manifest.files
+    judged = Analyzer(Bundle(analyzer.bundle.path, replace(chosen, files=files)))
+    return replace(chosen, shape_threshold=shapes.threshold(shapes.look(judged, pointed)))
 
 
 def again(
@@ -60,8 +71,8 @@ def again(
 
     Args:
         opened: The bundle.
-        photographs: Complete validation photographs. Those of laboratories that did not teach the bundle are
-            not used: they may judge it later.
+        photographs: Validation photographs, complete or with points of shapes. Those of laboratories that did
+            not teach the bundle are not used: they may judge it later.
         out: Folder of the new bundle. May be that of the old one.
         say: Called with a line for each step.
         threads: Of the networks.
@@ -75,13 +86,15 @@ def again(
     """
     old = opened.manifest
     learned = laboratories.learned_from(old.training)
-    used = [p for p in photographs if learned is None or p.laboratory in learned]
+    known = [p for p in photographs if learned is None or p.laboratory in learned]
+    used, pointed = [p for p in known if p.complete], [p for p in known if p.points]
     verified, bare = verified_labels(used), draft(old)
     analyzer = Analyzer(Bundle(opened.path, bare), threads=threads)
-    chosen = choose(analyzer, evaluate.examine(analyzer, used, verified, scale="labelled"), bare)
+    chosen = choose(analyzer, evaluate.examine(analyzer, used, verified, scale="labelled"), pointed, bare)
     say(f"scores {old.score_threshold} -> {chosen.score_threshold}")
     say(f"overlap {old.overlap_threshold} -> {chosen.overlap_threshold}")
     say(f"refuse {old.refuse_threshold} -> {chosen.refuse_threshold}")
+    say(f"shape {old.shape_threshold} -> {chosen.shape_threshold}")
     analyzer = Analyzer(Bundle(opened.path, chosen), threads=threads)
     seen = evaluate.examine(analyzer, used, verified, scale="labelled")
     figures = results.plain(evaluate.score(seen, chosen.overlap_threshold))

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.values import Bool, CellClass, Float32, Int64, UInt8
+from rbc_edge.values import SHAPES, Bool, CellClass, Float32, Int64, Shape, UInt8
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.boxes import iou
 from rbc_train import metrics, networks, runs
@@ -95,6 +95,8 @@ class Samples:
         overlapping: bool (N,), the label.
         target: float32 (N,), how much the label says overlapping, 0..1. NaN where that is not the question.
         refuse: float32 (N,), how much it says that the box holds no single red cell, 0..1. NaN: unknown.
+        shape: int64 (N,), what an expert called it, as index into `SHAPES`. -1: nobody did.
+        sides: float32 (N, 2), width and height in diameters of a red cell.
         letter: N letters of the verified label, "" where there is none.
         source: N cameras.
     """
@@ -105,6 +107,8 @@ class Samples:
     overlapping: Bool
     target: Float32
     refuse: Float32
+    shape: Int64
+    sides: Float32
     letter: list[str]
     source: list[str]
 
@@ -198,7 +202,8 @@ def read_samples(
         kind: Which labels.
         soft: float32 (N, 2), for labels taught: what the teachers say of every crop of the split.
         use: Whether a photograph, by its name, takes part.
-        others: Also read the boxes that are not one red cell, and draw wrong ones.
+        others: Also read the boxes that are not one red cell, draw wrong ones, and read the cells that have
+            no such label but a shape.
 
     Returns:
         The boxes that have such a label. Taught, a verified box stands twice: its target is the mean of
@@ -230,6 +235,10 @@ def read_samples(
     named = {row["name"] for row in rows}
     if missing := sorted(named - photographs.keys()):
         raise UnavailableError(f"{dataset}: {missing[0]} is not in the data", "make the dataset again")
+    if others:
+        formed = sorted({i for i, r in enumerate(rows) if r["shape"] and use(r["name"])} - set(chosen))
+        target[formed], refuse[formed] = np.nan, 0
+        chosen = [*chosen, *formed]
     rows = [rows[i] for i in chosen]
     target, refuse = target[chosen], refuse[chosen]
     if others:
@@ -242,13 +251,18 @@ def read_samples(
     of_source = source_diameters_px(p for p in photographs.values() if p.split == "train")
     used = [photographs[name] for name in names]
     boxes = [[float(r[k]) for k in ("x0", "y0", "x1", "y1")] for r in rows]
+    xyxy = np.array(boxes, np.float32).reshape(-1, 4)
+    # Experts see how large a cell is, not how large it is beside its neighbours. So the camera's diameter.
+    camera_px = np.array([of_source.get(r["source"], math.nan) for r in rows], np.float32).reshape(-1, 1)
     return Samples(
         views=[p.view(labelled_diameter_px(p, of_source)) for p in used],
         view=np.array([number[r["name"]] for r in rows], np.int64),
-        xyxy=np.array(boxes, np.float32).reshape(-1, 4),
+        xyxy=xyxy,
         overlapping=target >= 0.5,
         target=target,
         refuse=refuse,
+        shape=np.array([SHAPES.index(Shape(r["shape"])) if r.get("shape") else -1 for r in rows], np.int64),
+        sides=np.nan_to_num((xyxy[:, 2:] - xyxy[:, :2]) / camera_px, nan=1.0),
         letter=[r["letter"] for r in rows],
         source=[r["source"] for r in rows],
     )
@@ -335,19 +349,41 @@ def _wrong(red: Float32, size: Float32, rng: random.Random) -> Float32:
     return np.concatenate([low, low + side[:2]]).astype(np.float32)
 
 
-def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Random) -> tuple[UInt8, Float32]:
-    """Cuts every training box once, with the variation of other detectors and microscopes.
+class _Epoch(NamedTuple):
+    """What one epoch shows: N crops and what is known of each."""
 
-    Returns:
-        Crops uint8 (N, 64, 64, 3) and targets float32 (N, 2): overlapping, and no single red cell. NaN where
-        a crop does not say.
-    """
+    crops: UInt8  # (N, 64, 64, 3)
+    sides: Float32  # (N, 2)
+    targets: Float32  # (N, 2), overlapping, and no single red cell. NaN where a crop does not say.
+    shape: Int64  # (N,), -1 where a crop does not say
+
+
+_FORMED_AN_EPOCH: Final = 8000
+"""Cells that teach only their shape, in one epoch."""
+_BALANCE: Final = 0.5
+"""0 shows shapes as often as they occur, 1 all as often as another."""
+
+
+def _shown(samples: Samples, rng: random.Random) -> list[int]:
+    """Chooses samples: all that say overlapping or refused, and some that have a shape only."""
+    formed = np.isnan(samples.target) & (samples.shape >= 0)
+    only_form = np.flatnonzero(formed).tolist()
+    often = np.bincount(samples.shape[formed], minlength=1)
+    weights = [float(often[samples.shape[i]]) ** -_BALANCE for i in only_form]
+    chosen = rng.choices(only_form, weights, k=min(len(only_form), _FORMED_AN_EPOCH)) if only_form else []
+    return [*np.flatnonzero(~formed).tolist(), *chosen]
+
+
+def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Random) -> _Epoch:
+    """Cuts training boxes once, with the variation of other detectors and microscopes."""
     margin, paste = options.crop_margin or 0.0, options.paste or 0.0
     singles = [i for i in range(len(samples)) if samples.target[i] < 0.5]
-    out = np.empty((len(samples), preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8)
-    targets = np.stack([samples.target, samples.refuse], axis=1)
+    which = _shown(samples, rng)
+    out = np.empty((len(which), preprocess.CROP_PX, preprocess.CROP_PX, 3), np.uint8)
+    targets = np.stack([samples.target, samples.refuse], axis=1)[which]
+    sides = samples.sides[which]
     plain = options.model in networks.PAPER
-    for i in range(len(samples)):
+    for k, i in enumerate(which):
         view, box = samples.views[int(samples.view[i])], samples.xyxy[i]
         if samples.target[i] < 0.5 and rng.random() < paste:
             j = rng.choice(singles)
@@ -355,11 +391,13 @@ def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Rando
             depth = rng.uniform(0.02, 0.5) if touches else -rng.uniform(0.1, 0.3)
             donor = samples.views[int(samples.view[j])]
             view, box = _pasted(view, box, donor, samples.xyxy[j], depth=depth, rng=rng)
-            targets[i, 0] = float(touches)
+            targets[k, 0] = float(touches)
         if not plain:
-            # The detector's boxes are not the annotator's.
+            # The detector's boxes are not the annotator's, and the scale of a slide is an estimate.
             side = np.tile(box[2:] - box[:2], 2)
-            box = box + side * np.array([rng.gauss(0, 0.03) for _ in range(4)], np.float32)
+            moved = side * np.array([rng.gauss(0, 0.03) for _ in range(4)], np.float32)
+            box = box + moved
+            sides[k] *= (1 + (moved[2:] - moved[:2]) / side[:2]) * rng.gauss(1, 0.04)
         crop = preprocess.cell_crops(view, box[None], margin=margin)[0]
         if not plain:
             crop = np.rot90(crop, rng.randrange(4))
@@ -367,8 +405,8 @@ def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Rando
         elif options.model == "improved":
             noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 0.05 * 255, crop.shape)
             crop = np.clip(crop + noise, 0, 255).astype(np.uint8)  # the paper's noise-based augmentation
-        out[i] = crop
-    return out, targets
+        out[k] = crop
+    return _Epoch(out, sides, targets, samples.shape[which])
 
 
 def _pasted(
@@ -455,7 +493,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     for epoch in range(first, epochs):
         torch.manual_seed(options.seed * 100_003 + epoch)
         rng = random.Random(options.seed * 100_003 + epoch)
-        crops, targets = _epoch_crops(training, options, rng)
+        shown = _epoch_crops(training, options, rng)
         if ours:
             # Warm up, then down a cosine to a hundredth.
             share = epoch / max(epochs - 1, 1)
@@ -468,8 +506,7 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
             network=network,
             averaged=averaged,
             optimizer=optimizer,
-            crops=crops,
-            targets=targets,
+            shown=shown,
             weights=weights,
             smoothing=smoothing,
             calm=ours,
@@ -497,7 +534,7 @@ def _groups(network: nn.Module, options: ClassifierOptions) -> list[dict[str, An
         return [{"params": list(network.parameters()), "share": 1.0}]
     return [
         {"params": list(network.stages.parameters()), "share": 0.3 if options.detector else 1.0},
-        {"params": list(network.head.parameters()), "share": 1.0},
+        {"params": [*network.head.parameters(), *network.shape_head.parameters()], "share": 1.0},
     ]
 
 
@@ -511,8 +548,7 @@ def _run_epoch(
     network: nn.Module,
     averaged: "torch.optim.swa_utils.AveragedModel",
     optimizer: torch.optim.Optimizer,
-    crops: UInt8,
-    targets: Float32,
+    shown: _Epoch,
     weights: Tensor,
     *,
     smoothing: float,
@@ -521,17 +557,21 @@ def _run_epoch(
 ) -> float:
     """One pass. `calm` bounds the gradient, which a pretrained network needs at first."""
     network.train()
-    order = torch.randperm(len(crops)).numpy()
+    order = torch.randperm(len(shown.crops)).numpy()
     total = 0.0
-    for start in range(0, len(crops), batch):
+    for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         if len(chosen) < 2:
             continue  # batch normalisation needs two
-        target = torch.from_numpy(targets[chosen])
-        logits = network(networks.to_input(crops[chosen]))
-        loss = _loss(networks.overlap_logits(logits), target[:, 0], smoothing, weights)
-        if logits.ndim == 2:
-            loss = loss + _loss(logits[:, 1], target[:, 1], smoothing, torch.ones(2))
+        target = torch.from_numpy(shown.targets[chosen])
+        x = networks.to_input(shown.crops[chosen])
+        if isinstance(network, networks.StagesNet):
+            logits = network(x, torch.from_numpy(shown.sides[chosen]))
+            loss = _loss(logits[:, 1], target[:, 1], smoothing, torch.ones(2))
+            loss = loss + _shape_loss(logits[:, 2:], torch.from_numpy(shown.shape[chosen]))
+        else:
+            logits, loss = network(x), torch.zeros(())
+        loss = loss + _loss(networks.overlap_logits(logits), target[:, 0], smoothing, weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if calm:
@@ -539,7 +579,19 @@ def _run_epoch(
         optimizer.step()
         averaged.update_parameters(network)
         total += loss.item() * len(chosen)
-    return total / max(len(crops), 1)
+    return total / max(len(order), 1)
+
+
+_SHAPE_SMOOTHING: Final = 0.05  # experts do not agree on one cell in ten
+
+
+def _shape_loss(logits: Tensor, shape: Tensor) -> Tensor:
+    """Cross entropy over the crops of which an expert named the shape. `logits` are float (N, S)."""
+    says = shape >= 0
+    losses = functional.cross_entropy(
+        logits[says], shape[says], label_smoothing=_SHAPE_SMOOTHING, reduction="sum"
+    )
+    return losses / max(len(says), 1)
 
 
 def _loss(logits: Tensor, target: Tensor, smoothing: float, weights: Tensor) -> Tensor:
