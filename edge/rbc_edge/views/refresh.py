@@ -128,7 +128,8 @@ class Views(Pictures):
 
     def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         super().__init__(ledger.reader, options, monotonic_s=monotonic_s)
-        self.tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
+        out, manifest = ledger.database.path.parent, options.manifest
+        self.tables = Tables(out, ledger, edges=options.edges, cells=options.cells, manifest=manifest)
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Does what `Tables.write` does. The pictures of the changed slides are then due."""
