@@ -36,6 +36,7 @@ class ViewOptions:
     cells: bool = False  # write ``cells/<slide>.csv``
     overlays: bool = False  # draw ``overlays/<slide>/<fov>_overlay.jpg``
     longest_px: int = 2048  # longest side of an overlay. 0: as large as the image.
+    overlay_shapes: bool = False  # write the shapes of cells into the overlays
     reports: bool = False  # write ``reports/<slide>.html``
     manifest: Manifest | None = None  # of the bundle at work, for its thresholds. None: they are not shown.
 
@@ -51,7 +52,13 @@ class Pictures:
         out, edges, manifest = reader.path.parent, options.edges, options.manifest
         self._reader, self._options, self._monotonic_s = reader, options, monotonic_s
         self._overlays = Overlays(
-            out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest, new=options.overlays
+            out,
+            reader,
+            edges=edges,
+            longest_px=options.longest_px,
+            manifest=manifest,
+            new=options.overlays,
+            shapes=options.overlay_shapes,
         )
         self._reports = Reports(out, reader, edges=edges, manifest=manifest, new=options.reports)
         self._to_draw: dict[str, None] = {}

@@ -39,6 +39,9 @@ ICSH_NAMES: Final = {
 }
 """Names in the recommendations of the ICSH (Palmer and others 2015, doi 10.1111/ijlh.12327)."""
 
+LETTERS: Final = {shape: shape.value[:2].capitalize() for shape in Shape}
+"""Two letters for each shape, in pictures."""
+
 ENOUGH: Final = 1000
 """Red cells that the ICSH asks for where a share is given (Zini and others 2012 and 2021, schistocytes)."""
 
@@ -78,6 +81,11 @@ class SlideForms:
     pale_share: float | None = None  # None without a cell, as the next two
     small_share: float | None = None
     large_share: float | None = None
+
+
+def name(shape: Shape) -> str:
+    """Returns the name of a shape on pages: that of the ICSH, where there is one."""
+    return ICSH_NAMES[shape] or shape.value
 
 
 def is_spoiled(row: FieldRow) -> bool:
