@@ -6,14 +6,15 @@ Run as ``python docs/make_tables.py`` after a column has changed. A test compare
 from pathlib import Path
 from typing import Final
 
-from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SLIDE_TABLE
+from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SHAPE_TABLE, SLIDE_TABLE
 
 PAGE: Final = Path(__file__).resolve().parent / "tables.md"
 
 
 def filled(page: str) -> str:
     """Returns the text of the page with the current columns between its markers."""
-    for name, table in (("slides", SLIDE_TABLE), ("fields", FIELD_TABLE), ("cells", CELL_TABLE)):
+    tables = {"slides": SLIDE_TABLE, "fields": FIELD_TABLE, "cells": CELL_TABLE, "shapes": SHAPE_TABLE}
+    for name, table in tables.items():
         start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
         before, found, rest = page.partition(start)
         _, found_end, after = rest.partition(end)

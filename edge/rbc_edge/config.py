@@ -176,6 +176,9 @@ class Settings:
         limits=(64, 20_000),  # a JPEG ends at 65,535
         zero="as large as the image",
     )
+    overlay_shapes: bool = _is(
+        False, "Also write the shapes of red cells into these pictures, in letters that are explained below."
+    )
     report: bool = _is(False, "Also write a web page with pictures for each slide (reports/<slide>.html).")
     slide_pattern: str | None = _is(
         None,

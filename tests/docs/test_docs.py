@@ -317,6 +317,7 @@ def test_exit_codes(page: Path) -> None:
         ("`slides.csv`", tables.SLIDE_TABLE.names),
         ("`<slide_id>.csv`", tables.FIELD_TABLE.names),
         ("`cells/<slide_id>.csv`", tables.CELL_TABLE.names),
+        ("`shapes/<slide_id>.csv`", tables.SHAPE_TABLE.names),
     ],
 )
 def test_columns_stand_in_their_order(heading: str, columns: tuple[str, ...]) -> None:
@@ -332,6 +333,7 @@ def test_the_page_of_the_tables_has_every_column_and_no_other() -> None:
         if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", word)
     }
     columns = {*tables.FIELD_TABLE.names, *tables.SLIDE_TABLE.names, *tables.CELL_TABLE.names}
+    columns |= {*tables.SHAPE_TABLE.names}
     of_json = {
         key
         for file in Path(cli.__file__).parent.rglob("*.py")

@@ -35,6 +35,7 @@ def count_options(settings: Settings) -> CountOptions:
             cells=settings.cells,
             overlays=settings.overlays,
             longest_px=settings.overlay_px,
+            overlay_shapes=settings.overlay_shapes,
             reports=settings.report,
             manifest=bundle.manifest,
         ),

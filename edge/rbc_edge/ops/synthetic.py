@@ -15,6 +15,7 @@ Coordinates are pixels of the field of view, x to the right, y down. Pixel (i, j
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property, partial
 from typing import Final
 
@@ -38,6 +39,20 @@ _MAX_TRIES: Final = 300  # places tried for one cell before the field counts as 
 
 _Radii = np.ndarray[tuple[int], np.dtype[np.float64]]
 _Colour = tuple[float, float, float]
+
+
+class Form(StrEnum):
+    """Red cells of an exact form, for `draw_forms`."""
+
+    DISC = "disc"  # with a pale middle, as the stain says
+    SPHERE = "sphere"  # smaller, without a pale middle
+    ELLIPSE = "ellipse"  # `ELLIPSE_ASPECT` times as long as wide
+    RING = "ring"  # the middle as pale as the background: hypochromic
+    TARGET = "target"  # a pale ring around a dark middle
+    BITTEN = "bitten"  # a disc without a round piece of its side
+
+
+ELLIPSE_ASPECT: Final = 1.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +95,10 @@ class DrawnField:
     class_id: Int64  # (N,), values of `CellClass`
     overlapping: Bool  # (N,), whether the red cell overlaps another cell; False for other classes
     group: Int64  # (N,), 1..G numbers the groups of overlapping cells, 0 for a cell in no group
-    outlines: tuple[Float32, ...]  # N of (V, 2): the convex outline as x, y, not cut at the border
+    # N of (V, 2): the outline as x, y, not cut at the border. Convex, but that of `Form.BITTEN`.
+    outlines: tuple[Float32, ...]
     cell_diameter_px: float  # mean diameter of the red cells of the slide: the scale
+    forms: tuple[Form, ...] = ()  # N, of `draw_forms`
 
     @property
     def counts(self) -> Counts:
@@ -173,6 +190,41 @@ def draw_slide(
     return fields
 
 
+def draw_forms(
+    rng: np.random.Generator,
+    forms: Sequence[Form],
+    *,
+    cell_diameter_px: float = 60.0,
+    stain: Stain = GREY,
+    illumination: float = 0.12,
+    noise: float = 1.5,
+    blur_px: float = 0.8,
+) -> DrawnField:
+    """Draws red cells of given forms, at least one, apart from each other (arguments as of `draw_field`)."""
+    pitch_px, columns = 1.75 * cell_diameter_px, math.ceil(math.sqrt(len(forms)))
+    rows = math.ceil(len(forms) / columns)
+    layout = _Layout(rng, round(columns * pitch_px), round(rows * pitch_px), cell_diameter_px)
+    for i, form in enumerate(forms):
+        place = np.array([i % columns, i // columns]) + rng.uniform(0.44, 0.56, 2)
+        x, y = (place * pitch_px).tolist()
+        size_px = cell_diameter_px / 2 * rng.uniform(0.95, 1.05) * (0.8 if form is Form.SPHERE else 1.0)
+        radius_px = size_px * _form(form, float(rng.uniform(0, 2 * np.pi)))
+        layout.shapes.append(_Shape(CellClass.RBC, (x, y), radius_px, form=form))
+    return _render(layout, stain, illumination, noise, blur_px)
+
+
+def _form(form: Form, turn: float) -> _Radii:
+    """Returns the radii (V,) of a form, turned by an angle. Those of a disc are 1."""
+    angle = _ANGLES - turn
+    if form is Form.ELLIPSE:  # of the area of the disc
+        long, short = math.sqrt(ELLIPSE_ASPECT), 1 / math.sqrt(ELLIPSE_ASPECT)
+        return np.asarray(1 / np.hypot(np.cos(angle) / long, np.sin(angle) / short))
+    if form is Form.BITTEN:  # a smaller circle around a point of the outline is missing
+        inside = np.maximum(0.45**2 - np.sin(angle) ** 2, 0)
+        return np.asarray(np.where((inside > 0) & (np.cos(angle) > 0), np.cos(angle) - np.sqrt(inside), 1))
+    return np.ones(_VERTICES)
+
+
 # -- geometry ---------------------------------------------------------------------------------------------
 
 
@@ -184,6 +236,7 @@ class _Shape:
     centre: tuple[float, float]  # x, y in pixels of the field
     radius_px: _Radii  # (V,), radius at the angles 2 pi i / V
     group: int = 0  # 0: in no group
+    form: Form | None = None
 
     @cached_property
     def outline(self) -> Float32:
@@ -387,6 +440,7 @@ def _render(layout: _Layout, stain: Stain, illumination: float, noise: float, bl
         group=group[order],
         outlines=tuple(layout.shapes[i].outline for i in order),
         cell_diameter_px=layout.cell_diameter_px,
+        forms=tuple(form for i in order if (form := layout.shapes[i].form)),
     )
 
 
@@ -460,7 +514,11 @@ class _Painter:
 
     def add(self, shape: _Shape) -> None:
         """Adds one cell."""
-        paint = {CellClass.RBC: self._red, CellClass.WBC: self._white, CellClass.PLATELET: self._platelet}
+        paint: dict[CellClass, Callable[[_Patch], None]] = {
+            CellClass.RBC: partial(self._red, form=shape.form),
+            CellClass.WBC: self._white,
+            CellClass.PLATELET: self._platelet,
+        }
         softness = {CellClass.RBC: 1.0, CellClass.WBC: 1.3, CellClass.PLATELET: 1.6}[shape.class_id]
         h, w = self.absorbance.shape[:2]
         paint[shape.class_id](_Patch.of(shape, h, w, softness * self.edge_px))
@@ -468,7 +526,7 @@ class _Painter:
     def _add(self, patch: _Patch, density: Float32, colour: _Colour) -> None:
         self.absorbance[patch.where] += density[..., None] * np.asarray(colour, np.float32)
 
-    def _red(self, patch: _Patch) -> None:
+    def _red(self, patch: _Patch, form: Form | None) -> None:
         """A biconcave disc: a paler centre, a plateau, a slightly darker rim, a thin bright line around."""
         rng, stain, radius_px = self.rng, self.stain, patch.radius_px
         strength = float(np.clip(rng.normal(1, stain.variation), 0.6, 1.5))
@@ -477,6 +535,12 @@ class _Painter:
         shift = rng.normal(0, 0.05, 2) * radius_px  # the dimple is rarely exactly in the middle
         centre_rho = patch.distance(shift[0], shift[1]) / np.float32(radius_px)
         dimple = np.exp(-((centre_rho / np.float32(width)) ** 2.6))
+        if form in (Form.RING, Form.TARGET):
+            pallor, dimple = 0.9, np.exp(-((patch.rho / np.float32(0.62)) ** 6))
+        if form is Form.TARGET:
+            dimple -= np.exp(-((patch.rho / np.float32(0.32)) ** 4))
+        if form is Form.SPHERE:
+            pallor = 0.0
         rim = np.exp(-(((patch.rho - np.float32(0.86)) / np.float32(0.11)) ** 2))
         body = 1 - np.float32(pallor) * dimple + np.float32(rng.uniform(0.04, 0.16)) * rim
         body *= 1 + 0.035 * patch.blobs(rng, 0.35 * radius_px)

@@ -34,6 +34,7 @@ from rbc_edge.store.rows import (
     given_of,
     pack_cells,
     pack_counts,
+    pack_morphology,
     place,
     place_of,
     places_in,
@@ -526,7 +527,9 @@ class _Record:
             tuple(values.values()),
         )
         if result is not None:
-            self._db.execute("INSERT INTO cells VALUES (?, ?)", (cursor.lastrowid, pack_cells(result.cells)))
+            packed = pack_cells(result.cells), pack_morphology(result.cells.morphology)
+            query = "INSERT INTO cells (field_key, packed, morphology) VALUES (?, ?, ?)"
+            self._db.execute(query, (cursor.lastrowid, *packed))
         return row
 
 

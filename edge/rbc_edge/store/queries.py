@@ -250,9 +250,11 @@ class Reader:
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
         """Yields (fov, cells) of a slide's counted fields in order of their names."""
         tables = f"cells JOIN {_TABLES.replace('JOIN', 'USING (field_key) JOIN', 1)}"
-        query = f"SELECT fov, packed FROM {tables} WHERE slide_id = ? AND kind IS NULL ORDER BY fov"
-        for fov, packed in self._db.rows(query, slide_id):
-            yield fov, rows.unpack_cells(packed)
+        query = (
+            f"SELECT fov, packed, morphology FROM {tables} WHERE slide_id = ? AND kind IS NULL ORDER BY fov"
+        )
+        for fov, *packed in self._db.rows(query, slide_id):
+            yield fov, rows.unpack_cells(*packed)
 
     def _among(self, query: str, some: Collection[object], *values: object) -> Iterator[tuple[Any, ...]]:
         return self._db.rows(f"{query} ({', '.join('?' * len(some))})", *values, *some)

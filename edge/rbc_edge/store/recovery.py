@@ -29,6 +29,7 @@ from rbc_edge.text import count_text, path_text
 from rbc_edge.values import Cells
 
 _FIELDS: Final = f"SELECT field_key, {FIELD_COLUMNS} FROM field LEFT JOIN slide USING (slide_key)"
+_CELLS: Final = "SELECT field_key, packed, morphology FROM cells"
 _SLIDES: Final = f"SELECT slide_id, {GIVEN_COLUMNS} FROM slide"
 _RECOUNT: Final = "damaged"  # in place of a row's settings: no version is like it
 _CODE: Final = re.compile(r"error code[ =]*([0-9]+)")  # of SQLite, in what its check says
@@ -50,8 +51,8 @@ def damage(database: Database) -> str:
                 field_row(tuple(row))
             for row in db.execute(_SLIDES):
                 given_of(*row)
-            for (packed,) in db.execute("SELECT packed FROM cells"):
-                unpack_cells(packed)
+            for packed in db.execute("SELECT packed, morphology FROM cells"):
+                unpack_cells(*packed)
         except (sqlite3.DatabaseError, zlib.error, ValueError, RowError) as error:
             busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR)
             if isinstance(error, sqlite3.Error) and error_kind(error) in busy:
@@ -75,7 +76,7 @@ def mend(database: Database, *, deep: bool) -> list[str]:
         return []
     with database.guard():
         damaged = [(key, raw_row(tuple(row))) for key, *row in database.rows(_FIELDS) if not _is_row(row)]
-        unread = [key for key, packed in database.rows("SELECT * FROM cells") if deep and not _cells(packed)]
+        unread = [key for key, *packed in database.rows(_CELLS) if deep and not _cells(*packed)]
         given = [row[0] for row in database.rows(_SLIDES) if not _is_given(row)]
         said = []
         if damaged or unread or given:
@@ -174,9 +175,9 @@ def _is_given(row: tuple[Any, ...]) -> bool:
     return False
 
 
-def _cells(packed: bytes) -> Cells | None:
+def _cells(packed: bytes, morphology: bytes | None = None) -> Cells | None:
     with suppress(ValueError, zlib.error):
-        return unpack_cells(packed)
+        return unpack_cells(packed, morphology)
     return None
 
 
@@ -192,7 +193,7 @@ def keep_aside(out: Path, stamp: str) -> Path:
     what = f"{path_text(out)}: cannot keep the damaged ledger aside"
     with unavailable(what, "check permissions and free space"):
         aside = _new_folder(out / f"damaged-{stamp}")
-        for table in [*out.glob("*.csv"), *out.glob("cells/*.csv")]:
+        for table in chain.from_iterable(out.glob(f"{folder}*.csv") for folder in ("", "cells/", "shapes/")):
             kept = aside / table.relative_to(out)
             kept.parent.mkdir(exist_ok=True)
             table.rename(kept)

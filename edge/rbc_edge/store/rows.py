@@ -14,7 +14,17 @@ import numpy as np
 
 from rbc_edge.store.schema import DamagedError
 from rbc_edge.text import one_line
-from rbc_edge.values import Cells, Counts, Detections, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.values import (
+    SHAPES,
+    Cells,
+    Counts,
+    Detections,
+    FovResult,
+    InboxFile,
+    Morphology,
+    Scale,
+    ScaleSource,
+)
 from rbc_edge.vision.counting import EdgeRule, count
 
 _PLAIN: Final = (
@@ -63,6 +73,8 @@ _CELL: Final = np.dtype(
         ("edges", "u1"),  # bits: left 1, top 2, right 4, bottom 8
     ]
 )
+_MEASURES: Final = ("shape_score", "area_px", "aspect_ratio", "circularity", "pallor")
+_MORPHOLOGY: Final = np.dtype([("shape", "i1"), ("shape_sure", "u1"), *((name, "<f4") for name in _MEASURES)])
 _EDGE_BITS: Final = np.array([1, 2, 4, 8], np.uint8)
 
 
@@ -334,8 +346,28 @@ def pack_cells(cells: Cells) -> bytes:
     return zlib.compress(packed.tobytes(), level=1)
 
 
-def unpack_cells(packed: bytes) -> Cells:
-    """Reads what `pack_cells` made. Raises `ValueError` or `zlib.error` where it is not that."""
+def pack_morphology(morphology: Morphology) -> bytes:
+    """A compressed array of `_MORPHOLOGY`. As that of the cells, it holds a checksum: that of zlib."""
+    packed = np.zeros(len(morphology), _MORPHOLOGY)
+    for name in ("shape", "shape_sure", *_MEASURES):
+        packed[name] = getattr(morphology, name)
+    return zlib.compress(packed.tobytes(), level=1)
+
+
+def unpack_morphology(packed: bytes) -> Morphology:
+    """Reads what `pack_morphology` made. Raises `ValueError` or `zlib.error` where it is not that."""
+    table = np.frombuffer(zlib.decompress(packed), _MORPHOLOGY)
+    shape, sure = table["shape"].astype(np.int64), table["shape_sure"].astype(np.bool_)
+    if len(shape) and not -1 <= shape.min() <= shape.max() < len(SHAPES):
+        raise ValueError("a shape that no version knows")
+    return Morphology(shape, shape_sure=sure, **{name: table[name].astype(np.float32) for name in _MEASURES})
+
+
+def unpack_cells(packed: bytes, morphology: bytes | None = None) -> Cells:
+    """Reads what `pack_cells` and `pack_morphology` made (None: a version that did not measure).
+
+    Raises `ValueError` or `zlib.error` where it is not that.
+    """
     table = np.frombuffer(zlib.decompress(packed), _CELL)
     xyxy, score = table["xyxy"].astype(np.float32), table["score"].astype(np.float32)
     return Cells(
@@ -344,4 +376,5 @@ def unpack_cells(packed: bytes) -> Cells:
         overlapping=table["overlapping"].astype(np.bool_),
         group=table["group"].astype(np.int64),
         touches_edge=(table["edges"][:, None] & _EDGE_BITS) != 0,
+        morphology=Morphology.unknown(len(table)) if morphology is None else unpack_morphology(morphology),
     )

@@ -154,6 +154,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE slide ADD COLUMN given_checksum INTEGER",
         "ALTER TABLE measure ADD COLUMN checksum INTEGER",
     ),
+    (
+        # The form of the cells (see `rows.pack_morphology`). NULL: by a version that did not measure it.
+        "ALTER TABLE cells ADD COLUMN morphology BLOB",
+    ),
 )
 
 

@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -25,7 +26,8 @@ from rbc_edge.store.outdir import remove_left_over, replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
-from rbc_edge.values import CellClass, Cells, Label, UInt8
+from rbc_edge.values import SHAPES, CellClass, Cells, Label, Shape, UInt8
+from rbc_edge.views import shapes
 from rbc_edge.views.names import OVERLAY_SUFFIX, OVERLAYS, file_names, overlay_folder, overlay_paths
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
@@ -52,11 +54,13 @@ _SWATCH_EM: Final = 2.25
 _MIN_FOOTER_PX: Final = 360  # a narrower field gets a white border, so that its footer can be read
 
 
-def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
+def draw(image: UInt8, cells: Cells, *, longest_px: int = 0, letters: Sequence[str] = ()) -> UInt8:
     """Outlines every cell of a field of view, uint8 (H, W, 3) RGB, and every group of overlapping cells.
 
     Single red cells: thin solid blue line. Overlapping red cells: thick dashed orange line. White cells:
     green box. Platelets: thin pink circle. Groups of two or more: thin grey line around all their cells.
+
+    `letters` are written into the cells, one text for each or none.
 
     Returns a copy, shrunk so that its longer side has `longest_px` at most. 0: as large as the image.
     """
@@ -71,7 +75,30 @@ def draw(image: UInt8, cells: Cells, *, longest_px: int = 0) -> UInt8:
     _draw_groups(out, cells, thin)
     for i, box in enumerate(cells.detections.xyxy.tolist()):
         _draw_cell(out, cells.label(i), box, thin)
+    for text, box in zip(letters, cells.detections.xyxy.tolist(), strict=False):
+        _write_in(out, text, box, thin)
     return out
+
+
+def _write_in(out: UInt8, text: str, box: Sequence[float], thin: int) -> None:
+    """Writes dark letters with a pale rim into the middle of a box."""
+    size = max(0.3, 0.36 * (box[3] - box[1]) / 22 / max(len(text) / 2, 1))
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thin)
+    at = (round((box[0] + box[2] - width) / 2), round((box[1] + box[3] + height) / 2))
+    for colour, line in ((_PAPER, 3 * thin), (_INK, thin)):
+        cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, line, cv2.LINE_AA)
+
+
+def shape_letters(cells: Cells, row: FieldRow) -> list[str]:
+    """Returns what an overlay says of each cell's shape: its letters, with ``?`` where it is unsure.
+
+    Nothing of normal cells, and of cells of which no shape is judged for another reason.
+    """
+    marks = {"yes": "", "unsure": "?"}
+    return [
+        shapes.LETTERS[SHAPES[shape]] + marks[why] if why in marks and SHAPES[shape] != Shape.NORMAL else ""
+        for shape, why in zip(cells.morphology.shape.tolist(), shapes.judged(cells, row), strict=True)
+    ]
 
 
 def _draw_cell(out: UInt8, label: Label, box: Sequence[float], thin: int, dash_degrees: int = 18) -> None:
@@ -119,8 +146,17 @@ def _outlines(area: UInt8) -> Sequence[np.ndarray]:
 # -- the footer -----------------------------------------------------------------------------------------
 
 
-def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manifest | None) -> UInt8:
+def with_footer(
+    image: UInt8,
+    row: FieldRow,
+    *,
+    edges: EdgeRule,
+    manifest: Manifest | None,
+    letters: Sequence[str] | None = None,
+) -> UInt8:
     """Adds a strip below a picture: legend, counts, and what the counts depend on.
+
+    With the `letters` in the picture, it says what they mean, or that no shape is marked.
 
     The thresholds of the manifest are shown if it is of the bundle that counted. Returns a new picture, uint8
     (H + h, max(W, 360), 3) RGB.
@@ -143,7 +179,7 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
         *(f"{'' if flag in NOTES else '! '}{flag}" for flag in row.quality_flags),
     ]
     name = path_text(f"{row.slide_id}/{row.fov}").encode("ascii", "backslashreplace").decode()
-    items += [(None, text) for text in (*facts, name)]
+    items += [(None, text) for text in (*_legend(letters, row), *facts, name)]
 
     font = ImageFont.load_default(px)
     placed, height = _placed(items, px, width, lambda text: math.ceil(font.getlength(text)))
@@ -161,6 +197,18 @@ def with_footer(image: UInt8, row: FieldRow, *, edges: EdgeRule, manifest: Manif
             box = (middle_x - half * 1.5, middle_y - half, middle_x + half * 1.5, middle_y + half)
             _draw_cell(out, label, box, max(1, px // 16), 30)
     return out
+
+
+def _legend(letters: Sequence[str] | None, row: FieldRow) -> list[str]:
+    """Says what letters mean, and how many cells have them."""
+    if letters is None:
+        return []
+    if shapes.is_spoiled(row):
+        return ["no shape is judged: see the flags"]
+    n = Counter(text.rstrip("?") for text in letters if text)
+    texts = [f"{mark} {shapes.name(shape)} {n[mark]}" for shape, mark in shapes.LETTERS.items() if n[mark]]
+    unsure = sum(text.endswith("?") for text in letters)
+    return [*texts, *([f"? unsure {unsure}"] if unsure else [])] or ["no shape but normal is marked"]
 
 
 def threshold_texts(bundle_id: str, manifest: Manifest | None) -> list[str]:
@@ -229,6 +277,7 @@ class Overlays:
     longest_px: int = 2048  # without the footer
     manifest: Manifest | None = None  # of the installed bundle
     new: bool = True  # False: only those that exist, and only when their counts have changed
+    shapes: bool = False  # write the shapes of cells into them, in letters
     # Hashes, because there may be very many files.
     _current: set[int] = field(default_factory=set, init=False)
     _impossible: set[int] = field(default_factory=set, init=False)
@@ -279,7 +328,8 @@ class Overlays:
         for row in rows:
             path = paths[row.fov]
             # What of a picture does not come from the counts.
-            style = digest(self.longest_px, threshold_texts(row.version.bundle_id, self.manifest))[:8]
+            extra = (True,) if self.shapes else ()
+            style = digest(self.longest_px, threshold_texts(row.version.bundle_id, self.manifest), *extra)[:8]
             mark = f"{_MARK} {row_key(row, self.edges)} {style}"
             key = hash((path, mark))
             counts = f"{_MARK} {row_key(row, self.edges)} "
@@ -304,8 +354,9 @@ class Overlays:
             if f"{_MARK} {row_key(row, self.edges)} " not in _mark_of(stale.path):
                 stale.path.unlink(missing_ok=True)
             return False
-        picture = draw(field.image, cells, longest_px=self.longest_px)
-        picture = with_footer(picture, row, edges=self.edges, manifest=self.manifest)
+        letters = shape_letters(cells, row) if self.shapes else None
+        picture = draw(field.image, cells, longest_px=self.longest_px, letters=letters or ())
+        picture = with_footer(picture, row, edges=self.edges, manifest=self.manifest, letters=letters)
         buffer = io.BytesIO()
         # In EXIF, too: programs that save a picture again keep that sooner than the comment.
         exif = Image.Exif()

@@ -36,6 +36,7 @@ class ViewOptions:
     cells: bool = False  # write ``cells/<slide>.csv``
     overlays: bool = False  # draw ``overlays/<slide>/<fov>_overlay.jpg``
     longest_px: int = 2048  # longest side of an overlay. 0: as large as the image.
+    overlay_shapes: bool = False  # write the shapes of cells into the overlays
     reports: bool = False  # write ``reports/<slide>.html``
     manifest: Manifest | None = None  # of the bundle at work, for its thresholds. None: they are not shown.
 
@@ -51,7 +52,13 @@ class Pictures:
         out, edges, manifest = reader.path.parent, options.edges, options.manifest
         self._reader, self._options, self._monotonic_s = reader, options, monotonic_s
         self._overlays = Overlays(
-            out, reader, edges=edges, longest_px=options.longest_px, manifest=manifest, new=options.overlays
+            out,
+            reader,
+            edges=edges,
+            longest_px=options.longest_px,
+            manifest=manifest,
+            new=options.overlays,
+            shapes=options.overlay_shapes,
         )
         self._reports = Reports(out, reader, edges=edges, manifest=manifest, new=options.reports)
         self._to_draw: dict[str, None] = {}
@@ -128,7 +135,8 @@ class Views(Pictures):
 
     def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         super().__init__(ledger.reader, options, monotonic_s=monotonic_s)
-        self.tables = Tables(ledger.database.path.parent, ledger, edges=options.edges, cells=options.cells)
+        out, manifest = ledger.database.path.parent, options.manifest
+        self.tables = Tables(out, ledger, edges=options.edges, cells=options.cells, manifest=manifest)
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Does what `Tables.write` does. The pictures of the changed slides are then due."""

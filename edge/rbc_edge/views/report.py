@@ -7,7 +7,7 @@ need a look come first. The text of the pages is in ``templates/``, their figure
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -23,11 +23,11 @@ from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import count_text, one_line, path_text, utc_text
 from rbc_edge.values import Cells, ScaleSource
-from rbc_edge.views import figures, gallery
+from rbc_edge.views import examples, figures, gallery, shapes
 from rbc_edge.views.figures import PageField, Reason
 from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_names
 from rbc_edge.views.overlay import digest, row_key, threshold_texts
-from rbc_edge.views.tables import SlideSummary, summarize
+from rbc_edge.views.tables import SlideSummary, known_shapes, summarize
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import FLAGS, warnings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _KeepGoing = Callable[[], bool]
 
 IMAGES: Final = 400  # pictures in a slide's page if the user gives no other number
-_PAGE: Final = 2  # another version writes all pages again
+_PAGE: Final = 3  # another version writes all pages again
 _CONTENT: Final = re.compile(rb'<meta name="rbc-edge-content" content="([0-9a-f]{16})">')
 _HEAD_BYTES: Final = 2048
 _MAX_TABLE_ROWS: Final = 3000
@@ -130,7 +130,15 @@ class Reports:
         key = self._key(rows, shown, side_px)
         if _content_key(page) == key:
             return True
-        if not self._put_pictures(summary.slide_id, shown, side_px, page, keep_going):
+        old = gallery.old_pictures(page)
+        if not self._put_pictures(summary.slide_id, shown, side_px, old, keep_going):
+            return False
+        of_fov = {row.fov: row for row in rows}
+        cells = [(of_fov[fov], c) for fov, c in self.ledger.cells(summary.slide_id) if fov in of_fov]
+        named = {shape for b in summary.bundle_ids for shape in known_shapes(self.ledger, b)}
+        forms = examples.of_slide(cells, named)
+        crops = examples.pictures(of_fov, forms.examples, old, keep_going)
+        if crops is None:
             return False
         first = [field for field in fields if field.reasons]
         first.sort(key=lambda f: (f.row.status is not Status.FAILED, -len(f.reasons), f.number))
@@ -146,7 +154,10 @@ class Reports:
             n_first=len(first),
             cluster=figures.cluster(in_order),
             n_rbc_bars=figures.histogram([field.counts.n_rbc for field in counted if field.counts]),
-            group_bars=figures.group_sizes(c for _, c in self.ledger.cells(summary.slide_id)),
+            group_bars=figures.group_sizes(c for _, c in cells),
+            forms=forms,
+            crops=crops,
+            is_unfamiliar=summary.flags.get("unfamiliar", 0) > summary.n_fov_ok / 2,
             strip=figures.strip(in_order) if counted else [],
             order=order,
             gallery=sorted((f for f in shown if f.is_in_gallery), key=lambda f: (-f.crowding, f.number)),
@@ -172,10 +183,14 @@ class Reports:
         return PageField(number, one_line(row.fov), path, row, counts, reasons, crowding)
 
     def _put_pictures(
-        self, slide_id: str, shown: Sequence[PageField], side_px: int, page: Path, keep_going: _KeepGoing
+        self,
+        slide_id: str,
+        shown: Sequence[PageField],
+        side_px: int,
+        old: Mapping[str, gallery.EmbeddedPicture],
+        keep_going: _KeepGoing,
     ) -> bool:
         """Gives fields their pictures until the page is full. Returns False if it was ended early."""
-        old = gallery.old_pictures(page)
         keys = {field.row.fov: f"{row_key(field.row, self.edges)}-{side_px}" for field in shown}
         missing = {fov for fov, key in keys.items() if key not in old}
         cells = {fov: c for fov, c in self.ledger.cells(slide_id) if fov in missing} if missing else {}
@@ -248,7 +263,7 @@ def _environment() -> "Environment":
     environment.keep_trailing_newline = True
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
     environment.filters |= {"url": _url, "counted": count_text}
-    environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}
+    environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP, "shapes": shapes}
     return environment
 
 

@@ -1,7 +1,7 @@
 """The CSV files. They show the ledger and can always be written again.
 
-To add a column, add its line to `FIELD_TABLE`, `SLIDE_TABLE` or `CELL_TABLE`. Header, rows and
-``docs/tables.md`` (``python docs/make_tables.py``) follow from these three declarations.
+To add a column, add its line to `FIELD_TABLE`, `SLIDE_TABLE`, `CELL_TABLE` or `SHAPE_TABLE`. Header, rows and
+``docs/tables.md`` (``python docs/make_tables.py``) follow from these declarations.
 
 UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unknown value is empty, never 0.
 """
@@ -13,10 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, astuple, dataclass, field
+from dataclasses import KW_ONLY, astuple, dataclass, field, replace
 from io import BytesIO, StringIO
 from itertools import chain, compress, groupby
-from math import isnan
+from math import isnan, nan
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,15 +27,19 @@ import numpy as np
 from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
+from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
-from rbc_edge.values import Cells, Counts, Scale
+from rbc_edge.values import SHAPES, Cells, Counts, Float32, Scale, Shape
+from rbc_edge.views import shapes
 from rbc_edge.views.names import file_names, on_disk
+from rbc_edge.vision.boxes import iou, touching_pairs
+from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import NOTES, warnings
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
-SCHEMA: Final = "2"
+SCHEMA: Final = "3"
 EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _HELD: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EISDIR})
 _BLOCK_BYTES: Final = 1 << 20
@@ -68,6 +72,9 @@ class SlideSummary:
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
     n_fov_flagged: int = 0  # fields with at least one flag
     notes: Mapping[str, int] = field(default_factory=dict)  # the same of flags that only inform
+    forms: shapes.SlideForms = field(
+        default_factory=shapes.SlideForms
+    )  # columns, too. `summarize` leaves it empty
 
     @property
     def too_few_fields(self) -> bool:
@@ -148,16 +155,46 @@ class _Cell(NamedTuple):
     overlap_score: float
     group: int
     edges: list[bool]
+    shape: int
+    shape_score: float
+    shape_judged: str
+    area_px: float
+    area_um2: float
+    aspect_ratio: float
+    circularity: float
+    pallor: float
+    max_iou: float
 
 
-def _cells(slide_id: str, fields: Iterable[tuple[str, Cells]]) -> Iterator[_Cell]:
+def _cells(slide_id: str, fields: Iterable[tuple[FieldRow, Cells]]) -> Iterator[_Cell]:
     slide = _text(slide_id)
-    for fov, cells in fields:
-        name, found = _text(fov), cells.detections
+    for row, cells in fields:
+        name, found, form = _text(row.fov), cells.detections, cells.morphology
         labels = map(cells.label, range(len(cells)))
-        columns = (found.xyxy, found.score, cells.overlap_score, cells.group, cells.touches_edge)
-        for i, values in enumerate(zip(labels, *(c.tolist() for c in columns), strict=True), 1):
-            yield _Cell(slide, name, i, *values)
+        um = np.float32(shapes.um_per_px(row) or nan)
+        columns = (
+            *(found.xyxy, found.score, cells.overlap_score, cells.group, cells.touches_edge),
+            *(form.shape, form.shape_score, np.array(shapes.judged(cells, row), np.str_), form.area_px),
+            *(form.area_px * um**2, form.aspect_ratio, form.circularity, form.pallor, _max_iou(found.xyxy)),
+        )
+        values = zip(labels, *(c.tolist() for c in columns), strict=True)
+        for i, each in enumerate(values, 1):
+            yield _Cell(slide, name, i, *each)
+
+
+def _max_iou(xyxy: Float32) -> Float32:
+    """Returns the largest iou of each box with another, float32 (N,)."""
+    a, b = touching_pairs(xyxy.astype(np.float64))
+    most = np.zeros(len(xyxy), np.float32)
+    shared = iou(xyxy[a, None], xyxy[b, None])[:, 0]
+    np.maximum.at(most, a, shared)
+    np.maximum.at(most, b, shared)
+    return most
+
+
+class _Shape(NamedTuple):
+    slide: str
+    line: shapes.ShapeLine
 
 
 # -- the columns ----------------------------------------------------------------------------------------
@@ -184,6 +221,34 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     ("first_captured_at", lambda s: _text(s.first_captured_at), "when the first image was taken"),
     ("last_captured_at", lambda s: _text(s.last_captured_at), "when the last image was taken"),
     ("bundle_id", lambda s: "+".join(s.bundle_ids), "the bundle that counted. Several are joined with `+`"),
+    (
+        "area_mean",
+        lambda s: _number(s.forms.area_mean, 2),
+        "area of a red cell: mean, square micrometres. Empty where the scale is not known in micrometres",
+    ),
+    ("area_sd", lambda s: _number(s.forms.area_sd, 2), "its standard deviation, square micrometres"),
+    (
+        "area_cv",
+        lambda s: _number(s.forms.area_cv, 4),
+        "standard deviation over mean of the area, 0.1 is 10 %. Needs no scale in micrometres",
+    ),
+    (
+        "pale_share",
+        lambda s: _number(s.forms.pale_share, 4),
+        f"share of the red cells with a pale middle of more than {shapes.PALE:.0%} of the area".replace(
+            "%", " %"
+        ),
+    ),
+    (
+        "small_share",
+        lambda s: _number(s.forms.small_share, 4),
+        "share of the red cells with a diameter below 6/7 of the slide's median cell",
+    ),
+    (
+        "large_share",
+        lambda s: _number(s.forms.large_share, 4),
+        "share of the red cells with a diameter above 8/7 of the slide's median cell",
+    ),
 )
 
 FIELD_TABLE: Final = Table[_Fov](
@@ -243,6 +308,52 @@ CELL_TABLE: Final = Table[_Cell](
         lambda c: "+".join(compress(_SIDES, c.edges)),
         "image borders that the cell touches: `left`, `top`, `right`, `bottom`, joined with `+`",
     ),
+    (
+        "shape",
+        lambda c: "" if c.shape < 0 else SHAPES[c.shape],
+        "most probable shape of a red cell. Empty where the bundle names no shapes",
+    ),
+    ("shape_score", lambda c: _number(c.shape_score, 4), "probability of this shape, 0 to 1"),
+    (
+        "shape_judged",
+        lambda c: c.shape_judged,
+        "`yes`, or why this shape is in no share: `overlapping`, `cut`, `unsure` or `flagged`",
+    ),
+    ("area_px", lambda c: _number(c.area_px, 1), "area inside the outline, square pixels"),
+    (
+        "area_um2",
+        lambda c: _number(c.area_um2, 2),
+        "the same in square micrometres. Empty where the scale is not known in micrometres",
+    ),
+    ("aspect_ratio", lambda c: _number(c.aspect_ratio, 3), "length over width of the outline, 1 for a disc"),
+    ("circularity", lambda c: _number(c.circularity, 3), "how round the outline is: 1 for a disc, else less"),
+    ("pallor", lambda c: _number(c.pallor, 3), "share of the area that is pale, 0 to 1"),
+    ("max_iou", lambda c: _number(c.max_iou, 3), "largest iou of the cell's box with another box, 0 to 1"),
+)
+
+SHAPE_TABLE: Final = Table[_Shape](
+    ("schema", lambda _: SCHEMA, f"version of the table, {SCHEMA}"),
+    ("slide_id", lambda s: s.slide, "the slide"),
+    ("shape", lambda s: s.line.shape, "the shape, as in the column `shape` of the cells"),
+    ("icsh_name", lambda s: shapes.ICSH_NAMES[s.line.shape], "its name in the recommendations of the ICSH"),
+    ("n_judged", lambda s: str(s.line.n_judged), "red cells of the slide of which the shape is judged"),
+    ("n", lambda s: str(s.line.n), "those of them that have this shape"),
+    ("share", lambda s: _number(s.line.share, 4), "their share, 0 to 1"),
+    (
+        "share_low",
+        lambda s: _number(s.line.interval and s.line.interval[0], 4),
+        "lower end of the 95 % interval of this share",
+    ),
+    (
+        "share_high",
+        lambda s: _number(s.line.interval and s.line.interval[1], 4),
+        "upper end of this interval",
+    ),
+    (
+        "enough",
+        lambda s: "yes" if s.line.n_judged >= shapes.ENOUGH else "no",
+        f"whether {shapes.ENOUGH:,} cells are judged, the number that the ICSH asks for",
+    ),
 )
 
 
@@ -254,8 +365,9 @@ class Tables:
     """Writes the CSV files of one output folder, with counts under one edge rule.
 
     A file is replaced completely or not at all. It is not touched when its content stays the same.
-    ``cells/<slide>.csv`` is written where `cells` is true. Existing ones are always kept up to date. A table
-    that another program holds stays as it is, until a later `write` can replace it: see `held`.
+    ``cells/<slide>.csv`` is written where `cells` is true, and ``shapes/<slide>.csv`` where its bundle names
+    shapes, too. Existing ones are always kept up to date. A table that another program holds stays as it is,
+    until a later `write` can replace it: see `held`. The manifest is that of the bundle at work.
     """
 
     out: Path
@@ -263,12 +375,13 @@ class Tables:
     _: KW_ONLY
     edges: EdgeRule = EdgeRule.ALL
     cells: bool = False
+    manifest: Manifest | None = None
     held: dict[str, str] = field(default_factory=dict, init=False)  # what waits, by slide; "": slides.csv
     _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
     _names: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        for folder in (self.out, self.out / "cells"):
+        for folder in (self.out, self.out / "cells", self.out / "shapes"):
             for left_over in folder.glob(".*.csv.tmp"):  # of a process that was killed while writing
                 with suppress(OSError):
                     left_over.unlink()
@@ -285,6 +398,9 @@ class Tables:
         ``slides.csv``. Raises `UnavailableError` where the output folder cannot be written: the old tables
         are intact.
         """
+        if self.manifest and (named := self.manifest.shapes):
+            # What a later program needs that has another bundle, or none: `rbc-edge forget`.
+            self.ledger.keep_note(_shapes_note(self.manifest.bundle_id), ",".join(named))
         names = self._file_names()
         if slide_ids is None:
             self._summaries.clear()
@@ -318,25 +434,38 @@ class Tables:
     def _write_slide(self, slide_id: str, name: str, fields: Iterator[FieldRow]) -> None:
         """Writes the tables of a slide from its rows, and keeps its line of ``slides.csv``."""
         file_name = on_disk(f"{name}.csv")
-        path, cells_path = self.out / file_name, self.out / "cells" / file_name
+        path, *others = (self.out / folder / file_name for folder in ("", "cells", "shapes"))
+        cells_path, shapes_path = others
         sums = _Sums(self.edges)
         first = next(fields, None)
         known = fields if first is None else chain([first], fields)
         rows = (_Fov(row, row.counts.get(self.edges)) for row in sums.added(known))
         with self._holding(slide_id):
             if first is None:  # its images are in another slide now: an old table would count them twice
-                for old in (path, cells_path):
+                for old in (path, *others):
                     with _explained(old):
                         old.unlink(missing_ok=True)
             else:
                 _write(path, FIELD_TABLE.lines(rows))
                 if self.cells or cells_path.exists():
-                    _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
+                    _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self._forms(slide_id, sums))))
         for _ in rows:  # the rest, of a table that is held, for the sums
             pass
         summary = sums.summary(slide_id)
+        named = {shape for b in summary.bundle_ids for shape in known_shapes(self.ledger.reader, b)}
+        summary = replace(summary, forms=shapes.of_slide(self._forms(slide_id, sums), named))
+        if slide_id not in self.held and (shapes_path.exists() or (self.cells and summary.forms.lines)):
+            with self._holding(slide_id):
+                lines = (_Shape(_text(slide_id), line) for line in summary.forms.lines)
+                _write(shapes_path, SHAPE_TABLE.lines(lines))
         _, line = SLIDE_TABLE.lines([summary])
         self._summaries[slide_id] = summary, line
+
+    def _forms(self, slide_id: str, sums: "_Sums") -> Iterator[tuple[FieldRow, Cells]]:
+        """Yields the cells of the counted fields that have passed through the sums."""
+        for fov, cells in self.ledger.reader.cells(slide_id):
+            if row := sums.rows.get(fov):
+                yield row, cells
 
     @contextmanager
     def _holding(self, slide_id: str) -> Iterator[None]:
@@ -346,6 +475,15 @@ class Tables:
             self.held.pop(slide_id, None)
         except HeldError as error:
             self.held[slide_id] = str(error)
+
+
+def known_shapes(reader: Reader, bundle_id: str) -> tuple[Shape, ...]:
+    """Returns the shapes that a bundle names, where it counted and they were noted."""
+    return shapes.kept(reader.note(_shapes_note(bundle_id)))
+
+
+def _shapes_note(bundle_id: str) -> str:
+    return f"shapes of {bundle_id.partition('+')[0]}"
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
@@ -362,6 +500,7 @@ class _Sums:
 
     edges: EdgeRule
     n_failed: int = 0
+    rows: dict[str, FieldRow] = field(default_factory=dict)  # those that count
     ok: list[tuple[Counts, str, str, tuple[str, ...]]] = field(default_factory=list)
 
     def added(self, fields: Iterable[FieldRow]) -> Iterator[FieldRow]:
@@ -369,6 +508,7 @@ class _Sums:
         for row in fields:
             self.n_failed += row.status is Status.FAILED
             if row.status is Status.OK:
+                self.rows[row.fov] = row
                 counts = row.counts[self.edges]
                 self.ok.append((counts, row.version.bundle_id, row.captured_at, row.quality_flags))
             yield row

@@ -28,7 +28,17 @@ from rbc_edge.values import (
     ScaleSource,
     UInt8,
 )
-from rbc_edge.vision import boxes, clumps, counting, image_file, preprocess, quality, scale, surround
+from rbc_edge.vision import (
+    boxes,
+    clumps,
+    counting,
+    image_file,
+    morphology,
+    preprocess,
+    quality,
+    scale,
+    surround,
+)
 from rbc_edge.vision.bundle import Bundle, claimed_id
 from rbc_edge.vision.classifier import Classifier, CropScores
 from rbc_edge.vision.detector import Detector
@@ -140,6 +150,10 @@ class Analyzer:
         unmeasured = Morphology.unknown(len(found))
         shape, shape_score, is_sure = self.classifier.shapes(scores.shape)
         form = replace(unmeasured, shape=shape, shape_score=shape_score, shape_sure=is_sure)
+        # The outline of a cell that lies over another, or is cut, is not its form.
+        whole = (found.class_id == CellClass.RBC) & ~overlapping & ~edges.any(axis=1)
+        form = morphology.measured(form, view, found.xyxy, whole)
+        clock.lap("outline")
         cells = Cells(found, scores.overlap, overlapping, group, edges, form)
         if not (found.class_id == CellClass.RBC).any():
             flags.append("no-red-cells")

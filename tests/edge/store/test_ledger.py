@@ -1,6 +1,6 @@
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ from rbc_edge.store.queries import Reader
 from rbc_edge.store.recovery import damage, keep_aside
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Recorded, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import FILE_NAME, DamagedError, Database
-from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.values import SHAPES, Cells, Detections, FovResult, InboxFile, Morphology, Scale, ScaleSource
 from rbc_edge.vision.counting import EdgeRule, count
 
 VERSION = Version("bundle-1", "estimated")
@@ -34,6 +34,12 @@ def some_cells(n: int, seed: int = 0) -> Cells:
         ((class_id == 0) & (rng.random(n) < 0.5)).astype(np.bool_),
         rng.integers(0, 5, n).astype(np.int64),
         (rng.random((n, 4)) < 0.3).astype(np.bool_),
+        Morphology(
+            rng.integers(-1, len(SHAPES), n),
+            rng.random(n).astype(np.float32),
+            rng.random(n) < 0.5,
+            *np.where(rng.random((4, n)) < 0.2, nan, rng.random((4, n))).astype(np.float32),
+        ),
     )
 
 
@@ -125,6 +131,27 @@ def test_cells_and_counts_come_back_exactly(desk: Desk, n: int) -> None:
         np.testing.assert_array_equal(getattr(cells, name), getattr(result.cells, name))
     for name in ("xyxy", "score", "class_id"):
         np.testing.assert_array_equal(getattr(cells.detections, name), getattr(result.cells.detections, name))
+    for each in fields(Morphology):
+        kept, given = (getattr(c.morphology, each.name) for c in (cells, result.cells))
+        np.testing.assert_array_equal(kept, given)
+        assert kept.dtype == given.dtype
+
+
+def test_cells_of_a_version_that_did_not_measure_have_no_form(desk: Desk) -> None:
+    desk.look("a", "x")
+    with desk.ledger.database.change() as db:
+        db.execute("UPDATE cells SET morphology = NULL")
+    ((_, cells),) = desk.ledger.reader.cells("s")
+    assert (cells.morphology.shape == -1).all() and np.isnan(cells.morphology.area_px).all()
+    assert damage(desk.ledger.database) == ""
+
+
+@pytest.mark.parametrize("harm", ["substr(morphology, 1, 20)", "zeroblob(30)"])
+def test_a_damaged_form_is_noticed(desk: Desk, harm: str) -> None:
+    desk.look("a", "x")
+    with desk.ledger.database.change() as db:
+        db.execute(f"UPDATE cells SET morphology = {harm}")
+    assert damage(desk.ledger.database) != ""
 
 
 def test_the_ledger_has_ten_public_methods() -> None:

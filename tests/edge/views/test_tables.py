@@ -13,8 +13,19 @@ import pytest
 from rbc_edge.errors import UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Look, Version
-from rbc_edge.values import Cells, Detections, FovResult, InboxFile, Scale, ScaleSource
-from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SLIDE_TABLE, Tables
+from rbc_edge.values import (
+    SHAPES,
+    Cells,
+    Detections,
+    FovResult,
+    InboxFile,
+    Morphology,
+    Scale,
+    ScaleSource,
+    Shape,
+)
+from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SHAPE_TABLE, SLIDE_TABLE, Tables
+from rbc_edge.vision.bundle import Bundle, Manifest
 from rbc_edge.vision.counting import EdgeRule
 
 WHEN = "2025-01-02T03:04:05Z"
@@ -45,6 +56,7 @@ class Desk:
 
     def __init__(self, out: Path, ledger: Ledger) -> None:
         self.out, self.ledger = out, ledger
+        self.manifest: Manifest | None = None
 
     def record(self, slide_id: str, fov: str, bundle_id: str = "b1", **look: object) -> None:
         file = InboxFile(Path("/in") / slide_id / f"{fov}.png", slide_id, fov, 1, 1)
@@ -64,7 +76,7 @@ class Desk:
         self.record(slide_id, fov, failure="truncated", message="in words")
 
     def write(self, edges: EdgeRule = EdgeRule.ALL, *, cells: bool = False) -> None:
-        Tables(self.out, self.ledger, edges=edges, cells=cells).write()
+        Tables(self.out, self.ledger, edges=edges, cells=cells, manifest=self.manifest).write()
 
     def read(self, name: str) -> list[dict[str, str]]:
         with (self.out / name).open(encoding="utf-8", newline="") as file:
@@ -86,10 +98,10 @@ def test_field_table_to_the_byte(desk: Desk) -> None:
         "schema,slide_id,fov,path,sha256,status,failure,reason,width_px,height_px,cell_diameter_px,scale_source,"
         "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,quality_flags,"
         "captured_at,analyzed_at,bundle_id,elapsed_ms\n"
-        "2,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
+        "3,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
         "2024-05-06T07:08:09,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
+        "3,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
+        "3,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
         "2025-01-02T03:04:05Z,b1,12.3\n"
     )
 
@@ -106,10 +118,11 @@ def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
     low, high = float(both.pop("overlap_low")), float(both.pop("overlap_high"))
     assert 0 < low < 0.35 < high < 1
     assert list(both.values()) == [
-        *("2", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
+        *("3", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
         *("2024-05-01T00:00:00", "2024-05-06T07:08:09", "b0+b1"),
+        *[""] * 6,
     ]
-    assert list(broken.values()) == ["2", "broken", "0", "1", *[""] * 13]
+    assert list(broken.values()) == ["3", "broken", "0", "1", *[""] * 19]
     assert (one["n_rbc_per_fov_mean"], one["n_rbc_per_fov_sd"]) == ("1.00", "")
 
 
@@ -120,12 +133,103 @@ def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
     rows = desk.read("cells/s.csv")
     assert tuple(rows[0]) == CELL_TABLE.names
     box = ["1.3", "2.0", "41.0", "42.0", "0.9877"]
+    form = [*[""] * 8, "1.000"]
     assert [list(row.values()) for row in rows] == [
-        ["2", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
-        ["2", "s", "a", "2", "rbc_single", *box, "0.2500", "", ""],
-        ["2", "s", "a", "3", "wbc", *box, "", "", ""],
-        ["2", "s", "a", "4", "platelet", *box, "", "", ""],
+        ["3", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom", *form],
+        ["3", "s", "a", "2", "rbc_single", *box, "0.2500", "", "", *form],
+        ["3", "s", "a", "3", "wbc", *box, "", "", "", *form],
+        ["3", "s", "a", "4", "platelet", *box, "", "", "", *form],
     ]
+
+
+def shaped(
+    names: list[Shape],
+    area_px: list[float],
+    *,
+    unsure: int = 0,
+    flags: tuple[str, ...] = (),
+    source: ScaleSource = ScaleSource.UM_PER_PX,
+) -> FovResult:
+    """Single cells with shapes and areas, in a field where a red cell is 40 px wide."""
+    result, n = a_result(len(names), 0), len(names)
+    result.cells.touches_edge[:] = False
+    shape = np.array([SHAPES.index(name) for name in names], np.int64)
+    columns = (np.array(area_px), np.full(n, 1.1), np.full(n, 0.9), np.linspace(0, 0.3, n))
+    score = np.full(n, 0.8, np.float32)
+    sure = np.arange(n) >= unsure
+    form = Morphology(shape, score, sure, *(c.astype(np.float32) for c in columns))
+    scale = Scale(40.0, source)
+    return replace(result, cells=replace(result.cells, morphology=form), quality_flags=flags, scale=scale)
+
+
+def test_cells_say_their_shape_and_why_it_is_not_judged(desk: Desk) -> None:
+    result = shaped([Shape.NORMAL, Shape.TARGET, Shape.BURR, Shape.NORMAL], [800, 1600, 400, nan], unsure=1)
+    result.cells.overlapping[1] = True
+    result.cells.touches_edge[2, 0] = True
+    desk.ok("s", "a", result)
+    desk.ok("s", "b", shaped([Shape.NORMAL], [800], flags=("unfamiliar",), source=ScaleSource.SLIDE))
+    desk.write(cells=True)
+    rows = desk.read("cells/s.csv")
+    assert [(row["shape"], row["shape_judged"]) for row in rows] == [
+        ("normal", "unsure"),
+        ("target", "overlapping"),
+        ("burr", "cut"),
+        ("normal", "yes"),
+        ("normal", "flagged"),
+    ]
+    assert [row["area_px"] for row in rows] == ["800.0", "1600.0", "400.0", "", "800.0"]
+    # 7.5 um are 40 px. An estimated scale is not known in micrometres.
+    assert [row["area_um2"] for row in rows] == ["28.12", "56.25", "14.06", "", ""]
+    assert rows[0]["shape_score"] == "0.8000" and rows[0]["aspect_ratio"] == "1.100"
+
+
+def test_sizes_of_a_slide(desk: Desk) -> None:
+    normal = [Shape.NORMAL] * 10
+    desk.ok("s", "a", shaped(normal, [1000.0] * 8 + [600.0, 1400.0], unsure=10))
+    desk.ok("s", "b", shaped(normal, [5000.0] * 10, flags=("blurred",)))
+    desk.ok("u", "a", shaped(normal, [1000.0] * 10))
+    desk.ok("u", "b", shaped(normal, [1000.0] * 10, source=ScaleSource.FIELD))
+    desk.write()
+    s, u = desk.read("slides.csv")
+    assert (s["area_mean"], s["area_sd"], s["area_cv"]) == ("35.16", "6.63", "0.1886")
+    assert (s["pale_share"], s["small_share"], s["large_share"]) == ("0.3000", "0.1000", "0.1000")
+    assert (u["area_mean"], u["area_sd"], u["area_cv"]) == ("", "", "0.0000")
+    assert not (desk.out / "shapes").exists()
+
+
+def test_shape_table_counts_judged_cells_with_an_interval_over_fields(
+    desk: Desk, toy_bundle_path: Path
+) -> None:
+    desk.manifest = replace(Bundle.open(toy_bundle_path).manifest, bundle_id="b1")
+    n = 40
+    for k, fov in enumerate("abcd"):
+        names = [Shape.ELLIPTOCYTE] * (10 + 4 * k) + [Shape.NORMAL] * (n - 10 - 4 * k)
+        desk.ok("s", fov, shaped(names, [1000.0] * n))
+    desk.ok("s", "e", shaped([Shape.TEARDROP] * n, [1000.0] * n, flags=("unfamiliar",)))
+    desk.write(cells=True)
+    rows = {row["shape"]: row for row in desk.read("shapes/s.csv")}
+    assert tuple(rows["normal"]) == SHAPE_TABLE.names
+    # In the order of the data's list. What the bundle names and no cell shows has a 0.
+    assert list(rows) == ["normal", "spherocyte", "teardrop", "elliptocyte"]
+    assert [rows[s]["n"] for s in rows] == ["96", "0", "0", "64"]
+    assert {row["n_judged"] for row in rows.values()} == {"160"}
+    low, high = (float(rows["elliptocyte"][f"share_{end}"]) for end in ("low", "high"))
+    assert rows["elliptocyte"]["share"] == "0.4000"
+    # The fields differ, so it is wider than that of 160 cells that were independent (0.33 to 0.48).
+    assert low < 0.30 and high > 0.50
+    assert float(rows["spherocyte"]["share_high"]) > 0.01
+    assert {row["enough"] for row in rows.values()} == {"no"}
+    # Written again without the bundle, and without --cells: the file stays, and says the same.
+    before, desk.manifest = (desk.out / "shapes/s.csv").read_bytes(), None
+    desk.write()
+    assert (desk.out / "shapes/s.csv").read_bytes() == before
+
+
+def test_without_shapes_there_is_no_shape_table(desk: Desk) -> None:
+    desk.ok("s", "a", a_result(3, 1))
+    desk.write(cells=True)
+    assert not (desk.out / "shapes").exists()
+    assert {row["shape"] + row["shape_judged"] for row in desk.read("cells/s.csv")} == {""}
 
 
 def test_edge_rule_is_a_view(desk: Desk) -> None:
@@ -285,8 +389,8 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 def test_columns_are_those_of_the_contract() -> None:
     assert len(FIELD_TABLE.names) == 24
-    assert len(SLIDE_TABLE.names) == 17
-    assert len(CELL_TABLE.names) == 13
+    assert len(SLIDE_TABLE.names) == 23
+    assert len(CELL_TABLE.names) == 22
 
 
 def test_the_page_of_the_tables_has_the_columns_of_the_program() -> None:

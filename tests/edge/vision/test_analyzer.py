@@ -70,7 +70,9 @@ def test_only_red_cells_are_judged_and_groups_follow_the_verdicts(
             cells.touches_edge, boxes.touches_edge(found.xyxy, 320, 256, GIVEN.cell_diameter_px)
         )
         assert (result.width_px, result.height_px) == (320, 256)
-        assert set(result.timings_ms) - {"scale"} == {"view", "detect", "crop", "classify", "quality"}
+        assert set(result.timings_ms) - {"scale"} == {
+            *("view", "detect", "crop", "classify", "outline", "quality")
+        }
         assert all(ms >= 0 for ms in result.timings_ms.values())
     assert classes == {0, 1, 2}
 
@@ -82,6 +84,23 @@ def test_the_scores_belong_to_their_cells(analyzer: Analyzer, crowded: DrawnFiel
             preprocess.balance(crowded.image), cells.detections.xyxy[i : i + 1], margin=0.25
         )
         assert cells.overlap_score[i] == pytest.approx(analyzer.classifier.overlap_score(crop)[0], abs=1e-5)
+
+
+def test_the_form_of_single_uncut_red_cells_is_measured(
+    analyzer: Analyzer, drawn_fields: tuple[DrawnField, ...]
+) -> None:
+    n_measured = 0
+    for drawn in drawn_fields:
+        cells = analyzer.analyze(field(drawn.image), GIVEN).cells
+        form = cells.morphology
+        red = cells.detections.class_id == CellClass.RBC
+        whole = red & ~cells.overlapping & ~cells.touches_edge.any(axis=1)
+        assert np.isnan(form.area_px[~whole]).all()
+        known = form.area_px[~np.isnan(form.area_px)]
+        n_measured += len(known)
+        # Drawn cells are 40 px wide, give or take 15 %.
+        assert ((known > 0.7 * np.pi * 20**2) & (known < 1.4 * np.pi * 20**2)).all()
+    assert n_measured > 20
 
 
 def scored(analyzer: Analyzer, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
