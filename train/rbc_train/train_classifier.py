@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rbc_edge.errors import UnavailableError, UsageError
-from rbc_edge.values import SHAPES, Bool, CellClass, Float32, Int64, Shape, UInt8
+from rbc_edge.values import SHAPES, Bool, CellClass, Decoded, Float32, Int64, Shape, UInt8
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.boxes import iou
 from rbc_train import metrics, networks, runs
-from rbc_train.augment import paste_neighbour, vary
+from rbc_train.augment import drawn_shapes, paste_neighbour, vary
 from rbc_train.data import Photograph, Split, labelled_diameter_px, photographs_of, source_diameters_px
 
 LabelKind = Literal["weak", "verified", "taught"]
@@ -358,7 +358,7 @@ class _Epoch(NamedTuple):
     shape: Int64  # (N,), -1 where a crop does not say
 
 
-_FORMED_AN_EPOCH: Final = 8000
+_FORMED_AN_EPOCH: Final = 12000
 """Cells that teach only their shape, in one epoch."""
 _BALANCE: Final = 0.5
 """0 shows shapes as often as they occur, 1 all as often as another."""
@@ -406,7 +406,34 @@ def _epoch_crops(samples: Samples, options: ClassifierOptions, rng: random.Rando
             noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 0.05 * 255, crop.shape)
             crop = np.clip(crop + noise, 0, 255).astype(np.uint8)  # the paper's noise-based augmentation
         out[k] = crop
-    return _Epoch(out, sides, targets, samples.shape[which])
+    real = _Epoch(out, sides, targets, samples.shape[which])
+    # Without a real shape none is learned.
+    return real if plain or (samples.shape < 0).all() else _with_drawn(real, margin, rng)
+
+
+_DRAWN_FIELDS: Final = 40
+_DRAWN_CELLS: Final = 25  # in a field
+
+
+def _with_drawn(real: _Epoch, margin: float, rng: random.Random) -> _Epoch:
+    """Adds drawn cells of exact shapes to an epoch. They teach their shape alone."""
+    parts = [real]
+    for _ in range(_DRAWN_FIELDS):
+        drawn, shapes = drawn_shapes(_DRAWN_CELLS, rng)
+        view = preprocess.view(Decoded.of(drawn.image), drawn.cell_diameter_px)
+        side = np.tile(drawn.xyxy[:, 2:] - drawn.xyxy[:, :2], 2)
+        moved = np.array([[rng.gauss(0, 0.03) for _ in range(4)] for _ in shapes], np.float32)
+        box = (drawn.xyxy + side * moved).astype(np.float32)
+        crops = preprocess.cell_crops(view, box, margin=margin)
+        parts.append(
+            _Epoch(
+                np.stack([vary(crop, rng) for crop in crops]),
+                (box[:, 2:] - box[:, :2]) / np.float32(drawn.cell_diameter_px * rng.gauss(1, 0.04)),
+                np.full((len(shapes), 2), np.nan, np.float32),
+                np.array([SHAPES.index(shape) for shape in shapes], np.int64),
+            )
+        )
+    return _Epoch(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def _pasted(
