@@ -211,7 +211,7 @@ def _set_tiff_handler() -> Callable[[int | None], int | None]:
     """Returns the function of Pillow's libtiff that sets who is told of errors. It returns the one before."""
     maps = Path("/proc/self/maps")  # the library has another name in each release of Pillow
     with suppress(OSError, AttributeError, StopIteration):
-        loaded = (line.split(None, 5)[-1] for line in maps.read_text(encoding="utf-8").splitlines())
+        loaded = (line.split(None, 5)[-1] for line in maps.read_text("utf-8", "surrogateescape").splitlines())
         name = next(path for path in loaded if path.rpartition("/")[2].startswith("libtiff"))
         function = ctypes.CDLL(name).TIFFSetErrorHandler
         function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

@@ -154,6 +154,16 @@ def test_no_library_writes_to_stderr_by_itself(tmp_path: Path) -> None:
     assert (code, complained) == (0, b"")
 
 
+def test_results_in_a_folder_whose_name_is_not_text(tmp_path: Path) -> None:
+    """The list of what a process has in memory names the ledger in it. All images failed of that."""
+    write_disks(tmp_path / "cam" / "a.png", 3)
+    code, said, complained = shell(
+        '"$@" "$(printf "o\\377")"', "run", tmp_path / "cam", *TOY, "--json", "--out", cwd=tmp_path
+    )
+    assert (code, complained) == (0, b"")
+    assert json.loads(said)["n_counted"] == 1
+
+
 def test_names_do_not_steer_the_terminal(rbc: Run, tmp_path: Path) -> None:
     evil = "a\x1b]0;b\x07\nc\u202e"
     write_disks(tmp_path / "cam" / evil / f"{evil}.png", 3)
