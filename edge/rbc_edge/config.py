@@ -429,7 +429,7 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
     except OSError as error:
         text = f"{path}: cannot read the configuration: {error.strerror}"
         raise UsageError(text, "check --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         advice = "`rbc-edge config init --file -` prints one with every key"
         raise UsageError(f"{path}: not a TOML file: {error}", advice) from error
     lines: dict[str, int] = {}  # tomllib gives no line numbers, and every setting is on a line of its own
@@ -446,7 +446,7 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         if kind is Path and given and isinstance(given, str):
             value = path.parent / given  # relative to the file, wherever the program is started
         elif kind is float and type(given) is int:
-            value = float(given)
+            value = float(str(given))  # of hundreds of digits: infinite, and no error
         elif kind is tuple and isinstance(given, list) and all(type(text) is str for text in given):
             value = tuple(given)
         elif type(given) is not kind:  # not isinstance: true is no number

@@ -236,6 +236,12 @@ def test_what_no_path_can_hold_and_what_is_nested_too_deeply_is_wrong_in_words(t
     file = written(tmp_path / "c.toml", 'source = "a\\u0000b"\n')
     with pytest.raises(UsageError, match=r"c\.toml:1: source is 'a\\x00b'"):
         load({}, file=file, env={})
+    file = written(tmp_path / "c.toml", f"cell_diameter = 1{'0' * 400}\n")
+    with pytest.raises(UsageError, match=r"c\.toml:1: cell_diameter is inf"):
+        load({}, file=file, env={})
+    file = written(tmp_path / "c.toml", f"threads = {'9' * 5000}\n")
+    with pytest.raises(UsageError, match=r"c\.toml: not a TOML file: .*digits"):
+        load({}, file=file, env={})
     file = written(tmp_path / "deep.toml", f"threads = {'[' * 5000}\n")
     with pytest.raises(UsageError, match=r"deep\.toml: not a TOML file"):
         load({}, file=file, env={})

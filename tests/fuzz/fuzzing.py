@@ -1,6 +1,6 @@
 """Changed files at the two doors of the program: ``make fuzz``, or ``python -m tests.fuzz``.
 
-Small whole images (PNG, JPEG, TIFF, BMP) and the example of the settings are changed at random, for a given
+Small whole images (PNG, JPEG, TIFF, BMP, WebP) and the example of the settings are changed at random, for a given
 time, and read by the decoder and by the reader of the settings. A find is: an error that is not one of the
 declared ones, ten seconds for one file, more memory than the limit allows, a process that dies, and an image
 that is read although its own checksums say that it is damaged. Each find is kept as a file. The exit code is
@@ -64,6 +64,7 @@ def whole_images() -> list[bytes]:
         (rgb, {"format": "JPEG", "progressive": True}),
         (rgb[..., 0], {"format": "JPEG"}),
         (rgb, {"format": "BMP"}),
+        *((rgb, {"format": "WEBP", "lossless": lossless}) for lossless in (False, True)),
         *(
             (rgb, {"format": "TIFF", "compression": c})
             for c in (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg")

@@ -23,6 +23,7 @@ from rbc_edge.text import bytes_text, utc_text
 
 _IMPORT_ERROR: Exception | None = None
 try:
+    import_module("numpy")  # without it, OpenCV would print advice of its own among our lines
     from rbc_edge.ops import station_checks
 except Exception as _error:  # noqa: BLE001  a broken library may raise anything
     _IMPORT_ERROR = _error
@@ -99,7 +100,7 @@ def _installation() -> Finding:
     versions = ", ".join(f"{name} {number}" for name, number in versions_of().items())
     error = _IMPORT_ERROR
     try:
-        for library in ("cv2", "numpy", "onnxruntime", "PIL.Image"):
+        for library in ("numpy", "cv2", "onnxruntime", "PIL.Image"):
             import_module(library)
     except Exception as broken:  # noqa: BLE001  a broken library may raise anything
         error = broken

@@ -121,7 +121,7 @@ def check_pattern(slide_pattern: str | None) -> re.Pattern[str] | None:
     advice = r"for example (?P<slide>[^_]+)_(?P<fov>\d+)"
     try:
         pattern = re.compile(slide_pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         what = f"slide pattern {slide_pattern!r} is no regular expression: {error}"
         raise UsageError(what, advice) from error
     if "slide" not in pattern.groupindex:

@@ -62,21 +62,23 @@ _FOUND_FIRST: Final = ("f", "$")
 # CellProfiler, Fiji, Cellpose, StarDist, ilastik, QuPath, labelling programs, viewers; and rbc-edge.
 # A + is a space, or _ or nothing.
 _MADE: Final = (
-    "annotated annotation annotations binarized binary boundaries boundary contour contours counted"
-    " cp+flows cp+mask cp+masks cp+outline cp+outlines cp+output count+masks detected detection detections"
-    " dp+cp+masks drawing flow flows heatmap instances label labeled labelled labels mask masks"
-    " object+identities object+predictions outline outlines overlaid overlay overlay+masks overlays"
-    " predicted prediction predictions pred preds preview probabilities probability probability+map rendered"
-    " result results scale+bar segmentation segmentations segmented seg segs semantic simple+segmentation"
-    " skeleton thresh thresholded threshold thumbnail thumbnails thumb thumbs uncertainty"
+    "annot annotated annotation annotations binarized binary boundaries boundary contour contours count"
+    " count+masks counted counts cp+flows cp+mask cp+masks cp+outline cp+outlines cp+output cyto+masks"
+    " detected detection detections dp+cp+masks drawing flow flows ground+truth groundtruth gt heatmap"
+    " instances label labeled labelled labels marked marking markings mask masks nuclei+masks"
+    " object+identities object+predictions outline outlines overlaid overlay overlay+masks overlays pred"
+    " predicted prediction predictions preds preview probabilities probability probability+map rendered"
+    " result results rgb+overlay roi rois scale+bar seg segmentation segmentations segmented segs semantic"
+    " simple+segmentation skeleton thresh threshold thresholded thumb thumbnail thumbnails thumbs"
+    " uncertainty"
 )
 _WORDS: Final = _MADE.replace(" ", "|").replace("+", "[ _]?")
-_BEHIND: Final = re.compile(rf"(.+?)[ _.-]+(?:{_WORDS})(?:[ _-]?\d{{1,3}})?", re.DOTALL)
+_BEHIND: Final = re.compile(rf"(.+?)[ _.-]+\(?(?:{_WORDS})\)?(?:[ _-]?\d{{1,3}})?", re.DOTALL)
 _IN_FRONT: Final = re.compile(rf"(?:{_WORDS}|tn)(?:[ _-]of)?[ _.-]+(.+)", re.DOTALL)
 # A quick look that most names do not pass.
 _FIRST: Final = frozenset({"tn_", "tn-", *(word[:3] for word in _MADE.split())})
 _LAST: Final = frozenset(word[-3:] for word in _MADE.split())
-_NUMBER: Final = "0123456789 _-"
+_NUMBER: Final = "0123456789 _-)"
 
 
 def originals(stem: str) -> Iterator[str]:

@@ -56,6 +56,8 @@ _NO_FIELD: Final = 0b101  # a page that is a smaller version or a mask of anothe
 # What ImageJ (lines) and OME (XML) write into the first page's description.
 _N_CHANNELS: Final = re.compile(r'^channels=(\d+)|\bSizeC="(\d+)"', re.MULTILINE)
 _N_PLANES: Final = re.compile(r'^slices=(\d+)|\bSizeZ="(\d+)"', re.MULTILINE)
+# What says that a file's one list of pages names fewer images than are in it: ImageJ from 4 GB on, tifffile.
+_N_IMAGES: Final = re.compile(r"^images=(\d+)|^\{(?=.*\"truncated\": true)()", re.MULTILINE)
 _MAX_PAGES: Final = 1000
 _GREY: Final = ("L", "I;16", "I;16B")
 # Two pages show one place if their details correlate so well, in a small version. Of photographs, two fields
@@ -209,7 +211,7 @@ def _set_tiff_handler() -> Callable[[int | None], int | None]:
     """Returns the function of Pillow's libtiff that sets who is told of errors. It returns the one before."""
     maps = Path("/proc/self/maps")  # the library has another name in each release of Pillow
     with suppress(OSError, AttributeError, StopIteration):
-        loaded = (line.split(None, 5)[-1] for line in maps.read_text(encoding="utf-8").splitlines())
+        loaded = (line.split(None, 5)[-1] for line in maps.read_text("utf-8", "surrogateescape").splitlines())
         name = next(path for path in loaded if path.rpartition("/")[2].startswith("libtiff"))
         function = ctypes.CDLL(name).TIFFSetErrorHandler
         function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -375,7 +377,14 @@ def _fields(picture: Image.Image, name: str) -> tuple[list[int], bool]:
     most = max((w * h for (w, h), _ in found.values()), default=0)
     fields = [page for page, ((w, h), _) in found.items() if 2 * w * h > most] or [0]
     n, advice = max(n_pages, len(fields)), "save each page as an image of its own"
+    if (said := _N_IMAGES.search(description)) and (not said[1] or int(said[1]) > len(found)):
+        what = f"{name}: its notes tell of more images than its list of pages, which names {len(found)}"
+        raise ImageError("unsupported", what, advice)
+    n_channels = _told(_N_CHANNELS, description)
     if n == 1:
+        if n_channels > 1 and found.get(fields[0], ((0, 0), ""))[1] in _GREY:
+            what = f"{name}: one channel of {n_channels}"
+            raise ImageError("unsupported", what, "save each field of view as one RGB image")
         return fields, False
     if n_pages > 1:
         raise ImageError("unsupported", f"{name}: a moving picture of {n_pages} pages", advice)
@@ -387,7 +396,7 @@ def _fields(picture: Image.Image, name: str) -> tuple[list[int], bool]:
     kinds = {found[page] for page in fields}
     if len(kinds) > 1:
         raise ImageError("unsupported", f"{name}: {n} pages of different sizes or kinds of pixel", advice)
-    if (n_channels := _told(_N_CHANNELS, description)) > 1 and kinds.pop()[1] in _GREY:
+    if n_channels > 1 and kinds.pop()[1] in _GREY:
         if n == n_channels == 3:
             return fields, True
         what = f"{name}: {n} pages of {n_channels} channels each or together"
@@ -527,7 +536,8 @@ def _eight_bit(picture: Image.Image) -> UInt8:
         picture = picture.convert("RGBA")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-        if rgba.getchannel("A").getextrema() == (0, 0):  # a program that writes 32 bits and fills 24
+        low, high = rgba.getchannel("A").getextrema()
+        if low == high:  # it shows nothing: a program that writes 32 bits and fills 24
             picture = rgba.convert("RGB")
         else:
             # Pixels under full transparency are arbitrary: show white, as a viewer does.

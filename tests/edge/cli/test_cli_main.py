@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from command_line import SOURCE_ROOT, TOY, Run, process
 from stand_in import TOY_BUNDLE, write_disks
@@ -142,6 +144,24 @@ def test_json_is_json_whatever_stdout_can_show(tmp_path: Path) -> None:
         said, complained = asked.communicate(timeout=120)
         assert asked.returncode == 0, complained
         assert json.loads(said)["slides"][0]["slide_id"] == "Müller ＝ 🔬"
+
+
+def test_no_library_writes_to_stderr_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "cam").mkdir()
+    deep = np.full((64, 64, 4), 40_000, np.uint16)  # OpenCV says of its own TIFF that a channel is too much
+    assert cv2.imwrite(str(tmp_path / "cam" / "a.tif"), deep)
+    code, _, complained = shell('"$@"', "run", tmp_path / "cam", "--out", tmp_path / "out", *TOY)
+    assert (code, complained) == (0, b"")
+
+
+def test_results_in_a_folder_whose_name_is_not_text(tmp_path: Path) -> None:
+    """The list of what a process has in memory names the ledger in it. All images failed of that."""
+    write_disks(tmp_path / "cam" / "a.png", 3)
+    code, said, complained = shell(
+        '"$@" "$(printf "o\\377")"', "run", tmp_path / "cam", *TOY, "--json", "--out", cwd=tmp_path
+    )
+    assert (code, complained) == (0, b"")
+    assert json.loads(said)["n_counted"] == 1
 
 
 def test_names_do_not_steer_the_terminal(rbc: Run, tmp_path: Path) -> None:

@@ -116,7 +116,13 @@ def test_slide_pattern_may_gather_a_slide_from_two_folders(tmp_path: Path) -> No
     assert names(tmp_path, slide_pattern=r"(?P<slide>[A-Z])_") == [("A", "A_1"), ("A", "A_2")]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("(", "slide pattern"), (r"(\d+)", "no group named slide")])
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        *(("(", "slide pattern"), (r"(\d+)", "no group named slide")),
+        *(("(?P<slide>x{99999999999})", "too large"), (f"(?P<slide>{'(' * 5000}a{')' * 5000})", "recursion")),
+    ],
+)
 def test_wrong_slide_pattern(tmp_path: Path, pattern: str, said: str) -> None:
     touch(tmp_path / "a.png")
     with pytest.raises(UsageError, match=said):

@@ -179,6 +179,14 @@ def test_every_pattern_that_the_settings_take_can_be_asked(way: str, pattern: st
     [
         *("a_outlines.png", "a_cp_masks.tif", "a_overlay.jpg", "a_mask.png", "a_seg.png", "a_Overlay.png"),
         *("a_mask_12.png", "a-labels.tif", "Mask of a.tif", "Drawing of a.jpg", "a_Simple Segmentation.png"),
+        *(
+            "a (mask).png",
+            "a_annot.tif",
+            "a_RGB_overlay.png",
+            "a_cyto_masks.png",
+            "a_counts.jpg",
+            "a_ROI.png",
+        ),
         *("a_cp_masks_overlay.png", "a.jpg_mask.png", "mask_a.png", "tn_a.jpg", "A_OUTLINES.PNG"),
     ],
 )

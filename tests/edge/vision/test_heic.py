@@ -1,6 +1,7 @@
 """HEIC is read by an extra, by content and not by name; without the extra it is refused with advice."""
 
 import io
+import struct
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,7 +15,7 @@ from stand_in import encoded, scene
 
 from rbc_edge.errors import ImageError
 from rbc_edge.station.inbox import scan
-from rbc_edge.vision import image_file
+from rbc_edge.vision import image_file, integrity
 
 HEAD = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
 
@@ -95,3 +96,38 @@ def test_the_library_itself() -> None:
             image_file.decode(buffer.getvalue()[: int(part * len(buffer.getvalue()))], "x")
         assert caught.value.reason == "truncated"
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def heic(*units: bytes, exif: bytes = bytes(4000), version: int = 0) -> bytes:
+    """A file of one coded picture and of EXIF, as far as it is checked."""
+    picture = b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
+    infos = [
+        box(b"infe", b"\2\0\0\0" + struct.pack(">HH4s", i, 0, kind))
+        for i, kind in ((1, b"hvc1"), (2, b"Exif"))
+    ]
+    head = box(b"ftyp", b"heic\0\0\0\0mif1heic")
+    for start in (0, len(head) + 300):  # of the content, which follows
+        places = b"".join(
+            struct.pack(">H", i) + bytes(4 if version else 2) + struct.pack(">HII", 1, place, length)
+            for i, place, length in ((1, start, len(picture)), (2, start + len(picture), len(exif)))
+        )
+        located = box(b"iloc", bytes([version, 0, 0, 0, 0x44, 0]) + struct.pack(">H", 2) + places)
+        meta = box(b"meta", bytes(4) + box(b"iinf", bytes(4) + b"\0\2" + b"".join(infos)) + located)
+    return (head + meta).ljust(len(head) + 292, b"\0") + box(b"mdat", picture + exif)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_hole_in_a_coded_picture_is_seen_and_zeros_beside_it_are_none(version: int) -> None:
+    unit = bytes(range(1, 256)) * 20 + b"\0\0\3\1"
+    assert integrity.damage(heic(unit, unit, version=version), {}, 0) == ""
+    for broken in (unit[:900] + bytes(512) + unit[1412:], unit[:9] + b"\0\0\1" + unit[12:]):
+        assert "no coder writes" in integrity.damage(heic(unit, broken, version=version), {}, 0)
+    data = heic(unit, unit, version=version)
+    at = data.index(struct.pack(">I", len(unit)) + unit)
+    assert "no coder writes" in integrity.damage(data[:at] + b"\x7f" + data[at + 1 :], {}, 0)
+    for n in range(0, len(data), 7):
+        integrity.damage(data[:n], {}, 0)  # and no error

@@ -16,7 +16,7 @@ from PIL import Image, TiffImagePlugin, features
 
 from rbc_edge.errors import ImageError
 from rbc_edge.values import UInt8
-from rbc_edge.vision import image_file
+from rbc_edge.vision import image_file, integrity
 
 END: Final = b"\xff\xd9"
 
@@ -237,3 +237,136 @@ def test_a_large_file_with_no_image_in_it_is_not_read(
     with pytest.raises(ImageError) as caught:
         image_file.load_field(file, "s", "f")
     assert caught.value.reason == reason
+
+
+def strips(data: bytes) -> tuple[int, int]:
+    """Start of the first strip and end of the last."""
+    with Image.open(io.BytesIO(data)) as picture:
+        assert isinstance(picture, TiffImagePlugin.TiffImageFile)
+        places, lengths = picture.tag_v2[273], picture.tag_v2[279]
+    return places[0], places[-1] + lengths[-1]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("predictor", [1, 2])
+def test_a_flipped_bit_that_moves_the_pixels_of_an_lzw_tiff_is_seen(mode: str, predictor: int) -> None:
+    """LZW has no checksum. But its codes must end with the last pixel."""
+    data = saved("TIFF", mode, compression="tiff_lzw", tiffinfo={317: predictor})
+    whole = image_file.decode(data, "x")[0].astype(int)
+    start, end = strips(data)
+    rng = random.Random(0)
+    seen = 0
+    for _ in range(80):
+        broken = flipped(data, rng.randrange(start, end), rng.randrange(8))
+        if reason(broken) == "truncated":
+            seen += 1
+            continue
+        shown = image_file.decode(broken, "x")[0].astype(int)
+        assert (abs(shown - whole).max(axis=2) > 24).mean() < (0.02 if predictor == 1 else 0.2)
+    assert seen > 20
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits"])
+@pytest.mark.parametrize("lost", [b"", bytes(512), b"\xff" * 512])
+def test_a_hole_in_a_tiff_without_checksums_is_seen(compression: str, lost: bytes) -> None:
+    data = saved("TIFF", compression=compression)
+    start, end = strips(data)
+    for share in np.linspace(0.05, 0.95, 12):
+        at = int(start + share * (end - start - 600))
+        assert reason(data[:at] + lost + data[at + 512 :]) == "truncated"
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
+def test_bits_in_the_other_order_are_read_and_their_damage_is_seen(compression: str) -> None:
+    data = saved("TIFF", compression=compression, tiffinfo={266: 1})
+    start, end = strips(data)
+    (directory,) = struct.unpack_from("<I", data, 4)
+    at = data.index(struct.pack("<HHIH", 266, 3, 1, 1), directory) + 8
+    turned = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+    data = data[:at] + b"\2" + data[at + 1 :]
+    data = data[:start] + data[start:end].translate(turned) + data[end:]
+    assert reason(data) == ""
+    middle = (start + end) // 2
+    assert reason(data[:middle] + data[middle + 512 :]) == "truncated"
+
+
+def lzw(codes: list[int]) -> bytes:
+    """Packs codes of 9 bits."""
+    bits = "".join(f"{code:09b}" for code in codes)
+    return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+
+@pytest.mark.parametrize(
+    ("codes", "is_whole"),
+    [
+        ([256, 7, 258, 8, 257], True),  # 7 77 8
+        ([7, 7, 7, 8, 257], True),  # no clear at the start
+        ([256, 7, 258, 8, 256, 257], True),
+        ([256, 7, 258, 8], True),  # no end
+        ([256, 7, 258, 257], False),
+        ([256, 7, 258, 258, 257], False),
+        ([256, 7, 259, 8, 257], False),  # a code that is not there yet
+        ([256, 7, 258, 8, 9, 9, 9, 9], False),
+    ],
+)
+def test_codes_of_lzw(codes: list[int], is_whole: bool) -> None:
+    assert (integrity._lzw_damage(memoryview(lzw(codes)), [4]) == "") is is_whole
+
+
+def test_a_jpeg_in_a_tiff_that_holds_an_unknown_marker_is_damaged() -> None:
+    data = saved("TIFF", compression="jpeg")
+    start, end = strips(data)
+    at = (start + end) // 2
+    assert reason(data[:at] + b"\xff\x8b" + data[at + 2 :]) == "truncated"
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "grey BMP", "grey TIFF", "16 bits", "32 bits"])
+def test_a_file_whose_rest_was_never_written_is_damaged(kind: str) -> None:
+    """A copy that stopped, into a file that had its full size already: the rest is zeros."""
+    image = smear()
+    if kind == "16 bits":
+        buffer = io.BytesIO()
+        Image.fromarray(image[:, :, 0].astype(np.uint16) * 200).save(buffer, "TIFF")
+        data = buffer.getvalue()
+    elif kind == "32 bits":
+        data = saved("BMP", "RGBA")
+    else:
+        data = saved(kind.rsplit(maxsplit=1)[-1], "L" if "grey" in kind else "RGB")
+    assert reason(data) == ""
+    for share in (0.3, 0.5, 0.7):
+        at = int(len(data) * share) // 4096 * 4096
+        assert reason(data[:at] + bytes(len(data) - at)) == "truncated"
+        assert reason(data[:at] + bytes(8192) + data[at + 8192 :]) == "truncated"
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+@pytest.mark.parametrize("black", ["below", "above", "right", "round", "label", "all", "turned"])
+def test_black_parts_of_a_picture_are_no_holes(kind: str, black: str) -> None:
+    image = smear()
+    y, x = np.mgrid[:240, :320]
+    where = {
+        "below": y >= 200,
+        "above": y < 40,
+        "right": x >= 250,
+        "round": (x - 160) ** 2 + (y - 120) ** 2 > 100**2,
+        "label": (x >= 100) & (y >= 215),
+        "all": y >= 0,
+        "turned": np.abs(x - 160 + 0.05 * (y - 120)) + np.abs(0.1 * (y - 120)) > 90,
+    }[black]
+    image[where] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    assert reason(buffer.getvalue()) == ""
+
+
+def test_zeros_in_a_webp_are_a_hole() -> None:
+    for options in ({"quality": 90}, {"lossless": True}):
+        data = saved("WEBP", **options)
+        assert reason(data) == ""
+        middle = len(data) // 2
+        assert reason(data[:middle] + bytes(len(data) - middle)) == "truncated"
+        assert reason(data[: middle - 512] + bytes(512) + data[middle:]) == "truncated"
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(buffer, "WEBP")
+    assert bytes(1100) in buffer.getvalue()
+    assert reason(buffer.getvalue()) == ""

@@ -187,3 +187,27 @@ def test_a_broken_disk_is_not_a_question_of_permission(
     with pytest.raises(ImageError, match="disk or the card") as caught:
         image_file.load_field(tmp_path / "a.png", "s", "a")
     assert caught.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "notes", ["ImageJ=1.54f\nimages=9\nframes=9\n", '{"shape": [9, 40, 60, 3], "truncated": true}']
+)
+def test_images_behind_the_list_of_pages_are_not_passed_over(notes: str) -> None:
+    """ImageJ lists one page of a stack of more than 4 GB. The others follow it in the file."""
+    assert "more images than its list of pages" in refused(pages(scene(), description=notes))
+    whole = notes.replace("images=9", "images=1").replace("true", "false").replace("frames=9", "")
+    np.testing.assert_array_equal(image_file.decode(pages(scene(), description=whole), "x")[0], scene())
+
+
+def test_one_channel_of_several_is_no_field() -> None:
+    notes = OME.replace("XYCZT", "XYZTC")
+    assert "one channel of 3" in refused(pages(scene()[:, :, 0], description=notes))
+    np.testing.assert_array_equal(image_file.decode(pages(scene(), description=notes), "x")[0], scene())
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 128, 255])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_one_value_of_alpha_everywhere_shows_nothing(kind: str, alpha: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([scene(), np.full(scene().shape[:2], alpha, np.uint8)])).save(buffer, kind)
+    np.testing.assert_array_equal(image_file.decode(buffer.getvalue(), "x")[0], scene())
