@@ -110,6 +110,7 @@ class Summary:
     n_duplicates: int = 0  # the content is counted under another name of the slide
     n_failed: int = 0  # now or before
     n_excluded: int = 0  # or forgotten, by a person
+    n_lost: int = 0  # counts: their rows in the ledger were damaged, and their images are gone
     n_unreadable_folders: int = 0
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
@@ -130,7 +131,8 @@ class Summary:
             return 128 + self.stopped_by
         if self.troubled or self.held:
             return ExitCode.UNAVAILABLE
-        return ExitCode.SOME_FAILED if self.n_failed or self.n_unreadable_folders else ExitCode.OK
+        n_failed = self.n_failed + self.n_lost + self.n_unreadable_folders
+        return ExitCode.SOME_FAILED if n_failed else ExitCode.OK
 
 
 def count_once(
@@ -326,6 +328,7 @@ class Session:
             finally:
                 portion.sum_up()
         self._note_shared(portion)
+        self._note_lost(portion)
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         portion.summary.held = list(self.views.tables.held.values())
         return portion.summary
@@ -660,6 +663,12 @@ class Session:
             for other, n in self.ledger.reader.shared(slide_id).items():
                 slides = " and ".join(sorted((slide_id, other)))
                 self._note(f"slides {slides}: {count_text(n, 'image')} counted in both", portion)
+
+    def _note_lost(self, portion: "_Portion") -> None:
+        for slide_id, n in self.ledger.reader.lost().items():
+            portion.summary.n_lost += n
+            lost = f"slide {slide_id}: the counts of {count_text(n, 'image')} are lost (damaged-row)"
+            self._note(f"{lost}: put them back, or `rbc-edge forget` them", portion)
 
     def _note_settings(self, portion: "_Portion") -> None:
         """Says which settings are not those of the last run on these results."""

@@ -8,6 +8,7 @@ UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unkn
 
 import csv
 import errno
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -27,16 +28,19 @@ import numpy as np
 from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
+from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
 from rbc_edge.values import Cells, Counts, Scale
-from rbc_edge.views.names import file_names, on_disk
+from rbc_edge.views.names import file_names, old_files, on_disk
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import NOTES, warnings
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
+log = logging.getLogger(__name__)
+
 SCHEMA: Final = "2"
-EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
+_EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _HELD: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EISDIR})
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
@@ -266,6 +270,8 @@ class Tables:
     held: dict[str, str] = field(default_factory=dict, init=False)  # what waits, by slide; "": slides.csv
     _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
     _names: dict[str, str] = field(default_factory=dict, init=False)
+    is_renamed: bool = field(default=False, init=False)  # the last `write` gave some slides other names
+    _has_new_names: bool = field(default=True, init=False)  # since the last `write`; at first, maybe
 
     def __post_init__(self) -> None:
         for folder in (self.out, self.out / "cells"):
@@ -294,11 +300,16 @@ class Tables:
         for slide_id, name in names.items():
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
                 self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
+        self.is_renamed, self._has_new_names = self._has_new_names, False
+        if self.is_renamed:
+            for old in (*old_files(self.out, names, ".csv"), *old_files(self.out / "cells", names, ".csv")):
+                with _explained(old):
+                    old.unlink()
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
         with self._holding(""):
             _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
-        self.ledger.keep_note(EDGES_NOTE, self.edges)
+        self.ledger.keep_note(_EDGES_NOTE, self.edges)
         if self.held:
             self.ledger.commit()  # the next run, too, knows that tables are out of date
         else:
@@ -312,7 +323,11 @@ class Tables:
     def _file_names(self) -> dict[str, str]:
         slide_ids = self.ledger.reader.slide_ids()
         if slide_ids != list(self._names):  # for a thousand slides, names take longer than a table
-            self._names = file_names(slide_ids)
+            before, self._names = self._names, file_names(slide_ids)
+            for slide_id, name in before.items():
+                if self._names.get(slide_id) != name:
+                    self._summaries.pop(slide_id, None)
+                    self._has_new_names = True
         return self._names
 
     def _write_slide(self, slide_id: str, name: str, fields: Iterator[FieldRow]) -> None:
@@ -346,6 +361,17 @@ class Tables:
             self.held.pop(slide_id, None)
         except HeldError as error:
             self.held[slide_id] = str(error)
+
+
+def edges_of(reader: Reader) -> EdgeRule | None:
+    """Returns the edge rule of the tables of a ledger. None: there are none, or the note of it is damaged."""
+    if note := reader.note(_EDGES_NOTE):
+        with suppress(ValueError):
+            return EdgeRule(note)
+        log.warning(
+            "the edge rule of the tables is damaged in the ledger; run again with the --edges you want"
+        )
+    return None
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
