@@ -1102,10 +1102,11 @@ def test_a_damaged_scale_leaves_no_count_at_another_scale(station: Station) -> N
     ends_like_a_clean_run(station)
 
 
-def test_a_note_that_is_damaged_stops_no_run(station: Station) -> None:
+@pytest.mark.parametrize("content", ["{", "7", "[1]"])
+def test_a_note_that_is_damaged_stops_no_run(station: Station, content: str) -> None:
     station.run()
     with Ledger(station.out) as ledger:
-        ledger.keep_note("settings", "{")
+        ledger.keep_note("settings", content)
         ledger.commit()
     assert station.run().notes == []
 
