@@ -4,16 +4,21 @@ Run as ``python docs/make_tables.py`` after a column has changed. A test compare
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SHAPE_TABLE, SLIDE_TABLE
+from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SHAPE_TABLE, SLIDE_TABLE, Table
 
 PAGE: Final = Path(__file__).resolve().parent / "tables.md"
 
 
 def filled(page: str) -> str:
     """Returns the text of the page with the current columns between its markers."""
-    tables = {"slides": SLIDE_TABLE, "fields": FIELD_TABLE, "cells": CELL_TABLE, "shapes": SHAPE_TABLE}
+    tables: dict[str, Table[Any]] = {
+        "slides": SLIDE_TABLE,
+        "fields": FIELD_TABLE,
+        "cells": CELL_TABLE,
+        "shapes": SHAPE_TABLE,
+    }
     for name, table in tables.items():
         start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
         before, found, rest = page.partition(start)

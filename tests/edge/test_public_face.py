@@ -94,6 +94,11 @@ def test_one_image_has_the_counts_of_its_row(
     again = rbc_edge.count_folder([photograph], tmp_path / "out2", bundle=toy_bundle_path)
     assert again.n_counted == 1
     assert rbc_edge.count_folder([photograph], tmp_path / "out2", bundle=toy_bundle_path).n_counted == 0
+    assert again.notes == ()
+    (photograph.parent / "scan.svs").touch()
+    folder = tmp_path / "slides"
+    notes = rbc_edge.count_folder(folder, tmp_path / "out2", bundle=toy_bundle_path, edges="inside").notes
+    assert ["svs" in notes[0], *(note.startswith("settings differ") for note in notes[1:])] == [True, True]
 
 
 def test_what_was_refused_stays_in_the_row(

@@ -84,7 +84,8 @@ def counts_of(row: dict[str, str]) -> Counts:
     return tuple(int(row[name]) for name in COUNTS)
 
 
-def _encoded(image: npt.NDArray[np.uint8], suffix: str) -> bytes:
+def encoded(image: npt.NDArray[np.uint8], suffix: str) -> bytes:
+    """The bytes of an image file."""
     done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
     return data.tobytes()
@@ -116,7 +117,7 @@ def draw(folder: Path, *, n: int = 24, seed: int = 2026) -> list[Picture]:
     data: dict[str, bytes] = {}
     for i, field in enumerate(fields):
         name = f"field{i:04}"
-        data[name] = _encoded(field.image, ".png" if i % 2 else ".jpg")
+        data[name] = encoded(field.image, ".png" if i % 2 else ".jpg")
         (source / f"{name}{'.png' if i % 2 else '.jpg'}").write_bytes(data[name])
     done = reference(source, folder / "counted", "--cell-diameter", CELL_DIAMETER_PX, "--cells")
     if done.returncode:

@@ -9,7 +9,7 @@ from rbc_edge.errors import BundleError, ExitCode
 from rbc_edge.store.queries import Reader
 from rbc_edge.text import path_text
 from rbc_edge.views.report import IMAGES, Reports
-from rbc_edge.views.tables import EDGES_NOTE
+from rbc_edge.views.tables import edges_of
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.counting import EdgeRule
 
@@ -27,7 +27,7 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
     with Reader.open(out) as reader:
         rule = loaded.settings.edges
         if loaded.source["edges"] == "default":  # as in the tables of the same folder
-            rule = reader.note(EDGES_NOTE) or rule
+            rule = edges_of(reader) or rule
         n_images = IMAGES if images is None else images
         reports = Reports(out, reader, edges=EdgeRule(rule), images=n_images, manifest=manifest)
         pages = reports.write(slides or None)

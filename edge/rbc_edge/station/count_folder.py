@@ -8,6 +8,7 @@ from pathlib import Path
 from rbc_edge.errors import UsageError
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import CountOptions, count_once
+from rbc_edge.text import one_line
 from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.views.tables import SlideSummary
 from rbc_edge.vision.analyzer import default_threads, given_scale
@@ -25,6 +26,8 @@ class FolderResult:
         n_images: Images found.
         n_counted: Images counted now. The others were counted before, or failed.
         n_failed: Images that could not be counted, now or before.
+        notes: What a person should know, a sentence each: files that were not counted, images that moved or
+            were replaced, settings that differ from the last call, tables that another program holds.
     """
 
     out: Path
@@ -32,6 +35,7 @@ class FolderResult:
     n_images: int
     n_counted: int
     n_failed: int
+    notes: tuple[str, ...] = ()
 
 
 def count_folder(
@@ -82,4 +86,12 @@ def count_folder(
         views=ViewOptions(edges=EdgeRule(edges), cells=cells),
     )
     done = count_once([Path(path) for path in paths], options)
-    return FolderResult(options.out, tuple(done.slides), done.n_images, done.n_counted, done.n_failed)
+    notes = (*done.notes, *done.troubled.values(), *done.held)
+    return FolderResult(
+        options.out,
+        tuple(done.slides),
+        done.n_images,
+        done.n_counted,
+        done.n_failed,
+        tuple(map(one_line, notes)),
+    )

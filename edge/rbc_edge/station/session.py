@@ -3,7 +3,6 @@
 The loop of the way of the data stands in `Session.count`: plan, looks, record, refresh.
 """
 
-import json
 import logging
 import time
 from collections import Counter
@@ -12,29 +11,28 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from heapq import merge
-from itertools import groupby, islice
-from math import inf, isnan, nan
+from math import inf
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from rbc_edge.errors import BundleError, ExitCode, UnavailableError, UsageError
+from rbc_edge.errors import BundleError, ExitCode, UnavailableError
 from rbc_edge.station import job, other_files
+from rbc_edge.station.estimate import Estimate
+from rbc_edge.station.identity import Identity
 from rbc_edge.station.inbox import mtime_ns, scan
+from rbc_edge.station.notes import Notes
 from rbc_edge.station.sandbox import Interrupted, Sandbox, to_quarantine
+from rbc_edge.station.slide_work import SlideWork
 from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store import outdir, slide_scale
 from rbc_edge.store.ledger import Ledger
-from rbc_edge.store.queries import SlideContents
 from rbc_edge.store.recovery import mend
-from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
-from rbc_edge.store.schema import is_gone
-from rbc_edge.text import PAGED_SUFFIXES, count_text, name_text, one_line, path_text, utc_text
-from rbc_edge.values import InboxFile, Measure, Scale, ScaleSource
+from rbc_edge.store.rows import FieldRow, Look, Plan, Recorded, Status, Version
+from rbc_edge.text import PAGED_SUFFIXES, count_text, path_text, utc_text
+from rbc_edge.values import InboxFile, Scale
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
-from rbc_edge.vision import scale as scales
-from rbc_edge.vision.image_file import content_id, n_fields
+from rbc_edge.vision.image_file import n_fields
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +43,6 @@ _WAIT_FOR_WRITER_S: Final = 60.0  # a running service releases the folder every 
 _POLL_S: Final = 0.2
 _TOGETHER: Final = 8  # images whose attempts are noted at once
 _TOGETHER_ASKED: Final = 500  # files whose pages one query asks for
-SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
-_Place = tuple[str, Path, str]  # fov, path and digest of a counted field
 _MAX_SAID: Final = 20  # damaged rows that are named
 _MAX_PASSES: Final = 4  # over the files of a slide that unsettled each other
 _SUMMED_AS: Final = {  # numbers of `Summary`
@@ -88,6 +84,17 @@ class CountOptions:
         """What a count depends on besides the image."""
         return Version.of(self.recipe.bundle_id, self.scale)
 
+    def in_words(self) -> dict[str, str]:
+        """Returns the settings that a person should know of when they differ from the last run."""
+        scale = self.scale
+        return {
+            "slide pattern": self.slide_pattern or "none",
+            "ignore": ", ".join(self.ignore) or "none",
+            "scale": f"{scale.cell_diameter_px:g} px a cell" if scale else "estimated",
+            "edges": str(self.views.edges),
+            "bundle": self.recipe.bundle_id,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -110,6 +117,7 @@ class Summary:
     n_duplicates: int = 0  # the content is counted under another name of the slide
     n_failed: int = 0  # now or before
     n_excluded: int = 0  # or forgotten, by a person
+    n_lost: int = 0  # counts: their rows in the ledger were damaged, and their images are gone
     n_unreadable_folders: int = 0
     stopped_by: int | None = None  # the signal that ended it early
     gave_up: bool = False  # it ended early because of `CountOptions.max_failures`
@@ -130,7 +138,8 @@ class Summary:
             return 128 + self.stopped_by
         if self.troubled or self.held:
             return ExitCode.UNAVAILABLE
-        return ExitCode.SOME_FAILED if self.n_failed or self.n_unreadable_folders else ExitCode.OK
+        n_failed = self.n_failed + self.n_lost + self.n_unreadable_folders
+        return ExitCode.SOME_FAILED if n_failed else ExitCode.OK
 
 
 def count_once(
@@ -231,9 +240,25 @@ class Session:
         self._keep_going = keep_going or (lambda: self._stop.signal is None)
         self._last_commit_s = self._clock.monotonic_s()
         self._n_new_failures = 0
-        self._digests: dict[InboxFile, str] = {}  # of files that were not recorded yet
         self._n_pages: dict[int, int] = {}  # fields of files that hold several, by the hash of the file
-        self._noted: set[str] = set()  # what was said: a service says it once
+        self._notes = Notes(ledger)
+        self._identity = Identity(
+            ledger,
+            self._notes,
+            has_pattern=options.slide_pattern is not None,
+            may_wait=may_wait,
+            keep_going=self._keep_going,
+        )
+        self._estimate = Estimate(
+            ledger,
+            self._identity,
+            recipe=options.recipe,
+            given=options.scale,
+            force=options.force,
+            wait=self._wait,
+            leave_for_later=self._leave_for_later,
+            keep_going=self._keep_going,
+        )
         self.views = Views(ledger, options.views, monotonic_s=self._clock.monotonic_s)
 
     def __enter__(self) -> "Session":
@@ -295,17 +320,17 @@ class Session:
         there = groups if of_slide is None else of_slide
         with self._workers() as workers:
             try:
-                self._note_settings(portion)
+                self._notes.settings(self._options.in_words())
                 if self._may_wait is None:
-                    self._keep_given(groups, portion)
+                    self._keep_given(groups)
                 portion.changed |= self.ledger.drop_gone(there)
                 plan = self._without_copies(self.plan(files), copies, portion)
-                plan = self._without_killers(self._without_strangers(plan, portion), portion)
+                plan = self._without_killers(self._identity.without_strangers(plan), portion)
                 unsettled = self.ledger.reader.unsettled()
                 for slide_id, group in groups.items():
                     if self._is_over(portion):
                         break
-                    slide = _Slide(slide_id, group, plan, there.get(slide_id, group))
+                    slide = SlideWork(slide_id, group, plan, there.get(slide_id, group))
                     slide.was_settled = slide_id not in unsettled
                     self._count(slide, portion, workers)
                 # Slides that lost an image to another one: their scale may be another now.
@@ -313,7 +338,7 @@ class Session:
                     if self._is_over(portion):
                         break
                     files_there, plan = there[slide_id], Plan({}, (), {}, portion.waiting)
-                    slide = _Slide(slide_id, groups.get(slide_id, []), plan, files_there)
+                    slide = SlideWork(slide_id, groups.get(slide_id, []), plan, files_there)
                     slide.status = dict.fromkeys(portion.failed.intersection(slide.files), Status.FAILED)
                     slide.was_settled, slide.told = False, set(slide.files)
                     self._plan_again(slide)
@@ -325,7 +350,9 @@ class Session:
                 raise
             finally:
                 portion.sum_up()
-        self._note_shared(portion)
+        self._notes.shared(portion.changed)
+        portion.summary.n_lost = self._notes.lost()
+        portion.summary.notes = self._notes.taken()
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         portion.summary.held = list(self.views.tables.held.values())
         return portion.summary
@@ -360,7 +387,7 @@ class Session:
             portion.changed |= {file.slide_id, *recorded.left}
         if late:
             pictures, example = count_text(len(late), "picture"), path_text(late[0].path)
-            self._note(f"{pictures} not counted, made by a program of a counted image: {example}", portion)
+            self._notes.say(f"{pictures} not counted, made by a program of a counted image: {example}")
         return replace(plan, done=done, to_do=tuple(f for f in plan.to_do if f not in done))
 
     def _is_late_copy(self, file: InboxFile) -> bool:
@@ -394,7 +421,7 @@ class Session:
         to_do = tuple(f for f in plan.to_do if f not in done)
         return Plan(done, to_do, plan.interrupted, plan.waiting)
 
-    def _put_off(self, undecided: Collection[InboxFile], slide: "_Slide") -> None:
+    def _put_off(self, undecided: Collection[InboxFile], slide: SlideWork) -> None:
         """Leaves images for later that may kill this process, while no other can try them."""
         for file in slide.files:
             if file in undecided:
@@ -403,29 +430,32 @@ class Session:
                 if self._may_wait is not None:
                     self._may_wait(file, job.MACHINE)
 
-    def _count(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> None:
+    def _count(self, slide: SlideWork, portion: "_Portion", workers: Executor) -> None:
         self._put_off(portion.undecided, slide)
         try:
             self._count_slide(slide, portion, workers)
         finally:
             portion.add(slide)
             for note in slide.notes():
-                self._note(note, portion)
+                self._notes.say(note)
 
-    def _count_slide(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> None:
+    def _count_slide(self, slide: SlideWork, portion: "_Portion", workers: Executor) -> None:
         """Counts the files of one slide until its scale is that of what is counted."""
         if slide.was_settled and not slide.to_do():
             return
         slide_scale.settle(self.ledger, slide.slide_id, is_settled=False)
-        self._take_over(slide)
+        moved = self._identity.taken_over(slide)
+        slide.version = self._version_of(slide.slide_id)
+        if not self._options.force:
+            slide.moved = frozenset(d for d, version in moved.items() if version == slide.version)
         slide.contents = self.ledger.reader.contents(slide.slide_id, slide.version)
-        if self._choose_scale(slide, workers) and not self._options.force:
+        if self._estimate.choose(slide, workers) and not self._options.force:
             self._plan_again(slide)
         for _ in range(_MAX_PASSES):
             if self._pass(slide, portion, workers):
                 break
             # A file may be another one than before it was opened, or cannot be counted.
-            is_new_scale = self._choose_scale(slide, workers)
+            is_new_scale = self._estimate.choose(slide, workers)
             if not (slide.is_unsettled or is_new_scale):
                 slide_scale.settle(self.ledger, slide.slide_id)
                 break
@@ -435,7 +465,7 @@ class Session:
             self.ledger.commit()  # first: a table never shows what a power cut could take back
             self.views.tables.write_slide(slide.slide_id)
 
-    def _plan_again(self, slide: "_Slide") -> None:
+    def _plan_again(self, slide: SlideWork) -> None:
         slide.is_unsettled = False
         failed = {f: status for f, status in slide.status.items() if status is Status.FAILED}
         slide.status = {**failed, **self.ledger.plan(slide.files, self._version).done}
@@ -445,7 +475,7 @@ class Session:
         given = self.ledger.reader.given_scale(slide_id) or self._options.scale
         return Version.of(self._version.bundle_id, given)
 
-    def _pass(self, slide: "_Slide", portion: "_Portion", workers: Executor) -> bool:
+    def _pass(self, slide: SlideWork, portion: "_Portion", workers: Executor) -> bool:
         """Goes through a slide's files once; tells whether it ended early."""
         tasks = self._tasks(slide, slide.to_do())
         is_early = False
@@ -474,7 +504,7 @@ class Session:
             slide.begun.clear()
         return is_early
 
-    def _tasks(self, slide: "_Slide", files: Sequence[InboxFile]) -> Iterator[job.Task | None]:
+    def _tasks(self, slide: SlideWork, files: Sequence[InboxFile]) -> Iterator[job.Task | None]:
         """Yields what to look at, and has the ledger note it before it is opened.
 
         Some at a time, because a note for each would triple what is written to the disk. An image that was
@@ -506,7 +536,7 @@ class Session:
                 pass
             return work.result()
 
-    def _record(self, look: Look, slide: "_Slide", workers: Executor) -> Recorded | None:
+    def _record(self, look: Look, slide: SlideWork, workers: Executor) -> Recorded | None:
         """Brings one look into the ledger; None: the file was left for later."""
         file, now = look.file, self._now()
         if look.failure == job.MACHINE:
@@ -526,18 +556,20 @@ class Session:
                 return self._record(look, slide, workers)
             recorded = self.ledger.record(look, slide.version, now, force=self._options.force)
         if recorded is not None:
-            self._digests.pop(file.whole, None)
+            self._identity.recorded(file)
             self._n_new_failures += recorded.row.status is Status.FAILED
         return recorded
 
-    def _leave_for_later(self, file: InboxFile, why: str, slide: "_Slide") -> None:
+    def _leave_for_later(self, file: InboxFile, why: str, slide: SlideWork) -> None:
         slide.waiting.add(file)
         slide.troubled[file] = why
         log.warning("%s", why)
         if self._may_wait is not None:
             self._may_wait(file, job.MACHINE)
 
-    def _tell(self, slide: "_Slide", portion: "_Portion", file: InboxFile, recorded: Recorded | None) -> None:
+    def _tell(
+        self, slide: SlideWork, portion: "_Portion", file: InboxFile, recorded: Recorded | None
+    ) -> None:
         portion.n_done += file not in slide.told
         slide.told.add(file)
         row, is_new = (recorded.row, recorded.is_new) if recorded else (None, False)
@@ -554,243 +586,12 @@ class Session:
     def _now(self) -> str:
         return utc_text(self._clock.now())
 
-    # -- whose images they are --------------------------------------------------------------------------
-
-    def _digest(self, file: InboxFile) -> str:
-        """Returns the digest of a file that is to be looked at, read once. Empty where it cannot be read."""
-        whole = file.whole
-        if whole not in self._digests and self._keep_going():
-            self._digests[whole] = job.digest(whole)
-        return content_id(self._digests.get(whole, ""), file.page)
-
-    def _take_over(self, slide: "_Slide") -> None:
-        """Finds what other slides have counted and lost to this one, maybe with a scale that was given there.
-
-        Only a file of a size that is counted elsewhere is read for it: the others are read when their turn
-        comes.
-        """
-        reader, files = self.ledger.reader, slide.to_do()
-        sizes = reader.sizes_elsewhere(slide.slide_id, {f.size_bytes for f in files})
-        digests = {d for f in files if f.size_bytes in sizes and (d := self._digest(f))}
-        moved = reader.moved(slide.slide_id, digests)
-        for other in sorted({other for other, _ in moved.values()}):
-            slide_scale.inherit(self.ledger, slide.slide_id, other)
-        slide.version = self._version_of(slide.slide_id)
-        if not self._options.force:
-            slide.moved = frozenset(d for d, (_, version) in moved.items() if version == slide.version)
-
-    def _without_strangers(self, plan: Plan, portion: "_Portion") -> Plan:
-        """Returns the plan without images of another slide that has the name of one that is known.
-
-        Raises `UsageError` for them where nobody can wait: a run.
-        """
-        strangers: set[InboxFile] = set()
-        for slide_id, group in groupby(plan.to_do, key=lambda f: f.slide_id):
-            files = list(group)
-            counted = self.ledger.reader.places(slide_id)
-            if not counted:
-                continue
-            if other := self._other_source(files, counted):
-                what = f"{path_text(files[0].path.parent)} holds other images than {path_text(other.parent)}"
-                what += f", and both would be slide {slide_id}"
-                advice = f"rename the folder, give another --out, or first `rbc-edge forget {slide_id}`"
-                if self._may_wait is None:
-                    raise UsageError(one_line(what), one_line(advice))
-                if what not in self._noted:
-                    log.error("%s: they are not counted: %s", what, advice)
-                    self._noted.add(what)
-                strangers |= {file for file in files if self._may_wait(file, "changed")}
-            else:
-                self._note_replaced(slide_id, files, counted, portion)
-        return Plan(
-            plan.done, tuple(f for f in plan.to_do if f not in strangers), plan.interrupted, strangers
-        )
-
-    def _other_source(self, files: Sequence[InboxFile], counted: Sequence[_Place]) -> Path | None:
-        """Returns a file of another folder that has the slide's name, or the field's. None: it is one slide.
-
-        A folder that moved still holds an image that is known. A slide pattern may gather a slide from
-        several folders.
-        """
-        folders = {name_text(str(file.path.parent)) for file in files}
-        elsewhere = [place for place in counted if name_text(str(place[1].parent)) not in folders]
-        if not elsewhere:
-            return None
-        contents = {sha256 for _, _, sha256 in counted}
-        if len(elsewhere) == len(counted) and self._options.slide_pattern is None:
-            is_known = any(self._digest(file) in contents for file in files)
-            is_link = any(_is_same_folder(elsewhere[0][1].parent, Path(folder)) for folder in folders)
-            return None if is_known or is_link else elsewhere[0][1]
-        at = {fov: path for fov, path, _ in elsewhere}
-        for file in files:
-            path = at.get(file.fov)
-            if path and not is_gone(path) and self._digest(file) not in contents:
-                return path
-        return None
-
-    def _note_replaced(
-        self, slide_id: str, files: Sequence[InboxFile], counted: Sequence[_Place], portion: "_Portion"
-    ) -> None:
-        """Says where images of a slide have taken the place of others."""
-        contents = {sha256 for _, _, sha256 in counted}
-        names = {fov for fov, _, _ in counted}
-
-        def is_new(file: InboxFile) -> bool:
-            return bool(digest := self._digest(file)) and digest not in contents
-
-        n = sum(is_new(file) for file in files if file.fov in names)
-        question = "another slide of the same name? The old counts are kept in the ledger"
-        slide = f"slide {slide_id}"
-        are_gone = n <= len(counted) / 2 and all(is_gone(path) for _, path, _ in counted)
-        if are_gone and any(map(is_new, files)):
-            there = f"{slide}: its {count_text(len(counted), 'image')} are gone, and others came"
-            self._note(f"{there}: another slide of the same name? Then `rbc-edge forget`", portion)
-        elif n > len(counted) / 2:
-            self._note(f"{slide}: {n} of {count_text(len(counted), 'image')} replaced: {question}", portion)
-        elif n:
-            self._note(f"{slide}: {count_text(n, 'image')} replaced by others of the same name", portion)
-
-    def _note(self, note: str, portion: "_Portion") -> None:
-        if note not in self._noted:
-            self._noted.add(note)
-            portion.summary.notes.append(note)
-
-    def _note_shared(self, portion: "_Portion") -> None:
-        for slide_id in sorted(portion.changed):
-            for other, n in self.ledger.reader.shared(slide_id).items():
-                slides = " and ".join(sorted((slide_id, other)))
-                self._note(f"slides {slides}: {count_text(n, 'image')} counted in both", portion)
-
-    def _note_settings(self, portion: "_Portion") -> None:
-        """Says which settings are not those of the last run on these results."""
-        options, scale = self._options, self._options.scale
-        now = {
-            "slide pattern": options.slide_pattern or "none",
-            "ignore": ", ".join(options.ignore) or "none",
-            "scale": f"{scale.cell_diameter_px:g} px a cell" if scale else "estimated",
-            "edges": str(options.views.edges),
-            "bundle": options.recipe.bundle_id,
-        }
-        text = json.dumps(now)
-        if (kept := self.ledger.reader.note(SETTINGS_NOTE)) == text:
-            return
-        try:
-            before = dict(json.loads(kept or text))
-        except ValueError:  # damaged
-            before = now
-        differ = [
-            f"{name} is {value}, was {before[name]}"
-            for name, value in now.items()
-            if before.get(name, value) != value
-        ]
-        if differ:
-            self._note(f"settings differ from the last run: {'; '.join(differ)}", portion)
-        self.ledger.keep_note(SETTINGS_NOTE, text)
-
-    # -- the scale of a slide ---------------------------------------------------------------------------
-
-    def _keep_given(self, slide_ids: Collection[str], portion: "_Portion") -> None:
+    def _keep_given(self, slide_ids: Collection[str]) -> None:
         """Has the slides keep the scale of this run, and says which of them lose that of an earlier one."""
         lost = slide_scale.give_by_run(self.ledger, slide_ids, self._options.scale)
-        if lost and not any(note.startswith("settings differ") for note in portion.summary.notes):
+        if lost and not any(note.startswith("settings differ") for note in self._notes.new):
             slides = f"slide {lost[0]}" if len(lost) == 1 else f"{len(lost)} slides"
-            self._note(f"{slides}: the scale is estimated again, it was given to an earlier run", portion)
-
-    def _choose_scale(self, slide: "_Slide", workers: Executor) -> bool:
-        """Takes the scale that holds for a slide; tells whether the counts of before have another one.
-
-        It is the one given for this slide, the user's for all, or what the slide's contents say. It is a
-        function of these, whenever and in whatever order they came.
-        """
-        given = self.ledger.reader.given_scale(slide.slide_id) or self._options.scale
-        if given is not None:
-            slide.scale = given
-            return False
-        bundle_id, kept = slide.version.bundle_id, self.ledger.reader.slide_scale(slide.slide_id)
-        measures = self._measures(slide, workers)
-        scale = slide.scale = scales.of_slide(measures)
-        is_same = kept is not None and kept.bundle_id == bundle_id and _are_same(kept.scale, scale)
-        n_recounted = 0
-        if not is_same or kept is None or kept.n_fields != len(measures):
-            new = SlideScale(scale, bundle_id, len(measures))
-            n_recounted = slide_scale.keep(self.ledger, slide.slide_id, new, is_new=not is_same)
-            self.ledger.commit()  # before any field is counted at it
-        if is_same or (kept is None and not n_recounted):  # counts without a scale: its row was damaged
-            return False
-        slide.was_unsettled = True
-        return True
-
-    def _measures(self, slide: "_Slide", workers: Executor) -> list[Measure]:
-        """Returns what a slide's first contents say about its scale, by digest: measured, or measured before.
-
-        The first three are searched in full, and the others mostly from where these agree.
-        """
-        found: list[Measure] = []
-        candidates = self._candidates(slide)
-        left_px, start = scales.MAX_PIXELS, 0
-        while left_px >= 0 and (n := scales.MAX_FIELDS - len(found)):
-            if len(found) < scales.FIRST_FIELDS:
-                n = scales.FIRST_FIELDS - len(found)
-            else:
-                start = scales.start(found[: scales.FIRST_FIELDS])
-            some = dict(islice(candidates, n))
-            if not some:
-                break
-            of_content = self._measured(slide, some, start, left_px, workers)
-            for sha256 in some:
-                if sha256 in of_content and left_px >= 0:
-                    found.append(of_content[sha256])
-                    left_px -= of_content[sha256].n_pixels
-        return found
-
-    def _measured(
-        self, slide: "_Slide", files: Mapping[str, InboxFile], start: int, left_px: float, workers: Executor
-    ) -> dict[str, Measure]:
-        """Returns the measures of contents, by digest. What cannot be read is left out."""
-        bundle_id = slide.version.bundle_id
-        known = {sha256: m for sha256 in files if (m := slide.measures.get((sha256, start)))}
-        if not self._options.force:
-            known |= self.ledger.reader.measures(files, bundle_id, start)
-        asked = []
-        for sha256, file in files.items():
-            if sha256 in known:
-                left_px -= known[sha256].n_pixels
-            elif left_px >= 0:
-                asked.append((file, sha256))
-        if not asked:
-            return known
-        try:
-            self.ledger.begin([file for file, _ in asked])
-            looks = self._wait(workers.submit(job.measure, asked, start, left_px, self._options.recipe))
-        finally:
-            self.ledger.end([file for file, _ in asked])
-        new = {}
-        for (file, sha256), look in zip(asked, looks, strict=False):
-            if look.measure is not None:
-                new[sha256] = slide.measures[sha256, start] = look.measure
-            elif look.message:
-                self._leave_for_later(file, look.message, slide)
-        slide_scale.keep_measures(self.ledger, bundle_id, start, new)
-        return known | new
-
-    def _candidates(self, slide: "_Slide") -> Iterator[tuple[str, InboxFile]]:
-        """Yields contents that are, or will be, counted in a slide, by digest. Some may not be readable."""
-        coming: dict[str, InboxFile] = {}
-        digest_of: dict[str, str] = {}
-        for file in slide.to_do():
-            if not self._keep_going():
-                raise Interrupted
-            if (digest := self._digest(file)) and digest not in slide.contents.failed:
-                coming.setdefault(digest, file)
-                digest_of[file.fov] = digest
-        counted = self.ledger.reader.counted(slide.slide_id, slide.version.bundle_id)
-        # A count of which the file is another one now does not stand for long.
-        standing = ((sha256, file) for sha256, file in counted if digest_of.get(file.fov, sha256) == sha256)
-        before = ""
-        for sha256, file in merge(sorted(coming.items()), standing, key=lambda item: item[0]):
-            if sha256 != before:
-                yield sha256, file
-            before = sha256
+            self._notes.say(f"{slides}: the scale is estimated again, it was given to an earlier run")
 
 
 class _Threads(ThreadPoolExecutor):
@@ -812,68 +613,6 @@ class _Threads(ThreadPoolExecutor):
         return future
 
 
-class _Slide:
-    """One slide's files on their way."""
-
-    def __init__(self, slide_id: str, files: list[InboxFile], plan: Plan, there: Sequence[InboxFile]) -> None:
-        self.slide_id = slide_id
-        self.files = files
-        self.beside = frozenset(f.path for f in there)  # every file that there is of the slide
-        self.interrupted: Mapping[InboxFile, Attempt] = plan.interrupted
-        self.status = {f: plan.done[f] for f in files if f in plan.done}  # what became of them
-        self.scale = Scale(nan, ScaleSource.NONE)
-        self.version = Version("", "")  # of its counts
-        self.measures: dict[tuple[str, int], Measure] = {}  # made now, by digest and start
-        self.was_settled = True
-        self.contents = SlideContents({}, frozenset())
-        self.begun: dict[InboxFile, None] = {}  # the ledger says that they are being tried
-        self.counted: set[InboxFile] = set()  # now
-        self.told: set[InboxFile] = set()
-        self.waiting: set[InboxFile] = {f for f in files if f in plan.waiting}
-        self.troubled: dict[InboxFile, str] = {}  # why they could not be looked at; no fault of theirs
-        self.left: set[str] = set()  # slides that lost images to this one
-        self.moved = frozenset[str]()  # digests of contents that come from slides that lost them
-        # How many fields moved here from each slide, with their counts (True) or to be counted again.
-        self.came_from: Counter[tuple[str, bool]] = Counter()
-        self.drawn: list[Path] = []  # pictures that we drew, here in place of images
-        self.is_changed = self.is_unsettled = self.was_unsettled = False
-
-    def to_do(self) -> list[InboxFile]:
-        """Returns the files that need a look."""
-        return [f for f in self.files if f not in self.status and f not in self.waiting]
-
-    def add(self, file: InboxFile, recorded: Recorded | None) -> None:
-        """Takes in what became of a file. None: it was left for later."""
-        self.begun.pop(file, None)
-        if recorded is None:
-            self.waiting.add(file)
-            return
-        self.status[file] = recorded.row.status
-        if recorded.is_new:
-            self.counted.add(file)
-        if recorded.row.failure == "overlay":
-            self.drawn.append(file.path)
-        self.is_changed = True
-        self.is_unsettled |= recorded.is_unsettling
-        self.was_unsettled |= recorded.is_unsettling
-        self.left |= recorded.left
-        if recorded.moved_from:
-            self.came_from[recorded.moved_from, recorded.is_renamed] += 1
-
-    def notes(self) -> Iterator[str]:
-        """Says what has moved, and what is no image of a camera."""
-        if self.drawn:
-            pictures = f"{count_text(len(self.drawn), 'picture')} not counted, drawn by rbc-edge"
-            yield f"slide {self.slide_id}: {pictures}, such as {path_text(self.drawn[0])}"
-        for (slide_id, is_whole), n in self.came_from.items():
-            fields = count_text(n, "field")
-            if slide_id == self.slide_id:
-                yield f"slide {slide_id}: {fields} renamed; the counts moved along"
-            else:
-                how = "with their counts" if is_whole else "and counted again"
-                yield f"slide {slide_id}: {fields} moved to slide {self.slide_id}, {how}"
-
-
 @dataclass(slots=True)
 class _Portion:
     """One call of `Session.count`."""
@@ -888,7 +627,7 @@ class _Portion:
     waiting: set[InboxFile] = field(default_factory=set)
     of_slide: dict[str, Counter[str]] = field(default_factory=dict)  # what became of its files
 
-    def add(self, slide: _Slide) -> None:
+    def add(self, slide: SlideWork) -> None:
         """Adds up what became of a slide's files."""
         summary = self.summary
         summary.troubled |= slide.troubled
@@ -912,22 +651,9 @@ class _Portion:
             setattr(self.summary, name, n)
 
 
-def _is_same_folder(one: Path, other: Path) -> bool:
-    """Tells whether two paths lead to one folder, by a link or another mount."""
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
 def _has_changed(file: InboxFile) -> bool:
     try:
         status = file.path.stat()
     except OSError:
         return False  # gone after it was read; what was read is whole
     return (status.st_size, mtime_ns(status)) != (file.size_bytes, file.mtime_ns)
-
-
-def _are_same(old: Scale, new: Scale) -> bool:
-    both_unknown = isnan(old.cell_diameter_px) and isnan(new.cell_diameter_px)
-    return both_unknown or old == new

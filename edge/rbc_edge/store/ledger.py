@@ -39,7 +39,7 @@ from rbc_edge.store.rows import (
     place_of,
     places_in,
 )
-from rbc_edge.store.schema import Database, is_gone
+from rbc_edge.store.schema import Database, has_changed, is_gone
 from rbc_edge.text import better_formats, path_text
 from rbc_edge.values import InboxFile
 
@@ -248,9 +248,7 @@ class Ledger:
 
     def _as_decided(self, recorded: Recorded) -> Recorded:
         """Returns what was recorded, as a person has decided about its content."""
-        if self._is_decided is None:
-            self._is_decided = self.database.first("SELECT 1 FROM decision") is not None
-        if not self._is_decided:
+        if not self._has_decisions():
             return recorded
         row = recorded.row
         shown = self.database.first(
@@ -260,6 +258,11 @@ class Ledger:
         if shown is None or shown[0] is None:
             return recorded
         return replace(recorded, row=replace(row, status=Status(shown[0])))
+
+    def _has_decisions(self) -> bool:
+        if self._is_decided is None:
+            self._is_decided = self.database.first("SELECT 1 FROM decision") is not None
+        return self._is_decided
 
     def _slide_key(self, slide_id: str) -> int:
         """Returns a slide's key; inside a change."""
@@ -417,6 +420,8 @@ class _Record:
         """Writes a new row for this file, in the place of the old ones."""
         self._forget([*self._outdated, self._here])
         row = self._put(self._file, status, failure=failure, message=message)
+        if status is Status.OK and self._ledger._has_decisions():
+            self._keep_excluded(row)
         if status is not Status.DUPLICATE:
             for key, other in self._other_formats():
                 if self._file.path.suffix.lower() in better_formats(other.path.suffix):
@@ -424,6 +429,21 @@ class _Record:
                     self._db.execute("UPDATE field SET mtime_ns = -1 WHERE field_key = ?", (key,))
                     self._has_passed_over = True
         return self._recorded(row, is_new=status is not Status.DUPLICATE)
+
+    def _keep_excluded(self, row: FieldRow) -> None:
+        """Excludes a content that is excluded in a slide where it is no more: two folders swapped names.
+
+        There, its row was replaced, or its file is another one now and is looked at later.
+        """
+        for reason, path, *about in self._db.execute(
+            "SELECT decision.reason, path, size_bytes, mtime_ns FROM decision LEFT JOIN field"
+            " ON field.slide_key = decision.slide_key AND sha256 = content"
+            " WHERE content = ? AND decision.slide_key <> ? AND kind = 'excluded'",
+            (row.sha256, self._slide_key),
+        ).fetchall():
+            if path is None or has_changed(place_of(path)[0], *about):
+                values = (self._slide_key, row.sha256, reason)
+                self._db.execute("INSERT OR IGNORE INTO decision VALUES (?, ?, 'excluded', ?)", values)
 
     def _recorded(self, row: FieldRow, *, is_new: bool, was: FieldRow | None = None) -> Recorded:
         """Ends the attempt, and adds up what else has changed."""

@@ -22,9 +22,10 @@ LOCK_NAME: Final = ".rbc-edge.lock"
 _FOLDERS: Final = ("cells", "overlays", "reports", "shapes")
 # What the views write, and the words in the first bytes by which a file of ours is known.
 _VIEWS: Final = {
-    "*.csv": b"schema,slide_id",
-    "cells/*.csv": b"schema,slide_id",
-    "shapes/*.csv": b"schema,slide_id",
+    # In any case: where the disk ignores it, ``S1.CSV`` is ``S1.csv``.
+    "*.[cC][sS][vV]": b"schema,slide_id",
+    "cells/*.[cC][sS][vV]": b"schema,slide_id",
+    "shapes/*.[cC][sS][vV]": b"schema,slide_id",
     "overlays/*/*_overlay.jpg": b"rbc-edge overlay",
     "reports/*.html": b"rbc-edge-content",
 }

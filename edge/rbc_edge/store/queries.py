@@ -1,7 +1,7 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,8 +95,10 @@ class Reader:
     # -- slides and fields ------------------------------------------------------------------------------
 
     def slide_ids(self) -> list[str]:
-        """Returns every slide ever seen, in order of first sight, also those that have no fields now."""
-        return [row[0] for row in self._db.rows("SELECT slide_id FROM slide ORDER BY slide_key")]
+        """Returns every slide ever seen, in order of their names. Those without fields stand last."""
+        has_field = "EXISTS (SELECT 1 FROM field WHERE field.slide_key = slide.slide_key)"
+        query = f"SELECT slide_id FROM slide ORDER BY NOT {has_field}, slide_id"
+        return [row[0] for row in self._db.rows(query)]
 
     def slide_scale(self, slide_id: str) -> SlideScale | None:
         """Returns the scale estimated for a slide. None when it never was, or where its row is damaged."""
@@ -293,6 +295,12 @@ class Reader:
         """Returns the fields of view that could not be counted, the newest first, at most `limit`."""
         query = f"{_FIELDS} AND status = 'failed' AND kind IS NULL ORDER BY field_key DESC LIMIT ?"
         return [rows.field_row(row) for row in self._db.rows(query, limit)]
+
+    def lost(self) -> dict[str, int]:
+        """Returns how many counts each slide has lost: their rows were damaged, and their images are gone."""
+        query = f"SELECT slide_id, path FROM {_TABLES} WHERE failure = 'damaged-row' AND kind IS NULL"
+        places = self._db.rows(f"{query} ORDER BY slide_id")
+        return dict(Counter(slide_id for slide_id, path in places if is_gone(rows.place_of(path)[0])))
 
     def failure_counts(self) -> dict[str, int]:
         """Returns how many fields of view failed for each reason, the most frequent first."""

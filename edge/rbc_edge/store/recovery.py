@@ -24,13 +24,18 @@ from rbc_edge.store.rows import (
     raw_row,
     unpack_cells,
 )
-from rbc_edge.store.schema import FILE_NAME, Database, error_kind
+from rbc_edge.store.schema import FILE_NAME, Database, error_kind, is_gone
 from rbc_edge.text import count_text, path_text
 from rbc_edge.values import Cells
 
 _FIELDS: Final = f"SELECT field_key, {FIELD_COLUMNS} FROM field LEFT JOIN slide USING (slide_key)"
 _CELLS: Final = "SELECT field_key, packed, morphology FROM cells"
 _SLIDES: Final = f"SELECT slide_id, {GIVEN_COLUMNS} FROM slide"
+_BAD_DECISIONS: Final = (
+    "SELECT slide_id, slide_key, content FROM decision LEFT JOIN slide USING (slide_key)"
+    " WHERE kind NOT IN ('excluded', 'forgotten') OR typeof(reason) <> 'text' OR typeof(content) <> 'text'"
+    " OR NOT EXISTS (SELECT 1 FROM slide WHERE slide.slide_key = decision.slide_key)"
+)
 _RECOUNT: Final = "damaged"  # in place of a row's settings: no version is like it
 _CODE: Final = re.compile(r"error code[ =]*([0-9]+)")  # of SQLite, in what its check says
 
@@ -51,6 +56,8 @@ def damage(database: Database) -> str:
                 field_row(tuple(row))
             for row in db.execute(_SLIDES):
                 given_of(*row)
+            if db.execute(_BAD_DECISIONS).fetchone():
+                return "a decision about a field is damaged"
             for packed in db.execute("SELECT packed, morphology FROM cells"):
                 unpack_cells(*packed)
         except (sqlite3.DatabaseError, zlib.error, ValueError, RowError) as error:
@@ -78,9 +85,14 @@ def mend(database: Database, *, deep: bool) -> list[str]:
         damaged = [(key, raw_row(tuple(row))) for key, *row in database.rows(_FIELDS) if not _is_row(row)]
         unread = [key for key, *packed in database.rows(_CELLS) if deep and not _cells(*packed)]
         given = [row[0] for row in database.rows(_SLIDES) if not _is_given(row)]
+        decided = list(database.rows(_BAD_DECISIONS))
         said = []
-        if damaged or unread or given:
+        if damaged or unread or given or decided:
             with database.change() as db:
+                for slide_id, *key in decided:
+                    db.execute("DELETE FROM decision WHERE slide_key = ? AND content = ?", key)
+                    what = f"slide {slide_id}: what was decided about a field was damaged"
+                    said.append(f"{what}: look at its table, and exclude or forget the field again")
                 for slide_id in given:
                     db.execute(
                         "UPDATE slide SET given_diameter_px = NULL, given_source = NULL,"
@@ -129,7 +141,10 @@ def _mended(database: Database, key: int, of: dict[str, Any]) -> str:
                 db.execute(f"UPDATE field SET {name} = ? WHERE field_key = ?", (value, key))
                 return "repaired"
     db.execute("DELETE FROM cells WHERE field_key = ?", (key,))
-    message = "its row in the ledger was damaged; it is counted again where the image is there"
+    becomes = "it is counted again where the image is there"
+    if is_gone(place_of(of["path"])[0]):
+        becomes = "its count is lost, because its image is gone: put it back, or `rbc-edge forget` it"
+    message = f"its row in the ledger was damaged; {becomes}"
     new = {
         **dict.fromkeys(("width_px", "height_px", "cell_diameter_px", "scale_source", "n_refused", "counts")),
         **dict.fromkeys(("quality_flags", "captured_at", "sha256"), ""),
@@ -146,7 +161,7 @@ def _mended(database: Database, key: int, of: dict[str, Any]) -> str:
     db.execute(f"UPDATE field SET {values} WHERE field_key = ?", (*new.values(), key))
     # It has one count less, maybe for good.
     db.execute("UPDATE slide SET is_unsettled = 1 WHERE slide_id = ?", (of["slide_id"],))
-    return "counted again where the image is there"
+    return becomes
 
 
 def _broken_structure(database: Database) -> str:

@@ -339,6 +339,15 @@ def is_gone(path: Path) -> bool:
     return False
 
 
+def has_changed(path: Path, size_bytes: int, mtime_ns: int) -> bool:
+    """Tells that a file is gone, or another one. False where we may not look."""
+    try:
+        status = path.stat()
+    except OSError:
+        return is_gone(path)
+    return (status.st_size, status.st_mtime_ns) != (size_bytes, mtime_ns)
+
+
 def error_kind(error: sqlite3.Error) -> int:
     """Returns SQLite's primary result code of an error; 0 where it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -4,13 +4,15 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 OVERLAYS: Final = "overlays"
 OVERLAY_SUFFIX: Final = "_overlay.jpg"
 REPORTS: Final = "reports"
+_OURS: Final = ("slides", "index")  # ``slides.csv``, ``index.html``
 
 # Windows takes these for devices, whatever the ending. COM and LPT also with the raised digits.
 _DEVICE: Final = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
@@ -20,9 +22,10 @@ _MAX_NAME_BYTES: Final = 120  # with prefix, hash and suffix it stays below 255,
 def file_names(slide_ids: Sequence[str], *, reserved: Sequence[str] = ("slides",)) -> dict[str, str]:
     """Gives each slide a file name without suffix that every file system accepts.
 
-    The slide that was seen first stands in front, so a slide keeps its name when others are added. A name
-    ends in a hash of the slide_id if it is too long, or reserved, or if an earlier name differs from it only
-    by case or by characters that a file name cannot have. A name that is a device's on Windows begins with
+    Those in front have the simplest names (see `Reader.slide_ids`): a name depends on the slides that there
+    are, and not on which one came first. A name ends in a hash of the slide_id if it is too long, or
+    reserved, or if an earlier name differs from it only by case or by characters that a file name cannot
+    have. A name that is a device's on Windows begins with
     ``_``. ``slides.csv`` is the table of all slides.
     """
     names: dict[str, str] = {}
@@ -42,6 +45,29 @@ def file_names(slide_ids: Sequence[str], *, reserved: Sequence[str] = ("slides",
         taken.add(_folded(name))
         names[slide_id] = name
     return names
+
+
+def old_files(
+    folder: Path, names: Mapping[str, str], suffix: str = "", *, of: Collection[str] | None = None
+) -> list[Path]:
+    """Returns what shows slides (None: all) under names that they had among other slides."""
+    used = {_folded(name): name for name in names.values()}
+    found = []
+    for slide_id in names if of is None else of:
+        (alone,) = file_names([slide_id], reserved=()).values()
+        beside = file_names([slide_id], reserved=(_folded(alone),))[slide_id]
+        for name in {alone, beside}.difference(used.values(), _OURS):
+            path, other = folder / on_disk(name + suffix), used.get(_folded(name))
+            # Where the disk ignores case, it is the file of another slide.
+            if os.path.lexists(path) and not (other and _is_same(path, folder / on_disk(other + suffix))):
+                found.append(path)
+    return found
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return path.samefile(other)
+    return False
 
 
 def _folded(name: str) -> str:
@@ -67,6 +93,4 @@ def overlay_paths(out: Path, slide_name: str, fovs: Sequence[str]) -> dict[str, 
 
 def page_names(slide_ids: Sequence[str]) -> dict[str, str]:
     """Returns the file name of each slide's page. ``index.html`` is the list of all slides."""
-    return {
-        slide: f"{name}.html" for slide, name in file_names(slide_ids, reserved=("slides", "index")).items()
-    }
+    return {slide: f"{name}.html" for slide, name in file_names(slide_ids, reserved=_OURS).items()}

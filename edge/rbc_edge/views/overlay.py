@@ -28,7 +28,14 @@ from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
 from rbc_edge.values import SHAPES, CellClass, Cells, Label, Shape, UInt8
 from rbc_edge.views import shapes
-from rbc_edge.views.names import OVERLAY_SUFFIX, OVERLAYS, file_names, overlay_folder, overlay_paths
+from rbc_edge.views.names import (
+    OVERLAY_SUFFIX,
+    OVERLAYS,
+    file_names,
+    old_files,
+    overlay_folder,
+    overlay_paths,
+)
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import OVERLAY_MARK, load_field
@@ -318,9 +325,12 @@ class Overlays:
         return True
 
     def _stale(self, slide_id: str) -> list[_Stale]:
-        slide_name = file_names(self.ledger.slide_ids()).get(slide_id)
+        names = file_names(self.ledger.slide_ids())
+        slide_name = names.get(slide_id)
         if slide_name is None:
             return []
+        for old in old_files(self.out / OVERLAYS, names, of=[slide_id]):
+            _tidy(old, set())
         rows = [row for row in self.ledger.fields(slide_id) if row.status is Status.OK]
         paths = overlay_paths(self.out, slide_name, [row.fov for row in rows])
         there = _tidy(overlay_folder(self.out, slide_name), {path.name for path in paths.values()})

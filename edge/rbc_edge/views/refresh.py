@@ -141,12 +141,20 @@ class Views(Pictures):
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Does what `Tables.write` does. The pictures of the changed slides are then due."""
         summaries = self.tables.write(slide_ids)
-        self.changed(slide_ids)
+        self.changed(None if self.tables.is_renamed else slide_ids)
         return summaries
 
 
-def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], bool]) -> None:
+def make_pictures(
+    out: Path,
+    options: ViewOptions,
+    *,
+    keep_going: Callable[[], bool],
+    slide_ids: Collection[str] | None = None,
+) -> None:
     """Brings overlays and reports up to date, reading the ledger while another process may write it.
+
+    Of these slides. None: of all.
 
     `keep_going` is asked before each picture. False ends the work early. Raises `UnavailableError` where the
     ledger cannot be read.
@@ -156,5 +164,5 @@ def make_pictures(out: Path, options: ViewOptions, *, keep_going: Callable[[], b
         return
     with Reader.open(out) as reader:
         pictures = Pictures(reader, options, monotonic_s=time.monotonic)
-        pictures.changed()
+        pictures.changed(slide_ids)
         pictures.catch_up(keep_going=keep_going)

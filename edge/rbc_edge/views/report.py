@@ -25,7 +25,7 @@ from rbc_edge.text import count_text, one_line, path_text, utc_text
 from rbc_edge.values import Cells, ScaleSource
 from rbc_edge.views import examples, figures, gallery, shapes
 from rbc_edge.views.figures import PageField, Reason
-from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_names
+from rbc_edge.views.names import REPORTS, file_names, old_files, on_disk, overlay_paths, page_names
 from rbc_edge.views.overlay import digest, row_key, threshold_texts
 from rbc_edge.views.tables import SlideSummary, known_shapes, summarize
 from rbc_edge.vision.bundle import Manifest
@@ -111,6 +111,9 @@ class Reports:
                     return pages
                 pages += [page] * wanted
                 self._lines[slide_id] = SlideLine(one_line(slide_id), page_of[slide_id], summary)
+            stems = {slide_id: name.removesuffix(".html") for slide_id, name in page_of.items()}
+            for old in old_files(folder, stems, ".html"):
+                old.unlink()
             self._write_index()
         return pages
 

@@ -8,6 +8,7 @@ UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unkn
 
 import csv
 import errno
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -32,15 +33,17 @@ from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
 from rbc_edge.values import SHAPES, Cells, Counts, Float32, Scale, Shape
 from rbc_edge.views import shapes
-from rbc_edge.views.names import file_names, on_disk
+from rbc_edge.views.names import file_names, old_files, on_disk
 from rbc_edge.vision.boxes import iou, touching_pairs
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import NOTES, warnings
 from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
 
+log = logging.getLogger(__name__)
+
 SCHEMA: Final = "3"
-EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
+_EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _HELD: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EISDIR})
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
@@ -379,6 +382,8 @@ class Tables:
     held: dict[str, str] = field(default_factory=dict, init=False)  # what waits, by slide; "": slides.csv
     _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
     _names: dict[str, str] = field(default_factory=dict, init=False)
+    is_renamed: bool = field(default=False, init=False)  # the last `write` gave some slides other names
+    _has_new_names: bool = field(default=True, init=False)  # since the last `write`; at first, maybe
 
     def __post_init__(self) -> None:
         for folder in (self.out, self.out / "cells", self.out / "shapes"):
@@ -410,11 +415,17 @@ class Tables:
         for slide_id, name in names.items():
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
                 self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
+        self.is_renamed, self._has_new_names = self._has_new_names, False
+        if self.is_renamed:
+            folders = (self.out, self.out / "cells", self.out / "shapes")
+            for old in chain.from_iterable(old_files(folder, names, ".csv") for folder in folders):
+                with _explained(old):
+                    old.unlink()
         known = [self._summaries[slide_id] for slide_id in sorted(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
         with self._holding(""):
             _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
-        self.ledger.keep_note(EDGES_NOTE, self.edges)
+        self.ledger.keep_note(_EDGES_NOTE, self.edges)
         if self.held:
             self.ledger.commit()  # the next run, too, knows that tables are out of date
         else:
@@ -428,7 +439,11 @@ class Tables:
     def _file_names(self) -> dict[str, str]:
         slide_ids = self.ledger.reader.slide_ids()
         if slide_ids != list(self._names):  # for a thousand slides, names take longer than a table
-            self._names = file_names(slide_ids)
+            before, self._names = self._names, file_names(slide_ids)
+            for slide_id, name in before.items():
+                if self._names.get(slide_id) != name:
+                    self._summaries.pop(slide_id, None)
+                    self._has_new_names = True
         return self._names
 
     def _write_slide(self, slide_id: str, name: str, fields: Iterator[FieldRow]) -> None:
@@ -484,6 +499,17 @@ def known_shapes(reader: Reader, bundle_id: str) -> tuple[Shape, ...]:
 
 def _shapes_note(bundle_id: str) -> str:
     return f"shapes of {bundle_id.partition('+')[0]}"
+
+
+def edges_of(reader: Reader) -> EdgeRule | None:
+    """Returns the edge rule of the tables of a ledger. None: there are none, or the note of it is damaged."""
+    if note := reader.note(_EDGES_NOTE):
+        with suppress(ValueError):
+            return EdgeRule(note)
+        log.warning(
+            "the edge rule of the tables is damaged in the ledger; run again with the --edges you want"
+        )
+    return None
 
 
 def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +92,24 @@ def test_what_cannot_be_done_is_wrong_usage(rbc: Rbc, out: Path, words: str) -> 
     before = table(out, "s1")
     assert rbc(*words.split(), "--out", out)[0] == 2
     assert table(out, "s1") == before
+
+
+@pytest.mark.parametrize("content", ["guess", b"\xff\x00"])
+def test_a_damaged_edge_rule_is_said_and_stops_nothing(rbc: Rbc, out: Path, content: object) -> None:
+    with sqlite3.connect(out / "ledger.sqlite3") as db:
+        db.execute("UPDATE note SET content = ? WHERE name = 'edges'", (content,))
+    db.close()
+    for words in ("forget s1 0", "report"):
+        code, _, said = rbc(*words.split(), "--out", out)
+        assert (code, "edge rule of the tables is damaged" in said) == (0, words == "forget s1 0")
+    assert [row["fov"] for row in table(out, "s1")] == ["1", "2"]
+
+
+def test_pages_and_overlays_that_exist_follow_a_decision(rbc: Rbc, camera: Path, out: Path) -> None:
+    counting = ("--out", out, "--bundle", TOY_BUNDLE, "--cell-diameter", 40)
+    assert rbc("run", camera, *counting, "--report", "--overlays")[0] == 0
+    page, overlay = out / "reports" / "s1.html", out / "overlays" / "s1" / "0_overlay.jpg"
+    before = page.read_text()
+    assert rbc("exclude", "s1", "0", "--out", out)[0] == 0
+    assert not overlay.exists()
+    assert page.read_text() != before

@@ -1,5 +1,6 @@
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields, replace
 from math import isnan, nan
 from pathlib import Path
@@ -14,10 +15,20 @@ from rbc_edge.store import schema, slide_scale
 from rbc_edge.store.decisions import decide, give_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
-from rbc_edge.store.recovery import damage, keep_aside
+from rbc_edge.store.recovery import damage, keep_aside, mend
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Recorded, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import FILE_NAME, DamagedError, Database
-from rbc_edge.values import SHAPES, Cells, Detections, FovResult, InboxFile, Morphology, Scale, ScaleSource
+from rbc_edge.values import (
+    SHAPES,
+    Cells,
+    Counts,
+    Detections,
+    FovResult,
+    InboxFile,
+    Morphology,
+    Scale,
+    ScaleSource,
+)
 from rbc_edge.vision.counting import EdgeRule, count
 
 VERSION = Version("bundle-1", "estimated")
@@ -529,6 +540,29 @@ def test_what_a_person_decided_holds_for_the_content_until_it_is_undone(desk: De
     assert [row.counts for row in desk.ledger.reader.fields("s")] == [counts[1], counts[2], counts[0]]
 
 
+@pytest.mark.parametrize("excluded", ["s", "t"])
+def test_two_slides_that_swap_names_keep_what_is_excluded(desk: Desk, tmp_path: Path, excluded: str) -> None:
+    def put(slide_id: str, content: str) -> None:
+        path = tmp_path / slide_id / "a"
+        status = path.stat()
+        file = InboxFile(path, slide_id, "a", status.st_size, status.st_mtime_ns)
+        assert desk.ledger.record(Look(file, content, result=a_result(3)), VERSION, WHEN)
+
+    for slide_id, content in (("s", "one"), ("t", "other")):
+        (tmp_path / slide_id).mkdir()
+        (tmp_path / slide_id / "a").write_text(content)
+        put(slide_id, content)
+    decide(desk.ledger, excluded, ["a"], Status.EXCLUDED, reason="bubble")
+    (tmp_path / "s").rename(tmp_path / "x")
+    (tmp_path / "t").rename(tmp_path / "s")
+    (tmp_path / "x").rename(tmp_path / "t")
+    desk.ledger.plan([], VERSION)
+    put("s", "other")
+    put("t", "one")
+    shown = {slide_id: desk.ledger.reader.field(slide_id, "a") for slide_id in ("s", "t")}
+    assert {slide_id for slide_id, row in shown.items() if row and row.reason} == {"s", "t"} - {excluded}
+
+
 def test_other_content_under_an_excluded_name_counts(desk: Desk) -> None:
     desk.look("a", "x")
     decide(desk.ledger, "s", [], Status.EXCLUDED)
@@ -629,6 +663,26 @@ def test_ledger_of_the_first_version_is_brought_up_to_date(
         assert ledger.reader.note("x") == ""
     with Reader.open(tmp_path):
         pass
+
+
+def test_a_ledger_that_0_1_0_wrote_opens_with_its_counts(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as db:
+        db.executescript(Path(__file__).with_name("ledger_of_0_1_0.sql").read_text(encoding="utf-8"))
+    with Ledger(tmp_path) as ledger:
+        rows = list(ledger.reader.all_fields())
+        found = {f"{row.slide_id}/{row.fov}": row.counts[EdgeRule.ALL] for row in rows if row.counts}
+        assert found == {
+            name: Counts(n, 0, 0, 0) for name, n in (("s1/a", 3), ("s1/b", 5), ("s1/c", 8), ("s2/a", 6))
+        }
+        assert {row.fov: row.status for row in rows if not row.counts} == {"b": "duplicate", "c": "failed"}
+        assert {row.scale.cell_diameter_px for row in rows if row.scale} == {35.29411697387695}
+        cells = dict(ledger.reader.cells("s1"))
+        assert {fov: len(each) for fov, each in cells.items()} == {"a": 3, "b": 5, "c": 8}
+        assert (damage(ledger.database), mend(ledger.database, deep=True)) == ("", [])
+        # A run of the same bundle needs not look at what has not changed.
+        kept = rows[0]
+        file = InboxFile(kept.path, kept.slide_id, kept.fov, kept.size_bytes, kept.mtime_ns)
+        assert ledger.plan([file], kept.version).done == {file: Status.OK}
 
 
 def test_a_count_of_before_the_second_stage_refused_is_kept(

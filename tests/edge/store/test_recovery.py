@@ -217,6 +217,8 @@ def test_a_damaged_row_whose_image_is_gone_stays_and_its_slide_is_unsettled(out:
         row = ledger.reader.field("s", "a")
         assert row is not None
         assert row.failure == "damaged-row"
+        assert "its image is gone" in row.message
+        assert ledger.reader.lost() == {"s": 1}
         assert ledger.reader.unsettled() == ["s"]
 
 
@@ -230,6 +232,22 @@ def test_a_damaged_scale_that_was_given_is_not_replaced_by_that_of_another_slide
         inherit(ledger, "s", "other")
         with pytest.raises(RowError):
             ledger.reader.given_scale("s")
+
+
+@pytest.mark.parametrize(
+    "change", ["kind = 'guess'", "kind = 7", "reason = x'ff'", "content = x'ff'", "slide_key = 99"]
+)
+def test_a_damaged_decision_is_dropped_and_said(out: Out, change: str) -> None:
+    with Ledger(out.folder) as ledger:
+        decide(ledger, "s", ["a"], Status.EXCLUDED, reason="bubble")
+        ledger.commit()
+    out.alter(f"UPDATE decision SET {change}")
+    with Ledger(out.folder) as ledger:
+        assert damage(ledger.database)
+        (said,) = mend(ledger.database, deep=False)
+        assert "exclude or forget the field again" in said
+        assert list(ledger.reader.fields("s")) == out.before
+        assert damage(ledger.database) == ""
 
 
 def test_an_excluded_row_that_is_damaged_stays_excluded(out: Out) -> None:

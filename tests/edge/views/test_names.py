@@ -1,4 +1,4 @@
-"""File names: valid on every disk, no two the same, and the same for a slide whatever comes later."""
+"""File names: valid on every disk, no two the same, and the same whichever slide came first."""
 
 import os
 from pathlib import Path

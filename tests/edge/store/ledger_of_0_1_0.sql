@@ -1,0 +1,70 @@
+-- A ledger that version 0.1.0 wrote: three fields, one, a copy and a broken file. Never change it.
+PRAGMA application_id = 1380074309;
+PRAGMA user_version = 2;
+BEGIN TRANSACTION;
+CREATE TABLE attempt (
+            path BLOB PRIMARY KEY,
+            size_bytes INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            n INTEGER NOT NULL,                    -- processes that began it
+            trials INTEGER NOT NULL,               -- trials begun since one ended alive
+            process TEXT NOT NULL                  -- the last of them
+        ) WITHOUT ROWID
+        ;
+CREATE TABLE cells (
+            field_key INTEGER PRIMARY KEY REFERENCES field ON DELETE CASCADE,
+            packed BLOB NOT NULL                   -- see _pack_cells
+        );
+INSERT INTO "cells" VALUES(1,X'780153D10977540562F31F4E4E20CCC0D060FFE0ADBF0D0304B43E9DE4049296A9B9894DFA5011AB33489A6F9F863316DD001D511A59');
+INSERT INTO "cells" VALUES(2,X'780153D10977540162B31F4E4E20CCC0D060FFE0ADBF0D0304B43E9DE4049296A9B9894DFA5011AB33489A6F9F863316DD878B1CA1D229D8A56BC1D2ECF113B0490300E1642C0E');
+INSERT INTO "cells" VALUES(3,X'780153D10977540162B31F4E4E20CCC0D060FFE0ADBF0D0304B43E9DE4049296A9B9894DFA5011AB33489A6F9F863316DD878B1CA1D229D8A56BC1D2ECF113B04927ED9C03955E874D1A642FC879207B41CEC3E2729034480A8B34007FA849AB');
+INSERT INTO "cells" VALUES(4,X'780153D10977540162B31F4E4E20CCC0D060FFE0ADBF0D0304B43E9DE4049296A9B9894DFA5011AB33489A6F9F863316DD878B1CA1D229D8A56BC1D2ECF113B04927ED9C03955E874D1A00E4153510');
+CREATE TABLE field (
+            field_key INTEGER PRIMARY KEY,
+            slide_key INTEGER NOT NULL REFERENCES slide,
+            fov TEXT NOT NULL,
+            path BLOB NOT NULL,                    -- bytes: a file name need not be text
+            size_bytes INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,             -- -1: look at the file again
+            sha256 TEXT NOT NULL,                  -- '' where the file could not be read
+            status TEXT NOT NULL CHECK (status IN ('ok', 'failed', 'duplicate')),
+            failure TEXT NOT NULL,
+            message TEXT NOT NULL,
+            width_px INTEGER,
+            height_px INTEGER,
+            cell_diameter_px REAL,
+            scale_source TEXT,
+            quality_flags TEXT NOT NULL,
+            captured_at TEXT NOT NULL,
+            analyzed_at TEXT NOT NULL,
+            bundle_id TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            elapsed_ms REAL NOT NULL,
+            counts BLOB,                           -- int32 (rules, 4), see _pack_counts
+            UNIQUE (slide_key, fov),
+            CHECK ((status = 'ok') = (counts IS NOT NULL))
+        );
+INSERT INTO "field" VALUES(1,1,'a',X'2F7372762F63616D6572612F73312F612E706E67',1977,1795788106181210868,'97d5a62c81ff5559f74d599068bb7af6e3850a7de888df88bd24ecd8d0db4639','ok','','',360,240,3.52941169738769531258e+01,'estimated-slide','','','2026-11-27T14:02:57Z','67f3b425cf0c3023','estimated',3.05868057499901624396e+03,X'030000000000000000000000000000000300000000000000000000000000000003000000000000000000000000000000');
+INSERT INTO "field" VALUES(2,1,'b',X'2F7372762F63616D6572612F73312F622E706E67',2548,1795788106187375921,'0881f0640fe5d34bed613e4bfdb4f571e5dc3984bea6f5a43120e560a9bdf44c','ok','','',360,240,3.52941169738769531258e+01,'estimated-slide','','','2026-11-27T14:02:57Z','67f3b425cf0c3023','estimated',2.26859727600094629451e+03,X'050000000000000000000000000000000500000000000000000000000000000005000000000000000000000000000000');
+INSERT INTO "field" VALUES(3,1,'c',X'2F7372762F63616D6572612F73312F632E706E67',3299,1795788106641210883,'76f2d38b571ab77436d77f4e0baa212ec74c1560a3a3f4a59402ab3cab037e4f','ok','','',360,240,3.52941169738769531258e+01,'estimated-slide','','','2026-11-27T14:02:57Z','67f3b425cf0c3023','estimated',1.54039630300030694343e+03,X'080000000000000000000000000000000800000000000000000000000000000008000000000000000000000000000000');
+INSERT INTO "field" VALUES(4,2,'a',X'2F7372762F63616D6572612F73322F612E706E67',2790,1795788106646692507,'817c0a97943fefda30225209ff457a41c44e9a5171f6591ba1ad2616cba12c40','ok','','',360,240,3.52941169738769531258e+01,'estimated-slide','','','2026-11-27T14:03:11Z','67f3b425cf0c3023','estimated',1.65819848899991484358e+03,X'060000000000000000000000000000000600000000000000000000000000000006000000000000000000000000000000');
+INSERT INTO "field" VALUES(5,2,'b',X'2F7372762F63616D6572612F73322F622E706E67',2790,1795788106647650923,'817c0a97943fefda30225209ff457a41c44e9a5171f6591ba1ad2616cba12c40','duplicate','','same content as a',NULL,NULL,NULL,NULL,'','','2026-11-27T14:03:11Z','67f3b425cf0c3023','estimated',1.42174599932332057505e+00,NULL);
+INSERT INTO "field" VALUES(6,2,'c',X'2F7372762F63616D6572612F73322F632E706E67',100,1795788106647774086,'fecb62bab67195bd47005ced4aadfb0a6226c8114e11577722c111538015307d','failed','truncated','/srv/camera/s2/c.png: the image is cut short or damaged: image file is truncated (copy it again)',NULL,NULL,NULL,NULL,'','','2026-11-27T14:03:11Z','67f3b425cf0c3023','estimated',2.3463900106435175985e-01,NULL);
+CREATE TABLE flag (name TEXT PRIMARY KEY);
+INSERT INTO "flag" VALUES('forced');
+CREATE TABLE note (name TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO "note" VALUES('edges','all');
+CREATE TABLE slide (
+            slide_key INTEGER PRIMARY KEY,         -- in order of first sight: names of tables hang on it
+            slide_id TEXT NOT NULL UNIQUE,
+            cell_diameter_px REAL,                 -- the estimate kept for the slide; NULL: none seen
+            scale_source TEXT,                     -- NULL: never estimated
+            scale_bundle_id TEXT
+        , scale_fields INTEGER);
+INSERT INTO "slide" VALUES(1,'s1',3.52941169738769531258e+01,'estimated-slide','67f3b425cf0c3023',3);
+INSERT INTO "slide" VALUES(2,'s2',3.52941169738769531258e+01,'estimated-slide','67f3b425cf0c3023',3);
+CREATE INDEX field_content ON field (slide_key, sha256);
+CREATE UNIQUE INDEX counted_once ON field (slide_key, sha256) WHERE status = 'ok';
+CREATE INDEX field_path ON field (path);
+CREATE INDEX field_status ON field (status, field_key);
+COMMIT;
