@@ -29,7 +29,16 @@ from rbc_edge.store.queries import SlideContents
 from rbc_edge.store.recovery import mend
 from rbc_edge.store.rows import Attempt, FieldRow, Look, Plan, Recorded, SlideScale, Status, Version
 from rbc_edge.store.schema import is_gone
-from rbc_edge.text import PAGED_SUFFIXES, count_text, name_text, one_line, path_text, utc_text
+from rbc_edge.text import (
+    PAGED_SUFFIXES,
+    count_text,
+    in_order,
+    name_text,
+    natural_key,
+    one_line,
+    path_text,
+    utc_text,
+)
 from rbc_edge.values import InboxFile, Measure, Scale, ScaleSource
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
@@ -121,7 +130,14 @@ class Summary:
     not_read: dict[str, int] = field(
         default_factory=dict
     )  # files of kinds that are not read, by their ending
+    failed: list[FieldRow] = field(default_factory=list)  # of a run: those of `n_failed`, in order of names
     n_copies: int = 0  # pictures passed over that a program made of an image beside them
+
+    @property
+    def n_left(self) -> int:
+        """Images that nothing was done about: it ended early, or they wait."""
+        done = self.n_counted + self.n_unchanged + self.n_duplicates + self.n_failed + self.n_excluded
+        return self.n_images - done
 
     @property
     def exit_code(self) -> int:
@@ -328,6 +344,10 @@ class Session:
         self._note_shared(portion)
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         portion.summary.held = list(self.views.tables.held.values())
+        if self._may_wait is None:
+            names = sorted((f.slide_id, natural_key(f.fov), f.fov) for f in portion.failed)
+            found = (self.ledger.reader.field(slide_id, fov) for slide_id, _, fov in names)
+            portion.summary.failed = [row for row in found if row is not None]
         return portion.summary
 
     @contextmanager
@@ -656,9 +676,9 @@ class Session:
             portion.summary.notes.append(note)
 
     def _note_shared(self, portion: "_Portion") -> None:
-        for slide_id in sorted(portion.changed):
+        for slide_id in in_order(portion.changed):
             for other, n in self.ledger.reader.shared(slide_id).items():
-                slides = " and ".join(sorted((slide_id, other)))
+                slides = " and ".join(in_order((slide_id, other)))
                 self._note(f"slides {slides}: {count_text(n, 'image')} counted in both", portion)
 
     def _note_settings(self, portion: "_Portion") -> None:
@@ -669,6 +689,7 @@ class Session:
             "ignore": ", ".join(options.ignore) or "none",
             "scale": f"{scale.cell_diameter_px:g} px a cell" if scale else "estimated",
             "edges": str(options.views.edges),
+            "form of the tables": str(options.views.form),
             "bundle": options.recipe.bundle_id,
         }
         text = json.dumps(now)

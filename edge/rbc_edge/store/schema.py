@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from rbc_edge.errors import BROKEN_DISK, UnavailableError
-from rbc_edge.text import path_text
+from rbc_edge.text import natural_key, path_text
 
 FILE_NAME: Final = "ledger.sqlite3"
 
@@ -167,6 +167,7 @@ class Database:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
+        connection.create_function("natural_key", 1, natural_key, deterministic=True)
         self._is_forced: bool | None = None  # nothing was committed since the last forced write
         self._is_full_sync: bool | None = None
 

@@ -1,6 +1,5 @@
 """The figures of a page: which fields differ from the others, and what the charts show."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from rbc_edge.store.rows import FieldRow, Status
+from rbc_edge.text import natural_key
 from rbc_edge.values import Cells, Counts
 from rbc_edge.views.gallery import EmbeddedPicture
 from rbc_edge.vision.counting import EdgeRule
@@ -138,12 +138,8 @@ def in_order(fields: Iterable[PageField]) -> tuple[list[PageField], str]:
     """
     known = [field for field in fields if field.row.status in (Status.OK, Status.FAILED)]
     is_known = all(field.row.captured_at for field in known)
-    known.sort(key=lambda f: (f.row.captured_at if is_known else "", _natural(f.row.fov)))
+    known.sort(key=lambda f: (f.row.captured_at if is_known else "", natural_key(f.row.fov)))
     return known, "capture" if is_known else "name"
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def strip(fields: Sequence[PageField]) -> list[StripColumn]:

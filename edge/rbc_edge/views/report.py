@@ -21,7 +21,7 @@ from rbc_edge.errors import unavailable
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import count_text, one_line, path_text, utc_text
+from rbc_edge.text import count_text, in_order, local_text, natural_key, one_line, path_text, utc_text
 from rbc_edge.values import Cells, ScaleSource
 from rbc_edge.views import figures, gallery
 from rbc_edge.views.figures import PageField, Reason
@@ -216,16 +216,16 @@ class Reports:
             "image_sizes": Counter((row.width_px, row.height_px) for row in counted).most_common(4),
             "analyzed": (min(analyzed), max(analyzed)),
             "mean_ms": sum(row.elapsed_ms for row in counted) / len(counted) if counted else None,
-            "folders": sorted({one_line(path_text(row.path.parent)) for row in rows}),
+            "folders": in_order({one_line(path_text(row.path.parent)) for row in rows}),
         }
 
     def _write_index(self) -> None:
-        lines = [line for _, line in sorted(self._lines.items())]
+        lines = [self._lines[slide_id] for slide_id in in_order(self._lines)]
         shares = [figures.overlap_share(line.summary.counts) for line in lines]
         means = [nan if (m := line.summary.n_rbc_per_fov_mean) is None else m for line in lines]
         unusual = zip(figures.outliers(shares, floor=0.02), figures.outliers(means, floor=1.0), strict=True)
         shown = [SlideLine(*line[:3], *each) for line, each in zip(lines, unusual, strict=True)]
-        shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), s.name))
+        shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), natural_key(s.name)))
         shown.sort(key=lambda s: (not s.summary.n_fov_failed, not (s.unusual_overlap or s.unusual_count)))
         pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
         key = digest(_PAGE, self.edges, shown, sorted(pages))
@@ -234,8 +234,9 @@ class Reports:
 
     def _render(self, template: str, page: Path, key: str, **context: object) -> None:
         context |= {"content_key": key, "edges": self.edges, "version": __version__}
+        made = local_text(utc_text(self.now()))
         with replacing(page) as file:
-            for part in _environment().get_template(template).generate(context, made=utc_text(self.now())):
+            for part in _environment().get_template(template).generate(context, made=made):
                 file.write(part.encode("utf-8", "backslashreplace"))
 
 
@@ -247,7 +248,7 @@ def _environment() -> "Environment":
     environment.loader, environment.undefined = PackageLoader("rbc_edge.views"), StrictUndefined
     environment.keep_trailing_newline = True
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters |= {"url": _url, "counted": count_text}
+    environment.filters |= {"url": _url, "counted": count_text, "local": local_text}
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}
     return environment
 

@@ -3,7 +3,8 @@
 To add a column, add its line to `FIELD_TABLE`, `SLIDE_TABLE` or `CELL_TABLE`. Header, rows and
 ``docs/tables.md`` (``python docs/make_tables.py``) follow from these three declarations.
 
-UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unknown value is empty, never 0.
+UTF-8, comma, RFC 4180 quoting, LF (other forms: `csv_form`), one line for each row, stable order. An unknown
+value is empty, never 0.
 """
 
 import csv
@@ -28,14 +29,15 @@ from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import path_text
+from rbc_edge.text import in_order, path_text
 from rbc_edge.values import Cells, Counts, Scale
+from rbc_edge.views.csv_form import CsvForm, Value, typed
 from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import NOTES, warnings
-from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
+from rbc_edge.vision.statistics import fields_needed, mean_interval, overlap_interval, says_little
 
-SCHEMA: Final = "2"
+SCHEMA: Final = "3"
 EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
 _HELD: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EISDIR})
 _BLOCK_BYTES: Final = 1 << 20
@@ -60,6 +62,7 @@ class SlideSummary:
     overlap_interval: tuple[float, float] | None  # 95 %, of the overlap fraction. None without red cells.
     n_rbc_per_fov_mean: float | None  # None without a field
     n_rbc_per_fov_sd: float | None  # of the sample. None with fewer than two fields.
+    n_rbc_per_fov_interval: tuple[float, float] | None  # 95 %, of the mean. None with fewer than two fields.
     first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
@@ -91,11 +94,20 @@ class Table(Generic[_Row]):
         self.meanings = {name: meaning for name, _, meaning in columns}
         self._texts = tuple(text for _, text, _ in columns)
 
-    def lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
+    def texts(self, row: _Row) -> list[str]:
+        """Returns the cells of a row."""
+        return [text(row) for text in self._texts]
+
+    def values(self, row: _Row) -> dict[str, Value]:
+        """Returns the cells of a row by their columns, numbers as numbers. An empty cell is None."""
+        return {name: typed(name, text) for name, text in zip(self.names, self.texts(row), strict=True)}
+
+    def lines(self, rows: Iterable[_Row], form: CsvForm = CsvForm.PLAIN) -> Iterator[bytes]:
         """Returns the header and a line for each row."""
         buffer = StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        for cells in chain([self.names], ([text(row) for text in self._texts] for row in rows)):
+        buffer.write(form.start)
+        writer = csv.writer(buffer, delimiter=form.separator, quoting=form.quoting, lineterminator="\n")
+        for cells in chain([self.names], (form.cells(self.names, self.texts(row)) for row in rows)):
             writer.writerow(cells)
             yield buffer.getvalue().encode()
             buffer.seek(0)
@@ -125,8 +137,8 @@ def _share(counts: Counts | None) -> str:
     return _number(counts.overlap_fraction if counts else None, 4)
 
 
-def _end(summary: SlideSummary, i: int) -> str:
-    return _number(summary.overlap_interval and summary.overlap_interval[i], 4)
+def _end(interval: tuple[float, float] | None, i: int, decimals: int) -> str:
+    return _number(interval and interval[i], decimals)
 
 
 def _diameter(scale: Scale | None) -> str:
@@ -175,12 +187,18 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     ("n_rbc_single", lambda s: _count(s.counts, "n_rbc_single"), "single red cells"),
     ("n_rbc_overlapping", lambda s: _count(s.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("overlap_fraction", lambda s: _share(s.counts), "share of the red cells that overlap, 0 to 1"),
-    ("overlap_low", lambda s: _end(s, 0), "lower end of the 95 % interval of this share"),
-    ("overlap_high", lambda s: _end(s, 1), "upper end of this interval"),
+    ("overlap_low", lambda s: _end(s.overlap_interval, 0, 4), "lower end of the 95 % interval of this share"),
+    ("overlap_high", lambda s: _end(s.overlap_interval, 1, 4), "upper end of this interval"),
     ("n_wbc", lambda s: _count(s.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda s: _count(s.counts, "n_platelets"), "platelets"),
     ("n_rbc_per_fov_mean", lambda s: _number(s.n_rbc_per_fov_mean, 2), "red cells in a field: mean"),
     ("n_rbc_per_fov_sd", lambda s: _number(s.n_rbc_per_fov_sd, 2), "their standard deviation between fields"),
+    (
+        "n_rbc_per_fov_low",
+        lambda s: _end(s.n_rbc_per_fov_interval, 0, 2),
+        "lower end of the 95 % interval of this mean. Empty with one field",
+    ),
+    ("n_rbc_per_fov_high", lambda s: _end(s.n_rbc_per_fov_interval, 1, 2), "upper end of this interval"),
     ("first_captured_at", lambda s: _text(s.first_captured_at), "when the first image was taken"),
     ("last_captured_at", lambda s: _text(s.last_captured_at), "when the last image was taken"),
     ("bundle_id", lambda s: "+".join(s.bundle_ids), "the bundle that counted. Several are joined with `+`"),
@@ -263,6 +281,7 @@ class Tables:
     _: KW_ONLY
     edges: EdgeRule = EdgeRule.ALL
     cells: bool = False
+    form: CsvForm = CsvForm.PLAIN
     held: dict[str, str] = field(default_factory=dict, init=False)  # what waits, by slide; "": slides.csv
     _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
     _names: dict[str, str] = field(default_factory=dict, init=False)
@@ -294,10 +313,11 @@ class Tables:
         for slide_id, name in names.items():
             if slide_id not in self._summaries or slide_id in (slide_ids or ()):
                 self._write_slide(slide_id, name, self.ledger.reader.fields(slide_id))
-        known = [self._summaries[slide_id] for slide_id in sorted(names)]
+        known = [self._summaries[slide_id] for slide_id in in_order(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
+        lines = chain(SLIDE_TABLE.lines([], self.form), (line for _, line in known))
         with self._holding(""):
-            _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
+            _write(self.out / "slides.csv", lines)
         self.ledger.keep_note(EDGES_NOTE, self.edges)
         if self.held:
             self.ledger.commit()  # the next run, too, knows that tables are out of date
@@ -329,13 +349,14 @@ class Tables:
                     with _explained(old):
                         old.unlink(missing_ok=True)
             else:
-                _write(path, FIELD_TABLE.lines(rows))
+                _write(path, FIELD_TABLE.lines(rows, self.form))
                 if self.cells or cells_path.exists():
-                    _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
+                    cells = _cells(slide_id, self.ledger.reader.cells(slide_id))
+                    _write(cells_path, CELL_TABLE.lines(cells, self.form))
         for _ in rows:  # the rest, of a table that is held, for the sums
             pass
         summary = sums.summary(slide_id)
-        _, line = SLIDE_TABLE.lines([summary])
+        _, line = SLIDE_TABLE.lines([summary], self.form)
         self._summaries[slide_id] = summary, line
 
     @contextmanager
@@ -354,6 +375,16 @@ def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> Sli
     for _ in sums.added(fields):
         pass
     return sums.summary(slide_id)
+
+
+def shown_fields(fields: Iterable[FieldRow], edges: EdgeRule) -> Iterator[dict[str, Value]]:
+    """Yields what the table of a slide shows of its fields (`Table.values`)."""
+    return (FIELD_TABLE.values(_Fov(row, row.counts.get(edges))) for row in fields)
+
+
+def shown_cells(slide_id: str, fields: Iterable[tuple[str, Cells]]) -> Iterator[dict[str, Value]]:
+    """Yields what the table of cells shows of the cells of fields (`Table.values`)."""
+    return map(CELL_TABLE.values, _cells(slide_id, fields))
 
 
 @dataclass(slots=True)
@@ -388,6 +419,7 @@ class _Sums:
             overlap_interval=overlap_interval(n_overlapping, n_rbc),
             n_rbc_per_fov_mean=float(n_rbc.mean()) if ok else None,
             n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
+            n_rbc_per_fov_interval=mean_interval(n_rbc),
             first_captured_at=min(captured, default=""),
             last_captured_at=max(captured, default=""),
             bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),

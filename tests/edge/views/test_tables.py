@@ -86,10 +86,10 @@ def test_field_table_to_the_byte(desk: Desk) -> None:
         "schema,slide_id,fov,path,sha256,status,failure,reason,width_px,height_px,cell_diameter_px,scale_source,"
         "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,quality_flags,"
         "captured_at,analyzed_at,bundle_id,elapsed_ms\n"
-        "2,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
+        "3,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
         "2024-05-06T07:08:09,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
+        "3,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
+        "3,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
         "2025-01-02T03:04:05Z,b1,12.3\n"
     )
 
@@ -104,13 +104,27 @@ def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
     broken, one, both = desk.read("slides.csv")
     assert tuple(both) == SLIDE_TABLE.names
     low, high = float(both.pop("overlap_low")), float(both.pop("overlap_high"))
+    # Two fields: Student t is 12.7.
+    assert (both.pop("n_rbc_per_fov_low"), both.pop("n_rbc_per_fov_high")) == ("0.00", "147.06")
     assert 0 < low < 0.35 < high < 1
     assert list(both.values()) == [
-        *("2", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
+        *("3", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
         *("2024-05-01T00:00:00", "2024-05-06T07:08:09", "b0+b1"),
     ]
-    assert list(broken.values()) == ["2", "broken", "0", "1", *[""] * 13]
-    assert (one["n_rbc_per_fov_mean"], one["n_rbc_per_fov_sd"]) == ("1.00", "")
+    assert list(broken.values()) == ["3", "broken", "0", "1", *[""] * 15]
+    of_one = [one[f"n_rbc_per_fov_{name}"] for name in ("mean", "sd", "low", "high")]
+    assert of_one == ["1.00", "", "", ""]
+
+
+def test_rows_stand_in_the_order_in_which_people_count(desk: Desk) -> None:
+    for slide_id in ("s103", "s17"):
+        for fov in ("f10", "f9", "f010"):
+            file = InboxFile(Path("/in") / slide_id / fov, slide_id, fov, 1, 1)
+            look = Look(file, f"{slide_id}/{fov}", failure="truncated")
+            desk.ledger.record(look, Version("b1", "estimated"), WHEN)
+    desk.write()
+    assert [row["slide_id"] for row in desk.read("slides.csv")] == ["s17", "s103"]
+    assert [row["fov"] for row in desk.read("s17.csv")] == ["f9", "f010", "f10"]
 
 
 def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
@@ -121,10 +135,10 @@ def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
     assert tuple(rows[0]) == CELL_TABLE.names
     box = ["1.3", "2.0", "41.0", "42.0", "0.9877"]
     assert [list(row.values()) for row in rows] == [
-        ["2", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
-        ["2", "s", "a", "2", "rbc_single", *box, "0.2500", "", ""],
-        ["2", "s", "a", "3", "wbc", *box, "", "", ""],
-        ["2", "s", "a", "4", "platelet", *box, "", "", ""],
+        ["3", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
+        ["3", "s", "a", "2", "rbc_single", *box, "0.2500", "", ""],
+        ["3", "s", "a", "3", "wbc", *box, "", "", ""],
+        ["3", "s", "a", "4", "platelet", *box, "", "", ""],
     ]
 
 
@@ -285,7 +299,7 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 def test_columns_are_those_of_the_contract() -> None:
     assert len(FIELD_TABLE.names) == 24
-    assert len(SLIDE_TABLE.names) == 17
+    assert len(SLIDE_TABLE.names) == 19
     assert len(CELL_TABLE.names) == 13
 
 
