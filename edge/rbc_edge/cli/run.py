@@ -123,15 +123,9 @@ def _flagged_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
 
 def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
     """Names the slides with too few fields for a useful share of overlapping cells."""
-    few = [slide for slide in slides if slide.too_few_fields and slide.n_fov_more is not None]
+    few = [slide for slide in slides if slide.advice_on_fields]
     for slide in few[:_MAX_NAMED_SLIDES]:
-        n_rbc, (low, high) = slide.counts.n_rbc if slide.counts else 0, slide.overlap_interval or (0.0, 1.0)
-        yield (
-            f"too few fields: {one_line(slide.slide_id)}: {count_text(slide.n_fov_ok, 'field')} with"
-            f" {count_text(n_rbc, 'red cell')}. The overlap can be anything from {low:.0%} to {high:.0%}."
-            f" Count about {count_text(slide.n_fov_more or 0, 'more field')}"
-            " to know it within 2 percentage points."
-        )
+        yield f"too few fields: {one_line(slide.slide_id)}: {slide.advice_on_fields}"
     if len(few) > _MAX_NAMED_SLIDES:
         more = count_text(len(few) - _MAX_NAMED_SLIDES, "more slide")
         yield f"too few fields: {more} (--json lists all)"

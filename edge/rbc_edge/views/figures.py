@@ -1,8 +1,8 @@
 """The figures of a page: which fields differ from the others, and what the charts show."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import ceil, isnan, nan, sqrt
 from typing import Final, NamedTuple
 
@@ -48,6 +48,8 @@ class PageField:
     note: str = ""
     overlay: str = ""
     is_in_gallery: bool = False
+    is_printed: bool = False
+    outlines: Mapping[str, str] = field(default_factory=dict)  # as `gallery.outlines`
 
 
 class StripColumn(NamedTuple):

@@ -22,7 +22,7 @@ from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import count_text, in_order, local_text, natural_key, one_line, path_text, utc_text
-from rbc_edge.values import Cells, ScaleSource
+from rbc_edge.values import ScaleSource
 from rbc_edge.views import figures, gallery
 from rbc_edge.views.figures import PageField, Reason
 from rbc_edge.views.names import REPORTS, file_names, on_disk, overlay_paths, page_names
@@ -34,15 +34,17 @@ from rbc_edge.vision.quality import FLAGS, warnings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 _KeepGoing = Callable[[], bool]
 
 IMAGES: Final = 400  # pictures in a slide's page if the user gives no other number
-_PAGE: Final = 2  # another version writes all pages again
+_PAGE: Final = 3  # another version writes all pages again
 _CONTENT: Final = re.compile(rb'<meta name="rbc-edge-content" content="([0-9a-f]{16})">')
 _HEAD_BYTES: Final = 2048
 _MAX_TABLE_ROWS: Final = 3000
-_MAX_FIRST: Final = 60  # the other ones are in the table
+_MAX_FIRST: Final = 60  # of a kind; the other ones are in the table
+_MAX_PRINTED: Final = 12  # pictures
 
 
 class SlideLine(NamedTuple):
@@ -132,8 +134,8 @@ class Reports:
             return True
         if not self._put_pictures(summary.slide_id, shown, side_px, page, keep_going):
             return False
-        first = [field for field in fields if field.reasons]
-        first.sort(key=lambda f: (f.row.status is not Status.FAILED, -len(f.reasons), f.number))
+        for field in [field for field in shown if field.is_in_gallery][:_MAX_PRINTED]:
+            field.is_printed = True
         in_order, order = figures.in_order(fields)
         self._render(
             "slide.html.j2",
@@ -142,8 +144,11 @@ class Reports:
             title=one_line(summary.slide_id),
             summary=summary,
             n_duplicates=sum(row.status is Status.DUPLICATE for row in rows),
-            first=first[:_MAX_FIRST],
-            n_first=len(first),
+            n_first=sum(bool(field.reasons) for field in fields),
+            failed=[field for field in fields if field.row.status is Status.FAILED],
+            flagged={flag: _with(fields, flag) for flag in summary.flags},
+            unusual=[f for f in fields if any(each.kind in ("count", "overlap") for each in f.reasons)],
+            most=_MAX_FIRST,
             cluster=figures.cluster(in_order),
             n_rbc_bars=figures.histogram([field.counts.n_rbc for field in counted if field.counts]),
             group_bars=figures.group_sizes(c for _, c in self.ledger.cells(summary.slide_id)),
@@ -176,18 +181,19 @@ class Reports:
     ) -> bool:
         """Gives fields their pictures until the page is full. Returns False if it was ended early."""
         old = gallery.old_pictures(page)
-        keys = {field.row.fov: f"{row_key(field.row, self.edges)}-{side_px}" for field in shown}
-        missing = {fov for fov, key in keys.items() if key not in old}
-        cells = {fov: c for fov, c in self.ledger.cells(slide_id) if fov in missing} if missing else {}
+        keys = {field.row.fov: f"{digest(field.row.sha256)}-{side_px}" for field in shown}
+        outlines = {fov: gallery.outlines(c) for fov, c in self.ledger.cells(slide_id) if fov in keys}
         left_bytes = gallery.MAX_BYTES
         for field in shown:
             if not keep_going():
                 return False
-            key, found = keys[field.row.fov], cells.get(field.row.fov, Cells.empty())
+            key, field.outlines = keys[field.row.fov], outlines.get(field.row.fov, {})
             field.picture = old.get(key)
             if field.picture is None:
-                field.picture, field.note = gallery.embed(field.row, found, key, side_px)
-            left_bytes -= len(field.picture.base64) if field.picture else 0
+                field.picture, field.note = gallery.embed(field.row, key, side_px)
+            left_bytes -= (
+                len(field.picture.base64) + sum(map(len, field.outlines.values())) if field.picture else 0
+            )
             if left_bytes < 0:
                 break
             field.is_in_gallery = True
@@ -240,6 +246,10 @@ class Reports:
                 file.write(part.encode("utf-8", "backslashreplace"))
 
 
+def _with(fields: Sequence[PageField], flag: str) -> list[PageField]:
+    return [field for field in fields if Reason("flag", flag) in field.reasons]
+
+
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  0.1 s, needed for pages
@@ -248,9 +258,16 @@ def _environment() -> "Environment":
     environment.loader, environment.undefined = PackageLoader("rbc_edge.views"), StrictUndefined
     environment.keep_trailing_newline = True
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters |= {"url": _url, "counted": count_text, "local": local_text}
+    environment.filters |= {"url": _url, "counted": count_text, "local": local_text, "breaks": _with_breaks}
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP}
     return environment
+
+
+def _with_breaks(name: str) -> "Markup":
+    """Returns a name for a page that may go on in a new line behind its signs."""
+    from markupsafe import Markup, escape  # noqa: PLC0415  as Jinja2
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[-_./#])(?=.)", name))
 
 
 def _content_key(page: Path) -> str:

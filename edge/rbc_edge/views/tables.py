@@ -29,7 +29,7 @@ from rbc_edge.errors import BROKEN_DISK, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import in_order, path_text
+from rbc_edge.text import count_text, in_order, path_text
 from rbc_edge.values import Cells, Counts, Scale
 from rbc_edge.views.csv_form import CsvForm, Value, typed
 from rbc_edge.views.names import file_names, on_disk
@@ -76,6 +76,18 @@ class SlideSummary:
     def too_few_fields(self) -> bool:
         """The overlap interval is so wide that it says little, or there is none."""
         return says_little(self.overlap_interval)
+
+    @property
+    def advice_on_fields(self) -> str:
+        """What a person should know of a slide with too few fields. Empty where there are enough."""
+        if not self.too_few_fields or self.n_fov_more is None or self.counts is None:
+            return ""
+        low, high = self.overlap_interval or (0.0, 1.0)
+        counted = f"{count_text(self.n_fov_ok, 'field')} with {count_text(self.counts.n_rbc, 'red cell')}"
+        return (
+            f"{counted}. The overlap can be anything from {low:.0%} to {high:.0%}. Count about"
+            f" {count_text(self.n_fov_more, 'more field')} to know it within 2 percentage points."
+        )
 
     @property
     def contradicts_scale(self) -> bool:
