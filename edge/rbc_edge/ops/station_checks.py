@@ -136,8 +136,8 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
         advice = "mount it, correct its permissions, or give another folder; the service waits for it"
         yield failed("source", probe.missing, advice)
         return
-    or_more = "" if tree.is_complete else " or more"
-    text = f"{name}: {count_text(tree.n_images, 'image')}{or_more} in {count_text(tree.n_folders, 'folder')}"
+    images = count_text(tree.n_images, "image") if tree.is_complete else f"{tree.n_images} or more images"
+    text = f"{name}: {images} in {count_text(tree.n_folders, 'folder')}"
     if tree.n_unreadable:
         user = user_name()
         text += f", and {tree.n_unreadable} files or folders that {user} may not read"
