@@ -27,7 +27,7 @@ help:
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.station
-	$(BIN)/rbc-edge demo
+	$(BIN)/rbc-edge demo --out demo
 
 # The tests are measured as they run: `make test check` in one call runs them once.
 test: $(VENV)/.workshop
@@ -89,7 +89,7 @@ format: $(VENV)/.workshop
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from tiny_data import TinyData
 
+os.environ["TZ"] = "UTC"  # people are shown the time of their computer
+time.tzset()
 _SETTINGS = tempfile.mkdtemp(prefix="rbc-edge-tests-")
 atexit.register(shutil.rmtree, _SETTINGS, ignore_errors=True)
 os.environ["YOLO_CONFIG_DIR"] = _SETTINGS  # read when ultralytics is first imported

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
@@ -39,7 +39,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LINE_LENGTH: Final = 110
 
 _COUNTING: Final = "run watch"
-_WITH_RESULTS: Final = f"{_COUNTING} status retry forget exclude set report doctor"
+_WITH_RESULTS: Final = f"{_COUNTING} status retry forget exclude set report export doctor"
 _WITH_BUNDLE: Final = f"{_COUNTING} demo bench report doctor bundle-show bundle-verify"
 
 
@@ -163,10 +163,17 @@ class Settings:
         "Which cells at the image border count. all: every cell. two-sides: not the cells at the right and"
         " the lower border. inside: only cells that touch no border.",
         option="--edges RULE",
-        on=f"{_COUNTING} report",
+        on=f"{_COUNTING} report export",
         choices=EDGES,
     )
     cells: bool = _is(False, "Also write cells/<slide>.csv, with a row per cell.")
+    excel: bool = _is(
+        False,
+        "Write the tables so that a double click opens them rightly in Excel. Programs then need to be told.",
+        "If the language of this computer (LC_ALL, LC_NUMERIC, LANG) has a decimal comma, semicolons stand"
+        " between the cells. Ids begin with a tab, so that Excel does not take them for numbers or dates."
+        " After a change, all tables are written again.",
+    )
     overlays: bool = _is(
         False, "Also draw every field of view with its cells outlined (a picture in overlays/<slide>/)."
     )
@@ -302,6 +309,10 @@ def _setting(of: Field[Any]) -> Setting:
 SETTINGS: Final[Mapping[str, Setting]] = {f.name: _setting(f) for f in fields(Settings)}
 
 
+def _fail(error: UsageError) -> None:
+    raise error
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The settings in force, and where each came from."""
@@ -312,12 +323,17 @@ class Loaded:
 
 
 def load(
-    flags: Mapping[str, Any], *, file: Path | None = None, env: Mapping[str, str] | None = None
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    fail: Callable[[UsageError], None] = _fail,
 ) -> Loaded:
     """Puts the settings together, each from the first place that names it.
 
     The two ways to give the scale are one setting: a flag for one of them comes before a file that has the
     other. A flag that is None is not given. Without `file`: that of ``RBC_EDGE_CONFIG``, or one of `places`.
+    `fail` is told of each error. It may return: then the setting is left out, and the next error is found.
 
     Raises `UsageError` where a key is unknown, a value is of the wrong type or out of range, the file cannot
     be read, or one place gives the scale in both ways.
@@ -327,22 +343,23 @@ def load(
     # An option that may be given several times is an empty list where it is not given.
     flags = {key: value for key, value in flags.items() if value is not None and value != []}
     given = {k: (tuple(v) if isinstance(v, list) else v, "flag") for k, v in flags.items()}
-    layers = (given, _variables(env), {} if path is None else _read(path))
+    layers = (given, _variables(env, fail), {} if path is None else _read(path, fail))
     found: dict[str, tuple[Any, str]] = {}
     for layer in layers:
         if layer.keys() >= _SCALE_KEYS:
             origin = layer["cell_diameter"][1]
             where = "the command line" if origin == "flag" else origin
             text = f"{where}: cell_diameter and um_per_px are two ways to say the same"
-            raise UsageError(text, "give one of them")
+            fail(UsageError(text, "give one of them"))
         taken = found.keys() | (_SCALE_KEYS if found.keys() & _SCALE_KEYS else ())
         found |= {key: value for key, value in layer.items() if key not in taken}
-    for key, (value, origin) in found.items():
+    for key, (value, origin) in list(found.items()):
         if not SETTINGS[key].allows(value):
             name = f"--{key.replace('_', '-')}" if origin == "flag" else f"{origin}: {key}"
             wrong = [v for v in value if not SETTINGS[key].allows((v,))] if type(value) is tuple else [value]
             text = f"{name} is {'empty' if wrong[0] == '' else wrong[0]}"
-            raise UsageError(text, f"it has to be {SETTINGS[key].values}", private=[str(wrong[0])])
+            fail(UsageError(text, f"it has to be {SETTINGS[key].values}", private=[str(wrong[0])]))
+            del found[key]
     source = dict.fromkeys(SETTINGS, "default") | {key: origin for key, (_, origin) in found.items()}
     return Loaded(Settings(**{key: value for key, (value, _) in found.items()}), source, path)
 
@@ -398,12 +415,16 @@ def _file(given: Path | None, env: Mapping[str, str]) -> Path | None:
     return next(found, None)
 
 
-def _variables(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+def _variables(env: Mapping[str, str], fail: Callable[[UsageError], None]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for name, text in env.items():
         if name.startswith(ENV_PREFIX) and name != f"{ENV_PREFIX}CONFIG":
-            key = _known(name.removeprefix(ENV_PREFIX).lower(), f"environment variable {name}", ENV_PREFIX)
-            found[key] = (_from_text(key, text, name), name)
+            where = f"environment variable {name}"
+            try:
+                key = _known(name.removeprefix(ENV_PREFIX).lower(), where, ENV_PREFIX)
+                found[key] = (_from_text(key, text, name), name)
+            except UsageError as error:
+                fail(error)
     return found
 
 
@@ -420,7 +441,7 @@ def _from_text(key: str, text: str, where: str) -> object:
     raise UsageError(f"{where}: {key} is {text!r}", f"it has to be {_TYPES[kind]}", private=[text])
 
 
-def _read(path: Path) -> dict[str, tuple[Any, str]]:
+def _read(path: Path, fail: Callable[[UsageError], None]) -> dict[str, tuple[Any, str]]:
     import tomllib  # noqa: PLC0415 -- it takes 4 ms, and only a settings file needs it
 
     try:
@@ -439,22 +460,27 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
     values: dict[str, tuple[Any, str]] = {}
     for key, given in content.items():
         where = f"{path}:{lines[key]}" if key in lines else str(path)
-        kind = SETTINGS[_known(key, where, "")].kind
-        value = given
-        if isinstance(given, str) and "\0" in given:
-            raise UsageError(f"{where}: {key} is {given!r}", "remove \\u0000 from it", private=[given])
-        if kind is Path and given and isinstance(given, str):
-            value = path.parent / given  # relative to the file, wherever the program is started
-        elif kind is float and type(given) is int:
-            value = float(str(given))  # of hundreds of digits: infinite, and no error
-        elif kind is tuple and isinstance(given, list) and all(type(text) is str for text in given):
-            value = tuple(given)
-        elif type(given) is not kind:  # not isinstance: true is no number
-            shown = "empty" if given == "" else repr(given)
-            advice = f"it has to be {_TYPES[kind]}"
-            raise UsageError(f"{where}: {key} is {shown}", advice, private=[str(given)])
-        values[key] = value, where
+        try:
+            values[key] = _from_toml(_known(key, where, ""), given, where, path.parent), where
+        except UsageError as error:
+            fail(error)
     return values
+
+
+def _from_toml(key: str, given: Any, where: str, folder: Path) -> object:
+    kind = SETTINGS[key].kind
+    if isinstance(given, str) and "\0" in given:
+        raise UsageError(f"{where}: {key} is {given!r}", "remove \\u0000 from it", private=[given])
+    if kind is Path and given and isinstance(given, str):
+        return folder / given  # relative to the file, wherever the program is started
+    if kind is float and type(given) is int:
+        return float(str(given))  # of hundreds of digits: infinite, and no error
+    if kind is tuple and isinstance(given, list) and all(type(text) is str for text in given):
+        return tuple(given)
+    if type(given) is not kind:  # not isinstance: true is no number
+        shown = "empty" if given == "" else repr(given)
+        raise UsageError(f"{where}: {key} is {shown}", f"it has to be {_TYPES[kind]}", private=[str(given)])
+    return given
 
 
 def _known(key: str, where: str, prefix: str) -> str:

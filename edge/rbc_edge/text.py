@@ -1,7 +1,9 @@
 """Text for people and files, without a heavy import: names, one line, counts, sizes and times."""
 
 import os
+import re
 import unicodedata
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -33,6 +35,22 @@ def name_text(name: str) -> str:
     """
     # The scan asks it twice of each image, and most names are ASCII.
     return name if name.isascii() else unicodedata.normalize("NFC", path_text(name))
+
+
+def natural_key(name: str) -> str:
+    """Returns a text by which names sort as people count: numbers in them by their size.
+
+    Names with the same key differ only in leading zeros: sort by the name then.
+
+    >>> sorted(["f103", "f17", "f2b", "f2"], key=natural_key)
+    ['f2', 'f2b', 'f17', 'f103']
+    """
+    return re.sub("[0-9]+", lambda found: f"{len(n := found[0].lstrip('0')):03d}{n}", name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns names in the order of `natural_key`."""
+    return sorted(names, key=lambda name: (natural_key(name), name))
 
 
 def better_formats(suffix: str) -> tuple[str, ...]:
@@ -73,6 +91,20 @@ def span_text(time_s: float) -> str:
         if time_s >= least * unit_s:
             return f"{time_s // unit_s:.0f} {word}"
     return f"{time_s:.0f} s"
+
+
+def local_text(utc: str) -> str:
+    """Returns a moment of `utc_text` in the time of this computer, with that in UTC behind it.
+
+    What is no such moment stays as it is.
+    """
+    try:
+        here = datetime.fromisoformat(utc).astimezone()
+    except (ValueError, OverflowError):
+        return utc
+    if not utc.endswith("Z") or not here.utcoffset():
+        return utc
+    return f"{here:%Y-%m-%d %H:%M:%S %Z} ({utc})"
 
 
 def utc_text(moment: datetime) -> str:

@@ -59,7 +59,7 @@ def test_places_exist() -> None:
 
 def test_make_demo_is_the_command_that_is_run_for_it() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r"^demo: .*\n\t\$\(BIN\)/rbc-edge demo\n\n", makefile, re.M)
+    assert re.search(r"^demo: .*\n\t\$\(BIN\)/rbc-edge demo --out demo\n\n", makefile, re.M)
 
 
 def test_rows_come_from_the_page_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ app.add_typer(config_app, name="config")
 JSON = option("--json", "Print JSON on standard output.", False)
 
 SLIDE = argument("SLIDE", "The slide.", ...)
-FOVS = argument("[FOV]...", "Only these fields of view.  [default: all of the slide]")
+FOVS = argument("FOV", "Only these fields of view.  [default: all of the slide]")
 ADOPT = option(
     "--adopt",
     "Use --out although it holds tables or pages of others. They are moved aside, not deleted.",
@@ -95,7 +95,9 @@ def watch(
 @command(app, "rbc-edge demo --out demo", config=False)
 def demo(
     given: Given,
-    out: Path | None = option("--out -o DIR", "Folder for images and results.  [default: a new folder]"),
+    out: Path | None = option(
+        "--out -o DIR", "Folder for images, results and a report.  [default: nothing is kept]"
+    ),
     seed: int = option("--seed N", "Another number draws other slides.", 0),
     json_output: bool = JSON,
 ) -> None:
@@ -202,7 +204,7 @@ def set(
 @command(app, "rbc-edge report --out /results --open", "rbc-edge report slide7 --out /results")
 def report(
     given: Given,
-    slides: list[str] | None = argument("[SLIDE]...", "Only pages of these slides."),
+    slides: list[str] | None = argument("SLIDE", "Only pages of these slides."),
     images: int | None = option(
         "--images MAX", "Largest number of pictures in a page.  [default: 400]", min=0
     ),
@@ -213,6 +215,21 @@ def report(
     The pages are in the folder reports/ of --out. Each page is one file that can be copied anywhere. Works
     while the service runs. Prints where the pages are. Without --edges, cells at the border count as in the
     tables.
+    """
+
+
+@command(app, "rbc-edge export --out /results --xlsx results.xlsx", "rbc-edge export --out /results --json")
+def export(
+    given: Given,
+    xlsx: Path | None = option("--xlsx FILE", "Write an Excel workbook (needs the extra xlsx)."),
+    json_output: bool = option("--json", "Print all tables as one JSON document on standard output.", False),
+    with_cells: bool = option("--with-cells", "Put every cell into the JSON document, too.", False),
+) -> None:
+    """Write all tables into one Excel workbook, or print them as JSON.
+
+    The workbook has the sheets slides, with a row for all slides, fields and provenance. Texts are texts in
+    it, and numbers are numbers, in every language of Excel. Works while the service runs. Without --edges,
+    cells at the border count as in the tables.
     """
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from rbc_edge.cli.console import print_json
 from rbc_edge.cli.options import Given
-from rbc_edge.config import example, places
-from rbc_edge.errors import ExitCode
+from rbc_edge.config import example, load, places
+from rbc_edge.errors import ExitCode, UsageError
 from rbc_edge.ops.settings_file import write_new
 from rbc_edge.text import one_line
 
@@ -42,8 +43,13 @@ def show(given: Given, *, json_output: bool) -> int:
 
 
 def validate(given: Given) -> int:
-    """Checks the settings. Raises what `config.load` raises."""
-    loaded = given.load()
+    """Checks the settings, and prints every error. Raises the last."""
+    errors: list[UsageError] = []
+    loaded = load(given.flags, file=given.file, fail=errors.append)
+    for error in errors[:-1]:
+        print(f"rbc-edge: {one_line(error.message)}\n  {one_line(error.advice)}", file=sys.stderr)
+    if errors:
+        raise errors[-1]
     nowhere = f"no settings file ({' or '.join(map(str, places()))})"
     print(one_line(f"{loaded.file or nowhere}: valid"))
     return ExitCode.OK

@@ -1,8 +1,11 @@
 """Options and commands for typer: those of the settings are made from `rbc_edge.config`."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +63,8 @@ def command(app: typer.Typer, *examples: str, config: bool = True) -> Callable[.
                 values["given"] = Given(flags, values.pop("config", None))
             raise typer.Exit(_loaded(module or function, function)(**values))
 
+        for parameter in own:
+            _name_numbers(parameter)
         parameters = [
             *map(_parameter, settings),
             *(p.replace(kind=p.KEYWORD_ONLY) for p in own[takes_settings:]),
@@ -69,7 +74,9 @@ def command(app: typer.Typer, *examples: str, config: bool = True) -> Callable[.
         call.__annotations__ = {p.name: p.annotation for p in parameters}
         heading = "Example" if len(examples) == 1 else "Examples"
         epilog = "\n\n".join((f"{heading}:", *examples))
-        app.command(function, help=inspect.getdoc(declaration), epilog=epilog)(call)
+        text = inspect.getdoc(declaration) or ""
+        first = text.split("\n\n")[0].replace("\n", " ")  # whole: typer would cut it
+        app.command(function, help=text, short_help=first, epilog=epilog)(call)
         return declaration
 
     return declare
@@ -97,7 +104,28 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         spelling = f"{spelling.split()[0]} [{'|'.join(setting.choices)}]"
     info = option(spelling, help_text) if spelling.startswith("-") else argument(spelling, help_text)
     kind = list[str] if setting.kind is tuple else setting.kind
-    return _keyword(setting.name, kind | None, info)
+    return _name_numbers(_keyword(setting.name, kind | None, info))
+
+
+def _number(kind: type[int] | type[float], text: str) -> int | float:
+    """Returns the number that a text is, or says what to write instead of "80px" or "0,5"."""
+    with suppress(ValueError):
+        return kind(text)
+    found = re.fullmatch(r"\s*([+-]?\d+)(?:[.,](\d+))?\s*[^\d.,]*", text)
+    advice = ""
+    if found and not (found[2] and kind is int):
+        decimals = f".{found[2]}" if found[2] else ""
+        advice = f": write {found[1]}{decimals}, without a unit"
+    raise typer.BadParameter(f"{text!r} is not {'a whole number' if kind is int else 'a number'}{advice}")
+
+
+def _name_numbers(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Gives an option for a number words of its own where it is none. One with a limit keeps typer's."""
+    for kind in (float, int):
+        info = parameter.default
+        if parameter.annotation in (kind, kind | None) and getattr(info, "min", 0) is None:
+            info.parser = partial(_number, kind)
+    return parameter
 
 
 _CONFIG = _keyword(

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 from rbc_edge.cli.console import log, log_to_stderr, print_line
 from rbc_edge.cli.options import Given
+from rbc_edge.cli.wiring import edges_of
 from rbc_edge.errors import BundleError, ExitCode
 from rbc_edge.store.queries import Reader
 from rbc_edge.text import path_text
 from rbc_edge.views.report import IMAGES, Reports
-from rbc_edge.views.tables import edges_of
 from rbc_edge.vision.bundle import Bundle
-from rbc_edge.vision.counting import EdgeRule
 
 
 def report(given: Given, slides: Sequence[str] | None, *, images: int | None, open_it: bool) -> int:
@@ -25,11 +24,9 @@ def report(given: Given, slides: Sequence[str] | None, *, images: int | None, op
     except BundleError as error:
         log.warning("the thresholds cannot be shown: %s", error)
     with Reader.open(out) as reader:
-        rule = loaded.settings.edges
-        if loaded.source["edges"] == "default":  # as in the tables of the same folder
-            rule = edges_of(reader) or rule
+        edges = edges_of(loaded, reader)
         n_images = IMAGES if images is None else images
-        reports = Reports(out, reader, edges=EdgeRule(rule), images=n_images, manifest=manifest)
+        reports = Reports(out, reader, edges=edges, images=n_images, manifest=manifest)
         pages = reports.write(slides or None)
     for page in [*pages, reports.index]:
         print_line(path_text(page))

@@ -8,7 +8,7 @@ from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import read_state
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
-from rbc_edge.text import count_text, name_text
+from rbc_edge.text import count_text, in_order, name_text
 
 
 def retry(given: Given, slide: str | None, fov: str | None) -> int:
@@ -21,7 +21,7 @@ def retry(given: Given, slide: str | None, fov: str | None) -> int:
     with Ledger(folder) as ledger:
         n = ledger.retry(slide, fov)
         ledger.commit()
-        failed_slides = [] if n else sorted({row.slide_id for row in ledger.reader.failures(sys.maxsize)})
+        failed_slides = [] if n else in_order({row.slide_id for row in ledger.reader.failures(sys.maxsize)})
     running, state = read_state(folder)
     images = count_text(n, "failed image")
     if n == 0:

@@ -10,10 +10,12 @@ from rbc_edge.cli.options import Given
 from rbc_edge.cli.wiring import count_options, prepare_process
 from rbc_edge.station.session import Step, Summary, count_once
 from rbc_edge.station.stop import Stop
+from rbc_edge.store.rows import FieldRow
 from rbc_edge.text import count_text, one_line, path_text
 from rbc_edge.views.tables import SlideSummary
 
 _MAX_NAMED_SLIDES = 8  # a line each; for a hundred slides the table is better
+_MAX_NAMED_FAILURES = 20
 _HEADER = (
     *("slide", "fields", "failed", "red cells", "single", "overlapping", "overlap", "95 %"),
     *("white", "plt"),
@@ -28,9 +30,16 @@ def run(given: Given, paths: Sequence[Path], *, force: bool, adopt: bool, json_o
     log_to_stderr(verbose=settings.verbose, quiet=settings.quiet, bar=bar)
     prepare_process()
     options = replace(count_options(settings), force=force, adopt=adopt, max_failures=settings.max_failures)
-    stop = Stop()
+    stop, said = Stop(), set[tuple[str, str]]()
+
+    def show(step: Step) -> None:
+        _show_step(step, bar)
+        if step.row is not None:
+            said.add((step.row.slide_id, step.row.fov))
+
     with bar, stop.on_signals():
-        summary = count_once(paths, options, on_step=lambda step: _show_step(step, bar), stop=stop)
+        summary = count_once(paths, options, on_step=show, stop=stop)
+    _say_failed_before([row for row in summary.failed if (row.slide_id, row.fov) not in said])
     for note in summary.notes:
         log.warning("%s", one_line(note))
     if summary.troubled:
@@ -58,6 +67,14 @@ def _show_step(step: Step, bar: Bar) -> None:
     bar.step(step.n_done, step.n_total, one_line(f"{step.file.slide_id}/{step.file.fov}"))
 
 
+def _say_failed_before(rows: Sequence[FieldRow]) -> None:
+    """Names what failed in an earlier run, and has not changed since."""
+    for row in rows[:_MAX_NAMED_FAILURES]:
+        log.warning("failed before (%s): %s", row.failure, one_line(row.message))
+    if (n := len(rows) - _MAX_NAMED_FAILURES) > 0:
+        log.warning("%s more failed before (rbc-edge status)", count_text(n, "image"))
+
+
 def _print(summary: Summary, out: Path) -> None:
     print_table([_HEADER, *map(_row, summary.slides)])
     for line in (*_flagged_fields(summary.slides), *_too_few_fields(summary.slides)):
@@ -65,7 +82,8 @@ def _print(summary: Summary, out: Path) -> None:
     print_line(
         f"{count_text(summary.n_images, 'image')}: {summary.n_counted} counted now,"
         f" {summary.n_unchanged} counted before, {count_text(summary.n_duplicates, 'duplicate')},"
-        f" {summary.n_failed} failed{f', {summary.n_excluded} excluded' if summary.n_excluded else ''}."
+        f" {summary.n_failed} failed{f', {summary.n_excluded} excluded' if summary.n_excluded else ''}"
+        f"{f', {summary.n_left} left for later' if summary.n_left else ''}."
         f" Tables in {path_text(out)}"
     )
     if summary.stopped_by is not None:
@@ -99,21 +117,18 @@ def _flagged_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
         advice = "run without --cell-diameter and --um-per-px to have it estimated"
         yield f"the cells do not have the size that the given scale says; {advice}"
     if len(flagged) > _MAX_NAMED_SLIDES:
-        yield f"have a look: {len(flagged) - _MAX_NAMED_SLIDES} more slides (--json lists all)"
+        more = count_text(len(flagged) - _MAX_NAMED_SLIDES, "more slide")
+        yield f"have a look: {more} (--json lists all)"
 
 
 def _too_few_fields(slides: Sequence[SlideSummary]) -> Iterator[str]:
     """Names the slides with too few fields for a useful share of overlapping cells."""
-    few = [slide for slide in slides if slide.too_few_fields and slide.n_fov_more is not None]
+    few = [slide for slide in slides if slide.advice_on_fields]
     for slide in few[:_MAX_NAMED_SLIDES]:
-        n_rbc, (low, high) = slide.counts.n_rbc if slide.counts else 0, slide.overlap_interval or (0.0, 1.0)
-        yield (
-            f"too few fields: {one_line(slide.slide_id)}: {count_text(slide.n_fov_ok, 'field')} with"
-            f" {count_text(n_rbc, 'red cell')}. The overlap can be anything from {low:.0%} to {high:.0%}."
-            f" Count about {slide.n_fov_more} more fields to know it within 2 percentage points."
-        )
+        yield f"too few fields: {one_line(slide.slide_id)}: {slide.advice_on_fields}"
     if len(few) > _MAX_NAMED_SLIDES:
-        yield f"too few fields: {len(few) - _MAX_NAMED_SLIDES} more slides (--json lists all)"
+        more = count_text(len(few) - _MAX_NAMED_SLIDES, "more slide")
+        yield f"too few fields: {more} (--json lists all)"
 
 
 def _as_json(summary: Summary, out: Path) -> dict[str, object]:
@@ -133,6 +148,7 @@ def _slide_as_json(slide: SlideSummary) -> dict[str, object]:
         return {name: getattr(of, name, None) for name in names}  # null where nothing was counted
 
     low, high = slide.overlap_interval or (None, None)
+    mean_low, mean_high = slide.n_rbc_per_fov_interval or (None, None)
     return {
         **values(slide, "slide_id", "n_fov_ok", "n_fov_failed", "n_fov_flagged"),
         "quality_flags": dict(slide.flags),
@@ -143,6 +159,8 @@ def _slide_as_json(slide: SlideSummary) -> dict[str, object]:
         "n_fov_more_for_2_points": slide.n_fov_more,
         **values(slide.counts, "n_wbc", "n_platelets"),
         **values(slide, "n_rbc_per_fov_mean", "n_rbc_per_fov_sd"),
+        "n_rbc_per_fov_low": mean_low,
+        "n_rbc_per_fov_high": mean_high,
         "first_captured_at": slide.first_captured_at or None,
         "last_captured_at": slide.last_captured_at or None,
         "bundle_ids": list(slide.bundle_ids),

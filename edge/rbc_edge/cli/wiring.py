@@ -1,11 +1,15 @@
 """From the settings to how images are counted, by a run, a service and a sandbox."""
 
+import os
 from functools import partial
 
-from rbc_edge.config import Settings
+from rbc_edge.config import Loaded, Settings
 from rbc_edge.station.job import AnalyzerRecipe, share_one_heap
 from rbc_edge.station.sandbox import survives
 from rbc_edge.station.session import CountOptions
+from rbc_edge.store.queries import Reader
+from rbc_edge.views import tables
+from rbc_edge.views.csv_form import CsvForm
 from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.vision import quiet_opencv
 from rbc_edge.vision.analyzer import default_threads, given_scale
@@ -33,6 +37,7 @@ def count_options(settings: Settings) -> CountOptions:
         views=ViewOptions(
             edges=EdgeRule(settings.edges),
             cells=settings.cells,
+            form=CsvForm.of(os.environ, excel=settings.excel),
             overlays=settings.overlays,
             longest_px=settings.overlay_px,
             overlay_shapes=settings.overlay_shapes,
@@ -42,6 +47,13 @@ def count_options(settings: Settings) -> CountOptions:
         # In the folder of the results: where counts have room, a trial has.
         sandbox=partial(survives, options=_sandbox_options(settings), folder=out),
     )
+
+
+def edges_of(loaded: Loaded, reader: Reader) -> EdgeRule:
+    """Returns the rule for the border: that of the settings, or else that of the tables of the folder."""
+    rule = loaded.settings.edges
+    kept = tables.edges_of(reader) if loaded.source["edges"] == "default" else None
+    return EdgeRule(kept or rule)
 
 
 def _sandbox_options(settings: Settings) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 import csv
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.stop import Stop
 from rbc_edge.text import one_line, path_text
 from rbc_edge.values import Counts
+from rbc_edge.views.refresh import ViewOptions
 from rbc_edge.vision.bundle import Bundle
 
 # Columns of the tables for which the truth is known, and their names on the screen.
@@ -28,6 +30,11 @@ _COUNTED: Final = {
     "n_wbc": "white cells",
     "n_platelets": "platelets",
 }
+_SIZES: Final = (
+    "Each slide has another stain, light and size of cells, as from three microscopes. The program is not"
+    " told the size:\nit finds it, in steps of about 2 %. It only has to be near: it sets how much an image"
+    " is zoomed."
+)
 _Line = tuple[str, str, str, str, str, str]
 
 
@@ -92,17 +99,23 @@ class _Compared:
 def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, json_output: bool) -> int:
     """Draws slides, counts them, and prints the counts next to the truth. Returns the exit code of the run.
 
-    Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view) and
-    ``results/`` (what ``rbc-edge run`` writes). No scale is given. It is estimated, as for any slide. Without
-    a folder it makes a temporary one, which stays. The same seed draws the same slides. Raises `BundleError`
-    before it draws, and `UnavailableError` where the folder cannot be written.
+    Writes three things into the folder: ``images/<slide>/``, ``truth.csv`` (a row for each field of view)
+    and ``results/`` (what ``rbc-edge run --report`` writes). No scale is given. It is estimated, as for any
+    slide. Without a folder nothing is kept. The same seed draws the same slides. Raises `BundleError` before
+    it draws, and `UnavailableError` where the folder cannot be written.
     """
     opened = Bundle.open(bundle)
-    if out is None:
-        out = Path(tempfile.mkdtemp(prefix="rbc-edge-demo-"))
+    with nullcontext(out) if out else TemporaryDirectory(prefix="rbc-edge-demo-") as folder:
+        return _run(Path(folder), opened, threads, seed, is_kept=out is not None, json_output=json_output)
+
+
+def _run(out: Path, opened: Bundle, threads: int, seed: int, *, is_kept: bool, json_output: bool) -> int:
     images, results, table = out / "images", out / "results", out / "truth.csv"
     n_fields = sum(slide.n_fields for slide in _SLIDES)
-    print(f"drawing {n_fields} fields of view of {len(_SLIDES)} slides", file=sys.stderr)
+    print(
+        f"drawing {n_fields} fields of view of {len(_SLIDES)} slides: of these the truth is known",
+        file=sys.stderr,
+    )
     advice = "give another --out, with space for a few megabytes"
     with unavailable(f"{path_text(out)}: cannot write the demo's images", advice):
         truth = _draw(out, seed)
@@ -111,7 +124,8 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     stop = Stop()
     with stop.on_signals():
         recipe = AnalyzerRecipe.of(opened, threads=threads)
-        summary = count_once([images], CountOptions(results, recipe), stop=stop)
+        views = ViewOptions(reports=is_kept, manifest=opened.manifest)
+        summary = count_once([images], CountOptions(results, recipe, views=views), stop=stop)
     if summary.stopped_by is not None:  # half-counted slides next to the full truth would mislead
         print(one_line(f"stopped; what was counted is in {path_text(results)}"), file=sys.stderr)
         return int(summary.exit_code)
@@ -124,13 +138,18 @@ def run_demo(out: Path | None, *, bundle: Path | None, threads: int, seed: int, 
     whole = _Compared("all", n_fields, _sum(truth.values()), _sum_if_all(counted.values()))
     if json_output:
         places = {"out": out, "images": images, "results": results, "truth": table}
-        shown = {name: path_text(path) for name, path in places.items()}
+        shown = {name: path_text(path) if is_kept else None for name, path in places.items()}
         found = {"slides": [slide.as_json() for slide in slides], "all": whole.as_json()}
         print(json.dumps(shown | found, indent=2))
     else:
         _print_table([line for slide in (*slides, whole) for line in slide.as_lines()])
+        print(_SIZES)
+        if not is_kept:
+            print("Nothing of it is kept. With --out DIR you get the images, the tables and a report.")
+            return int(summary.exit_code)
         where = f"Tables in {path_text(results)}, images in {path_text(images)}, truth in {path_text(table)}"
         print(one_line(where))
+        print(one_line(f"Open {path_text(results / 'reports' / 'index.html')} to look at each cell"))
     return int(summary.exit_code)
 
 

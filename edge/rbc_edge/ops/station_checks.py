@@ -23,7 +23,7 @@ from rbc_edge.station.status import StationStatus, status_of
 from rbc_edge.store.outdir import LOCK_NAME, check_apart
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.schema import FILE_NAME, DamagedError
-from rbc_edge.text import bytes_text, count_text, path_text
+from rbc_edge.text import bytes_text, count_text, local_text, path_text
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.image_file import read_suffixes
 from rbc_edge.vision.selftest import verify
@@ -136,8 +136,8 @@ def source(settings: Settings, tree: Tree | None, computer: Computer) -> Iterato
         advice = "mount it, correct its permissions, or give another folder; the service waits for it"
         yield failed("source", probe.missing, advice)
         return
-    or_more = "" if tree.is_complete else " or more"
-    text = f"{name}: {tree.n_images}{or_more} images in {tree.n_folders} folders"
+    images = count_text(tree.n_images, "image") if tree.is_complete else f"{tree.n_images} or more images"
+    text = f"{name}: {images} in {count_text(tree.n_folders, 'folder')}"
     if tree.n_unreadable:
         user = user_name()
         text += f", and {tree.n_unreadable} files or folders that {user} may not read"
@@ -303,7 +303,7 @@ def _service(status: StationStatus) -> Finding:
     if state is None:
         return ok("service", headline if status.running else "none has worked on these results")
     if not status.running:
-        text = f"not running; last report at {state.updated_at}: {state.activity}"
+        text = f"not running; last report at {local_text(state.updated_at)}: {state.activity}"
         if state.activity is Activity.STOPPING:
             return ok("service", text)
         advice = "if it should run: systemctl status rbc-edge, systemctl start rbc-edge"

@@ -2,7 +2,7 @@
 
 from rbc_edge.station.state_file import Activity, ServiceState
 from rbc_edge.station.status import StationStatus
-from rbc_edge.text import bytes_text, count_text, path_text, span_text
+from rbc_edge.text import bytes_text, count_text, local_text, path_text, span_text
 
 
 def headline(status: StationStatus) -> str:
@@ -37,7 +37,7 @@ def as_lines(status: StationStatus) -> list[str]:
     if status.newest_result_at:
         age_s = status.newest_result_age_s
         ago = "" if age_s is None else f", {span_text(age_s)} ago"
-        lines.append(("newest result", f"{status.newest_result_at}{ago}"))
+        lines.append(("newest result", f"{local_text(status.newest_result_at)}{ago}"))
     if (tally := status.tally) is not None:
         counted = f"{count_text(tally.n_ok, 'image')} of {count_text(tally.n_slides, 'slide')}"
         extra = f", {count_text(tally.n_duplicates, 'duplicate')}" if tally.n_duplicates else ""
@@ -62,9 +62,9 @@ def as_lines(status: StationStatus) -> list[str]:
 
 
 def _service_lines(state: ServiceState, *, running: bool) -> list[tuple[str, str]]:
-    service = f"rbc-edge {state.version}, process {state.pid}, since {state.started_at}"
+    service = f"rbc-edge {state.version}, process {state.pid}, since {local_text(state.started_at)}"
     if not running:
-        last = f"{service}; last report at {state.updated_at}: {state.activity}"
+        last = f"{service}; last report at {local_text(state.updated_at)}: {state.activity}"
         return [("source", state.source), ("last service", last)]
     how = f"polling: {state.polling_reason}" if state.polling else "notified by file events"
     kind = f" ({state.file_system})" if state.file_system else ""

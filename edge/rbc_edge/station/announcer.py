@@ -18,7 +18,7 @@ from rbc_edge.station.state_file import MAX_PROBLEMS, Activity, ServiceState, St
 from rbc_edge.station.status import status_of
 from rbc_edge.station.systemd import Systemd
 from rbc_edge.store.rows import Status
-from rbc_edge.text import path_text, utc_text
+from rbc_edge.text import count_text, path_text, utc_text
 from rbc_edge.vision.counting import EdgeRule
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ def _log_step(step: Step, edges: EdgeRule) -> None:
     else:
         counts = row.counts[edges]
         log.info(
-            "ok %s/%s: %d red cells, %d single, %d overlapping, %d white, %d platelets; %.0f ms",
-            *(row.slide_id, row.fov, counts.n_rbc, counts.n_rbc_single, counts.n_rbc_overlapping),
-            *(counts.n_wbc, counts.n_platelets, row.elapsed_ms),
+            "ok %s/%s: %s, %d single, %d overlapping, %d white, %s; %.0f ms",
+            *(row.slide_id, row.fov, count_text(counts.n_rbc, "red cell")),
+            *(counts.n_rbc_single, counts.n_rbc_overlapping, counts.n_wbc),
+            *(count_text(counts.n_platelets, "platelet"), row.elapsed_ms),
         )

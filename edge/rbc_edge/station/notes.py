@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from rbc_edge.store.ledger import Ledger
-from rbc_edge.text import count_text
+from rbc_edge.text import count_text, in_order
 
-_SETTINGS: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
+SETTINGS_NOTE: Final = "settings"  # name of the note in the ledger that keeps the settings of the last run
 
 
 class Notes:
@@ -36,9 +36,9 @@ class Notes:
 
     def shared(self, slide_ids: Collection[str]) -> None:
         """Says which images of slides are counted in other slides, too."""
-        for slide_id in sorted(slide_ids):
+        for slide_id in in_order(slide_ids):
             for other, n in self._ledger.reader.shared(slide_id).items():
-                slides = " and ".join(sorted((slide_id, other)))
+                slides = " and ".join(in_order((slide_id, other)))
                 self.say(f"slides {slides}: {count_text(n, 'image')} counted in both")
 
     def lost(self) -> int:
@@ -52,7 +52,7 @@ class Notes:
     def settings(self, now: Mapping[str, str]) -> None:
         """Says which settings, by name, are not those of the last run on these results, and keeps them."""
         text = json.dumps(now)
-        if (kept := self._ledger.reader.note(_SETTINGS)) == text:
+        if (kept := self._ledger.reader.note(SETTINGS_NOTE)) == text:
             return
         try:
             before = dict(json.loads(kept or text))
@@ -65,4 +65,4 @@ class Notes:
         ]
         if differ:
             self.say(f"settings differ from the last run: {'; '.join(differ)}")
-        self._ledger.keep_note(_SETTINGS, text)
+        self._ledger.keep_note(SETTINGS_NOTE, text)

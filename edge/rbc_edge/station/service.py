@@ -35,7 +35,7 @@ from rbc_edge.store.outdir import BusyError, free_bytes, writing
 from rbc_edge.store.recovery import keep_aside
 from rbc_edge.store.rows import RowError, Status
 from rbc_edge.store.schema import DamagedError
-from rbc_edge.text import path_text, utc_text
+from rbc_edge.text import count_text, path_text, utc_text
 from rbc_edge.values import InboxFile
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,7 @@ class _Service:
                 wait_s = self._round()
                 systemd.beat()
                 if wait_s is None:
+                    self._say.tell(Activity.STOPPING, "nothing is left to do (--once)")
                     if self._is_short_of_memory or (self._session and self._session.views.tables.held):
                         return ExitCode.UNAVAILABLE
                     n_failed = self._session.ledger.reader.tally().n_failed if self._session else 0
@@ -270,7 +271,7 @@ class _Service:
                     session.ledger.keep_note(NOT_COUNTED_NOTE, other)
                     session.ledger.commit()
             self._n_troubles = 0
-            detail = f"waiting for {n_waiting} unfinished images" if n_waiting else ""
+            detail = f"waiting for {count_text(n_waiting, 'unfinished image')}" if n_waiting else ""
             self._say.tell(Activity.WATCHING, detail)
             if not self._make_pictures(session):
                 return _BREAK_S

@@ -28,7 +28,7 @@ from rbc_edge.store import outdir, slide_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.recovery import mend
 from rbc_edge.store.rows import FieldRow, Look, Plan, Recorded, Status, Version
-from rbc_edge.text import PAGED_SUFFIXES, count_text, path_text, utc_text
+from rbc_edge.text import PAGED_SUFFIXES, count_text, natural_key, path_text, utc_text
 from rbc_edge.values import InboxFile, Scale
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
 from rbc_edge.views.tables import SlideSummary
@@ -92,6 +92,7 @@ class CountOptions:
             "ignore": ", ".join(self.ignore) or "none",
             "scale": f"{scale.cell_diameter_px:g} px a cell" if scale else "estimated",
             "edges": str(self.views.edges),
+            "form of the tables": str(self.views.form),
             "bundle": self.recipe.bundle_id,
         }
 
@@ -129,7 +130,14 @@ class Summary:
     not_read: dict[str, int] = field(
         default_factory=dict
     )  # files of kinds that are not read, by their ending
+    failed: list[FieldRow] = field(default_factory=list)  # of a run: those of `n_failed`, in order of names
     n_copies: int = 0  # pictures passed over that a program made of an image beside them
+
+    @property
+    def n_left(self) -> int:
+        """Images that nothing was done about: it ended early, or they wait."""
+        done = self.n_counted + self.n_unchanged + self.n_duplicates + self.n_failed + self.n_excluded
+        return self.n_images - done
 
     @property
     def exit_code(self) -> int:
@@ -355,6 +363,10 @@ class Session:
         portion.summary.notes = self._notes.taken()
         portion.summary.slides = self.refresh(None if of_slide is None else portion.changed)
         portion.summary.held = list(self.views.tables.held.values())
+        if self._may_wait is None:
+            names = sorted((f.slide_id, natural_key(f.fov), f.fov) for f in portion.failed)
+            found = (self.ledger.reader.field(slide_id, fov) for slide_id, _, fov in names)
+            portion.summary.failed = [row for row in found if row is not None]
         return portion.summary
 
     @contextmanager

@@ -160,7 +160,8 @@ def _begins(path: Path, words: bytes) -> bool:
     if not path.is_file():
         return False
     with suppress(OSError), path.open("rb") as file:
-        return words in file.read(_HEAD_BYTES)
+        head = file.read(_HEAD_BYTES)
+        return words in head or words in head.replace(b'"', b"").replace(b";", b",")  # a table for Excel
     return False
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from rbc_edge.errors import BROKEN_DISK, UnavailableError
-from rbc_edge.text import path_text
+from rbc_edge.text import natural_key, path_text
 
 FILE_NAME: Final = "ledger.sqlite3"
 
@@ -183,7 +183,7 @@ class Database:
         """
         path = out / FILE_NAME
         with _guard(path):
-            database = cls(path, sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None))
+            database = cls._connected(path, path)
             with database._closing_on_error():
                 database._prepare()
         return database
@@ -204,11 +204,16 @@ class Database:
             if not Path(f"{path}-wal").exists() and not os.access(out, os.W_OK):
                 # No process has it open, and SQLite cannot make its log in a folder that is read-only.
                 uri += "&immutable=1"
-            connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            database = cls(path, connection)
+            database = cls._connected(path, uri, uri=True)
             with database._closing_on_error():
                 database._check_version(oldest=len(MIGRATIONS))
         return database
+
+    @classmethod
+    def _connected(cls, path: Path, name: str | Path, *, uri: bool = False) -> Self:
+        connection = sqlite3.connect(name, uri=uri, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        connection.create_function("natural_key", 1, natural_key, deterministic=True)
+        return cls(path, connection)
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:

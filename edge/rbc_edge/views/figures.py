@@ -1,15 +1,15 @@
 """The figures of a page: which fields differ from the others, and what the charts show."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import ceil, isnan, nan, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from rbc_edge.store.rows import FieldRow, Status
+from rbc_edge.text import natural_key
 from rbc_edge.values import Cells, Counts
 from rbc_edge.views.gallery import EmbeddedPicture
 from rbc_edge.vision.counting import EdgeRule
@@ -48,6 +48,8 @@ class PageField:
     note: str = ""
     overlay: str = ""
     is_in_gallery: bool = False
+    is_printed: bool = False
+    outlines: Mapping[str, str] = field(default_factory=dict)  # as `gallery.outlines`
 
 
 class StripColumn(NamedTuple):
@@ -138,12 +140,8 @@ def in_order(fields: Iterable[PageField]) -> tuple[list[PageField], str]:
     """
     known = [field for field in fields if field.row.status in (Status.OK, Status.FAILED)]
     is_known = all(field.row.captured_at for field in known)
-    known.sort(key=lambda f: (f.row.captured_at if is_known else "", _natural(f.row.fov)))
+    known.sort(key=lambda f: (f.row.captured_at if is_known else "", natural_key(f.row.fov)))
     return known, "capture" if is_known else "name"
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def strip(fields: Sequence[PageField]) -> list[StripColumn]:

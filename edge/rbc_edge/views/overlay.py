@@ -10,8 +10,9 @@ import io
 import logging
 import math
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,13 @@ _MARK: Final = f"{OVERLAY_MARK} 1"  # another version draws all of them again
 _HEAD_BYTES: Final = 1024  # the mark is within the first bytes
 _QUALITY: Final = 88
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_FONT: Final = Path(__file__).with_name("fonts") / "DejaVuSans-subset.ttf"
+# What it has of Unicode: Latin, Greek and Cyrillic letters.
+_LETTERS: Final = (
+    *(range(0x20, 0x7F), range(0xA0, 0x250), range(0x386, 0x3D0), range(0x400, 0x460)),
+    *(range(0x1E00, 0x1EFA), range(0x2010, 0x2016)),
+)
+_STYLE: Final = 2  # of the footer. Another number draws the pictures again that can be drawn.
 _SWATCH_EM: Final = 2.25
 _MIN_FOOTER_PX: Final = 360  # a narrower field gets a white border, so that its footer can be read
 
@@ -127,7 +135,15 @@ def _ellipse(x0: float, y0: float, x1: float, y1: float) -> tuple[tuple[int, int
 
 
 def _draw_groups(out: UInt8, cells: Cells, thin: int) -> None:
-    """Draws a line around the cells of each group. A convex hull would enclose cells of no group."""
+    for outlines, offset in group_outlines(cells, thin):
+        cv2.drawContours(out, outlines, -1, _GROUP_COLOUR, max(1, thin // 2), cv2.LINE_AA, offset=offset)
+
+
+def group_outlines(cells: Cells, thin: int) -> Iterator[tuple[Sequence[np.ndarray], tuple[int, int]]]:
+    """Yields the lines around the cells of each group, and where they lie, in pixels.
+
+    A convex hull would enclose cells of no group. `thin` is the width of the line of a cell.
+    """
     for number in np.flatnonzero(np.bincount(cells.group)[1:] > 1) + 1:
         boxes = cells.detections.xyxy[cells.group == number]
         margin = math.ceil(float((boxes[:, 2:] - boxes[:, :2]).mean()) * 0.5) + 3 * thin
@@ -142,8 +158,7 @@ def _draw_groups(out: UInt8, cells: Cells, thin: int) -> None:
         if len(outlines) > 1:  # only the corners of the cells' boxes touch
             disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin // 3 | 1,) * 2)
             outlines = _outlines(np.asarray(cv2.morphologyEx(area, cv2.MORPH_CLOSE, disk), np.uint8))
-        offset = (int(corner[0]), int(corner[1]))
-        cv2.drawContours(out, outlines, -1, _GROUP_COLOUR, max(1, thin // 2), cv2.LINE_AA, offset=offset)
+        yield outlines, (int(corner[0]), int(corner[1]))
 
 
 def _outlines(area: UInt8) -> Sequence[np.ndarray]:
@@ -185,10 +200,10 @@ def with_footer(
         f"bundle {row.version.bundle_id}",
         *(f"{'' if flag in NOTES else '! '}{flag}" for flag in row.quality_flags),
     ]
-    name = path_text(f"{row.slide_id}/{row.fov}").encode("ascii", "backslashreplace").decode()
+    name = _drawable(path_text(f"{row.slide_id}/{row.fov}"))
     items += [(None, text) for text in (*_legend(letters, row), *facts, name)]
 
-    font = ImageFont.load_default(px)
+    font = ImageFont.truetype(_FONT, px)
     placed, height = _placed(items, px, width, lambda text: math.ceil(font.getlength(text)))
     strip = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(strip)
@@ -216,6 +231,15 @@ def _legend(letters: Sequence[str] | None, row: FieldRow) -> list[str]:
     texts = [f"{mark} {shapes.name(shape)} {n[mark]}" for shape, mark in shapes.LETTERS.items() if n[mark]]
     unsure = sum(text.endswith("?") for text in letters)
     return [*texts, *([f"? unsure {unsure}"] if unsure else [])] or ["no shape but normal is marked"]
+
+
+def _drawable(name: str) -> str:
+    """Returns a name with escapes for what the font does not have."""
+    name = unicodedata.normalize("NFC", name)
+    return "".join(
+        c if any(ord(c) in letters for letters in _LETTERS) else c.encode("unicode_escape").decode()
+        for c in name
+    )
 
 
 def threshold_texts(bundle_id: str, manifest: Manifest | None) -> list[str]:
@@ -339,7 +363,8 @@ class Overlays:
             path = paths[row.fov]
             # What of a picture does not come from the counts.
             extra = (True,) if self.shapes else ()
-            style = digest(self.longest_px, threshold_texts(row.version.bundle_id, self.manifest), *extra)[:8]
+            said = threshold_texts(row.version.bundle_id, self.manifest)
+            style = digest(_STYLE, self.longest_px, said, *extra)[:8]
             mark = f"{_MARK} {row_key(row, self.edges)} {style}"
             key = hash((path, mark))
             counts = f"{_MARK} {row_key(row, self.edges)} "

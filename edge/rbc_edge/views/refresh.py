@@ -15,6 +15,7 @@ from typing import Final
 from rbc_edge.errors import RbcEdgeError, UnavailableError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.queries import Reader
+from rbc_edge.views.csv_form import CsvForm
 from rbc_edge.views.names import OVERLAYS, REPORTS
 from rbc_edge.views.overlay import Overlays
 from rbc_edge.views.report import Reports
@@ -34,6 +35,7 @@ class ViewOptions:
 
     edges: EdgeRule = EdgeRule.ALL  # of the counts. Another rule needs no new count.
     cells: bool = False  # write ``cells/<slide>.csv``
+    form: CsvForm = CsvForm.PLAIN  # of the tables
     overlays: bool = False  # draw ``overlays/<slide>/<fov>_overlay.jpg``
     longest_px: int = 2048  # longest side of an overlay. 0: as large as the image.
     overlay_shapes: bool = False  # write the shapes of cells into the overlays
@@ -135,8 +137,10 @@ class Views(Pictures):
 
     def __init__(self, ledger: Ledger, options: ViewOptions, *, monotonic_s: Callable[[], float]) -> None:
         super().__init__(ledger.reader, options, monotonic_s=monotonic_s)
-        out, manifest = ledger.database.path.parent, options.manifest
-        self.tables = Tables(out, ledger, edges=options.edges, cells=options.cells, manifest=manifest)
+        out, manifest, edges = ledger.database.path.parent, options.manifest, options.edges
+        self.tables = Tables(
+            out, ledger, edges=edges, cells=options.cells, manifest=manifest, form=options.form
+        )
 
     def refresh(self, slide_ids: Collection[str] | None = None) -> list[SlideSummary]:
         """Does what `Tables.write` does. The pictures of the changed slides are then due."""

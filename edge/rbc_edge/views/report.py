@@ -21,8 +21,8 @@ from rbc_edge.errors import unavailable
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import count_text, one_line, path_text, utc_text
-from rbc_edge.values import Cells, ScaleSource
+from rbc_edge.text import count_text, in_order, local_text, natural_key, one_line, path_text, utc_text
+from rbc_edge.values import ScaleSource
 from rbc_edge.views import examples, figures, gallery, shapes
 from rbc_edge.views.figures import PageField, Reason
 from rbc_edge.views.names import REPORTS, file_names, old_files, on_disk, overlay_paths, page_names
@@ -34,6 +34,7 @@ from rbc_edge.vision.quality import FLAGS, warnings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 _KeepGoing = Callable[[], bool]
 
@@ -42,7 +43,8 @@ _PAGE: Final = 3  # another version writes all pages again
 _CONTENT: Final = re.compile(rb'<meta name="rbc-edge-content" content="([0-9a-f]{16})">')
 _HEAD_BYTES: Final = 2048
 _MAX_TABLE_ROWS: Final = 3000
-_MAX_FIRST: Final = 60  # the other ones are in the table
+_MAX_FIRST: Final = 60  # of a kind; the other ones are in the table
+_MAX_PRINTED: Final = 12  # pictures
 
 
 class SlideLine(NamedTuple):
@@ -143,8 +145,8 @@ class Reports:
         crops = examples.pictures(of_fov, forms.examples, old, keep_going)
         if crops is None:
             return False
-        first = [field for field in fields if field.reasons]
-        first.sort(key=lambda f: (f.row.status is not Status.FAILED, -len(f.reasons), f.number))
+        for field in [field for field in shown if field.is_in_gallery][:_MAX_PRINTED]:
+            field.is_printed = True
         in_order, order = figures.in_order(fields)
         self._render(
             "slide.html.j2",
@@ -153,8 +155,11 @@ class Reports:
             title=one_line(summary.slide_id),
             summary=summary,
             n_duplicates=sum(row.status is Status.DUPLICATE for row in rows),
-            first=first[:_MAX_FIRST],
-            n_first=len(first),
+            n_first=sum(bool(field.reasons) for field in fields),
+            failed=[field for field in fields if field.row.status is Status.FAILED],
+            flagged={flag: _with(fields, flag) for flag in summary.flags},
+            unusual=[f for f in fields if any(each.kind in ("count", "overlap") for each in f.reasons)],
+            most=_MAX_FIRST,
             cluster=figures.cluster(in_order),
             n_rbc_bars=figures.histogram([field.counts.n_rbc for field in counted if field.counts]),
             group_bars=figures.group_sizes(c for _, c in cells),
@@ -194,18 +199,19 @@ class Reports:
         keep_going: _KeepGoing,
     ) -> bool:
         """Gives fields their pictures until the page is full. Returns False if it was ended early."""
-        keys = {field.row.fov: f"{row_key(field.row, self.edges)}-{side_px}" for field in shown}
-        missing = {fov for fov, key in keys.items() if key not in old}
-        cells = {fov: c for fov, c in self.ledger.cells(slide_id) if fov in missing} if missing else {}
+        keys = {field.row.fov: f"{digest(field.row.sha256)}-{side_px}" for field in shown}
+        outlines = {fov: gallery.outlines(c) for fov, c in self.ledger.cells(slide_id) if fov in keys}
         left_bytes = gallery.MAX_BYTES
         for field in shown:
             if not keep_going():
                 return False
-            key, found = keys[field.row.fov], cells.get(field.row.fov, Cells.empty())
+            key, field.outlines = keys[field.row.fov], outlines.get(field.row.fov, {})
             field.picture = old.get(key)
             if field.picture is None:
-                field.picture, field.note = gallery.embed(field.row, found, key, side_px)
-            left_bytes -= len(field.picture.base64) if field.picture else 0
+                field.picture, field.note = gallery.embed(field.row, key, side_px)
+            left_bytes -= (
+                len(field.picture.base64) + sum(map(len, field.outlines.values())) if field.picture else 0
+            )
             if left_bytes < 0:
                 break
             field.is_in_gallery = True
@@ -234,16 +240,16 @@ class Reports:
             "image_sizes": Counter((row.width_px, row.height_px) for row in counted).most_common(4),
             "analyzed": (min(analyzed), max(analyzed)),
             "mean_ms": sum(row.elapsed_ms for row in counted) / len(counted) if counted else None,
-            "folders": sorted({one_line(path_text(row.path.parent)) for row in rows}),
+            "folders": in_order({one_line(path_text(row.path.parent)) for row in rows}),
         }
 
     def _write_index(self) -> None:
-        lines = [line for _, line in sorted(self._lines.items())]
+        lines = [self._lines[slide_id] for slide_id in in_order(self._lines)]
         shares = [figures.overlap_share(line.summary.counts) for line in lines]
         means = [nan if (m := line.summary.n_rbc_per_fov_mean) is None else m for line in lines]
         unusual = zip(figures.outliers(shares, floor=0.02), figures.outliers(means, floor=1.0), strict=True)
         shown = [SlideLine(*line[:3], *each) for line, each in zip(lines, unusual, strict=True)]
-        shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), s.name))
+        shown.sort(key=lambda s: (-s.summary.n_fov_flagged / max(s.summary.n_fov_ok, 1), natural_key(s.name)))
         shown.sort(key=lambda s: (not s.summary.n_fov_failed, not (s.unusual_overlap or s.unusual_count)))
         pages = {s.page for s in shown if (self.index.parent / on_disk(s.page)).exists()}
         key = digest(_PAGE, self.edges, shown, sorted(pages))
@@ -252,9 +258,14 @@ class Reports:
 
     def _render(self, template: str, page: Path, key: str, **context: object) -> None:
         context |= {"content_key": key, "edges": self.edges, "version": __version__}
+        made = local_text(utc_text(self.now()))
         with replacing(page) as file:
-            for part in _environment().get_template(template).generate(context, made=utc_text(self.now())):
+            for part in _environment().get_template(template).generate(context, made=made):
                 file.write(part.encode("utf-8", "backslashreplace"))
+
+
+def _with(fields: Sequence[PageField], flag: str) -> list[PageField]:
+    return [field for field in fields if Reason("flag", flag) in field.reasons]
 
 
 @cache
@@ -265,9 +276,16 @@ def _environment() -> "Environment":
     environment.loader, environment.undefined = PackageLoader("rbc_edge.views"), StrictUndefined
     environment.keep_trailing_newline = True
     environment.filters["percent"] = lambda v: "-" if v is None else f"{100 * v:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters |= {"url": _url, "counted": count_text}
+    environment.filters |= {"url": _url, "counted": count_text, "local": local_text, "breaks": _with_breaks}
     environment.globals |= {"FLAGS": FLAGS, "MAX_GROUP": figures.MAX_GROUP, "shapes": shapes}
     return environment
+
+
+def _with_breaks(name: str) -> "Markup":
+    """Returns a name for a page that may go on in a new line behind its signs."""
+    from markupsafe import Markup, escape  # noqa: PLC0415  as Jinja2
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[-_./#])(?=.)", name))
 
 
 def _content_key(page: Path) -> str:

@@ -3,7 +3,8 @@
 To add a column, add its line to `FIELD_TABLE`, `SLIDE_TABLE`, `CELL_TABLE` or `SHAPE_TABLE`. Header, rows and
 ``docs/tables.md`` (``python docs/make_tables.py``) follow from these declarations.
 
-UTF-8, comma, RFC 4180 quoting, LF, one line for each row, stable order. An unknown value is empty, never 0.
+UTF-8, comma, RFC 4180 quoting, LF (other forms: `csv_form`), one line for each row, stable order. An unknown
+value is empty, never 0.
 """
 
 import csv
@@ -30,15 +31,16 @@ from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.text import path_text
+from rbc_edge.text import count_text, in_order, path_text
 from rbc_edge.values import SHAPES, Cells, Counts, Float32, Scale, Shape
 from rbc_edge.views import shapes
+from rbc_edge.views.csv_form import CsvForm, Value, typed
 from rbc_edge.views.names import file_names, old_files, on_disk
 from rbc_edge.vision.boxes import iou, touching_pairs
 from rbc_edge.vision.bundle import Manifest
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import NOTES, warnings
-from rbc_edge.vision.statistics import fields_needed, overlap_interval, says_little
+from rbc_edge.vision.statistics import fields_needed, mean_interval, overlap_interval, says_little
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class SlideSummary:
     overlap_interval: tuple[float, float] | None  # 95 %, of the overlap fraction. None without red cells.
     n_rbc_per_fov_mean: float | None  # None without a field
     n_rbc_per_fov_sd: float | None  # of the sample. None with fewer than two fields.
+    n_rbc_per_fov_interval: tuple[float, float] | None  # 95 %, of the mean. None with fewer than two fields.
     first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
@@ -85,6 +88,18 @@ class SlideSummary:
         return says_little(self.overlap_interval)
 
     @property
+    def advice_on_fields(self) -> str:
+        """What a person should know of a slide with too few fields. Empty where there are enough."""
+        if not self.too_few_fields or self.n_fov_more is None or self.counts is None:
+            return ""
+        low, high = self.overlap_interval or (0.0, 1.0)
+        counted = f"{count_text(self.n_fov_ok, 'field')} with {count_text(self.counts.n_rbc, 'red cell')}"
+        return (
+            f"{counted}. The overlap can be anything from {low:.0%} to {high:.0%}. Count about"
+            f" {count_text(self.n_fov_more, 'more field')} to know it within 2 percentage points."
+        )
+
+    @property
     def contradicts_scale(self) -> bool:
         """In most fields the cells do not have the size that the given scale says."""
         return self.flags.get("scale-mismatch", 0) > self.n_fov_ok / 2
@@ -101,11 +116,20 @@ class Table(Generic[_Row]):
         self.meanings = {name: meaning for name, _, meaning in columns}
         self._texts = tuple(text for _, text, _ in columns)
 
-    def lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
+    def texts(self, row: _Row) -> list[str]:
+        """Returns the cells of a row."""
+        return [text(row) for text in self._texts]
+
+    def values(self, row: _Row) -> dict[str, Value]:
+        """Returns the cells of a row by their columns, numbers as numbers. An empty cell is None."""
+        return {name: typed(name, text) for name, text in zip(self.names, self.texts(row), strict=True)}
+
+    def lines(self, rows: Iterable[_Row], form: CsvForm = CsvForm.PLAIN) -> Iterator[bytes]:
         """Returns the header and a line for each row."""
         buffer = StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        for cells in chain([self.names], ([text(row) for text in self._texts] for row in rows)):
+        buffer.write(form.start)
+        writer = csv.writer(buffer, delimiter=form.separator, quoting=form.quoting, lineterminator="\n")
+        for cells in chain([self.names], (form.cells(self.names, self.texts(row)) for row in rows)):
             writer.writerow(cells)
             yield buffer.getvalue().encode()
             buffer.seek(0)
@@ -135,8 +159,8 @@ def _share(counts: Counts | None) -> str:
     return _number(counts.overlap_fraction if counts else None, 4)
 
 
-def _end(summary: SlideSummary, i: int) -> str:
-    return _number(summary.overlap_interval and summary.overlap_interval[i], 4)
+def _end(interval: tuple[float, float] | None, i: int, decimals: int) -> str:
+    return _number(interval and interval[i], decimals)
 
 
 def _diameter(scale: Scale | None) -> str:
@@ -215,12 +239,18 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     ("n_rbc_single", lambda s: _count(s.counts, "n_rbc_single"), "single red cells"),
     ("n_rbc_overlapping", lambda s: _count(s.counts, "n_rbc_overlapping"), "overlapping red cells"),
     ("overlap_fraction", lambda s: _share(s.counts), "share of the red cells that overlap, 0 to 1"),
-    ("overlap_low", lambda s: _end(s, 0), "lower end of the 95 % interval of this share"),
-    ("overlap_high", lambda s: _end(s, 1), "upper end of this interval"),
+    ("overlap_low", lambda s: _end(s.overlap_interval, 0, 4), "lower end of the 95 % interval of this share"),
+    ("overlap_high", lambda s: _end(s.overlap_interval, 1, 4), "upper end of this interval"),
     ("n_wbc", lambda s: _count(s.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda s: _count(s.counts, "n_platelets"), "platelets"),
     ("n_rbc_per_fov_mean", lambda s: _number(s.n_rbc_per_fov_mean, 2), "red cells in a field: mean"),
     ("n_rbc_per_fov_sd", lambda s: _number(s.n_rbc_per_fov_sd, 2), "their standard deviation between fields"),
+    (
+        "n_rbc_per_fov_low",
+        lambda s: _end(s.n_rbc_per_fov_interval, 0, 2),
+        "lower end of the 95 % interval of this mean. Empty with one field",
+    ),
+    ("n_rbc_per_fov_high", lambda s: _end(s.n_rbc_per_fov_interval, 1, 2), "upper end of this interval"),
     ("first_captured_at", lambda s: _text(s.first_captured_at), "when the first image was taken"),
     ("last_captured_at", lambda s: _text(s.last_captured_at), "when the last image was taken"),
     ("bundle_id", lambda s: "+".join(s.bundle_ids), "the bundle that counted. Several are joined with `+`"),
@@ -379,6 +409,7 @@ class Tables:
     edges: EdgeRule = EdgeRule.ALL
     cells: bool = False
     manifest: Manifest | None = None
+    form: CsvForm = CsvForm.PLAIN
     held: dict[str, str] = field(default_factory=dict, init=False)  # what waits, by slide; "": slides.csv
     _summaries: dict[str, tuple[SlideSummary, bytes]] = field(default_factory=dict, init=False)
     _names: dict[str, str] = field(default_factory=dict, init=False)
@@ -421,10 +452,11 @@ class Tables:
             for old in chain.from_iterable(old_files(folder, names, ".csv") for folder in folders):
                 with _explained(old):
                     old.unlink()
-        known = [self._summaries[slide_id] for slide_id in sorted(names)]
+        known = [self._summaries[slide_id] for slide_id in in_order(names)]
         known = [k for k in known if k[0].n_fov_ok or k[0].n_fov_failed]
+        lines = chain(SLIDE_TABLE.lines([], self.form), (line for _, line in known))
         with self._holding(""):
-            _write(self.out / "slides.csv", chain(SLIDE_TABLE.lines([]), (line for _, line in known)))
+            _write(self.out / "slides.csv", lines)
         self.ledger.keep_note(_EDGES_NOTE, self.edges)
         if self.held:
             self.ledger.commit()  # the next run, too, knows that tables are out of date
@@ -461,26 +493,20 @@ class Tables:
                     with _explained(old):
                         old.unlink(missing_ok=True)
             else:
-                _write(path, FIELD_TABLE.lines(rows))
+                _write(path, FIELD_TABLE.lines(rows, self.form))
                 if self.cells or cells_path.exists():
-                    _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self._forms(slide_id, sums))))
+                    cells = _cells(slide_id, _formed(self.ledger.reader, slide_id, sums.rows))
+                    _write(cells_path, CELL_TABLE.lines(cells, self.form))
         for _ in rows:  # the rest, of a table that is held, for the sums
             pass
         summary = sums.summary(slide_id)
-        named = {shape for b in summary.bundle_ids for shape in known_shapes(self.ledger.reader, b)}
-        summary = replace(summary, forms=shapes.of_slide(self._forms(slide_id, sums), named))
+        summary = _with_forms(summary, self.ledger.reader, sums.rows)
         if slide_id not in self.held and (shapes_path.exists() or (self.cells and summary.forms.lines)):
             with self._holding(slide_id):
                 lines = (_Shape(_text(slide_id), line) for line in summary.forms.lines)
-                _write(shapes_path, SHAPE_TABLE.lines(lines))
-        _, line = SLIDE_TABLE.lines([summary])
+                _write(shapes_path, SHAPE_TABLE.lines(lines, self.form))
+        _, line = SLIDE_TABLE.lines([summary], self.form)
         self._summaries[slide_id] = summary, line
-
-    def _forms(self, slide_id: str, sums: "_Sums") -> Iterator[tuple[FieldRow, Cells]]:
-        """Yields the cells of the counted fields that have passed through the sums."""
-        for fov, cells in self.ledger.reader.cells(slide_id):
-            if row := sums.rows.get(fov):
-                yield row, cells
 
     @contextmanager
     def _holding(self, slide_id: str) -> Iterator[None]:
@@ -512,12 +538,46 @@ def edges_of(reader: Reader) -> EdgeRule | None:
     return None
 
 
-def summarize(slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule) -> SlideSummary:
-    """Sums up a slide's fields of view under an edge rule."""
+def summarize(
+    slide_id: str, fields: Iterable[FieldRow], edges: EdgeRule, *, forms_of: Reader | None = None
+) -> SlideSummary:
+    """Sums up a slide's fields under an edge rule, with the forms of its cells where they are read."""
     sums = _Sums(edges)
     for _ in sums.added(fields):
         pass
-    return sums.summary(slide_id)
+    summary = sums.summary(slide_id)
+    return _with_forms(summary, forms_of, sums.rows) if forms_of else summary
+
+
+def _with_forms(summary: SlideSummary, reader: Reader, counted: Mapping[str, FieldRow]) -> SlideSummary:
+    named = {shape for b in summary.bundle_ids for shape in known_shapes(reader, b)}
+    formed = _formed(reader, summary.slide_id, counted)
+    return replace(summary, forms=shapes.of_slide(formed, named))
+
+
+def _formed(
+    reader: Reader, slide_id: str, counted: Mapping[str, FieldRow]
+) -> Iterator[tuple[FieldRow, Cells]]:
+    """Yields the cells of fields of a slide that count, by their names."""
+    for fov, cells in reader.cells(slide_id):
+        if row := counted.get(fov):
+            yield row, cells
+
+
+def shown_fields(fields: Iterable[FieldRow], edges: EdgeRule) -> Iterator[dict[str, Value]]:
+    """Yields what the table of a slide shows of its fields (`Table.values`)."""
+    return (FIELD_TABLE.values(_Fov(row, row.counts.get(edges))) for row in fields)
+
+
+def shown_cells(slide_id: str, reader: Reader) -> Iterator[dict[str, Value]]:
+    """Yields what the table of cells shows of a slide (`Table.values`)."""
+    counted = {row.fov: row for row in reader.fields(slide_id) if row.status is Status.OK}
+    return map(CELL_TABLE.values, _cells(slide_id, _formed(reader, slide_id, counted)))
+
+
+def shown_shapes(summary: SlideSummary) -> Iterator[dict[str, Value]]:
+    """Yields what the table of shapes shows of a slide (`Table.values`)."""
+    return (SHAPE_TABLE.values(_Shape(_text(summary.slide_id), line)) for line in summary.forms.lines)
 
 
 @dataclass(slots=True)
@@ -554,6 +614,7 @@ class _Sums:
             overlap_interval=overlap_interval(n_overlapping, n_rbc),
             n_rbc_per_fov_mean=float(n_rbc.mean()) if ok else None,
             n_rbc_per_fov_sd=float(n_rbc.std(ddof=1)) if len(ok) > 1 else None,
+            n_rbc_per_fov_interval=mean_interval(n_rbc),
             first_captured_at=min(captured, default=""),
             last_captured_at=max(captured, default=""),
             bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),

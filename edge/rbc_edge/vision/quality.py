@@ -90,7 +90,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "pixel-size": "A note, no warning: the file says another size of its pixels than the cells show. It was "
     "not used. Check which objective the camera's program believes in, or whether the image was resized.",
     "round-field": "A note, no warning: a black surround (an eyepiece, or bars) is left out. Cells that its "
-    "rim cuts are cut cells, and nothing at the rim is counted as a white cell.",
+    "rim cuts are cut cells, and nothing at the rim is counted as a white cell. A little optical zoom, or a "
+    "telephone nearer to the eyepiece, leaves fewer cut cells.",
     "scale-mismatch": "The cells have clearly another size than the scale that was given. Check "
     "--cell-diameter or --um-per-px, and whether another objective was used.",
     "scale-out-of-range": "The cells are too small in pixels: no gap shows between neighbours, and single "

@@ -58,6 +58,26 @@ def overlap_interval(n_overlapping: Int64, n_rbc: Int64) -> tuple[float, float] 
     return _wilson(fraction, _effective_cells(n, effect, degrees))
 
 
+def mean_interval(n_rbc: Int64) -> tuple[float, float] | None:
+    """Computes a 95 % interval of the mean number of red cells in a field, of int64 (F,).
+
+    Student t on the counts of the fields. A bootstrap of so few fields, as there often are, is too narrow: it
+    knows only the counts that it has. Fields that agree by chance make the interval no narrower than cells
+    that lie at random would (score interval of a Poisson mean). It never goes below 0. None with fewer than
+    two fields.
+
+    >>> [round(end, 1) for end in mean_interval(np.array([18, 25, 22, 27])) or ()]
+    [16.8, 29.2]
+    """
+    n = len(n_rbc)
+    if n < 2:
+        return None
+    mean = float(n_rbc.mean())
+    half = _student_t_95(n - 1) * float(n_rbc.std(ddof=1)) / sqrt(n)
+    centre, by_chance = mean + _Z_95**2 / (2 * n), _Z_95 * sqrt(mean / n + _Z_95**2 / (4 * n**2))
+    return max(min(mean - half, centre - by_chance), 0.0), max(mean + half, centre + by_chance)
+
+
 def fields_needed(n_overlapping: Int64, n_rbc: Int64, *, half_width: float = 0.02) -> int | None:
     """Computes how many more fields of view narrow a slide's overlap interval to a wanted width.
 

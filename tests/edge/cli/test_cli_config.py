@@ -40,3 +40,19 @@ def test_config_init_writes_where_settings_are_looked_for(rbc: Run, tmp_path: Pa
     assert rbc("config", "init")[0] == 2
     assert rbc("config", "init", "--force")[0] == 0
     assert rbc("config", "init", "--file", "-") == (0, file.read_text(), "")
+
+
+def test_validate_names_every_error_at_once(
+    rbc: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "station.toml"
+    file.write_text('cell_diameter = "80px"\nthreads = 99\ncamera = "/x"\ncells = true\n')
+    monkeypatch.setenv("RBC_EDGE_SETTLE_S", "soon")
+    code, said, complained = rbc("config", "validate", "--config", file)
+    assert (code, said) == (2, "")
+    wrong = ("cell_diameter is '80px'", "threads is 99", "unknown setting 'camera'", "settle_s is 'soon'")
+    assert all(complained.count(text) == 1 for text in wrong)
+    assert complained.count("rbc-edge: ") == 4
+    file.write_text("threads = 2\n")
+    monkeypatch.delenv("RBC_EDGE_SETTLE_S")
+    assert rbc("config", "validate", "--config", file)[0] == 0

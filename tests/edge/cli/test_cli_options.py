@@ -99,3 +99,25 @@ def test_the_tables_of_the_page_are_those_of_the_program() -> None:
     assert maker().page(text) == text
     assert "| `--um-per-px UM` | Scale of the images" in text
     assert maker().page(text.replace("| `--um-per-px UM` |", "| `--um` |")) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--cell-diameter", "80px"), "'80px' is not a number: write 80, without a unit"),
+        (("--um-per-px", "0,09 um"), "'0,09 um' is not a number: write 0.09, without a unit"),
+        (("--threads", "two"), "'two' is not a whole number"),
+        (("--threads", "1.5"), "'1.5' is not a whole number"),
+    ],
+)
+def test_a_number_with_a_unit_gets_words_that_help(rbc: Run, given: tuple[str, str], said: str) -> None:
+    code, _, complained = rbc("run", "x", "--out", "y", *given)
+    assert code == 2
+    assert complained.endswith(f"Invalid value for '{given[0]}': {said}\n")
+
+
+def test_the_help_cuts_nothing_and_has_no_brackets_in_brackets(rbc: Run) -> None:
+    _, said, _ = rbc("--help")
+    assert "..." not in said.partition("Commands:")[2]
+    for name in ("report", "forget", "exclude", "retry"):
+        assert "[[" not in rbc(name, "--help")[1]

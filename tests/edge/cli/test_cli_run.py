@@ -3,10 +3,11 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from command_line import Run, process, rows
+from command_line import TOY, Run, process, rows
 from stand_in import TOY_BUNDLE, write_disks
 
 pytestmark = pytest.mark.usefixtures("own_settings")
@@ -144,7 +145,7 @@ def test_plain_locale_and_names_that_are_not_text(tmp_path: Path) -> None:
         assert rb"sl\xff" in said
     text = (tmp_path / "out" / "slides.csv").read_text(encoding="utf-8")
     assert "\nsl" not in text
-    assert r"2,sl\xffé,1,1," in text
+    assert r"3,sl\xffé,1,1," in text
 
 
 def test_closed_stdout_is_no_error(camera: Path, tmp_path: Path) -> None:
@@ -197,3 +198,79 @@ def test_signal_ends_the_process_with_its_code_and_whole_tables(
     n_rows = len(rows(out / "s1.csv"))
     assert 0 < n_rows < 122
     assert sum(int(r["n_fov_ok"]) + int(r["n_fov_failed"]) for r in rows(out / "slides.csv")) == n_rows
+
+
+def test_a_second_run_names_what_failed_before_and_its_footer_adds_up(
+    rbc: Run, camera: Path, tmp_path: Path
+) -> None:
+    for name in ("bad10.png", "bad9.png"):
+        (camera / "s1" / name).write_bytes(b"")
+    (camera / "s1" / "copy.png").write_bytes((camera / "s1" / "0.png").read_bytes())
+    asked = ("run", camera, "--out", tmp_path / "out", *TOY)
+    _, _, first = rbc(*asked)
+    assert len(re.findall(r"failed \(empty\): .*bad\d+\.png", first)) == 2
+    (camera / "s1" / "bad11.png").write_bytes(b"")
+    code, said, second = rbc(*asked)
+    assert code == 3
+    names = re.findall(r"failed( before)? \(empty\): \S*(bad\d+)\.png", second)
+    assert names == [("", "bad11"), (" before", "bad9"), (" before", "bad10")]
+    footer = next(line for line in said.splitlines() if "counted now" in line)
+    n_images, *parts = map(int, re.findall(r"\d+", footer.partition(". Tables")[0]))
+    assert (n_images, parts) == (7, [0, 3, 1, 3])
+
+
+def test_what_is_left_is_in_the_footer(rbc: Run, camera: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        (camera / "s1" / f"0bad{i}.png").write_bytes(b"")
+    _, said, _ = rbc("run", camera, "--out", tmp_path / "out", *TOY, "--max-failures", 1)
+    assert "6 images: 1 counted now, 0 counted before, 0 duplicates, 1 failed, 4 left for later." in said
+
+
+@pytest.mark.parametrize("other", ["--no-excel", "--excel"])
+def test_excel_is_a_setting_and_all_tables_follow_it(
+    rbc: Run, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    write_disks(camera / "s2" / "0.png", 3, seed=9)
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    out, settings = tmp_path / "out", tmp_path / "settings.toml"
+    settings.write_text("excel = true\ncells = true\n")
+    asked = ("run", camera, "--out", out, *TOY, "--config", settings)
+    assert rbc(*asked)[0] == 0
+    tables = sorted(out.rglob("*.csv"))
+    head = b'\xef\xbb\xbf"schema";"slide_id"'
+    assert len(tables) == 7 and all(path.read_bytes().startswith(head) for path in tables)
+    _, _, complained = rbc(*asked, other)
+    changed = "form of the tables is plain, was excel, decimal comma" in complained
+    assert changed is (other == "--no-excel")
+    assert all(path.read_bytes().startswith(head) is not changed for path in tables)
+
+
+def test_export_needs_to_be_told_what(rbc: Run, camera: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert rbc("export", "--out", out)[0] == 2
+    assert rbc("export", "--out", out, "--json")[0] == 5
+    rbc("run", camera, "--out", out, *TOY, "--edges", "inside")
+    code, said, complained = rbc("export", "--out", out, "--json")
+    document = json.loads(said)
+    assert (code, complained, document["edges"]) == (0, "", "inside")
+    assert [row["slide_id"] for row in document["slides"]] == ["s1"]
+    assert json.loads(document["settings"])["edges"] == "inside"
+    code, said, complained = rbc("export", "--out", out, "--xlsx", tmp_path / "results.csv")
+    assert (code, said) == (2, "") and "ends in .xlsx" in complained
+
+
+def test_export_writes_a_workbook(rbc: Run, camera: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xlsxwriter")
+    rbc("run", camera, "--out", tmp_path / "out", *TOY)
+    path = tmp_path / "results.xlsx"
+    assert rbc("export", "--out", tmp_path / "out", "--xlsx", path) == (0, f"{path}: written\n", "")
+    assert path.read_bytes().startswith(b"PK")
+
+
+def test_a_workbook_without_its_extra_says_what_to_install(
+    rbc: Run, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rbc("run", camera, "--out", tmp_path / "out", *TOY)
+    monkeypatch.setitem(sys.modules, "xlsxwriter", None)
+    code, _, complained = rbc("export", "--out", tmp_path / "out", "--xlsx", tmp_path / "a.xlsx")
+    assert code == 2 and "rbc-edge[xlsx]" in complained

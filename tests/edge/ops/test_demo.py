@@ -28,13 +28,11 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def shown(toy_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A demo with the toy bundle, no folder given: the one it made, and its JSON."""
-    temporary = tmp_path_factory.mktemp("temporary")
+    """A demo with the toy bundle: its folder, and its JSON."""
+    out = tmp_path_factory.mktemp("demo")
     printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr("tempfile.tempdir", str(temporary))
-        assert run(None, toy_bundle_path, json_output=True) == 0
-    (out,) = temporary.iterdir()
+    with contextlib.redirect_stdout(printed):
+        assert run(out, toy_bundle_path, json_output=True) == 0
     return out, json.loads(printed.getvalue())
 
 
@@ -44,7 +42,21 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SLIDES", tuple(replace(slide, n_fields=2) for slide in demo._SLIDES))
 
 
-def test_it_names_the_folder_it_made(shown: tuple[Path, dict[str, Any]]) -> None:
+@pytest.mark.usefixtures("short")
+def test_without_a_folder_it_leaves_nothing_behind(
+    toy_bundle_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run(None, toy_bundle_path) == 0
+    said = capsys.readouterr().out
+    assert "--out DIR" in said and str(tmp_path) not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_names_its_folder(shown: tuple[Path, dict[str, Any]]) -> None:
     out, said = shown
     assert said["out"] == str(out)
     assert said["results"] == str(out / "results")
@@ -104,6 +116,8 @@ def test_table_on_the_screen_and_a_second_seed_in_the_same_folder(
         truth, counted = re.search(r"\nall +\d+ +red cells +(\d+) +(\d+) +[-+]\d+\.\d%\n", text).groups()  # type: ignore[union-attr]
         assert 0.75 < int(counted) / int(truth) < 1.2
     assert str(tmp_path / "results") in second
+    assert (tmp_path / "results" / "reports" / "index.html").exists()
+    assert f"Open {tmp_path / 'results' / 'reports' / 'index.html'}" in second
     all_truth = sum(int(row["n_rbc"]) for row in rows(tmp_path / "truth.csv"))
     assert f" {all_truth} " in second
 

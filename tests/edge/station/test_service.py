@@ -380,6 +380,8 @@ def test_restart_counts_nothing_again(post: Post) -> None:
 def test_once_drains_and_ends(post: Post) -> None:
     post.write("s1/a.png", 3)
     assert post.run(once=True) == ExitCode.OK
+    _, state = read_state(post.out)  # else the doctor would ask why it does not run
+    assert state is not None and state.activity is Activity.STOPPING
     assert post.table("s1") == {"a": "3"}
     (post.source / "s1" / "broken.png").write_bytes(b"no image")
     again = post.again()

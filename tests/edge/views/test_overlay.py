@@ -6,6 +6,7 @@ The files: complete or absent, up to date with the ledger, never in the folder o
 import logging
 import os
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from stand_in import StandIn, write_disks
 
 from rbc_edge.errors import ImageError
@@ -326,3 +327,33 @@ def test_what_a_killed_process_left_is_removed_later(desk: Desk) -> None:
     os.utime(old, (time.time() - 7200,) * 2)
     desk.draw()
     assert not old.exists() and young.exists()
+
+
+def test_the_strip_shows_names_in_their_own_letters(desk: Desk) -> None:
+    desk.count("s", "a", 5)
+    row = desk.ledger.reader.field("s", "a")
+    assert row is not None
+    image = np.full((40, 400, 3), 9, np.uint8)
+
+    def strip(name: str) -> bytes:
+        return overlay.with_footer(
+            image, replace(row, slide_id=name), edges=EdgeRule.ALL, manifest=None
+        ).tobytes()
+
+    names = ("M\u00fcller", "Mu\u0308ller", "Muller", r"M\xfcller", "\u017e\u00e1ba", "zaba", "\u0416\u0430")
+    shown = [strip(name) for name in names]
+    assert shown[0] == shown[1]  # as a Mac writes it
+    assert len(set(shown)) == len(names) - 1
+    assert strip("\u4e2d") == strip(r"\u4e2d")  # no letter of the font
+
+
+def test_every_letter_that_is_drawn_is_in_the_font() -> None:
+    font = ImageFont.truetype(overlay._FONT, 24)
+
+    def drawn(letter: str) -> tuple[tuple[int, int], bytes]:
+        mask = font.getmask(letter)
+        return mask.size, bytes(list(mask))
+
+    missing = drawn("\u4e2d")
+    letters = [chr(i) for some in overlay._LETTERS for i in some if unicodedata.category(chr(i))[0] in "LNP"]
+    assert [letter for letter in letters if drawn(letter) == missing] == []

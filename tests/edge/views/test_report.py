@@ -1,5 +1,7 @@
 """The pages: whole and well-formed, safe whatever a name holds, without a request, not too large."""
 
+import base64
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from stand_in import disks, encoded, write_disks
 
 from rbc_edge.errors import UnavailableError, UsageError
@@ -19,13 +22,14 @@ from rbc_edge.store.rows import Look, Version
 from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
 from rbc_edge.views import figures, gallery, report
 from rbc_edge.views.report import Reports
+from rbc_edge.views.tables import summarize
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.image_file import load_field
 from rbc_edge.vision.quality import FLAGS
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-_VOID = {"meta", "link", "br", "img", "hr", "input"}
-_SVG = {"rect", "line", "ellipse", "circle", "text", "g", "title", "svg"}
+_VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
+_SVG = {"rect", "line", "ellipse", "circle", "path", "text", "g", "title", "svg"}
 
 
 class Page(HTMLParser):
@@ -245,10 +249,10 @@ def test_what_does_not_fit_is_counted(desk: Desk, monkeypatch: pytest.MonkeyPatc
         desk.ok("s", f"f{i}", 20, 15, flags=("blurred",))
     desk.failed("s", "broken")
     page = desk.page(images=1)
-    assert "And 3 more. They are in the table of all fields" in page.text
+    assert "And 2 more. They are in the table of all fields" in page.text
     assert "Table of 5 fields. Only the first 3 are here" in page.text
     assert "1 of 4 fields are shown" in page.text and "The other 3 are in the table below." in page.text
-    assert f"blurred, 4 fields: {FLAGS['blurred']}" in page.text
+    assert "blurred, 4 fields" in page.text and page.text.count(FLAGS["blurred"]) == 1
     assert "4 groups of 12+ cells" in page.source and "in 4 groups of 2 or more" in page.text
     index = Page(desk.out / "reports" / "index.html")
     assert "1 failed" in index.text and "4 flagged" in index.text
@@ -432,3 +436,79 @@ def test_more_pictures_are_smaller_ones() -> None:
     sides = [gallery.side_px(n) for n in (0, 1, 50, 364, 5000)]
     assert sides == sorted(sides, reverse=True)
     assert sides[1] == 1600 and sides[3] >= 640
+
+
+def test_the_sentence_of_a_flag_is_said_once_with_the_list_of_its_fields(desk: Desk) -> None:
+    for i in range(30):
+        desk.ok("s", f"f{i}", 20, 10, flags=("blurred", "dark") if i < 20 else ())
+    page = desk.page()
+    assert page.text.count(FLAGS["blurred"]) == page.text.count(FLAGS["dark"]) == 1
+    first = page.text[page.text.index("Look at these first") : page.text.index("Along the slide")]
+    names = re.findall(r"f\d+", first.partition("blurred, 20 fields")[2].partition("dark, 20 fields")[0])
+    assert names == [f"f{i}" for i in range(20)]
+
+
+def test_what_needs_a_look_can_be_shown_alone_and_is_printed_first(desk: Desk) -> None:
+    for i in range(40):
+        desk.ok("s", f"f{i}", 4 + i, 2, flags=("blurred",) if i < 5 else ())
+    page = desk.page()
+    figures_ = {a["id"]: a["class"].split() for a in page.all("figure")}
+    assert [number for number, names in figures_.items() if "look" in names] == ["f5", "f4", "f3", "f2", "f1"]
+    printed = [number for number, names in figures_.items() if "paper" in names]
+    assert len(printed) == 12 and {"f1", "f2", "f3", "f4", "f5", "f40"} <= set(printed)
+    assert sum(a.get("class") == "look" for a in page.all("tr")) == 5
+    assert {"flagged", "bare", "rows"} == {a["id"] for a in page.all("input")}
+    assert "Only the 5 fields that need a look" in page.text
+    assert "#flagged:checked ~ .gallery figure:not(.look)" in page.source
+
+
+def test_a_picture_is_bare_and_its_outlines_lie_over_it(desk: Desk) -> None:
+    path = desk.ok("s", "a", 4, 2)
+    page = desk.page()
+    (picture,) = page.pictures()
+    data = base64.b64decode(picture["src"].partition(",")[2])
+    shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    image = load_field(path, "s", "a").image
+    assert shown.shape == image.shape and np.abs(shown - image).mean() < 3
+    paths = {a["class"]: a["d"] for a in page.all("path")}
+    assert paths.keys() == {"l-single", "l-overlapping", "l-group"}
+    assert paths["l-single"].count("z") == 0 and paths["l-single"].count("M") == 2
+    assert paths["l-overlapping"].startswith("M0 20a20 20 0 1 0 40 0a20 20 0 1 0 -40 0M7 ")
+    assert re.search(r"\.shot path \{[^}]*vector-effect: non-scaling-stroke", page.source)
+
+
+def test_outlines_have_the_form_of_their_kind() -> None:
+    cells = Cells(
+        Detections(
+            np.array([[10, 20, 30, 50], [60, 60, 90, 80]], np.float32),
+            np.full(2, 0.9, np.float32),
+            np.array([1, 2], np.int64),
+        ),
+        np.full(2, nan, np.float32),
+        np.zeros(2, np.bool_),
+        np.zeros(2, np.int64),
+        np.zeros((2, 4), np.bool_),
+    )
+    assert gallery.outlines(cells) == {
+        "white": "M10 20h20v30h-20z",
+        "platelet": "M60 70a15 10 0 1 0 30 0a15 10 0 1 0 -30 0",
+    }
+    assert gallery.outlines(Cells.empty()) == {}
+
+
+def test_a_page_says_of_too_few_fields_what_a_run_says(desk: Desk) -> None:
+    desk.ok("s", "a", 20, 9)
+    desk.ok("s", "b", 20, 4)
+    page = desk.page()
+    rows = list(desk.ledger.reader.fields("s"))
+    said = summarize("s", rows, EdgeRule.ALL).advice_on_fields
+    assert said.startswith("2 fields with 40 red cells. The overlap can be anything from")
+    assert f"Too few fields: {said}" in page.text
+    assert "too few fields" in Page(desk.out / "reports" / "index.html").text
+
+
+def test_a_long_name_breaks_behind_its_signs(desk: Desk) -> None:
+    desk.ok("slide_17-a", "field_003.b")
+    page = desk.page("slide_17-a")
+    assert "<h1>slide_<wbr>17-<wbr>a</h1>" in page.source
+    assert "<strong>field_<wbr>003.<wbr>b</strong>" in page.source

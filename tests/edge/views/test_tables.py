@@ -116,14 +116,28 @@ def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
     broken, one, both = desk.read("slides.csv")
     assert tuple(both) == SLIDE_TABLE.names
     low, high = float(both.pop("overlap_low")), float(both.pop("overlap_high"))
+    # Two fields: Student t is 12.7.
+    assert (both.pop("n_rbc_per_fov_low"), both.pop("n_rbc_per_fov_high")) == ("0.00", "147.06")
     assert 0 < low < 0.35 < high < 1
     assert list(both.values()) == [
         *("3", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
         *("2024-05-01T00:00:00", "2024-05-06T07:08:09", "b0+b1"),
         *[""] * 6,
     ]
-    assert list(broken.values()) == ["3", "broken", "0", "1", *[""] * 19]
-    assert (one["n_rbc_per_fov_mean"], one["n_rbc_per_fov_sd"]) == ("1.00", "")
+    assert list(broken.values()) == ["3", "broken", "0", "1", *[""] * 21]
+    of_one = [one[f"n_rbc_per_fov_{name}"] for name in ("mean", "sd", "low", "high")]
+    assert of_one == ["1.00", "", "", ""]
+
+
+def test_rows_stand_in_the_order_in_which_people_count(desk: Desk) -> None:
+    for slide_id in ("s103", "s17"):
+        for fov in ("f10", "f9", "f010"):
+            file = InboxFile(Path("/in") / slide_id / fov, slide_id, fov, 1, 1)
+            look = Look(file, f"{slide_id}/{fov}", failure="truncated")
+            desk.ledger.record(look, Version("b1", "estimated"), WHEN)
+    desk.write()
+    assert [row["slide_id"] for row in desk.read("slides.csv")] == ["s17", "s103"]
+    assert [row["fov"] for row in desk.read("s17.csv")] == ["f9", "f010", "f10"]
 
 
 def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
@@ -389,7 +403,7 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 def test_columns_are_those_of_the_contract() -> None:
     assert len(FIELD_TABLE.names) == 24
-    assert len(SLIDE_TABLE.names) == 23
+    assert len(SLIDE_TABLE.names) == 25
     assert len(CELL_TABLE.names) == 22
 
 

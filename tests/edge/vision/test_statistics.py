@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rbc_edge.vision.statistics import LIKENESS, fields_needed, overlap_interval, says_little
+from rbc_edge.vision.statistics import LIKENESS, fields_needed, mean_interval, overlap_interval, says_little
 
 
 def interval(n_overlapping: list[int], n_rbc: list[int]) -> tuple[float, float]:
@@ -98,3 +98,29 @@ def test_overlap_interval_covers_the_truth_about_95_times_in_a_hundred(n_fields:
         low, high = interval(rng.binomial(n_rbc, fraction).tolist(), n_rbc.tolist())
         hits += low <= truth <= high
     assert 0.91 <= hits / tries <= (0.995 if n_fields > 2 else 1)
+
+
+def test_interval_of_the_mean_is_students() -> None:
+    counts = np.array([31, 12, 55, 40, 22], np.int64)
+    half = 2.7764 * counts.std(ddof=1) / np.sqrt(5)
+    assert mean_interval(counts) == pytest.approx((32 - half, 32 + half), abs=1e-3)
+    assert mean_interval(counts[:1]) is None
+    assert mean_interval(counts[:0]) is None
+
+
+def test_interval_of_the_mean_is_not_certain_by_chance() -> None:
+    low, high = mean_interval(np.array([20, 20, 20], np.int64)) or (0, 0)
+    assert low < 16 and high > 24  # three fields of cells that lie at random: 60 +- 15
+    low, high = mean_interval(np.zeros(5, np.int64)) or (0, 0)
+    assert low == 0 and 0.5 < high < 1
+
+
+@pytest.mark.parametrize("n_fields", [2, 3, 5, 10, 40])
+@pytest.mark.parametrize("size", [3, 20, np.inf])  # of the negative binomial: uneven, as in smears, at random
+def test_interval_of_the_mean_holds_the_mean_of_the_slide(n_fields: int, size: float) -> None:
+    rng, mean = np.random.default_rng(1), 25.0
+    rates = (
+        rng.gamma(size, mean / size, (2000, n_fields)) if size < np.inf else np.full((2000, n_fields), mean)
+    )
+    found = [mean_interval(counts) or (0, 0) for counts in rng.poisson(rates)]
+    assert np.mean([low <= mean <= high for low, high in found]) > 0.92
