@@ -154,6 +154,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE slide ADD COLUMN given_checksum INTEGER",
         "ALTER TABLE measure ADD COLUMN checksum INTEGER",
     ),
+    ("ALTER TABLE decision ADD COLUMN checksum INTEGER",),
 )
 
 
