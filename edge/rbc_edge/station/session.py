@@ -27,7 +27,7 @@ from rbc_edge.station.stop import Abandoned, Stop
 from rbc_edge.store import outdir, slide_scale
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.recovery import mend
-from rbc_edge.store.rows import FieldRow, Look, Plan, Recorded, Status, Version
+from rbc_edge.store.rows import FieldRow, Look, Plan, Recorded, RowError, Status, Version
 from rbc_edge.text import PAGED_SUFFIXES, count_text, natural_key, path_text, utc_text
 from rbc_edge.values import InboxFile, Scale
 from rbc_edge.views.refresh import ViewOptions, Views, make_pictures
@@ -170,7 +170,28 @@ def count_once(
         UnavailableError: Source or output cannot be used.
         BundleError: The bundle is not what the recipe says.
     """
-    stop, out, clock = stop or Stop(), options.out, clock or Clock()
+
+    def counted(*, deep: bool) -> Summary:
+        how = (on_step, stop or Stop(), clock or Clock(), executor)
+        return _counted_once(paths, options, *how, deep=deep)
+
+    try:
+        return counted(deep=False)
+    except RowError:  # packed cells are read only where a view shows them
+        return counted(deep=True)
+
+
+def _counted_once(
+    paths: Sequence[Path],
+    options: CountOptions,
+    on_step: Callable[[Step], None],
+    stop: Stop,
+    clock: Clock,
+    executor: Executor | None,
+    *,
+    deep: bool,
+) -> Summary:
+    out = options.out
     outdir.check_apart(paths, out)
     inbox = scan(paths, slide_pattern=options.slide_pattern, ignore=options.ignore)
     not_counted = list(map(str, inbox.other.remarks()))
@@ -181,7 +202,7 @@ def count_once(
             with Session(
                 options, Ledger(out), on_step=on_step, stop=stop, clock=clock, executor=executor
             ) as session:
-                mend_rows(session.ledger, deep=False)
+                mend_rows(session.ledger, deep=deep)
                 if (
                     session.ledger.reader.tables_are_stale()
                 ):  # a run was killed: its counts show before the work

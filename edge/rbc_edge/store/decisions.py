@@ -7,7 +7,7 @@ was renamed, and for the count of another bundle. Everything can be undone, beca
 from collections.abc import Sequence
 
 from rbc_edge.store.ledger import RECOUNT, Ledger
-from rbc_edge.store.rows import CONTENT, Status, checksum, scale_values
+from rbc_edge.store.rows import CONTENT, Status, checksum, decision_values, scale_values
 from rbc_edge.text import name_text
 from rbc_edge.values import Scale
 
@@ -40,7 +40,8 @@ def decide(
         for content in contents:
             db.execute("DELETE FROM decision WHERE slide_key = ? AND content = ?", (key, content))
             if kind is not None:
-                db.execute("INSERT INTO decision VALUES (?, ?, ?, ?)", (key, content, kind, reason))
+                values = decision_values(key, content, str(kind), reason)
+                db.execute("INSERT INTO decision VALUES (?, ?, ?, ?, ?)", values)
     return sum(content in contents for content in content_of.values())
 
 

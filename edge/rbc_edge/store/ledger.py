@@ -30,6 +30,7 @@ from rbc_edge.store.rows import (
     Version,
     column_values,
     counts_by_rule,
+    decision_values,
     field_row,
     given_of,
     pack_cells,
@@ -375,10 +376,12 @@ class _Record:
     def _from_other_slide(self, key: int, known: FieldRow) -> Recorded | None:
         """Brings a count, or only what was decided about it, into this slide. None: it has to be analyzed."""
         old_key = self._ledger._slide_key(known.slide_id)
-        self._db.execute(
-            "UPDATE OR REPLACE decision SET slide_key = ? WHERE slide_key = ? AND content = ?",
-            (self._slide_key, old_key, known.sha256),
-        )
+        old = (old_key, known.sha256)
+        query = "SELECT kind, reason FROM decision WHERE slide_key = ? AND content = ?"
+        if decision := self._db.execute(query, old).fetchone():
+            values = decision_values(self._slide_key, known.sha256, *decision)
+            self._db.execute("INSERT OR REPLACE INTO decision VALUES (?, ?, ?, ?, ?)", values)
+            self._db.execute("DELETE FROM decision WHERE slide_key = ? AND content = ?", old)
         self._ledger._is_decided = None
         if self._look.result is None and known.version == self._version and not self._force:
             columns = "given_diameter_px, given_source"
@@ -442,8 +445,8 @@ class _Record:
             (row.sha256, self._slide_key),
         ).fetchall():
             if path is None or has_changed(place_of(path)[0], *about):
-                values = (self._slide_key, row.sha256, reason)
-                self._db.execute("INSERT OR IGNORE INTO decision VALUES (?, ?, 'excluded', ?)", values)
+                values = decision_values(self._slide_key, row.sha256, "excluded", reason)
+                self._db.execute("INSERT OR IGNORE INTO decision VALUES (?, ?, ?, ?, ?)", values)
 
     def _recorded(self, row: FieldRow, *, is_new: bool, was: FieldRow | None = None) -> Recorded:
         """Ends the attempt, and adds up what else has changed."""

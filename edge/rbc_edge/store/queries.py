@@ -1,6 +1,7 @@
 """Reading the ledger: slides, fields, cells, sums. Nothing here changes a row."""
 
 import os
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import Any, Final, Self, TypeVar
 from rbc_edge.errors import UsageError
 from rbc_edge.store import rows
 from rbc_edge.store.recovery import damage
-from rbc_edge.store.rows import FieldRow, SlideScale, Status, Tally, Version
+from rbc_edge.store.rows import FieldRow, RowError, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
 from rbc_edge.text import in_order, one_line
 from rbc_edge.values import Cells, InboxFile, Measure, Scale
@@ -269,7 +270,10 @@ class Reader:
             f" ORDER BY {_BY_NAME}"
         )
         for fov, *packed in self._db.rows(query, slide_id):
-            yield fov, rows.unpack_cells(*packed)
+            try:
+                yield fov, rows.unpack_cells(*packed)
+            except (ValueError, TypeError, zlib.error) as error:
+                raise RowError(slide_id, fov) from error
 
     def _among(self, query: str, some: Collection[object], *values: object) -> Iterator[tuple[Any, ...]]:
         return self._db.rows(f"{query} ({', '.join('?' * len(some))})", *values, *some)
@@ -290,7 +294,7 @@ class Reader:
     def n_gone(self) -> int:
         """Returns how many counted fields have no file any more. A folder that cannot be listed hides its."""
         names: dict[str, set[str]] = defaultdict(set)
-        query = f"SELECT path FROM {_TABLES} WHERE status = 'ok' AND kind IS NULL"
+        query = f"SELECT path FROM {_TABLES} WHERE status = 'ok' AND kind IS NULL AND typeof(path) = 'blob'"
         for (path,) in self._db.rows(query):
             folder, name = os.path.split(rows.place_of(path)[0])
             names[folder].add(name)

@@ -14,6 +14,7 @@ from rbc_edge.store.rows import (
     GIVEN_COLUMNS,
     RowError,
     Status,
+    checksum,
     checksum_of,
     counts_by_rule,
     field_row,
@@ -31,11 +32,15 @@ from rbc_edge.values import Cells
 _FIELDS: Final = f"SELECT field_key, {FIELD_COLUMNS} FROM field LEFT JOIN slide USING (slide_key)"
 _CELLS: Final = "SELECT field_key, packed, morphology FROM cells"
 _SLIDES: Final = f"SELECT slide_id, {GIVEN_COLUMNS} FROM slide"
-_BAD_DECISIONS: Final = (
-    "SELECT slide_id, slide_key, content FROM decision LEFT JOIN slide USING (slide_key)"
-    " WHERE kind NOT IN ('excluded', 'forgotten') OR typeof(reason) <> 'text' OR typeof(content) <> 'text'"
-    " OR NOT EXISTS (SELECT 1 FROM slide WHERE slide.slide_key = decision.slide_key)"
+_DECISIONS: Final = (
+    "SELECT slide_id, decision.checksum, decision.slide_key, content, kind, reason"
+    " FROM decision LEFT JOIN slide USING (slide_key)"
 )
+_WITHOUT_CELLS: Final = (
+    "SELECT field_key FROM field WHERE status = 'ok' AND settings <> ?"
+    " AND NOT EXISTS (SELECT 1 FROM cells WHERE cells.field_key = field.field_key)"
+)
+_NAMELESS: Final = "SELECT slide_key FROM slide WHERE typeof(slide_id) <> 'text'"
 _RECOUNT: Final = "damaged"  # in place of a row's settings: no version is like it
 _CODE: Final = re.compile(r"error code[ =]*([0-9]+)")  # of SQLite, in what its check says
 
@@ -56,11 +61,13 @@ def damage(database: Database) -> str:
                 field_row(tuple(row))
             for row in db.execute(_SLIDES):
                 given_of(*row)
-            if db.execute(_BAD_DECISIONS).fetchone():
+            if not all(map(_is_decision, db.execute(_DECISIONS))):
                 return "a decision about a field is damaged"
+            if db.execute(_NAMELESS).fetchone():
+                return "the name of a slide is damaged"
             for packed in db.execute("SELECT packed, morphology FROM cells"):
                 unpack_cells(*packed)
-        except (sqlite3.DatabaseError, zlib.error, ValueError, RowError) as error:
+        except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, RowError) as error:
             busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR)
             if isinstance(error, sqlite3.Error) and error_kind(error) in busy:
                 raise
@@ -82,16 +89,23 @@ def mend(database: Database, *, deep: bool) -> list[str]:
     if deep and _broken_structure(database):
         return []
     with database.guard():
+        nameless = list(database.rows(_NAMELESS))
+        if nameless:
+            with database.change() as db:
+                for table in ("field", "decision", "slide"):
+                    db.executemany(f"DELETE FROM {table} WHERE slide_key = ?", nameless)
         damaged = [(key, raw_row(tuple(row))) for key, *row in database.rows(_FIELDS) if not _is_row(row)]
-        unread = [key for key, *packed in database.rows(_CELLS) if deep and not _cells(*packed)]
+        unread = [key for key, *packed in database.rows(_CELLS) if deep and _cells(*packed) is None]
+        unread += [key for (key,) in database.rows(_WITHOUT_CELLS, _RECOUNT)]
         given = [row[0] for row in database.rows(_SLIDES) if not _is_given(row)]
-        decided = list(database.rows(_BAD_DECISIONS))
-        said = []
+        decided = [row for row in database.rows(_DECISIONS) if not _is_decision(row)]
+        lost = "the name of a slide was damaged in the ledger: counted again where the images are there"
+        said = [lost] if nameless else []
         if damaged or unread or given or decided:
             with database.change() as db:
-                for slide_id, *key in decided:
+                for slide_id, _, *key, _, _ in decided:
                     db.execute("DELETE FROM decision WHERE slide_key = ? AND content = ?", key)
-                    what = f"slide {slide_id}: what was decided about a field was damaged"
+                    what = f"slide {slide_id or 'unknown'}: what was decided about a field was damaged"
                     said.append(f"{what}: look at its table, and exclude or forget the field again")
                 for slide_id in given:
                     db.execute(
@@ -126,6 +140,10 @@ def _mended(database: Database, key: int, of: dict[str, Any]) -> str:
     if of["slide_id"] is None or not _is_place(of["path"]):  # of no slide, or no file: its image is new
         db.execute("DELETE FROM field WHERE field_key = ?", (key,))
         return "counted again where the image is there"
+    path = place_of(of["path"])[0]
+    if not isinstance(of["fov"], str) and not is_sound(of | {"fov": path.stem}):
+        db.execute("DELETE FROM field WHERE field_key = ?", (key,))
+        return "counted again where the image is there"
     others: dict[str, set[Any]] = {}
     query = f"{_FIELDS} WHERE slide_id = ? AND field_key <> ?"
     for _, *row in db.execute(query, (of["slide_id"], key)):
@@ -135,14 +153,15 @@ def _mended(database: Database, key: int, of: dict[str, Any]) -> str:
     cells = _cells(packed[0]) if packed else None
     if cells is not None:
         others["counts"] = {pack_counts(counts_by_rule(cells))}
-    for name in of.keys() & others.keys() - {"slide_id", "fov", "checksum", "reason", "decided"}:
+    others["fov"] = {path.stem, path.name}
+    for name in of.keys() & others.keys() - {"slide_id", "checksum", "reason", "decided"}:
         for value in others[name]:
             if of["checksum"] is not None and is_sound(of | {name: value}):
                 db.execute(f"UPDATE field SET {name} = ? WHERE field_key = ?", (value, key))
                 return "repaired"
     db.execute("DELETE FROM cells WHERE field_key = ?", (key,))
     becomes = "it is counted again where the image is there"
-    if is_gone(place_of(of["path"])[0]):
+    if is_gone(path):
         becomes = "its count is lost, because its image is gone: put it back, or `rbc-edge forget` it"
     message = f"its row in the ledger was damaged; {becomes}"
     new = {
@@ -190,8 +209,14 @@ def _is_given(row: tuple[Any, ...]) -> bool:
     return False
 
 
+def _is_decision(row: tuple[Any, ...]) -> bool:
+    slide_id, expected, *decision = row
+    known = decision[2] in (Status.EXCLUDED, Status.FORGOTTEN) and isinstance(decision[3], str)
+    return slide_id is not None and known and expected in (None, checksum(*decision))
+
+
 def _cells(packed: bytes, morphology: bytes | None = None) -> Cells | None:
-    with suppress(ValueError, zlib.error):
+    with suppress(ValueError, TypeError, zlib.error):
         return unpack_cells(packed, morphology)
     return None
 

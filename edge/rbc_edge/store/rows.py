@@ -268,6 +268,11 @@ def checksum(*values: object) -> int:
     return zlib.crc32(ascii([value for value in values if value is not None]).encode())
 
 
+def decision_values(*decision: object) -> tuple[object, ...]:
+    """Returns what the table ``decision`` holds of slide key, content, kind and reason."""
+    return *decision, checksum(*decision)
+
+
 def field_row(row: tuple[Any, ...]) -> FieldRow:
     """Makes a row of what a query of `FIELD_COLUMNS` gives. Raises `RowError` where it is damaged."""
     of = raw_row(row)

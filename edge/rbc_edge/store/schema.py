@@ -158,6 +158,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # The form of the cells (see `rows.pack_morphology`). NULL: by a version that did not measure it.
         "ALTER TABLE cells ADD COLUMN morphology BLOB",
     ),
+    ("ALTER TABLE decision ADD COLUMN checksum INTEGER",),
 )
 
 

@@ -1123,3 +1123,14 @@ def test_names_of_tables_that_differ_by_case_do_not_depend_on_which_came_first(s
         station.run(analyzer=Unsure())
     assert "t1.csv" in ends_like_a_clean_run(station)
     assert not (out / "T1.csv").exists()
+
+
+def test_cells_that_are_damaged_are_counted_again_by_a_run_that_shows_them(station: Station) -> None:
+    station.run(cells=True)
+    before = station.everything()
+    with sqlite3.connect(station.out / FILE_NAME) as db:
+        db.execute("UPDATE cells SET packed = x'ff00' WHERE field_key = 1")
+    db.close()
+    assert station.run(cells=True).n_counted == 1
+    assert station.everything().keys() == before.keys()
+    assert station.run(cells=True).exit_code == 0

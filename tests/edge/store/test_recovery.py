@@ -235,7 +235,11 @@ def test_a_damaged_scale_that_was_given_is_not_replaced_by_that_of_another_slide
 
 
 @pytest.mark.parametrize(
-    "change", ["kind = 'guess'", "kind = 7", "reason = x'ff'", "content = x'ff'", "slide_key = 99"]
+    "change",
+    [
+        *("kind = 'guess'", "kind = 7", "kind = 'forgotten'", "reason = x'ff'", "reason = 'y'"),
+        *("content = x'ff'", "content = 'guess'", "slide_key = 99"),
+    ],
 )
 def test_a_damaged_decision_is_dropped_and_said(out: Out, change: str) -> None:
     with Ledger(out.folder) as ledger:
@@ -248,6 +252,54 @@ def test_a_damaged_decision_is_dropped_and_said(out: Out, change: str) -> None:
         assert "exclude or forget the field again" in said
         assert list(ledger.reader.fields("s")) == out.before
         assert damage(ledger.database) == ""
+
+
+@pytest.mark.parametrize("name", ["x'ff00'", "7.5", "'guess'"])
+@pytest.mark.parametrize("table", ["field", "slide"])
+def test_a_damaged_name_is_never_shown(out: Out, table: str, name: str) -> None:
+    where = {"field": "fov = {} WHERE fov = 'a'", "slide": "slide_id = {}"}[table]
+    out.alter(f"UPDATE {table} SET {where.format(name)}")
+    with Ledger(out.folder) as ledger:
+        assert mend(ledger.database, deep=False)
+        assert damage(ledger.database) == ""
+        if table == "field":
+            assert list(ledger.reader.fields("s")) == out.before
+        else:
+            assert all(not row.counts for row in ledger.reader.all_fields())
+
+
+@pytest.mark.parametrize("value", ["x'ff00'", "'guess'", "7"])
+def test_cells_of_any_kind_of_damage_are_found(out: Out, value: str) -> None:
+    out.alter(f"UPDATE cells SET packed = {value}")
+    with Ledger(out.folder) as ledger:
+        assert damage(ledger.database)
+        with pytest.raises(RowError):
+            dict(ledger.reader.cells("s"))
+        assert mend(ledger.database, deep=True)
+        assert damage(ledger.database) == ""
+
+
+def test_cells_that_are_lost_are_counted_again_and_that_is_said_once(out: Out) -> None:
+    out.alter("DELETE FROM cells WHERE field_key = 1")
+    with Ledger(out.folder) as ledger:
+        (said,) = mend(ledger.database, deep=False)
+        assert "the cells of 1 field were damaged" in said
+        assert mend(ledger.database, deep=True) == []
+        assert next(iter(ledger.reader.fields("s"))).counts == out.before[0].counts
+
+
+def test_fields_without_cells_are_not_damaged(out: Out) -> None:
+    with Ledger(out.folder) as ledger:
+        empty = FovResult(640, 480, Scale(41.25, ScaleSource.SLIDE), cells(0), (), {}, 0)
+        file = InboxFile(out.folder / "d.png", "s", "d", 10, 1)
+        assert ledger.record(Look(file, "dd", result=empty), VERSION, WHEN)
+        assert mend(ledger.database, deep=True) == []
+
+
+def test_a_damaged_path_hides_no_status(out: Out) -> None:
+    out.alter("UPDATE field SET path = 7")
+    with Ledger(out.folder) as ledger:
+        assert ledger.reader.n_gone() == 0
 
 
 def test_an_excluded_row_that_is_damaged_stays_excluded(out: Out) -> None:
