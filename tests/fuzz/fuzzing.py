@@ -1,10 +1,10 @@
 """Changed files at the two doors of the program: ``make fuzz``, or ``python -m tests.fuzz``.
 
-Small whole images (PNG, JPEG, TIFF, BMP, WebP) and the example of the settings are changed at random, for a given
-time, and read by the decoder and by the reader of the settings. A find is: an error that is not one of the
-declared ones, ten seconds for one file, more memory than the limit allows, a process that dies, and an image
-that is read although its own checksums say that it is damaged. Each find is kept as a file. The exit code is
-1 where there is one.
+Small whole images (PNG, JPEG, TIFF, BMP, WebP) and the example of the settings are changed at random, for a
+given time, and read by the decoder and by the reader of the settings. A find is: an error that is not one of
+the declared ones, ten seconds for one file, more memory than the limit allows, a process that dies, and an
+image that is read although its own checksums say that it is damaged. Each find is kept as a file. The exit
+code is 1 where there is one.
 """
 
 import argparse
