@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -51,6 +52,7 @@ _TURNED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # fi
 _CLEAR, _END = 256, 257
 _LZW_BITS: Final = np.repeat([9, 10, 11, 12], [254, 512, 1024, 2306])
 _LZW_PLACES: Final = np.cumsum(_LZW_BITS) - _LZW_BITS
+_LZW_START_BYTES: Final = 2048
 _PACKBITS_NOTHING: Final = 128
 
 _HOLE_BYTES: Final = 512  # the smallest part that a disk or a card loses
@@ -258,7 +260,9 @@ def _lzw_damage(piece: memoryview, sizes: Sequence[int]) -> str:
         return ""
     data = np.frombuffer(bytes(piece) + bytes(3), np.uint8).astype(np.uint32)
     n_given, start, ends = 0, 0, set[int]()
-    while True:
+    for n_starts in count():
+        if n_starts > 4 + len(piece) // _LZW_START_BYTES:  # no writer starts over so often
+            return ""
         places = start + _LZW_PLACES
         places = places[places + _LZW_BITS <= 8 * len(piece)]
         at, bits = places >> 3, _LZW_BITS[: len(places)]
@@ -268,7 +272,7 @@ def _lzw_damage(piece: memoryview, sizes: Sequence[int]) -> str:
         n = int(special[0]) if len(special) else len(codes)
         # A code above 257 stands for an earlier code's bytes and one more.
         earlier = codes[:n] - _END - 1
-        if (earlier >= np.maximum(np.arange(n), 1)).any():
+        if (earlier >= np.arange(n)).any():
             break
         lengths = np.ones(n + 1, np.int64)  # the last: of nothing
         lengths[n] = 0

@@ -306,11 +306,17 @@ def lzw(codes: list[int]) -> bytes:
         ([256, 7, 258, 257], False),
         ([256, 7, 258, 258, 257], False),
         ([256, 7, 259, 8, 257], False),  # a code that is not there yet
+        ([256, 258, 7, 8, 257], False),  # and one that would stand for itself
         ([256, 7, 258, 8, 9, 9, 9, 9], False),
     ],
 )
 def test_codes_of_lzw(codes: list[int], is_whole: bool) -> None:
     assert (integrity._lzw_damage(memoryview(lzw(codes)), [4]) == "") is is_whole
+
+
+def test_lzw_that_starts_over_all_the_time_is_left_to_the_decoder() -> None:
+    """Each start costs as much as thousands of codes: a megabyte of them took minutes."""
+    assert integrity._lzw_damage(memoryview(lzw([256, 7] * 4) * 100_000), [10**6]) == ""
 
 
 def test_a_jpeg_in_a_tiff_that_holds_an_unknown_marker_is_damaged() -> None:
