@@ -375,6 +375,10 @@ class _Record:
             "UPDATE OR REPLACE decision SET slide_key = ? WHERE slide_key = ? AND content = ?",
             (self._slide_key, old_key, known.sha256),
         )
+        self._db.execute(
+            "UPDATE correction SET slide_key = ? WHERE slide_key = ? AND content = ?",
+            (self._slide_key, old_key, known.sha256),
+        )
         self._ledger._is_decided = None
         if self._look.result is None and known.version == self._version and not self._force:
             columns = "given_diameter_px, given_source"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError, unavailable
+from rbc_edge.store import corrections
 from rbc_edge.store.rows import (
     FIELD_COLUMNS,
     GIVEN_COLUMNS,
@@ -30,6 +31,7 @@ from rbc_edge.values import Cells
 
 _FIELDS: Final = f"SELECT field_key, {FIELD_COLUMNS} FROM field LEFT JOIN slide USING (slide_key)"
 _SLIDES: Final = f"SELECT slide_id, {GIVEN_COLUMNS} FROM slide"
+_CORRECTIONS: Final = f"SELECT slide_id, {corrections.COLUMNS} FROM correction JOIN slide USING (slide_key)"
 _RECOUNT: Final = "damaged"  # in place of a row's settings: no version is like it
 _CODE: Final = re.compile(r"error code[ =]*([0-9]+)")  # of SQLite, in what its check says
 
@@ -50,6 +52,8 @@ def damage(database: Database) -> str:
                 field_row(tuple(row))
             for row in db.execute(_SLIDES):
                 given_of(*row)
+            for slide_id, *row in db.execute(_CORRECTIONS):
+                corrections.correction_of(tuple(row), slide_id)
             for (packed,) in db.execute("SELECT packed FROM cells"):
                 unpack_cells(packed)
         except (sqlite3.DatabaseError, zlib.error, ValueError, RowError) as error:
@@ -78,8 +82,12 @@ def mend(database: Database, *, deep: bool) -> list[str]:
         unread = [key for key, packed in database.rows("SELECT * FROM cells") if deep and not _cells(packed)]
         given = [row[0] for row in database.rows(_SLIDES) if not _is_given(row)]
         said = []
-        if damaged or unread or given:
+        bad = [(row[1], row[0]) for row in database.rows(_CORRECTIONS) if not _is_correction(row)]
+        if damaged or unread or given or bad:
             with database.change() as db:
+                for key, slide_id in bad:
+                    db.execute("DELETE FROM correction WHERE correction_key = ?", (key,))
+                    said.append(f"slide {slide_id}: a correction was damaged: make it again")
                 for slide_id in given:
                     db.execute(
                         "UPDATE slide SET given_diameter_px = NULL, given_source = NULL,"
@@ -170,6 +178,13 @@ def _is_row(row: list[Any]) -> bool:
 def _is_given(row: tuple[Any, ...]) -> bool:
     with suppress(RowError):
         given_of(*row)
+        return True
+    return False
+
+
+def _is_correction(row: tuple[Any, ...]) -> bool:
+    with suppress(RowError):
+        corrections.correction_of(row[1:], row[0])
         return True
     return False
 

@@ -25,11 +25,12 @@ from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from rbc_edge.errors import BROKEN_DISK, UnavailableError
+from rbc_edge.store.corrections import Corrected
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import path_text
-from rbc_edge.values import Cells, Counts, Scale
+from rbc_edge.values import Counts, Scale
 from rbc_edge.views.names import file_names, on_disk
 from rbc_edge.vision.counting import EdgeRule
 from rbc_edge.vision.quality import NOTES, warnings
@@ -63,6 +64,7 @@ class SlideSummary:
     first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
+    n_corrected: int  # cells that a person corrected, added or took out
     # The others are no columns.
     n_fov_more: int | None = None  # more fields for an interval of ±2 points. None without red cells.
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
@@ -143,6 +145,7 @@ class _Cell(NamedTuple):
     fov: str
     number: int
     label: str
+    model_label: str
     box: list[float]
     score: float
     overlap_score: float
@@ -150,14 +153,15 @@ class _Cell(NamedTuple):
     edges: list[bool]
 
 
-def _cells(slide_id: str, fields: Iterable[tuple[str, Cells]]) -> Iterator[_Cell]:
+def _cells(slide_id: str, fields: Iterable[tuple[str, Corrected]]) -> Iterator[_Cell]:
     slide = _text(slide_id)
-    for fov, cells in fields:
-        name, found = _text(fov), cells.detections
-        labels = map(cells.label, range(len(cells)))
+    for fov, of in fields:
+        cells = of.cells
+        name, found, numbers = _text(fov), cells.detections, range(len(cells))
+        labels = zip(map(of.label, numbers), map(of.model_label, numbers), strict=True)
         columns = (found.xyxy, found.score, cells.overlap_score, cells.group, cells.touches_edge)
-        for i, values in enumerate(zip(labels, *(c.tolist() for c in columns), strict=True), 1):
-            yield _Cell(slide, name, i, *values)
+        for i, (both, *values) in enumerate(zip(labels, *(c.tolist() for c in columns), strict=True), 1):
+            yield _Cell(slide, name, i, *both, *values)
 
 
 # -- the columns ----------------------------------------------------------------------------------------
@@ -179,6 +183,7 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     ("overlap_high", lambda s: _end(s, 1), "upper end of this interval"),
     ("n_wbc", lambda s: _count(s.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda s: _count(s.counts, "n_platelets"), "platelets"),
+    ("n_corrected", lambda s: str(s.n_corrected), "cells that a person corrected, added or took out"),
     ("n_rbc_per_fov_mean", lambda s: _number(s.n_rbc_per_fov_mean, 2), "red cells in a field: mean"),
     ("n_rbc_per_fov_sd", lambda s: _number(s.n_rbc_per_fov_sd, 2), "their standard deviation between fields"),
     ("first_captured_at", lambda s: _text(s.first_captured_at), "when the first image was taken"),
@@ -218,6 +223,16 @@ FIELD_TABLE: Final = Table[_Fov](
         "boxes that hold no single red cell. They are no cells",
     ),
     ("overlap_fraction", lambda f: _share(f.counts), "share of the red cells that overlap, 0 to 1"),
+    (
+        "n_corrected",
+        lambda f: "" if f.counts is None else str(f.row.n_corrected),
+        "cells that a person corrected, added or took out. The counts are with it",
+    ),
+    (
+        "reviewed",
+        lambda f: _text(f.row.reviewed_by),
+        "who looked at the whole field and accepted it. Empty again when other cells are found in it",
+    ),
     ("quality_flags", lambda f: _text(";".join(f.row.quality_flags)), "quality warnings, joined with `;`"),
     ("captured_at", lambda f: _text(f.row.captured_at), "when the image was taken (EXIF)"),
     ("analyzed_at", lambda f: f.row.analyzed_at, "when it was counted, UTC"),
@@ -230,7 +245,12 @@ CELL_TABLE: Final = Table[_Cell](
     ("slide_id", lambda c: c.slide, "the slide"),
     ("fov", lambda c: c.fov, "the field of view"),
     ("cell", lambda c: str(c.number), "number of the cell in its field, from 1"),
-    ("label", lambda c: c.label, "`rbc_single`, `rbc_overlapping`, `wbc` or `platelet`"),
+    (
+        "label",
+        lambda c: c.label,
+        "`rbc_single`, `rbc_overlapping`, `wbc` or `platelet`. `not_a_cell`: not counted, a person says so",
+    ),
+    ("model_label", lambda c: c.model_label, "what the bundle says. Empty for a cell that a person added"),
     ("x_min_px", lambda c: _number(c.box[0], 1), "left side of the cell's box, pixels from the left border"),
     ("y_min_px", lambda c: _number(c.box[1], 1), "upper side, pixels from the upper border"),
     ("x_max_px", lambda c: _number(c.box[2], 1), "right side"),
@@ -331,7 +351,9 @@ class Tables:
             else:
                 _write(path, FIELD_TABLE.lines(rows))
                 if self.cells or cells_path.exists():
-                    _write(cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.cells(slide_id))))
+                    _write(
+                        cells_path, CELL_TABLE.lines(_cells(slide_id, self.ledger.reader.corrected(slide_id)))
+                    )
         for _ in rows:  # the rest, of a table that is held, for the sums
             pass
         summary = sums.summary(slide_id)
@@ -362,12 +384,14 @@ class _Sums:
 
     edges: EdgeRule
     n_failed: int = 0
+    n_corrected: int = 0
     ok: list[tuple[Counts, str, str, tuple[str, ...]]] = field(default_factory=list)
 
     def added(self, fields: Iterable[FieldRow]) -> Iterator[FieldRow]:
         """Yields the rows, and adds each."""
         for row in fields:
             self.n_failed += row.status is Status.FAILED
+            self.n_corrected += row.n_corrected
             if row.status is Status.OK:
                 counts = row.counts[self.edges]
                 self.ok.append((counts, row.version.bundle_id, row.captured_at, row.quality_flags))
@@ -391,6 +415,7 @@ class _Sums:
             first_captured_at=min(captured, default=""),
             last_captured_at=max(captured, default=""),
             bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),
+            n_corrected=self.n_corrected,
             n_fov_more=fields_needed(n_overlapping, n_rbc),
             flags={flag: n for flag, n in flags if flag not in NOTES},
             n_fov_flagged=sum(bool(warnings(each)) for *_, each in ok),

@@ -84,12 +84,12 @@ def test_field_table_to_the_byte(desk: Desk) -> None:
     desk.write()
     assert (desk.out / "s.csv").read_bytes().decode() == (
         "schema,slide_id,fov,path,sha256,status,failure,reason,width_px,height_px,cell_diameter_px,scale_source,"
-        "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,quality_flags,"
-        "captured_at,analyzed_at,bundle_id,elapsed_ms\n"
-        "2,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
+        "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,n_corrected,reviewed,"
+        "quality_flags,captured_at,analyzed_at,bundle_id,elapsed_ms\n"
+        "2,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,0,,blurred;dark,"
         "2024-05-06T07:08:09,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
-        "2,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
+        "2,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
+        "2,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,0,,blurred;dark,,"
         "2025-01-02T03:04:05Z,b1,12.3\n"
     )
 
@@ -106,10 +106,10 @@ def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
     low, high = float(both.pop("overlap_low")), float(both.pop("overlap_high"))
     assert 0 < low < 0.35 < high < 1
     assert list(both.values()) == [
-        *("2", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
+        *("2", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "0", "20.00", "14.14"),
         *("2024-05-01T00:00:00", "2024-05-06T07:08:09", "b0+b1"),
     ]
-    assert list(broken.values()) == ["2", "broken", "0", "1", *[""] * 13]
+    assert list(broken.values()) == ["2", "broken", "0", "1", *[""] * 8, "0", *[""] * 5]
     assert (one["n_rbc_per_fov_mean"], one["n_rbc_per_fov_sd"]) == ("1.00", "")
 
 
@@ -121,10 +121,10 @@ def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
     assert tuple(rows[0]) == CELL_TABLE.names
     box = ["1.3", "2.0", "41.0", "42.0", "0.9877"]
     assert [list(row.values()) for row in rows] == [
-        ["2", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
-        ["2", "s", "a", "2", "rbc_single", *box, "0.2500", "", ""],
-        ["2", "s", "a", "3", "wbc", *box, "", "", ""],
-        ["2", "s", "a", "4", "platelet", *box, "", "", ""],
+        ["2", "s", "a", "1", "rbc_overlapping", "rbc_overlapping", *box, "0.2500", "1", "right+bottom"],
+        ["2", "s", "a", "2", "rbc_single", "rbc_single", *box, "0.2500", "", ""],
+        ["2", "s", "a", "3", "wbc", "wbc", *box, "", "", ""],
+        ["2", "s", "a", "4", "platelet", "platelet", *box, "", "", ""],
     ]
 
 
@@ -284,9 +284,9 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    assert len(FIELD_TABLE.names) == 24
-    assert len(SLIDE_TABLE.names) == 17
-    assert len(CELL_TABLE.names) == 13
+    assert len(FIELD_TABLE.names) == 26
+    assert len(SLIDE_TABLE.names) == 18
+    assert len(CELL_TABLE.names) == 14
 
 
 def test_the_page_of_the_tables_has_the_columns_of_the_program() -> None:
