@@ -21,6 +21,7 @@ usage: install.sh rbc_edge-VERSION.whl [options]
   --wheels DIR       install from the packages (wheels) in DIR, without network
   --constraint FILE  exact versions for pip, instead of the tested ones in requirements.txt, without a check of hashes
   --prometheus       also install what the Prometheus text file needs
+  --review           also install what the page of rbc-edge review needs
   --python PROGRAM   the Python to use, 3.11 or newer  [default: /usr/bin/python3]
   --no-start         install, but do not start or restart the service
   -h, --help
@@ -52,7 +53,7 @@ while [ $# -gt 0 ]; do
             esac
             shift 2
             ;;
-        --prometheus) extras='[prometheus]' && shift ;;
+        --prometheus | --review) extras="$extras ${1#--}" && shift ;;
         --no-start) start=no && shift ;;
         -h | --help) usage && exit 0 ;;
         -*) wrong "unknown option $1" ;;
@@ -89,7 +90,8 @@ case $wheel in
 esac
 wheel=$(absolute "$wheel")
 [ -f "$wheel" ] || die "$wheel: there is no such file" "" 2
-for file in systemd/rbc-edge.service systemd/config.toml requirements.txt requirements-prometheus.txt; do
+for file in systemd/rbc-edge.service systemd/config.toml requirements.txt requirements-prometheus.txt \
+    requirements-review.txt; do
     [ -f "$here/$file" ] || die "$here/$file is missing" "copy the whole deploy folder of the release"
 done
 if [ -n "$wheels" ]; then
@@ -202,7 +204,7 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-if grep -Eqs '^[[:space:]]*prometheus[[:space:]]*=' "$config"; then extras='[prometheus]'; fi
+if grep -Eqs '^[[:space:]]*prometheus[[:space:]]*=' "$config"; then extras="${extras% prometheus} prometheus"; fi
 [ ! -L "$prefix/current" ] || before=$(readlink -f "$prefix/current")
 name=$(basename "$wheel")
 name=${name#rbc_edge-}
@@ -216,7 +218,7 @@ pip() { "$release/bin/python" -I -m pip --disable-pip-version-check --no-input -
 if [ -z "$wheels$constraint" ]; then
     # Exactly the tested versions, and no file whose hash is not in the list.
     set -- --requirement "$here/requirements.txt"
-    [ -z "$extras" ] || set -- "$@" --requirement "$here/requirements-prometheus.txt"
+    for extra in $extras; do set -- "$@" --requirement "$here/requirements-$extra.txt"; done
     pip install --require-hashes --only-binary :all: "$@" ||
         die "pip could not install the libraries" \
             "without network: --wheels DIR. A Python that requirements.txt does not name: --constraint constraints.txt"
@@ -226,7 +228,9 @@ else
     set --
     if [ -n "$wheels" ]; then set -- "$@" --no-index --find-links "$wheels"; fi
     if [ -n "$constraint" ]; then set -- "$@" --constraint "$constraint"; fi
-    pip install "$@" "$wheel$extras" ||
+    # shellcheck disable=SC2086  # one word for each extra
+    names=$(printf '%s,' $extras)
+    pip install "$@" "$wheel${extras:+[${names%,}]}" ||
         die "pip could not install it" "without network, give a folder with all packages: --wheels DIR"
 fi
 

@@ -226,7 +226,7 @@ FIELD_TABLE: Final = Table[_Fov](
     (
         "n_corrected",
         lambda f: "" if f.counts is None else str(f.row.n_corrected),
-        "cells that a person corrected, added or took out. The counts are with it",
+        "cells that a person corrected, added or took out (`rbc-edge review`). The counts are with it",
     ),
     (
         "reviewed",
