@@ -21,7 +21,7 @@ usage: install.sh rbc_edge-VERSION.whl [options]
   --wheels DIR       install from the packages (wheels) in DIR, without network
   --constraint FILE  exact versions for pip, instead of the tested ones in requirements.txt, without a check of hashes
   --prometheus       also install what the Prometheus text file needs
-  --review           also install what the page of rbc-edge review needs
+  --review           also install the review page, off until it has a password (docs/review.md)
   --python PROGRAM   the Python to use, 3.11 or newer  [default: /usr/bin/python3]
   --no-start         install, but do not start or restart the service
   -h, --help
@@ -79,6 +79,8 @@ state=/var/lib/rbc-edge
 config=/etc/rbc-edge/config.toml
 unit=/etc/systemd/system/rbc-edge.service
 dropin=$unit.d/10-folders.conf
+review=/etc/systemd/system/rbc-edge-review.service
+review_dropin=$review.d/20-folders.conf
 command=/usr/local/bin/rbc-edge
 user=rbc-edge
 
@@ -90,7 +92,7 @@ case $wheel in
 esac
 wheel=$(absolute "$wheel")
 [ -f "$wheel" ] || die "$wheel: there is no such file" "" 2
-for file in systemd/rbc-edge.service systemd/config.toml requirements.txt requirements-prometheus.txt \
+for file in systemd/rbc-edge.service systemd/rbc-edge-review.service systemd/config.toml requirements.txt requirements-prometheus.txt \
     requirements-review.txt; do
     [ -f "$here/$file" ] || die "$here/$file is missing" "copy the whole deploy folder of the release"
 done
@@ -170,7 +172,7 @@ give_up() {
     if [ "$finished" = no ]; then
         if [ "$switched" = yes ]; then
             [ "$systemd" = no ] || systemctl stop rbc-edge 2>/dev/null || true
-            for file in "$unit" "$dropin"; do
+            for file in "$unit" "$dropin" "$review" "$review_dropin"; do
                 if [ -f "$work/$(basename "$file")" ]; then
                     cp -p "$work/$(basename "$file")" "$file"
                 else
@@ -205,6 +207,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 if grep -Eqs '^[[:space:]]*prometheus[[:space:]]*=' "$config"; then extras="${extras% prometheus} prometheus"; fi
+if [ -e "$review" ]; then extras="${extras% review} review"; fi
 [ ! -L "$prefix/current" ] || before=$(readlink -f "$prefix/current")
 name=$(basename "$wheel")
 name=${name#rbc_edge-}
@@ -325,7 +328,7 @@ as_service "$release/bin/rbc-edge" bundle verify ||
 
 # -- switch to the new version ---------------------------------------------------------------------------
 
-for file in "$unit" "$dropin"; do
+for file in "$unit" "$dropin" "$review" "$review_dropin"; do
     [ ! -f "$file" ] || cp -p "$file" "$work/"
 done
 if [ "$systemd" = yes ] && systemctl is-active --quiet rbc-edge; then
@@ -342,6 +345,17 @@ else
     rm -f "$dropin"
     rmdir "$unit.d" 2>/dev/null || true
 fi
+case "$extras " in
+    *" review "*)
+        install -D -m 644 "$here/systemd/rbc-edge-review.service" "$review"
+        if [ -e "$dropin" ]; then
+            install -D -m 644 "$dropin" "$review_dropin"
+        else
+            rm -f "$review_dropin"
+            rmdir "$review.d" 2>/dev/null || true
+        fi
+        ;;
+esac
 if [ ! -e "$command" ] && [ ! -L "$command" ] || [ "$(readlink "$command")" = "$prefix/current/bin/rbc-edge" ]; then
     install -d "$(dirname "$command")"
     ln -sfn "$prefix/current/bin/rbc-edge" "$command"
@@ -355,6 +369,7 @@ if [ "$systemd" = no ]; then
     say "systemd is not running, so nothing was started (with systemd: systemctl enable --now rbc-edge)"
 else
     systemctl daemon-reload
+    [ "$start" = no ] || [ ! -e "$review" ] || systemctl try-restart rbc-edge-review || true
     if [ "$start" = yes ] && [ -n "$source" ]; then
         systemctl enable --quiet rbc-edge
         say "starting the service. It checks the ledger first"
@@ -385,6 +400,10 @@ if [ -n "$source" ]; then
         say "the user $user cannot read $source. Give --group $(stat -c %G "$source"), or run"
         say "  setfacl -R -m u:$user:rX -d -m u:$user:rX '$source' (and u:$user:x for the folders above it)"
     fi
+fi
+if [ -e "$review" ] && [ ! -e /etc/rbc-edge/review.password ]; then
+    say "the review page is off. To use it, put a password of 12 characters or more into a file of root's,"
+    say "  /etc/rbc-edge/review.password (chmod 600), then: systemctl enable --now rbc-edge-review"
 fi
 if [ "$systemd" = yes ] && ! grep -qsw memory /sys/fs/cgroup/cgroup.controllers; then
     say "the kernel does not limit memory, so MemoryMax has no effect. On a Raspberry Pi add"
