@@ -34,7 +34,7 @@ def desk(out: Path) -> Iterator[Desk]:
 def say(desk: Desk, fov: str, number: int, what: str, kind: Kind = Kind.LABEL) -> dict[str, Any]:
     shown = desk.field("s1", fov)
     box = tuple(shown["cells"][number - 1]["box"])
-    return desk.correct("s1", fov, shown["sha256"], kind, what, box, "Ana")  # type: ignore[arg-type]
+    return desk.correct("s1", fov, shown["sha256"], kind, what, box, "Ana")
 
 
 def test_slides_and_fields_say_what_needs_a_look(desk: Desk) -> None:
