@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PIP_VERSION := pip>=25.1
 
 .PHONY: demo test check coverage docs format lint types imports bench faults fuzz systemd debian-tree debian-boot \
-	report-check test-arm64 clean help
+	report-check review-check test-arm64 clean help
 
 help:
 	@echo "make demo    install the station (no torch) and count drawn slides with known numbers of cells"
@@ -22,6 +22,7 @@ help:
 	@echo "make debian-tree  install into a fresh Debian and count there (root, debootstrap)"
 	@echo "make debian-boot  start that Debian as a virtual machine and cut its power (qemu, half an hour)"
 	@echo "make report-check  open the reports in headless Chromium and check them (chromium)"
+	@echo "make review-check  correct cells on the review page in headless Chromium (chromium)"
 	@echo "make test-arm64   install, test and count as a Raspberry Pi 4 and 5, emulated (root, qemu-user-static)"
 	@echo "make format  format the sources and apply the fixes of the linter"
 	@echo "make clean   remove what these commands made"
@@ -83,6 +84,9 @@ test-arm64: $(VENV)/.station
 # SHOTS=DIR keeps the screenshots, RESULTS=DIR opens the reports of that output folder.
 report-check: $(VENV)/.station
 	$(BIN)/python tests/browser/check_pages.py $(RESULTS) $(if $(SHOTS),--shots $(SHOTS))
+
+review-check: $(VENV)/.workshop
+	$(BIN)/python tests/browser/check_review.py $(if $(SHOTS),--shots $(SHOTS))
 
 format: $(VENV)/.workshop
 	$(BIN)/ruff format .

@@ -21,6 +21,7 @@ usage: install.sh rbc_edge-VERSION.whl [options]
   --wheels DIR       install from the packages (wheels) in DIR, without network
   --constraint FILE  exact versions for pip, instead of the tested ones in requirements.txt, without a check of hashes
   --prometheus       also install what the Prometheus text file needs
+  --review           also install the review page, off until it has a password (docs/review.md)
   --python PROGRAM   the Python to use, 3.11 or newer  [default: /usr/bin/python3]
   --no-start         install, but do not start or restart the service
   -h, --help
@@ -52,7 +53,7 @@ while [ $# -gt 0 ]; do
             esac
             shift 2
             ;;
-        --prometheus) extras='[prometheus]' && shift ;;
+        --prometheus | --review) extras="$extras ${1#--}" && shift ;;
         --no-start) start=no && shift ;;
         -h | --help) usage && exit 0 ;;
         -*) wrong "unknown option $1" ;;
@@ -78,6 +79,8 @@ state=/var/lib/rbc-edge
 config=/etc/rbc-edge/config.toml
 unit=/etc/systemd/system/rbc-edge.service
 dropin=$unit.d/10-folders.conf
+review=/etc/systemd/system/rbc-edge-review.service
+review_dropin=$review.d/20-folders.conf
 command=/usr/local/bin/rbc-edge
 user=rbc-edge
 
@@ -89,7 +92,8 @@ case $wheel in
 esac
 wheel=$(absolute "$wheel")
 [ -f "$wheel" ] || die "$wheel: there is no such file" "" 2
-for file in systemd/rbc-edge.service systemd/config.toml requirements.txt requirements-prometheus.txt; do
+for file in systemd/rbc-edge.service systemd/rbc-edge-review.service systemd/config.toml requirements.txt requirements-prometheus.txt \
+    requirements-review.txt; do
     [ -f "$here/$file" ] || die "$here/$file is missing" "copy the whole deploy folder of the release"
 done
 if [ -n "$wheels" ]; then
@@ -168,7 +172,7 @@ give_up() {
     if [ "$finished" = no ]; then
         if [ "$switched" = yes ]; then
             [ "$systemd" = no ] || systemctl stop rbc-edge 2>/dev/null || true
-            for file in "$unit" "$dropin"; do
+            for file in "$unit" "$dropin" "$review" "$review_dropin"; do
                 if [ -f "$work/$(basename "$file")" ]; then
                     cp -p "$work/$(basename "$file")" "$file"
                 else
@@ -202,7 +206,8 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-if grep -Eqs '^[[:space:]]*prometheus[[:space:]]*=' "$config"; then extras='[prometheus]'; fi
+if grep -Eqs '^[[:space:]]*prometheus[[:space:]]*=' "$config"; then extras="${extras% prometheus} prometheus"; fi
+if [ -e "$review" ]; then extras="${extras% review} review"; fi
 [ ! -L "$prefix/current" ] || before=$(readlink -f "$prefix/current")
 name=$(basename "$wheel")
 name=${name#rbc_edge-}
@@ -216,7 +221,7 @@ pip() { "$release/bin/python" -I -m pip --disable-pip-version-check --no-input -
 if [ -z "$wheels$constraint" ]; then
     # Exactly the tested versions, and no file whose hash is not in the list.
     set -- --requirement "$here/requirements.txt"
-    [ -z "$extras" ] || set -- "$@" --requirement "$here/requirements-prometheus.txt"
+    for extra in $extras; do set -- "$@" --requirement "$here/requirements-$extra.txt"; done
     pip install --require-hashes --only-binary :all: "$@" ||
         die "pip could not install the libraries" \
             "without network: --wheels DIR. A Python that requirements.txt does not name: --constraint constraints.txt"
@@ -226,7 +231,9 @@ else
     set --
     if [ -n "$wheels" ]; then set -- "$@" --no-index --find-links "$wheels"; fi
     if [ -n "$constraint" ]; then set -- "$@" --constraint "$constraint"; fi
-    pip install "$@" "$wheel$extras" ||
+    # shellcheck disable=SC2086  # one word for each extra
+    names=$(printf '%s,' $extras)
+    pip install "$@" "$wheel${extras:+[${names%,}]}" ||
         die "pip could not install it" "without network, give a folder with all packages: --wheels DIR"
 fi
 
@@ -321,7 +328,7 @@ as_service "$release/bin/rbc-edge" bundle verify ||
 
 # -- switch to the new version ---------------------------------------------------------------------------
 
-for file in "$unit" "$dropin"; do
+for file in "$unit" "$dropin" "$review" "$review_dropin"; do
     [ ! -f "$file" ] || cp -p "$file" "$work/"
 done
 if [ "$systemd" = yes ] && systemctl is-active --quiet rbc-edge; then
@@ -338,6 +345,17 @@ else
     rm -f "$dropin"
     rmdir "$unit.d" 2>/dev/null || true
 fi
+case "$extras " in
+    *" review "*)
+        install -D -m 644 "$here/systemd/rbc-edge-review.service" "$review"
+        if [ -e "$dropin" ]; then
+            install -D -m 644 "$dropin" "$review_dropin"
+        else
+            rm -f "$review_dropin"
+            rmdir "$review.d" 2>/dev/null || true
+        fi
+        ;;
+esac
 if [ ! -e "$command" ] && [ ! -L "$command" ] || [ "$(readlink "$command")" = "$prefix/current/bin/rbc-edge" ]; then
     install -d "$(dirname "$command")"
     ln -sfn "$prefix/current/bin/rbc-edge" "$command"
@@ -351,6 +369,7 @@ if [ "$systemd" = no ]; then
     say "systemd is not running, so nothing was started (with systemd: systemctl enable --now rbc-edge)"
 else
     systemctl daemon-reload
+    [ "$start" = no ] || [ ! -e "$review" ] || systemctl try-restart rbc-edge-review || true
     if [ "$start" = yes ] && [ -n "$source" ]; then
         systemctl enable --quiet rbc-edge
         say "starting the service. It checks the ledger first"
@@ -381,6 +400,10 @@ if [ -n "$source" ]; then
         say "the user $user cannot read $source. Give --group $(stat -c %G "$source"), or run"
         say "  setfacl -R -m u:$user:rX -d -m u:$user:rX '$source' (and u:$user:x for the folders above it)"
     fi
+fi
+if [ -e "$review" ] && [ ! -e /etc/rbc-edge/review.password ]; then
+    say "the review page is off. To use it, put a password of 12 characters or more into a file of root's,"
+    say "  /etc/rbc-edge/review.password (chmod 600), then: systemctl enable --now rbc-edge-review"
 fi
 if [ "$systemd" = yes ] && ! grep -qsw memory /sys/fs/cgroup/cgroup.controllers; then
     say "the kernel does not limit memory, so MemoryMax has no effect. On a Raspberry Pi add"

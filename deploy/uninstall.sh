@@ -26,18 +26,20 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 
-unit=/etc/systemd/system/rbc-edge.service
-if [ -d /run/systemd/system ]; then
-    if [ -e "$unit" ]; then systemctl disable --now --quiet rbc-edge; fi
-elif command -v systemctl >/dev/null && [ -e "$unit" ]; then
-    systemctl disable --quiet rbc-edge
-fi
-# Changes made with `systemctl edit` are removed too: they are parts of the unit.
-rm -rf "$unit" "$unit.d"
-if [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
-    systemctl reset-failed rbc-edge 2>/dev/null || true
-fi
+for name in rbc-edge-review rbc-edge; do
+    unit=/etc/systemd/system/$name.service
+    if [ -d /run/systemd/system ]; then
+        if [ -e "$unit" ]; then systemctl disable --now --quiet "$name"; fi
+    elif command -v systemctl >/dev/null && [ -e "$unit" ]; then
+        systemctl disable --quiet "$name"
+    fi
+    # Changes made with `systemctl edit` are removed too: they are parts of the unit.
+    rm -rf "$unit" "$unit.d"
+    if [ -d /run/systemd/system ]; then
+        systemctl daemon-reload
+        systemctl reset-failed "$name" 2>/dev/null || true
+    fi
+done
 [ "$(readlink /usr/local/bin/rbc-edge)" != /opt/rbc-edge/current/bin/rbc-edge ] || rm -f /usr/local/bin/rbc-edge
 rm -rf /opt/rbc-edge /run/rbc-edge-install.lock
 if [ "$purge" = yes ]; then rm -rf /etc/rbc-edge; fi

@@ -39,8 +39,8 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LINE_LENGTH: Final = 110
 
 _COUNTING: Final = "run watch"
-_WITH_RESULTS: Final = f"{_COUNTING} status retry forget exclude set report export doctor"
-_WITH_BUNDLE: Final = f"{_COUNTING} demo bench report doctor bundle-show bundle-verify"
+_WITH_RESULTS: Final = f"{_COUNTING} status retry forget exclude set review report export doctor"
+_WITH_BUNDLE: Final = f"{_COUNTING} demo bench review report doctor bundle-show bundle-verify"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ right, y down, and the far edge exclusive. N = 0 cells is legal everywhere.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -297,6 +297,15 @@ class Morphology:
     def __len__(self) -> int:
         return len(self.shape)
 
+    def take(self, index: Int64 | Bool) -> "Morphology":
+        """Returns that of the cells that `index` (int64 (M,) or bool (N,)) names, in that order."""
+        return Morphology(*(getattr(self, each.name)[index] for each in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Morphology"]) -> "Morphology":
+        """Returns that of all parts, at least one, in their order."""
+        return cls(*(np.concatenate([getattr(p, each.name) for p in parts]) for each in fields(cls)))
+
     @classmethod
     def unknown(cls, n: int) -> "Morphology":
         """Returns that of `n` cells of which nothing is known."""
@@ -342,6 +351,17 @@ class Cells:
         """Returns a field without cells."""
         none = Detections.empty()
         return cls(none, none.score, np.zeros(0, np.bool_), none.class_id, np.zeros((0, 4), np.bool_))
+
+    def take(self, index: Int64 | Bool) -> "Cells":
+        """Returns the cells that `index` (int64 (M,) or bool (N,)) names, in that order."""
+        return Cells(
+            self.detections.take(index),
+            self.overlap_score[index],
+            self.overlapping[index],
+            self.group[index],
+            self.touches_edge[index],
+            self.morphology.take(index),
+        )
 
     def label(self, i: int) -> Label:
         """Returns the table's label of cell `i`."""

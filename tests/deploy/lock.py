@@ -18,7 +18,7 @@ from typing import Final
 from tests.debian import ROOT, for_python
 
 STATION: Final = ROOT / "deploy" / "requirements.txt"
-PROMETHEUS: Final = ROOT / "deploy" / "requirements-prometheus.txt"
+EXTRAS: Final = {name: ROOT / "deploy" / f"requirements-{name}.txt" for name in ("prometheus", "review")}
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 MACHINES: Final = ("x86_64", "aarch64")
 
@@ -110,17 +110,18 @@ def read(file: Path) -> Lock:
 
 
 def main() -> None:
-    """Writes both lists."""
+    """Writes all lists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needs = project["dependencies"]
-    more = [*needs, *project["optional-dependencies"]["prometheus"]]
     computers = [(python, machine) for machine in MACHINES for python in PYTHONS]
-    station = merged([resolve(needs, *computer) for computer in computers])
-    everything = merged([resolve(more, *computer) for computer in computers])
-    extra = {name: found for name, found in everything.items() if name not in station}
+    station = merged([resolve(project["dependencies"], *computer) for computer in computers])
     STATION.write_text(text("The libraries of the station", station), encoding="utf-8")
-    PROMETHEUS.write_text(text("What the extra `prometheus` needs besides", extra), encoding="utf-8")
-    print(f"{len(station)} packages in {STATION.name}, {len(extra)} in {PROMETHEUS.name}")
+    print(f"{len(station)} packages in {STATION.name}")
+    for name, file in EXTRAS.items():
+        needs = [*project["dependencies"], *project["optional-dependencies"][name]]
+        everything = merged([resolve(needs, *computer) for computer in computers])
+        extra = {package: found for package, found in everything.items() if package not in station}
+        file.write_text(text(f"What the extra `{name}` needs besides", extra), encoding="utf-8")
+        print(f"{len(extra)} packages in {file.name}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from tests.deploy import lock
 from tests.docs.test_repository import PROJECT, pinned
 
 STATION = lock.read(lock.STATION)
-PROMETHEUS = lock.read(lock.PROMETHEUS)
+EXTRAS = {name: lock.read(file) for name, file in lock.EXTRAS.items()}
+EVERY = [*STATION.items(), *(item for extra in EXTRAS.values() for item in extra.items())]
 COMPILED = ("numpy", "onnxruntime", "pillow", "markupsafe")
 """Packages with a wheel for each Python and each processor."""
 
@@ -32,26 +33,27 @@ def closure(needs: list[str]) -> set[str]:
 def test_versions_are_those_of_the_constraints() -> None:
     pins = {lock.canonical(name): version for name, version in pinned().items()}
     assert STATION
-    for name, (version, _) in {**STATION, **PROMETHEUS}.items():
+    for name, (version, _) in EVERY:
         assert (name, version) == (name, pins[name])
 
 
 def test_they_hold_everything_that_the_station_needs_and_nothing_else() -> None:
     project = PROJECT["project"]
-    needs, extra = project["dependencies"], project["optional-dependencies"]["prometheus"]
+    needs = project["dependencies"]
     assert set(STATION) == closure(needs)
-    assert set(PROMETHEUS) == closure(extra) - closure(needs)
+    for name, extra in EXTRAS.items():
+        assert set(extra) == closure(project["optional-dependencies"][name]) - closure(needs), name
 
 
 def test_every_package_has_its_hashes() -> None:
-    for name, (_, digests) in {**STATION, **PROMETHEUS}.items():
+    for name, (_, digests) in EVERY:
         assert digests, name
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests), name
     for name in COMPILED:
         assert len(STATION[name][1]) == len(lock.PYTHONS) * len(lock.MACHINES), name
 
 
-@pytest.mark.parametrize("file", [lock.STATION, lock.PROMETHEUS], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [lock.STATION, *lock.EXTRAS.values()], ids=lambda file: file.name)
 def test_they_name_no_index_and_are_as_written(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert not re.search("://|index-url|find-links|trusted-host", text)
@@ -74,4 +76,6 @@ def test_pins_that_differ_between_computers_are_an_error() -> None:
 def test_install_takes_them_from_the_network_with_hashes() -> None:
     text = (lock.STATION.parent / "install.sh").read_text(encoding="utf-8")
     assert "pip install --require-hashes --only-binary :all:" in text
-    assert {file.name for file in (lock.STATION, lock.PROMETHEUS)} <= set(re.findall(r"[\w-]+\.txt", text))
+    assert {file.name for file in (lock.STATION, *lock.EXTRAS.values())} <= set(
+        re.findall(r"[\w-]+\.txt", text)
+    )

@@ -66,9 +66,9 @@ def test_install_runs_nothing_from_the_folder_of_the_caller(planted: Path, tmp_p
     copy = planted / "deploy"
     (copy / "systemd").mkdir(parents=True)
     (copy / "install.sh").write_text(script)
-    for name in ("requirements.txt", "requirements-prometheus.txt"):
+    for name in ("requirements.txt", "requirements-prometheus.txt", "requirements-review.txt"):
         (copy / name).touch()
-    for name in ("rbc-edge.service", "config.toml"):
+    for name in ("rbc-edge.service", "rbc-edge-review.service", "config.toml"):
         (copy / "systemd" / name).touch()
 
     said = subprocess.run(

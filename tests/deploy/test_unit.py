@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from rbc_edge.config import Settings, example, load
+from tests.docs.test_docs import PROGRAM, parse
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "rbc-edge.service"
+REVIEW = DEPLOY / "systemd" / "rbc-edge-review.service"
 EXAMPLE = DEPLOY / "systemd" / "config.toml"
 SCRIPTS = [DEPLOY / "install.sh", DEPLOY / "uninstall.sh"]
 
@@ -20,11 +22,11 @@ HIGHEST_EXPOSURE = 15
 """Tenths: `systemd-analyze security` says 1.5 or less."""
 
 
-def directives() -> dict[str, list[str]]:
-    """The values of the unit by section.key. A key can come more than once."""
+def directives(unit: Path = UNIT) -> dict[str, list[str]]:
+    """The values of a unit by section.key. A key can come more than once."""
     found: dict[str, list[str]] = {}
     section = ""
-    for line in UNIT.read_text(encoding="utf-8").splitlines():
+    for line in unit.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         elif line and not line.startswith("#"):
@@ -40,12 +42,11 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], check=False, capture_output=True, text=True)
 
 
-def test_verify_is_clean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shipped", [UNIT, REVIEW], ids=lambda unit: unit.stem)
+def test_verify_is_clean(tmp_path: Path, shipped: Path) -> None:
     # The program is not installed where tests run. Apart from that there must be no complaint.
-    unit = tmp_path / UNIT.name
-    text, n_replaced = re.subn(
-        "^ExecStart=/opt/rbc-edge/current/bin/rbc-edge ", "ExecStart=/bin/true ", UNIT.read_text(), flags=re.M
-    )
+    unit, program = tmp_path / shipped.name, "^ExecStart=/opt/rbc-edge/current/bin/rbc-edge "
+    text, n_replaced = re.subn(program, "ExecStart=/bin/true ", shipped.read_text(), flags=re.M)
     assert n_replaced == 1
     unit.write_text(text)
 
@@ -61,6 +62,19 @@ def test_exposure_is_low() -> None:
     overall = re.search(r"Overall exposure level for rbc-edge.service: ([0-9.]+)", said.stdout)
     assert overall is not None
     assert float(overall[1]) <= HIGHEST_EXPOSURE / 10
+
+
+def test_the_review_page_has_the_sandbox_of_the_service_and_only_the_loopback() -> None:
+    service, page = directives(), directives(REVIEW)
+    sandbox = [
+        key for key in service if re.search("Protect|Private|Restrict|System|Lock|Deny|Amb|Bound", key)
+    ]
+    other = {key for key in sandbox if service[key] != page.get(key)}
+    assert other == {"Service.PrivateNetwork", "Service.RestrictAddressFamilies"}
+    assert (page["Service.IPAddressDeny"], page["Service.IPAddressAllow"]) == (["any"], ["localhost"])
+    assert page["Service.User"] == service["Service.User"]
+    assert page["Unit.AssertPathExists"] == ["/etc/rbc-edge/review.password"]  # off until it has one
+    parse(PROGRAM, page["Service.ExecStart"][0].split()[1:])
 
 
 def test_exposure_is_measured(tmp_path: Path) -> None:

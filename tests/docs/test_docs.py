@@ -17,6 +17,7 @@ from rbc_edge import cli
 from rbc_edge.config import Settings, load
 from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import Activity
+from rbc_edge.store import corrections
 from rbc_edge.store.rows import Status
 from rbc_edge.values import ScaleSource
 from rbc_edge.views import tables
@@ -352,7 +353,7 @@ def test_the_readme_names_every_table_and_no_column_that_is_not_there() -> None:
     assert {span for span in spans(text) if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", span)} <= columns
 
 
-LABELS = {"rbc_single", "rbc_overlapping", "wbc", "platelet"}
+LABELS = {*corrections.LABELS}
 
 
 def test_words_in_columns() -> None:

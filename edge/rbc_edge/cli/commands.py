@@ -201,6 +201,28 @@ def set(
     """
 
 
+@command(app, "rbc-edge review --out /results", "rbc-edge review --out /results --read-only --port 8017")
+def review(
+    given: Given,
+    port: int = option("--port N", "Port of the page. 0: one that is free.", 0, min=0, max=65535),
+    host: str = option(
+        "--host ADDRESS",
+        "Address to listen on. Another one than this computer's own needs --password-file.",
+        "127.0.0.1",
+    ),
+    read_only: bool = option("--read-only", "Show everything and change nothing.", False),
+    password_file: Path | None = option(
+        "--password-file FILE", "Ask for the password on the first line of this file, not for the address."
+    ),
+) -> None:
+    """Look at fields in the browser, correct their cells, and take bad pictures out.
+
+    Prints one address, with a secret, and serves its page on this computer until it is stopped with Ctrl-C.
+    Who knows the address can change the counts. Tables count with the corrections, and corrections hold for
+    later counts. Works while the service runs. Needs the extra `review` (pip install "rbc-edge[review]").
+    """
+
+
 @command(app, "rbc-edge report --out /results --open", "rbc-edge report slide7 --out /results")
 def report(
     given: Given,

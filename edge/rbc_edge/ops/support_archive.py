@@ -36,7 +36,7 @@ _FIXED_WORDS: Final = frozenset({"edges", "precision"})  # settings with one of 
 _COLUMNS: Final = (
     *("slide", "fov", "status", "failure", "size_bytes", "width_px", "height_px", "cell_diameter_px"),
     *("scale_source", "n_rbc_single", "n_rbc_overlapping", "n_wbc", "n_platelets", "n_refused"),
-    *("quality_flags", "analyzed_at", "bundle_id", "elapsed_ms"),
+    *("n_corrected", "quality_flags", "analyzed_at", "bundle_id", "elapsed_ms"),
 )
 
 
@@ -159,7 +159,8 @@ def _shown(row: "FieldRow", scrub: _Scrubber) -> list[object]:
     scale = ("", "") if row.scale is None else (f"{row.scale.cell_diameter_px:.1f}", row.scale.source)
     return [
         *(scrub.hashed(row.slide_id), scrub.hashed(row.fov), row.status, row.failure, row.size_bytes),
-        *(row.width_px, row.height_px, *scale, *counts, row.n_refused, ";".join(row.quality_flags)),
+        *(row.width_px, row.height_px, *scale, *counts, row.n_refused, row.n_corrected),
+        ";".join(row.quality_flags),
         *(row.analyzed_at, row.version.bundle_id, round(row.elapsed_ms, 1)),
     ]
 

@@ -382,6 +382,8 @@ class _Record:
             values = decision_values(self._slide_key, known.sha256, *decision)
             self._db.execute("INSERT OR REPLACE INTO decision VALUES (?, ?, ?, ?, ?)", values)
             self._db.execute("DELETE FROM decision WHERE slide_key = ? AND content = ?", old)
+        corrected = "UPDATE correction SET slide_key = ? WHERE slide_key = ? AND content = ?"
+        self._db.execute(corrected, (self._slide_key, *old))
         self._ledger._is_decided = None
         if self._look.result is None and known.version == self._version and not self._force:
             columns = "given_diameter_px, given_source"

@@ -3,16 +3,17 @@
 import os
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import nan
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from rbc_edge.errors import UsageError
-from rbc_edge.store import rows
+from rbc_edge.store import corrections, rows
+from rbc_edge.store.corrections import Corrected, Correction, corrected
 from rbc_edge.store.recovery import damage
 from rbc_edge.store.rows import FieldRow, RowError, SlideScale, Status, Tally, Version
 from rbc_edge.store.schema import Database, is_gone
@@ -251,29 +252,65 @@ class Reader:
 
     def fields(self, slide_id: str) -> Iterator[FieldRow]:
         """Yields a slide's fields of view in order of their names."""
-        return map(rows.field_row, self._db.rows(f"{_FIELDS} AND slide_id = ? ORDER BY {_BY_NAME}", slide_id))
+        return self._rows(f"{_FIELDS} AND slide_id = ? ORDER BY {_BY_NAME}", slide_id, of=slide_id)
 
     def all_fields(self) -> Iterator[FieldRow]:
         """Yields every field of view, slide by slide in order of first sight, in order of their names."""
-        return map(rows.field_row, self._db.rows(f"{_FIELDS} ORDER BY field.slide_key, {_BY_NAME}"))
+        return self._rows(f"{_FIELDS} ORDER BY field.slide_key, {_BY_NAME}")
 
     def field(self, slide_id: str, fov: str) -> FieldRow | None:
         """Returns one field of view. None when the ledger does not know it."""
-        row = self._db.first(f"{_FIELDS} AND slide_id = ? AND fov = ?", slide_id, fov)
-        return None if row is None else rows.field_row(row)
+        return next(self._rows(f"{_FIELDS} AND slide_id = ? AND fov = ?", slide_id, fov, of=slide_id), None)
 
     def cells(self, slide_id: str) -> Iterator[tuple[str, Cells]]:
-        """Yields (fov, cells) of a slide's counted fields in order of their names."""
+        """Yields (fov, cells) of a slide's counted fields in order of their names, as they are counted."""
+        return ((fov, found.kept) for fov, found in self.corrected(slide_id))
+
+    def corrected(self, slide_id: str, fov: str | None = None) -> Iterator[tuple[str, Corrected]]:
+        """Yields (fov, cells with their corrections) of a slide's counted fields, or of one."""
+        return self._corrected(self.corrections(slide_id), slide_id, fov)
+
+    def corrections(
+        self, slide_id: str | None = None, *, undone: bool = False
+    ) -> dict[tuple[str, str], list[Correction]]:
+        """Returns the corrections of a slide, or of all, by slide and digest, in order of time.
+
+        With `undone`, those that were taken back, too. Raises `RowError` where one is damaged.
+        """
+        query = f"SELECT slide_id, {corrections.COLUMNS} FROM correction JOIN slide USING (slide_key) WHERE 1"
+        query += "" if undone else " AND undone_at = ''"
+        query += "" if slide_id is None else " AND slide_id = ?"
+        found: dict[tuple[str, str], list[Correction]] = defaultdict(list)
+        given = () if slide_id is None else (slide_id,)
+        for slide, *row in self._db.rows(f"{query} ORDER BY correction_key", *given):
+            each = corrections.correction_of(tuple(row), slide)
+            found[slide, each.content].append(each)
+        return dict(found)
+
+    def _rows(self, query: str, *values: object, of: str | None = None) -> Iterator[FieldRow]:
+        """Yields the rows of a query of `_FIELDS`, with the corrections of their cells."""
+        said = self.corrections(of)
+        for row in map(rows.field_row, self._db.rows(query, *values)):
+            found = None
+            if row.status is Status.OK and (row.slide_id, row.sha256) in said:
+                # None: damaged cells were dropped, until they are counted again.
+                found = next(self._corrected(said, row.slide_id, row.fov), None)
+            yield row if found is None else _with_corrections(row, found[1])
+
+    def _corrected(
+        self, said: Mapping[tuple[str, str], Sequence[Correction]], slide_id: str, fov: str | None
+    ) -> Iterator[tuple[str, Corrected]]:
         tables = f"cells JOIN {_TABLES.replace('JOIN', 'USING (field_key) JOIN', 1)}"
-        query = (
-            f"SELECT fov, packed, morphology FROM {tables} WHERE slide_id = ? AND kind IS NULL"
-            f" ORDER BY {_BY_NAME}"
-        )
-        for fov, *packed in self._db.rows(query, slide_id):
+        columns = "packed, morphology, fov, sha256, width_px, height_px, field.cell_diameter_px"
+        query = f"SELECT {columns} FROM {tables} WHERE slide_id = ? AND kind IS NULL"
+        query += f" ORDER BY {_BY_NAME}" if fov is None else " AND fov = ?"
+        given = (slide_id,) if fov is None else (slide_id, fov)
+        for packed, form, name, sha256, *size_px in self._db.rows(query, *given):
             try:
-                yield fov, rows.unpack_cells(*packed)
+                cells = rows.unpack_cells(packed, form)
             except (ValueError, TypeError, zlib.error) as error:
-                raise RowError(slide_id, fov) from error
+                raise RowError(slide_id, name) from error
+            yield name, corrected(cells, said.get((slide_id, sha256), ()), *size_px)
 
     def _among(self, query: str, some: Collection[object], *values: object) -> Iterator[tuple[Any, ...]]:
         return self._db.rows(f"{query} ({', '.join('?' * len(some))})", *values, *some)
@@ -326,3 +363,14 @@ class Reader:
         )
         query += " GROUP BY failure"
         return dict(self._db.rows(f"{query} ORDER BY count(*) DESC, failure"))
+
+
+def _with_corrections(row: FieldRow, found: Corrected) -> FieldRow:
+    return replace(
+        row,
+        counts=found.counts(),
+        n_corrected=found.n_corrected,
+        n_lost=len(found.lost),
+        reviewed_by=found.reviewed_by,
+        corrections=found.digest,
+    )

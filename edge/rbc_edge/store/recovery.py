@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rbc_edge.errors import UnavailableError, unavailable
+from rbc_edge.store import corrections
 from rbc_edge.store.rows import (
     FIELD_COLUMNS,
     GIVEN_COLUMNS,
@@ -36,6 +37,7 @@ _DECISIONS: Final = (
     "SELECT slide_id, decision.checksum, decision.slide_key, content, kind, reason"
     " FROM decision LEFT JOIN slide USING (slide_key)"
 )
+_CORRECTIONS: Final = f"SELECT slide_id, {corrections.COLUMNS} FROM correction JOIN slide USING (slide_key)"
 _WITHOUT_CELLS: Final = (
     "SELECT field_key FROM field WHERE status = 'ok' AND settings <> ?"
     " AND NOT EXISTS (SELECT 1 FROM cells WHERE cells.field_key = field.field_key)"
@@ -63,6 +65,8 @@ def damage(database: Database) -> str:
                 given_of(*row)
             if not all(map(_is_decision, db.execute(_DECISIONS))):
                 return "a decision about a field is damaged"
+            if not all(map(_is_correction, db.execute(_CORRECTIONS))):
+                return "a correction is damaged"
             if db.execute(_NAMELESS).fetchone():
                 return "the name of a slide is damaged"
             for packed in db.execute("SELECT packed, morphology FROM cells"):
@@ -99,14 +103,18 @@ def mend(database: Database, *, deep: bool) -> list[str]:
         unread += [key for (key,) in database.rows(_WITHOUT_CELLS, _RECOUNT)]
         given = [row[0] for row in database.rows(_SLIDES) if not _is_given(row)]
         decided = [row for row in database.rows(_DECISIONS) if not _is_decision(row)]
+        bad = [(row[1], row[0]) for row in database.rows(_CORRECTIONS) if not _is_correction(row)]
         lost = "the name of a slide was damaged in the ledger: counted again where the images are there"
         said = [lost] if nameless else []
-        if damaged or unread or given or decided:
+        if damaged or unread or given or decided or bad:
             with database.change() as db:
                 for slide_id, _, *key, _, _ in decided:
                     db.execute("DELETE FROM decision WHERE slide_key = ? AND content = ?", key)
                     what = f"slide {slide_id or 'unknown'}: what was decided about a field was damaged"
                     said.append(f"{what}: look at its table, and exclude or forget the field again")
+                for key, slide_id in bad:
+                    db.execute("DELETE FROM correction WHERE correction_key = ?", (key,))
+                    said.append(f"slide {slide_id}: a correction was damaged: make it again")
                 for slide_id in given:
                     db.execute(
                         "UPDATE slide SET given_diameter_px = NULL, given_source = NULL,"
@@ -213,6 +221,13 @@ def _is_decision(row: tuple[Any, ...]) -> bool:
     slide_id, expected, *decision = row
     known = decision[2] in (Status.EXCLUDED, Status.FORGOTTEN) and isinstance(decision[3], str)
     return slide_id is not None and known and expected in (None, checksum(*decision))
+
+
+def _is_correction(row: tuple[Any, ...]) -> bool:
+    with suppress(RowError):
+        corrections.correction_of(row[1:], row[0])
+        return True
+    return False
 
 
 def _cells(packed: bytes, morphology: bytes | None = None) -> Cells | None:

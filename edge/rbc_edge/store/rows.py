@@ -148,6 +148,11 @@ class FieldRow:
     reason: str = ""  # why a person excluded it
     page: int = 0  # as of `InboxFile`
     n_pages: int = 1
+    # From here on: what a person said of its cells (`store.corrections`). The counts above are with it.
+    n_corrected: int = 0  # cells
+    n_lost: int = 0  # corrections that find no cell
+    reviewed_by: str = ""  # who looked at it whole and accepted it
+    corrections: int = 0  # another number when the corrections are others. 0: there is none
 
 
 @dataclass(frozen=True, slots=True)

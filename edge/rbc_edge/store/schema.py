@@ -159,6 +159,30 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE cells ADD COLUMN morphology BLOB",
     ),
     ("ALTER TABLE decision ADD COLUMN checksum INTEGER",),
+    (
+        # What a person said of a place in a content (see `store.corrections`). Nothing is deleted here.
+        """
+        CREATE TABLE correction (
+            correction_key INTEGER PRIMARY KEY,    -- in order of time
+            slide_key INTEGER NOT NULL REFERENCES slide,
+            content TEXT NOT NULL,                 -- SHA-256 of the field
+            kind TEXT NOT NULL,                    -- see `corrections.Kind`
+            what TEXT NOT NULL,
+            x_min_px REAL,                         -- NULL, as the other sides: about the whole field
+            y_min_px REAL,
+            x_max_px REAL,
+            y_max_px REAL,
+            who TEXT NOT NULL,
+            at TEXT NOT NULL,
+            was TEXT NOT NULL,
+            bundle_id TEXT NOT NULL,
+            undone_by TEXT NOT NULL,
+            undone_at TEXT NOT NULL,               -- '': it holds
+            checksum INTEGER NOT NULL
+        )
+        """,
+        "CREATE INDEX correction_content ON correction (slide_key, content)",
+    ),
 )
 
 

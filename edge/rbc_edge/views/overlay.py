@@ -290,7 +290,8 @@ def row_key(row: FieldRow, edges: EdgeRule) -> str:
     """Returns 16 hex digits. They change when the picture or the text of a field of view has to change."""
     scale = (row.scale.cell_diameter_px, row.scale.source) if row.scale else ()
     version = (row.sha256, row.version.bundle_id, row.quality_flags, edges)
-    return digest(row.slide_id, row.fov, *version, *scale, row.counts.get(edges))
+    said = (row.corrections,) if row.corrections else ()  # pictures of before stay
+    return digest(row.slide_id, row.fov, *version, *scale, row.counts.get(edges), *said)
 
 
 @dataclass(eq=False)

@@ -27,12 +27,13 @@ from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from rbc_edge.errors import BROKEN_DISK, UnavailableError
+from rbc_edge.store.corrections import Corrected
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import replacing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
 from rbc_edge.text import count_text, in_order, path_text
-from rbc_edge.values import SHAPES, Cells, Counts, Float32, Scale, Shape
+from rbc_edge.values import SHAPES, Counts, Float32, Scale, Shape
 from rbc_edge.views import shapes
 from rbc_edge.views.csv_form import CsvForm, Value, typed
 from rbc_edge.views.names import file_names, old_files, on_disk
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA: Final = "3"
 _EDGES_NOTE: Final = "edges"  # name of the note in the ledger that keeps the edge rule of the tables
+_FORM_NOTE: Final = "form"  # and of the one that keeps their form
 _HELD: Final = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EISDIR})
 _BLOCK_BYTES: Final = 1 << 20
 _SIDES: Final = ("left", "top", "right", "bottom")
@@ -73,6 +75,7 @@ class SlideSummary:
     first_captured_at: str  # ISO 8601, or empty when no file says it
     last_captured_at: str
     bundle_ids: tuple[str, ...]  # the bundles that counted, sorted
+    n_corrected: int  # cells that a person corrected, added or took out
     # The others are no columns.
     n_fov_more: int | None = None  # more fields for an interval of ±2 points. None without red cells.
     flags: Mapping[str, int] = field(default_factory=dict)  # fields with each flag, the most frequent first
@@ -177,6 +180,7 @@ class _Cell(NamedTuple):
     fov: str
     number: int
     label: str
+    model_label: str
     box: list[float]
     score: float
     overlap_score: float
@@ -193,11 +197,12 @@ class _Cell(NamedTuple):
     max_iou: float
 
 
-def _cells(slide_id: str, fields: Iterable[tuple[FieldRow, Cells]]) -> Iterator[_Cell]:
+def _cells(slide_id: str, fields: Iterable[tuple[FieldRow, Corrected]]) -> Iterator[_Cell]:
     slide = _text(slide_id)
-    for row, cells in fields:
+    for row, of in fields:
+        cells, numbers = of.cells, range(len(of.cells))
         name, found, form = _text(row.fov), cells.detections, cells.morphology
-        labels = map(cells.label, range(len(cells)))
+        labels = zip(map(of.label, numbers), map(of.model_label, numbers), strict=True)
         um = np.float32(shapes.um_per_px(row) or nan)
         columns = (
             *(found.xyxy, found.score, cells.overlap_score, cells.group, cells.touches_edge),
@@ -205,8 +210,8 @@ def _cells(slide_id: str, fields: Iterable[tuple[FieldRow, Cells]]) -> Iterator[
             *(form.area_px * um**2, form.aspect_ratio, form.circularity, form.pallor, _max_iou(found.xyxy)),
         )
         values = zip(labels, *(c.tolist() for c in columns), strict=True)
-        for i, each in enumerate(values, 1):
-            yield _Cell(slide, name, i, *each)
+        for i, (both, *each) in enumerate(values, 1):
+            yield _Cell(slide, name, i, *both, *each)
 
 
 def _max_iou(xyxy: Float32) -> Float32:
@@ -243,6 +248,7 @@ SLIDE_TABLE: Final = Table[SlideSummary](
     ("overlap_high", lambda s: _end(s.overlap_interval, 1, 4), "upper end of this interval"),
     ("n_wbc", lambda s: _count(s.counts, "n_wbc"), "white cells"),
     ("n_platelets", lambda s: _count(s.counts, "n_platelets"), "platelets"),
+    ("n_corrected", lambda s: str(s.n_corrected), "cells that a person corrected, added or took out"),
     ("n_rbc_per_fov_mean", lambda s: _number(s.n_rbc_per_fov_mean, 2), "red cells in a field: mean"),
     ("n_rbc_per_fov_sd", lambda s: _number(s.n_rbc_per_fov_sd, 2), "their standard deviation between fields"),
     (
@@ -316,6 +322,16 @@ FIELD_TABLE: Final = Table[_Fov](
         "boxes that hold no single red cell. They are no cells",
     ),
     ("overlap_fraction", lambda f: _share(f.counts), "share of the red cells that overlap, 0 to 1"),
+    (
+        "n_corrected",
+        lambda f: "" if f.counts is None else str(f.row.n_corrected),
+        "cells that a person corrected, added or took out (`rbc-edge review`). The counts are with it",
+    ),
+    (
+        "reviewed",
+        lambda f: _text(f.row.reviewed_by),
+        "who looked at the whole field and accepted it. Empty again when other cells are found in it",
+    ),
     ("quality_flags", lambda f: _text(";".join(f.row.quality_flags)), "quality warnings, joined with `;`"),
     ("captured_at", lambda f: _text(f.row.captured_at), "when the image was taken (EXIF)"),
     ("analyzed_at", lambda f: f.row.analyzed_at, "when it was counted, UTC"),
@@ -328,7 +344,12 @@ CELL_TABLE: Final = Table[_Cell](
     ("slide_id", lambda c: c.slide, "the slide"),
     ("fov", lambda c: c.fov, "the field of view"),
     ("cell", lambda c: str(c.number), "number of the cell in its field, from 1"),
-    ("label", lambda c: c.label, "`rbc_single`, `rbc_overlapping`, `wbc` or `platelet`"),
+    (
+        "label",
+        lambda c: c.label,
+        "`rbc_single`, `rbc_overlapping`, `wbc` or `platelet`. `not_a_cell`: not counted, a person says so",
+    ),
+    ("model_label", lambda c: c.model_label, "what the bundle says. Empty for a cell that a person added"),
     ("x_min_px", lambda c: _number(c.box[0], 1), "left side of the cell's box, pixels from the left border"),
     ("y_min_px", lambda c: _number(c.box[1], 1), "upper side, pixels from the upper border"),
     ("x_max_px", lambda c: _number(c.box[2], 1), "right side"),
@@ -458,6 +479,7 @@ class Tables:
         with self._holding(""):
             _write(self.out / "slides.csv", lines)
         self.ledger.keep_note(_EDGES_NOTE, self.edges)
+        self.ledger.keep_note(_FORM_NOTE, self.form)
         if self.held:
             self.ledger.commit()  # the next run, too, knows that tables are out of date
         else:
@@ -527,6 +549,13 @@ def _shapes_note(bundle_id: str) -> str:
     return f"shapes of {bundle_id.partition('+')[0]}"
 
 
+def form_of(reader: Reader) -> CsvForm:
+    """Returns the form of the tables of a ledger. Plain, where the note of it is damaged."""
+    with suppress(ValueError):
+        return CsvForm(reader.note(_FORM_NOTE) or CsvForm.PLAIN)
+    return CsvForm.PLAIN
+
+
 def edges_of(reader: Reader) -> EdgeRule | None:
     """Returns the edge rule of the tables of a ledger. None: there are none, or the note of it is damaged."""
     if note := reader.note(_EDGES_NOTE):
@@ -552,16 +581,16 @@ def summarize(
 def _with_forms(summary: SlideSummary, reader: Reader, counted: Mapping[str, FieldRow]) -> SlideSummary:
     named = {shape for b in summary.bundle_ids for shape in known_shapes(reader, b)}
     formed = _formed(reader, summary.slide_id, counted)
-    return replace(summary, forms=shapes.of_slide(formed, named))
+    return replace(summary, forms=shapes.of_slide(((row, of.kept) for row, of in formed), named))
 
 
 def _formed(
     reader: Reader, slide_id: str, counted: Mapping[str, FieldRow]
-) -> Iterator[tuple[FieldRow, Cells]]:
+) -> Iterator[tuple[FieldRow, Corrected]]:
     """Yields the cells of fields of a slide that count, by their names."""
-    for fov, cells in reader.cells(slide_id):
+    for fov, of in reader.corrected(slide_id):
         if row := counted.get(fov):
-            yield row, cells
+            yield row, of
 
 
 def shown_fields(fields: Iterable[FieldRow], edges: EdgeRule) -> Iterator[dict[str, Value]]:
@@ -587,12 +616,14 @@ class _Sums:
     edges: EdgeRule
     n_failed: int = 0
     rows: dict[str, FieldRow] = field(default_factory=dict)  # those that count
+    n_corrected: int = 0
     ok: list[tuple[Counts, str, str, tuple[str, ...]]] = field(default_factory=list)
 
     def added(self, fields: Iterable[FieldRow]) -> Iterator[FieldRow]:
         """Yields the rows, and adds each."""
         for row in fields:
             self.n_failed += row.status is Status.FAILED
+            self.n_corrected += row.n_corrected
             if row.status is Status.OK:
                 self.rows[row.fov] = row
                 counts = row.counts[self.edges]
@@ -618,6 +649,7 @@ class _Sums:
             first_captured_at=min(captured, default=""),
             last_captured_at=max(captured, default=""),
             bundle_ids=tuple(sorted({bundle_id for _, bundle_id, *_ in ok})),
+            n_corrected=self.n_corrected,
             n_fov_more=fields_needed(n_overlapping, n_rbc),
             flags={flag: n for flag, n in flags if flag not in NOTES},
             n_fov_flagged=sum(bool(warnings(each)) for *_, each in ok),

@@ -14,6 +14,9 @@ from rbc_edge.ops.doctor import examine
 from rbc_edge.station.job import AnalyzerRecipe
 from rbc_edge.station.session import CountOptions, count_once
 from rbc_edge.station.state_file import Activity, ServiceState, StateFile
+from rbc_edge.store.corrections import Kind
+from rbc_edge.store.decisions import correct
+from rbc_edge.store.ledger import Ledger
 
 PATIENT = "Müller Anna 1961"
 
@@ -27,6 +30,12 @@ def station(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_disks(root / "camera" / PATIENT / f"{PATIENT} {i}.png", 3 + i, seed=i)
     (root / "camera" / PATIENT / "broken.png").write_bytes(b"")
     count_once([root / "camera"], CountOptions(root / "results", AnalyzerRecipe(BUNDLE_ID, StandIn)))
+    with Ledger(root / "results") as ledger:
+        row = next(row for row in ledger.reader.fields(PATIENT) if row.counts)
+        correct(
+            ledger, PATIENT, row.fov, row.sha256, Kind.REVIEWED, who="Zeta Technician", at=row.analyzed_at
+        )
+        ledger.commit()
     (root / "c.toml").write_text(
         f"source = 'camera'\nout = 'results'\nbundle = '{TOY_BUNDLE}'\nmarker = '{PATIENT}.mark'\n"
         f"slide_pattern = '(?P<slide>{PATIENT})'\nthreads = 2\n"
@@ -68,7 +77,16 @@ def test_the_archive_says_what_is_in_it(station: Path) -> None:
 def test_no_name_and_no_path_is_in_it(station: Path) -> None:
     files, _ = archive(station)
     everything = "\n".join(files.values())
-    words = [*PATIENT.split(), "Huber", "camera/", "results/", "broken", str(station), str(station.parent)]
+    words = [
+        *PATIENT.split(),
+        "Huber",
+        "Zeta",
+        "camera/",
+        "results/",
+        "broken",
+        str(station),
+        str(station.parent),
+    ]
     user = getpass.getuser()
     for word in [*words, *([user] if user not in ("root", "rbc-edge") else [])]:
         assert word not in everything, word
@@ -84,6 +102,7 @@ def test_what_a_developer_needs_is_in_it(station: Path) -> None:
     assert len({row["fov"] for row in rows}) == 4
     assert sorted(row["failure"] for row in rows) == ["", "", "", "empty"]
     assert sum(int(row["n_rbc_single"] or 0) + int(row["n_rbc_overlapping"] or 0) for row in rows) == 12
+    assert sorted(row["n_corrected"] for row in rows) == ["0"] * 4
     settings = json.loads(files["settings.json"])
     assert settings["threads"] == {"value": 2, "source": "file"}
     assert settings["slide_pattern"]["value"] == settings["marker"]["value"] == "given"

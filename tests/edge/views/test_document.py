@@ -89,7 +89,7 @@ def same(shown: Any, text: str) -> bool:
 def test_a_workbook_read_back_holds_the_numbers_of_the_tables(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "results.xlsx"
     a_document(ledger).write_workbook(path)
-    assert openpyxl.load_workbook(path).sheetnames == ["slides", "fields", "provenance"]
+    assert openpyxl.load_workbook(path).sheetnames == ["slides", "fields", "shapes", "provenance"]
     *slides, sums = sheet(path, "slides")
     expected = table(tmp_path / "slides.csv")
     assert [list(row) for row in slides] == [list(row) for row in expected]

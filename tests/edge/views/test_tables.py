@@ -96,12 +96,12 @@ def test_field_table_to_the_byte(desk: Desk) -> None:
     desk.write()
     assert (desk.out / "s.csv").read_bytes().decode() == (
         "schema,slide_id,fov,path,sha256,status,failure,reason,width_px,height_px,cell_diameter_px,scale_source,"
-        "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,quality_flags,"
-        "captured_at,analyzed_at,bundle_id,elapsed_ms\n"
-        "3,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,blurred;dark,"
+        "n_rbc,n_rbc_single,n_rbc_overlapping,n_wbc,n_platelets,n_refused,overlap_fraction,n_corrected,reviewed,"
+        "quality_flags,captured_at,analyzed_at,bundle_id,elapsed_ms\n"
+        "3,s,a,/in/s/a.png,sha of s/a,ok,,,640,480,40.13,estimated-slide,3,2,1,1,3,4,0.3333,0,,blurred;dark,"
         "2024-05-06T07:08:09,2025-01-02T03:04:05Z,b1,12.3\n"
-        "3,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
-        "3,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,blurred;dark,,"
+        "3,s,b,/in/s/b.png,sha of s/b,failed,truncated,,,,,,,,,,,,,,,,,2025-01-02T03:04:05Z,b1,12.3\n"
+        "3,s,c,/in/s/c.png,sha of s/c,ok,,,640,480,40.13,estimated-slide,0,0,0,0,0,0,,0,,blurred;dark,,"
         "2025-01-02T03:04:05Z,b1,12.3\n"
     )
 
@@ -120,11 +120,11 @@ def test_slide_table_sums_what_was_counted(desk: Desk) -> None:
     assert (both.pop("n_rbc_per_fov_low"), both.pop("n_rbc_per_fov_high")) == ("0.00", "147.06")
     assert 0 < low < 0.35 < high < 1
     assert list(both.values()) == [
-        *("3", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "20.00", "14.14"),
+        *("3", "s", "2", "1", "40", "26", "14", "0.3500", "1", "3", "0", "20.00", "14.14"),
         *("2024-05-01T00:00:00", "2024-05-06T07:08:09", "b0+b1"),
         *[""] * 6,
     ]
-    assert list(broken.values()) == ["3", "broken", "0", "1", *[""] * 21]
+    assert list(broken.values()) == ["3", "broken", "0", "1", *[""] * 8, "0", *[""] * 13]
     of_one = [one[f"n_rbc_per_fov_{name}"] for name in ("mean", "sd", "low", "high")]
     assert of_one == ["1.00", "", "", ""]
 
@@ -149,10 +149,10 @@ def test_cell_table_has_every_cell_whatever_the_edge_rule(desk: Desk) -> None:
     box = ["1.3", "2.0", "41.0", "42.0", "0.9877"]
     form = [*[""] * 8, "1.000"]
     assert [list(row.values()) for row in rows] == [
-        ["3", "s", "a", "1", "rbc_overlapping", *box, "0.2500", "1", "right+bottom", *form],
-        ["3", "s", "a", "2", "rbc_single", *box, "0.2500", "", "", *form],
-        ["3", "s", "a", "3", "wbc", *box, "", "", "", *form],
-        ["3", "s", "a", "4", "platelet", *box, "", "", "", *form],
+        ["3", "s", "a", "1", *["rbc_overlapping"] * 2, *box, "0.2500", "1", "right+bottom", *form],
+        ["3", "s", "a", "2", *["rbc_single"] * 2, *box, "0.2500", "", "", *form],
+        ["3", "s", "a", "3", *["wbc"] * 2, *box, "", "", "", *form],
+        ["3", "s", "a", "4", *["platelet"] * 2, *box, "", "", "", *form],
     ]
 
 
@@ -402,9 +402,9 @@ def test_left_over_of_a_killed_process_is_swept(desk: Desk) -> None:
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    assert len(FIELD_TABLE.names) == 24
-    assert len(SLIDE_TABLE.names) == 25
-    assert len(CELL_TABLE.names) == 22
+    assert len(FIELD_TABLE.names) == 26
+    assert len(SLIDE_TABLE.names) == 26
+    assert len(CELL_TABLE.names) == 23
 
 
 def test_the_page_of_the_tables_has_the_columns_of_the_program() -> None:

@@ -1,0 +1,1 @@
+"""The page on which a person looks at counts and corrects them: extra ``[review]``, on this computer only."""
