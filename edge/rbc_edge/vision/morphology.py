@@ -16,7 +16,7 @@ from rbc_edge.values import Bool, Float32, Morphology, UInt8
 from rbc_edge.vision import preprocess
 
 _SIDE: Final = 64  # of a cell's window, pixels
-_AROUND: Final = 0.2  # of the box's longer side, on each side: the window has to show glass
+_AROUND: Final = 0.3  # of the box's longer side, on each side: glass, and what a short box leaves out
 _POINTS: Final = 128  # of an outline
 _AT_ONCE: Final = 256  # cells: bounds memory
 _LEAST_CONTRAST: Final = 8.0  # grey levels between glass and rim: less is no outline

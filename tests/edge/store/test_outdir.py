@@ -43,8 +43,10 @@ def test_no_folder_is_unavailable(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) > 0
 
 
-FOREIGN = ("slides.csv", "slideA.csv", "cells/s.csv", "shapes/s.csv", "reports/index.html")
-FOREIGN += ("overlays/s/a_overlay.jpg",)
+FOREIGN = (
+    *("slides.csv", "slideA.csv", "cells/s.csv", "shapes/s.csv", "reports/index.html"),
+    "overlays/s/a_overlay.jpg",
+)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
