@@ -1,7 +1,7 @@
 """Draws ``docs/shapes.svg``: an example of each shape of red cells, for the page about the shape table.
 
-Run as ``python docs/make_shapes.py`` after a shape or a name has changed. The drawings show what the words mean.
-They are no photographs.
+Run as ``python docs/make_shapes.py`` after a shape or a name has changed. The drawings show what the words
+mean. They are no photographs.
 """
 
 import math
