@@ -4,28 +4,28 @@ Run as ``python docs/make_tables.py`` after a column has changed. A test compare
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SHAPE_TABLE, SLIDE_TABLE, Table
+from rbc_edge.views.tables import CELL_TABLE, FIELD_TABLE, SHAPE_TABLE, SLIDE_TABLE
 
 PAGE: Final = Path(__file__).resolve().parent / "tables.md"
 
 
 def filled(page: str) -> str:
     """Returns the text of the page with the current columns between its markers."""
-    tables: dict[str, Table[Any]] = {
-        "slides": SLIDE_TABLE,
-        "fields": FIELD_TABLE,
-        "cells": CELL_TABLE,
-        "shapes": SHAPE_TABLE,
+    meanings = {
+        "slides": SLIDE_TABLE.meanings,
+        "fields": FIELD_TABLE.meanings,
+        "cells": CELL_TABLE.meanings,
+        "shapes": SHAPE_TABLE.meanings,
     }
-    for name, table in tables.items():
+    for name, columns in meanings.items():
         start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
         before, found, rest = page.partition(start)
         _, found_end, after = rest.partition(end)
         if not (found and found_end):
             raise ValueError(f"the page has no part from {start.strip()} to {end}")
-        rows = "".join(f"| `{column}` | {meaning} |\n" for column, meaning in table.meanings.items())
+        rows = "".join(f"| `{column}` | {meaning} |\n" for column, meaning in columns.items())
         page = f"{before}{start}| column | meaning |\n|---|---|\n{rows}{end}{after}"
     return page
 

@@ -300,7 +300,7 @@ def _setting(of: Field[Any]) -> Setting:
     kind = tuple if is_list else next(k for k in (*get_args(of.type), of.type) if k is not NoneType)
     flag, unit = f"--{of.name.replace('_', '-')}", of.name.rpartition("_")[2].upper()
     word = unit if unit in {"S", "PX", "MB"} else "N" if kind is int else "DIR"
-    option = f"{flag}/--no-{of.name}" if kind is bool else f"{flag} {word}"
+    option = f"{flag}/--no-{flag[2:]}" if kind is bool else f"{flag} {word}"
     about: dict[str, Any] = {"option": option, **of.metadata}
     return Setting(of.name, kind, of.default, **about)
 

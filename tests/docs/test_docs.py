@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields
@@ -19,9 +20,10 @@ from rbc_edge.errors import ExitCode
 from rbc_edge.station.state_file import Activity
 from rbc_edge.store import corrections
 from rbc_edge.store.rows import Status
-from rbc_edge.values import ScaleSource
-from rbc_edge.views import tables
+from rbc_edge.values import ScaleSource, Shape
+from rbc_edge.views import shapes, tables
 from rbc_edge.vision.counting import EdgeRule
+from rbc_edge.vision.quality import NOTES
 from rbc_export import cli as export_cli
 from rbc_train import cli as train_cli
 from studies import (
@@ -343,6 +345,19 @@ def test_the_page_of_the_tables_has_every_column_and_no_other() -> None:
     values = {*LABELS, *Status, *ScaleSource, *of_json}
     assert columns <= named
     assert {word for word in named if "_" in word} <= columns | values
+
+
+def test_the_page_about_shapes_shows_what_the_program_knows() -> None:
+    page = ROOT / "docs" / "shapes.md"
+    judged = spans(section(page, "Which cells are judged"))
+    assert set(judged) >= {*shapes.SPOILS, "overlapping", "cut", "unsure", "flagged"}
+    assert not set(judged) & NOTES
+    make = runpy.run_path(str(ROOT / "docs" / "make_shapes.py"))
+    assert set(make["DRAWINGS"]) == set(Shape)
+    drawn = (ROOT / "docs" / "shapes.svg").read_text(encoding="utf-8")
+    assert make["svg"]() == drawn, "run: python docs/make_shapes.py"
+    text = page.read_text(encoding="utf-8")
+    assert f"{shapes.ENOUGH:,} cells" in text and f"{shapes.PALE:.0%}".replace("%", " %") in text
 
 
 def test_the_readme_names_every_table_and_no_column_that_is_not_there() -> None:

@@ -118,7 +118,7 @@ def judge(out: Path, expected: Expected) -> Verdict:
             verdict.note("wrong", f"{slide}/{fov} is {said}, not {'/'.join(reasons)}")
     _judge_sums(verdict, tables, read_table(out / "slides.csv"))
     _judge_ledger(verdict, tables, out / "ledger.sqlite3")
-    for left in (*out.glob(".*.tmp"), *out.glob("cells/.*.tmp")):
+    for left in (*out.glob(".*.tmp"), *out.glob("cells/.*.tmp"), *out.glob("shapes/.*.tmp")):
         verdict.note("wrong", f"{left.name} was left behind")
     return verdict
 
@@ -213,7 +213,7 @@ def _judge_ledger(verdict: Verdict, tables: Mapping[str, list[Row]], path: Path)
 def all_tables(out: Path) -> dict[str, list[list[str]]]:
     """Every table of an output folder, header included, without its times."""
     found: dict[str, list[list[str]]] = {}
-    for path in sorted([*out.glob("*.csv"), *out.glob("cells/*.csv")]):
+    for path in sorted([*out.glob("*.csv"), *out.glob("cells/*.csv"), *out.glob("shapes/*.csv")]):
         data = path.read_bytes()
         lines = list(csv.reader(data.decode().splitlines(keepends=True)))
         keep = [i for i, name in enumerate(lines[0]) if name not in TIMES] if lines else []

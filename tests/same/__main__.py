@@ -59,7 +59,7 @@ def _run(source: Path, out: Path, *, expected: int = 0) -> None:
 def _tables(out: Path, source: Path) -> Tables:
     """Returns the digest of each table, without times, with paths relative to `source`."""
     found: Tables = {}
-    for path in sorted([*out.glob("*.csv"), *out.glob("cells/*.csv")]):
+    for path in sorted([*out.glob("*.csv"), *out.glob("cells/*.csv"), *out.glob("shapes/*.csv")]):
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
         header = rows[0]
         for row in rows[1:]:

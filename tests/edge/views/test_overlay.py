@@ -7,9 +7,10 @@ import logging
 import os
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,19 @@ from stand_in import StandIn, write_disks
 from rbc_edge.errors import ImageError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Look, Version
-from rbc_edge.values import Cells, Detections, FieldOfView, InboxFile, Scale, ScaleSource, UInt8
+from rbc_edge.values import (
+    SHAPES,
+    Cells,
+    Detections,
+    FieldOfView,
+    InboxFile,
+    Label,
+    Morphology,
+    Scale,
+    ScaleSource,
+    Shape,
+    UInt8,
+)
 from rbc_edge.views import overlay
 from rbc_edge.views.overlay import Overlays
 from rbc_edge.vision.bundle import Bundle
@@ -114,6 +127,60 @@ def test_a_large_field_is_drawn_smaller_with_its_cells() -> None:
     assert abs(columns.min() - 10) <= 2 and abs(columns.max() - 30) <= 2
     assert abs(rows.min() - 15) <= 2 and abs(rows.max() - 40) <= 2
     assert overlay.draw(blank, Cells.empty(), longest_px=500).shape == blank.shape  # never larger
+
+
+def shaped(n: int, *shape: Shape, sure: bool = True) -> Morphology:
+    unknown = Morphology.unknown(n)
+    names = np.array([SHAPES.index(each) for each in shape], np.int64)
+    return replace(unknown, shape=names, shape_sure=np.full(n, sure))
+
+
+def test_shapes_are_letters_in_the_cell_and_only_where_they_are_asked_for(desk: "Desk") -> None:
+    desk.count("s", "a", 3)
+    (row,) = desk.ledger.reader.fields("s")
+    ((_, cells),) = desk.ledger.reader.cells("s")
+    cells.touches_edge[:] = False
+    n = len(cells)
+    cells = replace(cells, morphology=shaped(n, *[Shape.TEARDROP] * n), overlapping=np.arange(n) == 0)
+    assert overlay.shape_letters(cells, row) == ["", *["Te"] * (n - 1)]
+    doubtful = replace(cells, morphology=shaped(n, *[Shape.TEARDROP] * n, sure=False))
+    assert overlay.shape_letters(doubtful, row)[1:] == ["Te?"] * (n - 1)
+    normal = replace(cells, morphology=shaped(n, *[Shape.NORMAL] * n))
+    assert set(overlay.shape_letters(normal, row)) == {""}
+    assert set(overlay.shape_letters(cells, replace(row, quality_flags=("unfamiliar",)))) == {""}
+    blank = np.full((100, 120, 3), 128, np.uint8)
+    cell = one_cell(0, overlapping=False)
+    plain, marked = overlay.draw(blank, cell), overlay.draw(blank, cell, letters=["Te"])
+    changed = (plain != marked).any(axis=2)
+    assert changed[45:65, 30:50].any() and not changed[:35].any()
+    # Dark and pale: it shows on every ground, in print too.
+    assert marked[changed].min() < 60 and marked[changed].max() > 200
+
+
+def test_letters_are_explained_below(desk: "Desk", monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.count("s", "a", 3)
+    said: list[str] = []
+    placed = overlay._placed
+
+    def noted(items: Sequence[tuple[Label | None, str]], *rest: Any) -> Any:
+        said.extend(text for _, text in items)
+        return placed(items, *rest)
+
+    monkeypatch.setattr(overlay, "_placed", noted)
+    desk.draw()
+    plain = list(said)
+    said.clear()
+    desk.draw(shapes=True)  # another style: it is drawn again
+    assert [text for text in said if text not in plain] == ["no shape but normal is marked"]
+    (row,) = desk.ledger.reader.fields("s")
+    blank = np.full((100, 400, 3), 240, np.uint8)
+    said.clear()
+    overlay.with_footer(blank, row, edges=EdgeRule.ALL, manifest=None, letters=["Te", "Bu", "Te?", ""])
+    assert {"Te teardrop cell 2", "Bu echinocyte 1", "? unsure 1"} <= set(said)
+    said.clear()
+    flagged = replace(row, quality_flags=("blurred",))
+    overlay.with_footer(blank, flagged, edges=EdgeRule.ALL, manifest=None, letters=[""])
+    assert "no shape is judged: see the flags" in said
 
 
 class Desk:

@@ -19,7 +19,18 @@ from stand_in import disks, encoded, write_disks
 from rbc_edge.errors import UnavailableError, UsageError
 from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.rows import Look, Version
-from rbc_edge.values import Cells, Detections, FieldOfView, FovResult, InboxFile, Scale, ScaleSource
+from rbc_edge.values import (
+    SHAPES,
+    Cells,
+    Detections,
+    FieldOfView,
+    FovResult,
+    InboxFile,
+    Morphology,
+    Scale,
+    ScaleSource,
+    Shape,
+)
 from rbc_edge.views import figures, gallery, report
 from rbc_edge.views.report import Reports
 from rbc_edge.views.tables import summarize
@@ -110,6 +121,7 @@ class Desk:
         image: bytes | None = None,
         flags: tuple[str, ...] = (),
         captured_at: str = "",
+        morphology: Morphology | None = None,
     ) -> Path:
         path = self.camera / f"{self.n_images}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +131,7 @@ class Desk:
         else:
             path.write_bytes(image)
         field = load_field(path, slide_id, fov)
-        self.count(slide_id, fov, path, field.sha256, n, n_overlapping, flags, captured_at)
+        self.count(slide_id, fov, path, field.sha256, n, n_overlapping, flags, captured_at, morphology)
         return path
 
     def count(
@@ -132,6 +144,7 @@ class Desk:
         n_overlapping: int,
         flags: tuple[str, ...] = (),
         captured_at: str = "",
+        morphology: Morphology | None = None,
     ) -> None:
         overlapping = np.arange(n) < n_overlapping
         start = (np.arange(n, dtype=np.float32) * 7)[:, None]
@@ -145,6 +158,7 @@ class Desk:
             overlapping,
             overlapping.astype(np.int64),
             np.zeros((n, 4), np.bool_),
+            morphology or Morphology.unknown(n),
         )
         scale = Scale(40.0, ScaleSource.SLIDE) if n else Scale(nan, ScaleSource.NONE)
         result = FovResult(360, 240, scale, cells, flags)
@@ -512,3 +526,49 @@ def test_a_long_name_breaks_behind_its_signs(desk: Desk) -> None:
     page = desk.page("slide_17-a")
     assert "<h1>slide_<wbr>17-<wbr>a</h1>" in page.source
     assert "<strong>field_<wbr>003.<wbr>b</strong>" in page.source
+
+
+def shaped(*names: Shape, unsure: int = 1) -> Morphology:
+    n = len(names)
+    shape = np.array([SHAPES.index(name) for name in names], np.int64)
+    columns = (np.full(n, 900.0) + np.arange(n) * 100, np.full(n, 1.2), np.full(n, 0.9), np.full(n, 0.1))
+    sure = np.arange(n) >= unsure
+    return Morphology(shape, np.full(n, 0.7, np.float32), sure, *(c.astype(np.float32) for c in columns))
+
+
+def test_sizes_and_shapes_with_examples(desk: Desk) -> None:
+    form = shaped(Shape.BURR, Shape.NORMAL, Shape.NORMAL, Shape.BURR, Shape.TARGET)
+    desk.ok("s", "a", 5, 0, morphology=form)
+    page = desk.page()
+    assert "4 cells judged. The ICSH asks for 1,000" in page.text
+    assert "echinocyte" in page.text and "target cell" in page.text
+    examples = [p for p in page.pictures() if "in a" in p["alt"]]
+    assert [p["alt"] for p in examples] == [
+        *["normal red cell, 0.70, in a"] * 2,
+        *("target cell, 0.70, in a", "echinocyte, 0.70, in a", "doubtful echinocyte, 0.70, in a"),
+    ]
+    # Each kind of point has letters, not only a colour.
+    assert page.source.count('class="letters"') == 2
+    assert "of the median: 1 cell" in page.text
+    # Another version of the page takes the pictures of this one.
+    before = [p["src"] for p in examples]
+    (desk.camera / "0.png").unlink()
+    desk.ok("s", "b", 4, 2)
+    again = desk.page()
+    assert [p["src"] for p in again.pictures() if "in a" in p["alt"]] == before
+
+
+def test_an_unfamiliar_slide_has_its_shares_in_grey_with_the_reason(desk: Desk) -> None:
+    names = (Shape.NORMAL,) * 4
+    desk.ok("s", "a", 4, 0, morphology=shaped(*names), flags=("unfamiliar",))
+    desk.ok("s", "b", 4, 0, morphology=shaped(*names), flags=("unfamiliar",))
+    desk.ok("s", "c", 4, 0, morphology=shaped(*names))
+    page = desk.page()
+    assert 'class="shapes doubted"' in page.source
+    assert "Do not rely on these shares." in page.text and FLAGS["unfamiliar"] in page.text
+    assert "3 cells judged" in page.text
+
+
+def test_without_form_there_is_no_such_part(desk: Desk) -> None:
+    desk.ok("s", "a")
+    assert "Sizes and shapes" not in desk.page().text

@@ -206,7 +206,7 @@ def test_sizes_of_a_slide(desk: Desk) -> None:
     desk.write()
     s, u = desk.read("slides.csv")
     assert (s["area_mean"], s["area_sd"], s["area_cv"]) == ("35.16", "6.63", "0.1886")
-    assert (s["pale_share"], s["small_share"], s["large_share"]) == ("0.3000", "0.1000", "0.1000")
+    assert (s["pale_share"], s["small_share"], s["large_share"]) == ("0.2000", "0.1000", "0.1000")
     assert (u["area_mean"], u["area_sd"], u["area_cv"]) == ("", "", "0.0000")
     assert not (desk.out / "shapes").exists()
 
@@ -237,6 +237,18 @@ def test_shape_table_counts_judged_cells_with_an_interval_over_fields(
     before, desk.manifest = (desk.out / "shapes/s.csv").read_bytes(), None
     desk.write()
     assert (desk.out / "shapes/s.csv").read_bytes() == before
+
+
+def test_the_shape_table_goes_with_its_slide(desk: Desk) -> None:
+    desk.ok("s", "a", shaped([Shape.NORMAL], [1000.0]))
+    desk.write(cells=True)
+    assert (desk.out / "shapes/s.csv").exists()
+    desk.record("t", "a", failure="truncated")
+    moved = InboxFile(Path("/in/s/a.png"), "t", "a", 1, 1)  # the same file, of another slide now
+    look = Look(moved, "sha of s/a", result=shaped([Shape.NORMAL], [1000.0]))
+    desk.ledger.record(look, Version("b1", "estimated"), WHEN)
+    desk.write(cells=True)
+    assert [path.name for path in (desk.out / "shapes").iterdir()] == ["t.csv"]
 
 
 def test_without_shapes_there_is_no_shape_table(desk: Desk) -> None:

@@ -78,4 +78,9 @@ def test_each_cell_is_measured_alone() -> None:
         box = drawn.xyxy[i : i + 1]
         alone = morphology.measured(Morphology.unknown(1), view, box, np.ones(1, np.bool_))
         for name in ("area_px", "aspect_ratio", "circularity", "pallor"):
-            assert getattr(alone, name)[0] == getattr(together, name)[i]
+            np.testing.assert_allclose(getattr(alone, name)[0], getattr(together, name)[i], rtol=1e-4)
+
+
+def test_it_takes_any_number_of_cells() -> None:
+    drawn = draw_forms(np.random.default_rng(4), [Form.SPHERE] * 300)  # more than are measured at once
+    np.testing.assert_allclose(measure(drawn).area_px / true_area(drawn), 1, atol=0.05)
