@@ -291,12 +291,14 @@ def test_the_command_trains_compares_and_writes_the_page(
     assert code == 0
     assert "Drawn smears" in printed
     section = json.loads((tmp_path / "docs" / "results" / "outlines.json").read_text())
-    assert section["command"] == "python -m studies.outlines --every 1"
+    assert section["command"] == "python -m studies.outlines"
     assert set(section["data"]["outlines"]) == {"pasted", "single", "drawn"}
+    fit = section["data"]["fit"]["Otsu"]
+    assert 0 < fit["fit"] <= fit["n"]
     shipped = section["data"]["counts"]["pbc"]["detector and CNN, as shipped"]
     assert shipped["labelled"] == sum(int((photograph(seed).class_id == 0).sum()) for seed in (10, 11))
     assert shipped["f1"] > 0.5
-    assert "`python -m studies.outlines --every 1`" in (tmp_path / "docs" / "results.md").read_text()
+    assert "`python -m studies.outlines`" in (tmp_path / "docs" / "results.md").read_text()
     assert sorted(f.name for f in (tmp_path / "sheets").iterdir()) == [
         "drawn.png",
         "pasted.png",

@@ -202,16 +202,20 @@ def free_standing(window: UInt8, box: Float32) -> Bool | None:
     """
     dark = _dark(window)
     mask = _in_the_middle(dark)
-    points = cv2.findNonZero(mask.astype(np.uint8))
-    if points is None or mask[[0, -1]].any() or mask[:, [0, -1]].any():
-        return None
-    x, y, width, height = cv2.boundingRect(points)
-    if iou(np.array([[x, y, x + width, y + height]], np.float32), box[None])[0, 0] < _SAME_BOX:
+    if mask[[0, -1]].any() or mask[:, [0, -1]].any() or not fits(mask, box):
         return None
     if mask.sum() < _CONVEX * _hull(mask).sum():
         return None
     around = cv2.dilate(mask.astype(np.uint8), np.ones((2 * _APART_PX + 1,) * 2, np.uint8))
     return None if ((around > mask) & ((dark > 0) | _beyond(window))).any() else mask
+
+
+def fits(mask: Bool, box: Float32) -> bool:
+    """Tells whether a mask has about the box (4,) of a label, pixels of the window."""
+    if not mask.any():
+        return False
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return bool(iou(np.array([[x, y, x + width, y + height]], np.float32), box[None])[0, 0] >= _SAME_BOX)
 
 
 def _hull(mask: Bool) -> Bool:
@@ -382,7 +386,7 @@ class TrainingOptions:
     """
 
     out: Path
-    epochs: int = 24
+    epochs: int = 8
     windows: int = 1536
     seed: int = 0
     threads: int = 2
