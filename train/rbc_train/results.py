@@ -23,8 +23,8 @@ FOLDER: Final = Path("docs/results")
 
 _SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
     "results": (
-        "metrics", "laboratories", "left-out", "shapes", "outlines", "bccd-test",
-        "baselines", "corruptions", "scale", "suppression", "diameter", "overlap",
+        "metrics", "laboratories", "left-out", "shapes", "bccd-test", "baselines", "outlines",
+        "corruptions", "scale", "suppression", "diameter", "overlap",
     ),
     "paper": ("paper", "learning"),
     "quality": ("quality", "wrong-fields", "coverage"),

@@ -19,7 +19,7 @@ _NUCLEUS_CHROMA: Final = 60
 train photographs: red cells 22 to 36, nuclei 103 to 127."""
 _SMALL: Final = 0.25  # of a cell's area: specks and platelets
 _RIM: Final = 0.08  # of a cell's diameter: around a nucleus, so that no ring of its white cell is left
-_PIERCED: Final = 0.35  # of a cell's area: a hole as large as this is glass, not the pale middle of a cell
+PIERCED: Final = 0.35  # of a cell's area: a hole as large as this is glass, not the pale middle of a cell
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def _scene(image: UInt8, diameter_px: float, cell_px: float, brighter: int) -> _
     cells = (green <= threshold).astype(np.uint8)
     for x, y, radius in whites.tolist():
         cv2.circle(cells, (round(x), round(y)), round(radius), 0, -1)
-    cells = _without_small_holes(cells, _PIERCED * math.pi / 4 * cell_px**2)
+    cells = without_small_holes(cells, PIERCED * math.pi / 4 * cell_px**2)
     return _Scene(cell_px, green, cells, whites, factor, limit=size)
 
 
@@ -143,7 +143,7 @@ def _white_cells(stained: UInt8, cell_px: float) -> Float32:
     return np.array(found, np.float32).reshape(-1, 3)
 
 
-def _without_small_holes(cells: UInt8, glass_area: float) -> UInt8:
+def without_small_holes(cells: UInt8, glass_area: float) -> UInt8:
     """Fills what is not cell, is surrounded, and is smaller than glass between cells: pale middles."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - cells, connectivity=4)
     height, width = cells.shape
@@ -299,29 +299,46 @@ class Watershed:
     def propose(self, image: UInt8, diameter_px: float) -> Proposals:
         """Looks at one photograph (see `Method`)."""
         scene = _scene(image, diameter_px, self.cell_px, self.brighter)
-        # OpenCV's watershed draws a line along the image border: let that line lie outside.
-        cells, green = (
-            np.asarray(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE), np.uint8)
-            for part in (scene.cells, scene.green)
-        )
-        distance = cv2.distanceTransform(cells, cv2.DIST_L2, cv2.DIST_MASK_5)
-        distance = np.asarray(cv2.GaussianBlur(distance, (0, 0), 0.03 * scene.cell_px), np.float32)
-        side = 2 * round(self.window * scene.cell_px / 2) + 1
-        around = cv2.dilate(distance, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-        tops = ((distance >= self.top * around) & (distance > 0.15 * scene.cell_px) & (cells == 1)).astype(
-            np.uint8
-        )
-        n, markers = cv2.connectedComponents(tops, connectivity=8)
-        markers[markers > 0] += 1
-        markers[cells == 0] = 1  # glass
-        # OpenCV floods across the smallest difference first: glass as a step, so that no cell runs over.
-        floor = green // 2 if self.by_image else np.zeros_like(green)
-        basins = cv2.watershed(cv2.merge([np.where(cells == 1, floor, 255).astype(np.uint8)] * 3), markers)
-        basins = np.asarray(basins, np.int32)[1:-1, 1:-1]
+        floor = scene.green // 2 if self.by_image else np.zeros_like(scene.green)
+        basins, distance = split(scene.cells, floor, scene.cell_px, self.window, self.top)
+        n = max(int(basins.max()), 1)
         height = np.zeros(n, np.float32)
         inner = np.maximum(basins - 1, 0)  # 0 glass and lines, then the regions
-        np.maximum.at(height, inner.ravel(), distance[1:-1, 1:-1].ravel())
+        np.maximum.at(height, inner.ravel(), distance.ravel())
         return _regions(scene, inner, _shared_borders(basins, n), np.clip(height / (scene.cell_px / 2), 0, 1))
+
+
+def split(
+    cells: UInt8, floor: UInt8, cell_px: float, window: float, top: float
+) -> tuple[npt.NDArray[np.int32], Float32]:
+    """Takes cells apart: distance transform, watershed from its tops.
+
+    Args:
+        cells: uint8 (h, w), 1 where a cell lies.
+        floor: uint8 (h, w), 0..127: where the flood comes last. Zeros for borders midway between the tops.
+        cell_px: Diameter of a cell, pixels.
+        window: See `Watershed`.
+        top: See `Watershed`.
+
+    Returns:
+        int32 (h, w): 1 glass, from 2 the regions, -1 the lines around them. float32 (h, w): the distance.
+    """
+    # OpenCV's watershed draws a line along the image border: let that line lie outside.
+    cells, floor = (
+        np.asarray(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE), np.uint8)
+        for part in (cells, floor)
+    )
+    distance = cv2.distanceTransform(cells, cv2.DIST_L2, cv2.DIST_MASK_5)
+    distance = np.asarray(cv2.GaussianBlur(distance, (0, 0), 0.03 * cell_px), np.float32)
+    side = 2 * round(window * cell_px / 2) + 1
+    around = cv2.dilate(distance, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    tops = ((distance >= top * around) & (distance > 0.15 * cell_px) & (cells == 1)).astype(np.uint8)
+    _, markers = cv2.connectedComponents(tops, connectivity=8)
+    markers[markers > 0] += 1
+    markers[cells == 0] = 1  # glass
+    # OpenCV floods across the smallest difference first: glass as a step, so that no cell runs over.
+    basins = cv2.watershed(cv2.merge([np.where(cells == 1, floor, 255).astype(np.uint8)] * 3), markers)
+    return np.asarray(basins, np.int32)[1:-1, 1:-1], np.asarray(distance[1:-1, 1:-1], np.float32)
 
 
 def _shared_borders(basins: npt.NDArray[np.int32], n: int) -> Float32:
