@@ -34,8 +34,8 @@ _PROGRAM: Final = (sys.executable, "-m", "rbc_edge")
 class Page:
     """The review page in a browser."""
 
-    def __init__(self, window: Browser) -> None:
-        self.window = window
+    def __init__(self, window: Browser, axe: Path | None) -> None:
+        self.window, self.axe = window, axe
         self.wrong: list[str] = []
 
     def check(self, what: str, holds: bool, shown: object = "") -> None:
@@ -113,6 +113,10 @@ class Page:
             " || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map((e) => e.outerHTML)"
         )
         self.check(f"{name}: everything that can be used has a name", not names, names)
+        if self.axe is not None:
+            self.value(f"{self.axe.read_text(encoding='utf-8')};0")
+            found = self.value("axe.run().then((r) => r.violations.map((v) => `${v.impact} ${v.id}`))")
+            self.check(f"{name}: axe-core finds nothing", not found, found)
         self.window.show(1280)
         self.window.light_up(dark=False)
 
@@ -357,6 +361,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shots", type=Path, help="keep screenshots there")
+    parser.add_argument("--axe", type=Path, help="axe.min.js of axe-core: look for what is hard to use, too")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, browser() as window:
         folder = Path(temporary)
@@ -364,7 +369,7 @@ def main() -> None:
         shots.mkdir(parents=True, exist_ok=True)
         camera, out = folder / "camera", folder / "out"
         draw(camera, "first", 6, seed=3)
-        page = Page(window)
+        page = Page(window, asked.axe)
         counting = (
             "--bundle",
             _TOY,

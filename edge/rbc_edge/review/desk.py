@@ -24,7 +24,7 @@ from rbc_edge.store.ledger import Ledger
 from rbc_edge.store.outdir import BusyError, writing
 from rbc_edge.store.queries import Reader
 from rbc_edge.store.rows import FieldRow, Status
-from rbc_edge.store.schema import is_gone
+from rbc_edge.store.schema import FILE_NAME, is_gone
 from rbc_edge.text import one_line, utc_text
 from rbc_edge.views.tables import Tables, edges_of, form_of
 from rbc_edge.vision.counting import EdgeRule
@@ -122,9 +122,10 @@ class Desk:
 
     def _read(self) -> Reader:
         """Returns the open ledger. The file may be another one by now: damaged, and moved aside."""
-        path = self._out / "ledger.sqlite3"
+        path = self._out / FILE_NAME
         file = path.stat() if path.exists() else None
-        known = (file.st_dev, file.st_ino) if file else ()
+        # With its log, for a reader that may not write: it sees no change that comes after the first log.
+        known = (file.st_dev, file.st_ino, Path(f"{path}-wal").exists()) if file else ()
         if self._reader is None or known != self._known:
             self.close()
             self._reader, self._known = None, known

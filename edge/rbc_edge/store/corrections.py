@@ -5,6 +5,7 @@ are. Corrections are put on them when they are read, so they hold for every late
 bundle: a place belongs to the cell with the most similar box, one to one. What finds no cell is listed.
 """
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rbc_edge.store.rows import RowError, checksum, counts_by_rule, pack_cells
+from rbc_edge.store.rows import RowError, checksum, counts_by_rule
 from rbc_edge.values import (
     SHAPES,
     Bool,
@@ -96,8 +97,10 @@ def correction_of(row: tuple[Any, ...], slide_id: str) -> Correction:
 
 
 def cells_id(cells: Cells) -> str:
-    """Returns a text that another count of the same field does not have, unless it found the same."""
-    return f"{checksum(pack_cells(cells)):08x}"
+    """Returns a text that is the same for another count of the field only where it found the same cells."""
+    of = cells.detections
+    parts = (of.xyxy.astype("<f4"), of.class_id.astype("u1"), cells.overlapping.astype("u1"))
+    return f"{zlib.crc32(b''.join(part.tobytes() for part in parts)):08x}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -280,6 +280,7 @@ function drawField() {
   document.getElementById("n-near").textContent = near ? String(f.cells.filter(isNear).length) : "";
   const svg = document.getElementById("cells");
   if (svg) {
+    document.getElementById("view").hidden = f.is_gone && !f.cells.length; // nothing to see
     svg.classList.toggle("plain", state.plain);
     const area = ({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0);
     svg.replaceChildren(...[...f.cells].sort((a, b) => area(b) - area(a)).map(outline)); // small ones on top
