@@ -12,7 +12,7 @@ from rbc_edge.vision.bundle import Bundle
 def review(given: Given, *, port: int, host: str, read_only: bool, password_file: Path | None) -> int:
     """Serves the review page until it is stopped."""
     try:
-        from rbc_edge.review.server import serve  # noqa: PLC0415  an extra
+        from rbc_edge.desk.server import serve  # noqa: PLC0415  an extra
     except ImportError as error:
         what = f"the review page needs a library that is not installed: {error}"
         raise UsageError(what, 'pip install "rbc-edge[review]"') from error

@@ -77,6 +77,6 @@ def test_what_is_missing_is_said(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, complained = rbc("review", "--out", out, "--port", taken.getsockname()[1])
         assert (code, "choose another --port" in complained) == (5, True)
-    monkeypatch.setitem(sys.modules, "rbc_edge.review.server", None)
+    monkeypatch.setitem(sys.modules, "rbc_edge.desk.server", None)
     code, _, complained = rbc("review", "--out", out)
     assert (code, 'pip install "rbc-edge[review]"' in complained) == (2, True)

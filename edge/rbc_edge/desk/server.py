@@ -10,10 +10,10 @@ from typing import Final
 
 import uvicorn
 
+from rbc_edge.desk.app import Review
+from rbc_edge.desk.guard import Guard, is_loopback
+from rbc_edge.desk.review import Desk
 from rbc_edge.errors import UnavailableError, UsageError, unavailable
-from rbc_edge.review.app import Review
-from rbc_edge.review.desk import Desk
-from rbc_edge.review.guard import Guard, is_loopback
 from rbc_edge.text import path_text
 
 log = logging.getLogger(__name__)

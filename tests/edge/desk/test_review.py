@@ -9,8 +9,8 @@ import pytest
 from reviewed import count, table
 from stand_in import disks, encoded
 
+from rbc_edge.desk.review import Desk, picture
 from rbc_edge.errors import ImageError, UnavailableError, UsageError
-from rbc_edge.review.desk import Desk, picture
 from rbc_edge.store.corrections import Kind
 from rbc_edge.store.outdir import writing
 

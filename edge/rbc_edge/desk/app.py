@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from rbc_edge.desk.review import Desk, picture
 from rbc_edge.errors import ImageError, RbcEdgeError, UsageError, machine_trouble
-from rbc_edge.review.desk import Desk, picture
 from rbc_edge.store.corrections import Box, Kind
 from rbc_edge.store.rows import FieldRow
 
@@ -45,7 +45,7 @@ class Review:
         )
         self._ends = threading.Event()
         self._picture = lru_cache(_PICTURES_KEPT)(picture)
-        folder = files("rbc_edge.review") / "page"
+        folder = files("rbc_edge.desk") / "page"
         self._files = {name: (folder / name).read_bytes() for name in _FILES}
 
     def app(self) -> Starlette:

@@ -8,9 +8,9 @@ import pytest
 from reviewed import count, table
 from starlette.testclient import TestClient
 
-from rbc_edge.review.app import Review
-from rbc_edge.review.desk import Desk
-from rbc_edge.review.guard import MAX_BODY_BYTES, Guard, is_loopback
+from rbc_edge.desk.app import Review
+from rbc_edge.desk.guard import MAX_BODY_BYTES, Guard, is_loopback
+from rbc_edge.desk.review import Desk
 
 TOKEN, PORT = "a-secret-of-the-server", 8017
 OURS = f"http://127.0.0.1:{PORT}"
