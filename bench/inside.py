@@ -277,7 +277,8 @@ def floor(file: Path, *, threads: int) -> dict[str, object]:
                 detect.run(None, {"image": window, "least_score": least})
             t2 = time.perf_counter()
             for i in range(0, len(one.crops), _BATCH):
-                classify.run(None, {"crops": one.crops[i : i + _BATCH]})
+                some = one.crops[i : i + _BATCH]
+                classify.run(None, {"crops": some, "sides": np.ones((len(some), 2), np.float32)})
             return t1 - t0, t2 - t1, time.perf_counter() - t2
 
         for one in ready[:3]:
