@@ -31,9 +31,7 @@ _COUNTED: Final = {
     "n_platelets": "platelets",
 }
 _SIZES: Final = (
-    "Each slide has another stain, light and size of cells, as from three microscopes. The program is not"
-    " told the size:\nit finds it, in steps of about 2 %. It only has to be near: it sets how much an image"
-    " is zoomed."
+    "each slide has another stain, light and size of cells; the program finds the size, in steps of about 2 %"
 )
 _Line = tuple[str, str, str, str, str, str]
 
@@ -113,9 +111,10 @@ def _run(out: Path, opened: Bundle, threads: int, seed: int, *, is_kept: bool, j
     images, results, table = out / "images", out / "results", out / "truth.csv"
     n_fields = sum(slide.n_fields for slide in _SLIDES)
     print(
-        f"drawing {n_fields} fields of view of {len(_SLIDES)} slides: of these the truth is known",
+        f"drawing {n_fields} fields of view of {len(_SLIDES)} slides, so that the truth is known",
         file=sys.stderr,
     )
+    print(_SIZES, file=sys.stderr)
     advice = "give another --out, with space for a few megabytes"
     with unavailable(f"{path_text(out)}: cannot write the demo's images", advice):
         truth = _draw(out, seed)
@@ -143,7 +142,6 @@ def _run(out: Path, opened: Bundle, threads: int, seed: int, *, is_kept: bool, j
         print(json.dumps(shown | found, indent=2))
     else:
         _print_table([line for slide in (*slides, whole) for line in slide.as_lines()])
-        print(_SIZES)
         if not is_kept:
             print("Nothing of it is kept. With --out DIR you get the images, the tables and a report.")
             return int(summary.exit_code)
