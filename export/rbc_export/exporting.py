@@ -279,8 +279,9 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
         crop_margin=material.margin,
         overlap_threshold=0.5,
         refuse_threshold=1.0,
-        shapes=tuple(SHAPES) if isinstance(material.network, networks.StagesNet) else (),
-        shape_threshold=0.0,
+        # What no expert's point can judge is not named.
+        shapes=tuple(SHAPES) if isinstance(material.network, networks.StagesNet) and material.pointed else (),
+        shape_threshold=1.0,
         normalisation="in the graph: uint8 RGB / 255",
         calibration={
             "images": [p.name for p in material.calibration],

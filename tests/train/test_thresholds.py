@@ -24,7 +24,7 @@ def test_only_thresholds_change(photographs: list[Photograph], tmp_path: Path) -
     toy, said = Bundle.open(TOY), list[str]()
     made = thresholds.again(toy, photographs, tmp_path / "again", said.append, threads=1)
     old, new = toy.manifest, made.manifest
-    assert [line.split()[0] for line in said] == ["scores", "overlap", "refuse"]
+    assert [line.split()[0] for line in said] == ["scores", "overlap", "refuse", "shape"]
     assert new.bundle_id != old.bundle_id and old.bundle_id in new.calibration["thresholds"]
     assert {n: h for n, h in new.files.items() if n.endswith("onnx")} == {
         n: h for n, h in old.files.items() if n.endswith("onnx")

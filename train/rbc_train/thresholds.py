@@ -21,9 +21,7 @@ DRAFT_SCORE: Final = 0.25
 def draft(manifest: Manifest) -> Manifest:
     """Returns a manifest without thresholds: what they are chosen with."""
     scores = (DRAFT_SCORE,) * len(manifest.score_threshold)
-    return replace(
-        manifest, score_threshold=scores, overlap_threshold=0.5, refuse_threshold=1.0, shape_threshold=0.0
-    )
+    return replace(manifest, score_threshold=scores, overlap_threshold=0.5, refuse_threshold=1.0)
 
 
 def choose(
@@ -40,7 +38,7 @@ def choose(
     Args:
         analyzer: Of the draft.
         examined: Validation photographs, seen by it.
-        pointed: Validation photographs with points of shapes.
+        pointed: Validation photographs with points of shapes. Without any, the bound of shapes stays.
         manifest: Of the draft.
 
     Returns:
@@ -59,6 +57,8 @@ def choose(
 
     refusal = evaluate.refuse_threshold(*evaluate.refuse_scores(examined, judge, scored.sure_score))
     chosen = replace(scored, refuse_threshold=refusal.threshold)
+    if not pointed:
+        return chosen
     files = analyzer.bundle.manifest.files
     judged = Analyzer(Bundle(analyzer.bundle.path, replace(chosen, files=files)))
     return replace(chosen, shape_threshold=shapes.threshold(shapes.look(judged, pointed)))
