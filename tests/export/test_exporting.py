@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from tiny_data import TinyData, add_chula
 from torch import Tensor, nn
 
-from rbc_edge.errors import BundleError, UnavailableError
+from rbc_edge.errors import BundleError, UnavailableError, UsageError
 from rbc_edge.ops.synthetic import CREAM, draw_field
 from rbc_edge.values import UInt8
 from rbc_edge.vision import selftest
@@ -241,6 +241,30 @@ def test_every_tolerance_is_asked(key: str) -> None:
 def test_what_is_missing_is_named(options: ExportOptions, tmp_path: Path, what: str, message: str) -> None:
     with pytest.raises(UnavailableError, match=message):
         exporting.export(replace(options, **dict[str, Any]({what: tmp_path / "nowhere"})), silent)
+    assert not options.out.exists()
+
+
+def test_the_detector_of_a_bundle_may_be_kept(options: ExportOptions, tmp_path: Path) -> None:
+    """Only the second stage is new: nothing of the detector is written, measured or lost again."""
+    first = exporting.export(options, silent)
+    kept = replace(options, detector=None, keep=options.out, out=tmp_path / "kept")
+    again = exporting.export(kept, silent)
+    assert again.manifest.files[DETECTOR] == first.manifest.files[DETECTOR]
+    assert again.manifest.training["detector"]["kept_from"] == first.bundle_id
+    parity = [bundle.manifest.metrics["parity"] for bundle in (first, again)]
+    assert parity[0]["box_px"] == parity[1]["box_px"]
+    assert parity[1]["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [({"detector": None}, "no detector to export"), ({"keep": Path("b"), "with_fp32": True}, "no fp32")],
+)
+def test_without_a_detector_or_its_fp32_network_nothing_begins(
+    options: ExportOptions, wrong: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(UsageError, match=what):
+        exporting.export(replace(options, **wrong), silent)
     assert not options.out.exists()
 
 
