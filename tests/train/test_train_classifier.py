@@ -244,3 +244,10 @@ def test_of_a_crowded_photograph_not_every_crop_is_taught() -> None:
     own = chosen[5:]
     assert len(own) == len(set(own)) == 18
     assert (own[0], own[-1]) == (5, 104)
+
+
+def test_blocks_are_dealt_together() -> None:
+    rows = [{"name": f"chula-{i}"} for i in (9, 10, 1, 2, 30, 31)]
+    assert train_classifier.deal(rows, 3, blocks=True) == {
+        "chula-1": 0, "chula-2": 0, "chula-9": 1, "chula-10": 1, "chula-30": 2, "chula-31": 2,
+    }  # fmt: skip

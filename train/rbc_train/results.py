@@ -23,7 +23,7 @@ FOLDER: Final = Path("docs/results")
 
 _SECTIONS: Final[dict[Page, tuple[str, ...]]] = {
     "results": (
-        "metrics", "laboratories", "left-out", "shapes", "bccd-test", "baselines", "outlines",
+        "metrics", "laboratories", "left-out", "shapes", "shape-blocks", "bccd-test", "baselines", "outlines",
         "corruptions", "scale", "suppression", "diameter", "overlap",
     ),
     "paper": ("paper", "learning"),

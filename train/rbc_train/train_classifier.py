@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rbc_edge.errors import UnavailableError, UsageError
+from rbc_edge.text import in_order
 from rbc_edge.values import SHAPES, Bool, CellClass, Decoded, Float32, Int64, Shape, UInt8
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.boxes import iou
@@ -49,6 +50,7 @@ class ClassifierOptions:
         taught: Folder of `teachers.teach`, for labels taught.
         folds: In how many parts the training photographs are cut. 0 for all of them.
         fold: The part that is left out.
+        blocks: Whether a part is a block of neighbouring names, which are often of one slide, and not a draw.
         epochs: Passes over the training crops. None takes the model's own.
         crop_margin: Share of the box's side added on each of its four sides. None takes the model's own.
         paste: Share of single cells that get a pasted neighbour. None for 0.
@@ -65,6 +67,7 @@ class ClassifierOptions:
     taught: Path | None = None
     folds: int = 0
     fold: int = 0
+    blocks: bool = False
     epochs: int | None = None
     crop_margin: float | None = None
     paste: float | None = None
@@ -169,16 +172,20 @@ def read_taught(folder: Path, dataset: Path) -> Float32:
     return probability
 
 
-def deal(rows: list[dict[str, str]], folds: int) -> dict[str, int]:
+def deal(rows: list[dict[str, str]], folds: int, *, blocks: bool = False) -> dict[str, int]:
     """Deals the photographs of the dataset into folds of equal size.
 
     Args:
         rows: What `read_rows` returned.
         folds: How many.
+        blocks: Whether neighbours, in natural order of the names, are dealt together.
 
     Returns:
         The fold of each photograph, by its name. The same whenever the photographs are the same.
     """
+    if blocks:
+        ordered = in_order({row["name"] for row in rows})
+        return {name: i * folds // len(ordered) for i, name in enumerate(ordered)}
     names = sorted({row["name"] for row in rows}, key=lambda n: hashlib.sha256(n.encode()).digest())
     return {name: i % folds for i, name in enumerate(names)}
 
@@ -482,7 +489,8 @@ def train(options: ClassifierOptions, progress: Callable[[int, int, str], None] 
     torch.manual_seed(options.seed)
     photographs = photographs_of(options.dataset, options.data)
     soft = read_taught(options.taught, options.dataset) if options.taught else None
-    dealt = deal(read_rows(options.dataset, "train"), options.folds) if options.folds else {}
+    rows = read_rows(options.dataset, "train")
+    dealt = deal(rows, options.folds, blocks=options.blocks) if options.folds else {}
     ours = options.model not in networks.PAPER
     training = read_samples(
         dataset=options.dataset,
