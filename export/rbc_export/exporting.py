@@ -162,6 +162,7 @@ class _Material:
         verified: Overlap labels.
         kept: The bundle whose detector is taken.
         pointed: Validation photographs with points of shapes, complete or not.
+        taught: Training photographs with points.
     """
 
     options: ExportOptions
@@ -175,6 +176,7 @@ class _Material:
     verified: labels.VerifiedLabels
     kept: Bundle | None
     pointed: list[Photograph]
+    taught: list[Photograph]
 
     @property
     def model_diameter_px(self) -> float:
@@ -215,6 +217,7 @@ def _collect(options: ExportOptions) -> _Material:
         verified=verified_labels(complete),
         kept=Bundle.open(options.keep) if options.keep else None,
         pointed=[p for p in everyone if p.split == "val" and p.points and p.source in sources],
+        taught=[p for p in everyone if p.split == "train" and p.points and p.source in sources],
     )
 
 
@@ -281,6 +284,7 @@ def _draft_manifest(material: _Material, shift: dict[str, float]) -> Manifest:
         refuse_threshold=1.0,
         # What no expert's point can judge is not named.
         shapes=tuple(SHAPES) if isinstance(material.network, networks.StagesNet) and material.pointed else (),
+        shape_weights=(),
         shape_threshold=1.0,
         normalisation="in the graph: uint8 RGB / 255",
         calibration={
@@ -339,7 +343,11 @@ def _calibrated(material: _Material, manifest: Manifest, say: Say) -> Manifest:
     _write_classifier(material, by)
     say(f"second stage calibrated on validation cells: {_show(asdict(by))}")
     named = {"overlap_slope": by.slope, "overlap_shift": by.shift, "shape_slope": by.shape_slope}
-    return replace(manifest, calibration={**manifest.calibration, **named})
+    manifest = replace(manifest, calibration={**manifest.calibration, **named})
+    if not (manifest.shapes and material.taught):
+        return manifest
+    draft = station.Analyzer(material.bundle(material.work / "draft", manifest), threads=2)
+    return replace(manifest, shape_weights=shapes.weights(shapes.at_some_scales(draft, material.taught)))
 
 
 def _prove(

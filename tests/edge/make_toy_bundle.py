@@ -248,6 +248,7 @@ def manifest() -> bundle.Manifest:
         overlap_threshold=0.5,
         refuse_threshold=0.5,
         shapes=("normal", "elliptocyte", "spherocyte"),
+        shape_weights=(),
         shape_threshold=0.6,
         normalisation="uint8 RGB in; the networks see how much darker than the brightest place",
         calibration={},

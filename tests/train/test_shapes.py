@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rbc_edge.ops.synthetic import CREAM, draw_field
-from rbc_edge.values import SHAPES, Scale, ScaleSource
+from rbc_edge.values import SHAPES, Float32, Scale, ScaleSource
+from rbc_edge.vision import morphology
 from rbc_edge.vision.analyzer import Analyzer
 from rbc_edge.vision.bundle import Bundle
 from rbc_train import shapes
@@ -19,13 +20,17 @@ TOY = Path(__file__).parents[1] / "edge" / "toy_bundle"
 NORMAL, TARGET, BURR = (SHAPES.index(s) for s in ("normal", "target", "burr"))
 
 
+def unmeasured(n: int) -> Float32:
+    return np.full((n, morphology.N_SIGNS), np.nan, np.float32)
+
+
 def seen(truth: list[int], named: list[int], score: float = 0.8, fields: int = 4) -> shapes.Seen:
     n = len(truth)
     rest = (1 - score) / (len(SHAPES) - 1)
     probability = np.full((n, len(SHAPES)), rest, np.float32)
     probability[np.arange(n), named] = score
     return shapes.Seen(
-        np.array(truth, np.int64), probability, np.ones(n, np.bool_), np.arange(n) % fields, n_points=n
+        np.array(truth, np.int64), probability, unmeasured(n), np.ones(n, np.bool_), np.arange(n) % fields, n
     )
 
 
@@ -65,6 +70,7 @@ def test_the_bound_leaves_nine_of_ten_right() -> None:
     both = shapes.Seen(
         np.concatenate([doubtful.truth, sure.truth]),
         np.concatenate([doubtful.probability, sure.probability]),
+        signs=unmeasured(100),
         judged=np.ones(100, np.bool_),
         field=np.zeros(100, np.int64),
         n_points=100,
@@ -117,3 +123,17 @@ def test_a_bundle_without_shapes_sees_none(drawn: Photograph) -> None:
     opened = Bundle.open(TOY)
     plain = Analyzer(replace(opened, manifest=replace(opened.manifest, shapes=())), threads=1)
     assert len(shapes.look(plain, [drawn])) == 0
+
+
+def test_measures_correct_a_network_that_cannot_see_them() -> None:
+    """It calls long and round cells alike. What is measured tells them apart."""
+    rng = np.random.default_rng(0)
+    truth = [NORMAL, BURR] * 150
+    cells = seen(truth, [NORMAL] * 300, 0.5)
+    signs = rng.normal(0, 0.1, (300, morphology.N_SIGNS)).astype(np.float32)
+    signs[:, 0] += np.where(cells.truth == BURR, 0.6, 0.1).astype(np.float32)
+    learned = np.array(shapes.weights(replace(cells, signs=signs)), np.float64)
+    assert learned.shape == (len(SHAPES) + morphology.N_SIGNS + 1, len(SHAPES))
+    columns = np.concatenate([np.log(cells.probability), signs, np.ones((300, 1))], axis=1)
+    assert ((columns @ learned).argmax(axis=1) == cells.truth).mean() > 0.95
+    assert shapes.weights(cells) == ()  # nothing is measured

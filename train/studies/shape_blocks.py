@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import typer
 
+from rbc_edge.vision import morphology
 from rbc_train import console, networks, results, shapes, train_classifier
 from rbc_train.data import CHULA, photographs_of
 from rbc_train.results import Section, Table
@@ -75,7 +76,10 @@ def look(checkpoint: Path, dataset: Path, data: Path, *, blocks: bool, fold: int
         ]
     probability = torch.cat(parts)[:, 2:].softmax(1).numpy().astype(np.float32)
     everyone = np.ones(len(asked), np.bool_)
-    return shapes.Seen(samples.shape[asked], probability, everyone, samples.view[asked], len(asked))
+    unmeasured = np.full((len(asked), morphology.N_SIGNS), np.nan, np.float32)
+    return shapes.Seen(
+        samples.shape[asked], probability, unmeasured, everyone, samples.view[asked], len(asked)
+    )
 
 
 def section(found: Mapping[str, Mapping[str, Any]], epochs: int) -> Section:

@@ -147,12 +147,12 @@ class Analyzer:
         edges = boxes.touches_edge(found.xyxy, field.width_px, field.height_px, used.cell_diameter_px)
         if view.lit is not None:
             edges |= surround.sides(found.xyxy / view.px, view.lit)
-        unmeasured = Morphology.unknown(len(found))
-        shape, shape_score, is_sure = self.classifier.shapes(scores.shape)
-        form = replace(unmeasured, shape=shape, shape_score=shape_score, shape_sure=is_sure)
         # The outline of a cell that lies over another, or is cut, is not its form.
         whole = (found.class_id == CellClass.RBC) & ~overlapping & ~edges.any(axis=1)
-        form = morphology.measured(form, view, found.xyxy, whole)
+        form = morphology.measured(Morphology.unknown(len(found)), view, found.xyxy, whole)
+        signs = morphology.signs(form, used.cell_diameter_px)
+        shape, shape_score, is_sure = self.classifier.shapes(self.classifier.informed(scores.shape, signs))
+        form = replace(form, shape=shape, shape_score=shape_score, shape_sure=is_sure)
         clock.lap("outline")
         cells = Cells(found, scores.overlap, overlapping, group, edges, form)
         if not (found.class_id == CellClass.RBC).any():

@@ -66,6 +66,9 @@ class Manifest:
     # score.
     refuse_threshold: float
     shapes: tuple[str, ...]  # names of shapes, in the order of the classifier's. None: it knows no shapes
+    # (S + signs + 1, S): for each shape the weights of the log probabilities of the S shapes, of the
+    # `morphology.signs` of a cell, and a constant. None: what is measured does not change its shape.
+    shape_weights: tuple[tuple[float, ...], ...]
     shape_threshold: float  # smallest probability of a shape that is not called unsure, 0..1
     normalisation: str  # what the networks do with pixel values, in words
     calibration: Mapping[str, Any]  # the images on which the int8 ranges were measured
@@ -271,7 +274,8 @@ def _parse(content: object, file: Path) -> Manifest:
     try:
         kinds = {"class_names": str, "score_threshold": float, "iou_threshold": float, "shapes": str}
         lists = {name: tuple(map(kind, content[name])) for name, kind in kinds.items()}
-        manifest = Manifest(**content | lists | {"files": dict(content["files"])})
+        weights = tuple(tuple(map(float, row)) for row in content["shape_weights"])
+        manifest = Manifest(**content | lists | {"files": dict(content["files"]), "shape_weights": weights})
         shares = (*manifest.score_threshold, *manifest.iou_threshold, manifest.iou_threshold_across)
         sound = (
             len(manifest.class_names) == len(manifest.score_threshold) == len(manifest.iou_threshold) == 3

@@ -9,7 +9,9 @@ import numpy as np
 from rbc_edge.errors import BundleError
 from rbc_edge.values import SHAPES, Bool, Float32, Int64, Shape, UInt8
 from rbc_edge.vision.bundle import CLASSIFIER, Bundle
+from rbc_edge.vision.morphology import N_SIGNS
 
+_LEAST_SHAPE_SCORE = 1e-6  # a probability of 0 has no logarithm
 _BATCH = 32  # crops in one run: bounds memory, and gives each thread a part of a large field
 
 
@@ -48,6 +50,10 @@ class Classifier:
             raise BundleError(what, "use the rbc-edge version that the bundle was made for")
         self._shape_numbers = np.array([SHAPES.index(Shape(s)) for s in bundle.manifest.shapes], np.int64)
         self._shape_threshold = bundle.manifest.shape_threshold
+        self._shape_weights = np.array(bundle.manifest.shape_weights, np.float32)
+        fits = self.n_shapes + N_SIGNS + 1, self.n_shapes
+        if self._shape_weights.size and self._shape_weights.shape != fits:
+            raise BundleError(f"{bundle.path}: the weights of shapes have another size than {fits}")
         self._outputs = ["overlap_score", "refuse_score", *["shape_score"][: self.n_shapes]]
         self._takes_sides = "sides" in {given.name for given in self._session.get_inputs()}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rbc-edge-crops") if threads > 1 else None
@@ -79,6 +85,27 @@ class Classifier:
     def overlap_score(self, crops: UInt8) -> Float32:
         """Returns only the overlap scores, float32 (N,), for boxes that are known to be red cells."""
         return self.scores(crops).overlap
+
+    def informed(self, shape_score: Float32, signs: Float32) -> Float32:
+        """Brings together what the network says of shapes and what was measured.
+
+        Args:
+            shape_score: float32 (N, S), as `scores` gives them.
+            signs: float32 (N, `morphology.N_SIGNS`). NaN: not measured, so nothing changes.
+
+        Returns:
+            float32 (N, S), probability of each shape.
+        """
+        is_known = ~np.isnan(shape_score).any(axis=1) & np.isfinite(signs).all(axis=1)
+        if not self._shape_weights.size or not is_known.any():
+            return shape_score
+        said = np.log(np.maximum(shape_score[is_known], _LEAST_SHAPE_SCORE))
+        columns = np.concatenate([said, signs[is_known], np.ones((len(said), 1), np.float32)], axis=1)
+        logits = columns @ self._shape_weights
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        known = shape_score.copy()
+        known[is_known] = odds / odds.sum(axis=1, keepdims=True)
+        return known
 
     def shapes(self, shape_score: Float32) -> tuple[Int64, Float32, Bool]:
         """Names the most probable shapes, from float32 (N, S) as `scores` gives them.

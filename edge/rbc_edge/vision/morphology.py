@@ -23,6 +23,9 @@ _LEAST_CONTRAST: Final = 8.0  # grey levels between glass and rim: less is no ou
 _LEAST: Final = 0.2  # of its box: a smaller outline is not that of the cell. Fragments fill little of theirs
 _OFF_CENTRE: Final = 8  # pixels of the window: an outline further off is another cell's
 _PALE: Final = 2 / 3  # of the absorbance of the rim: what absorbs less is pale
+_NO_PALLOR: Final = 0.02  # share of the area
+N_SIGNS: Final = 10
+"""What `signs` says of a cell."""
 _CORE: Final = np.ones((5, 5), np.uint8)  # the edge is blurred, not pale
 
 _Float64 = npt.NDArray[np.float64]
@@ -43,6 +46,24 @@ def measured(known: Morphology, view: preprocess.View, xyxy: Float32, wanted: Bo
         values[some] = _measure(green, xyxy[some] / view.px)
     values[:, 0] *= view.px[0] * view.px[1]
     return Morphology(known.shape, known.shape_score, known.shape_sure, *values.T.astype(np.float32))
+
+
+def signs(form: Morphology, cell_diameter_px: float) -> Float32:
+    """Returns what the measures say of the shape of N cells: float32 (N, `N_SIGNS`). NaN: not measured.
+
+    A crop is stretched to a square, so it does not show how long a cell is. Of the elliptocytes of experts,
+    95 in 100 are longer than 1.38 times their width, of normal cells 5 in 100 longer than 1.24.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        longer = np.log(form.aspect_ratio)
+        larger = np.log(form.area_px / np.float32(math.pi / 4 * cell_diameter_px**2))
+    pallor = form.pallor
+    unpaled = np.where(np.isnan(pallor), pallor, pallor < _NO_PALLOR)
+    columns = (
+        *(longer, longer**2, pallor, pallor**2, form.circularity, larger, larger**2, longer * larger),
+        *(unpaled, unpaled * larger),
+    )
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _measure(green: UInt8, boxes: Float32) -> _Float64:

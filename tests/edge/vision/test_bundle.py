@@ -137,6 +137,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "overlap threshold is null": {"overlap_threshold": None},
     "refuse threshold over 1": {"refuse_threshold": 1.01},
     "shape threshold over 1": {"shape_threshold": 1.01},
+    "a weight of shapes is text": {"shape_weights": [["long"]]},
     "refuse threshold is text": {"refuse_threshold": "never"},
     "overlap threshold is NaN": {"overlap_threshold": float("nan")},
     "no diameter": {"cell_diameter_px": 0},

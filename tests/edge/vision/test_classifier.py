@@ -8,10 +8,11 @@ import pytest
 
 from rbc_edge.errors import BundleError
 from rbc_edge.ops.synthetic import CREAM, draw_field
-from rbc_edge.values import SHAPES, Shape, UInt8
+from rbc_edge.values import SHAPES, Morphology, Shape, UInt8
 from rbc_edge.vision import preprocess
 from rbc_edge.vision.bundle import Bundle
 from rbc_edge.vision.classifier import Classifier
+from rbc_edge.vision.morphology import N_SIGNS, signs
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,44 @@ def test_a_cell_with_a_neighbour_scores_higher_than_one_alone(classifier: Classi
     )
     overlapping = np.concatenate([f.overlapping for f in fields])
     assert np.median(scores[overlapping]) > classifier.threshold > np.median(scores[~overlapping])
+
+
+def weighted(toy_bundle_path: Path) -> Classifier:
+    """The toy, with weights that call every cell an elliptocyte that is measured as twice as long as wide."""
+    weights = np.zeros((3 + N_SIGNS + 1, 3))
+    weights[:3] = np.eye(3)
+    weights[3, 1], weights[-1, 1] = 40.0, -20.0  # of log(length / width); at 1.65 nothing changes
+    opened = Bundle.open(toy_bundle_path)
+    manifest = replace(opened.manifest, shape_weights=tuple(map(tuple, weights.tolist())))
+    return Classifier(replace(opened, manifest=manifest), threads=1)
+
+
+def form(aspect_ratio: float) -> Morphology:
+    one = (np.full(1, v, np.float32) for v in (np.nan, 900.0, aspect_ratio, 0.9, 0.1))
+    score, *measures = one
+    return Morphology(np.zeros(1, np.int64), score, np.zeros(1, np.bool_), *measures)
+
+
+def test_what_is_measured_decides_with_the_network(toy_bundle_path: Path) -> None:
+    said = np.array([[0.5, 0.4, 0.1]], np.float32)
+    classifier = weighted(toy_bundle_path)
+    for aspect_ratio, shape in ((1.0, Shape.NORMAL), (2.0, Shape.ELLIPTOCYTE)):
+        known = classifier.informed(said, signs(form(aspect_ratio), 34.0))
+        assert known.sum() == pytest.approx(1)
+        assert SHAPES[classifier.shapes(known)[0][0]] is shape
+
+
+def test_what_is_not_measured_changes_nothing(classifier: Classifier, toy_bundle_path: Path) -> None:
+    said = np.array([[0.5, 0.4, 0.1], [np.nan] * 3], np.float32)
+    unmeasured = signs(Morphology.unknown(2), 34.0)
+    np.testing.assert_array_equal(weighted(toy_bundle_path).informed(said, unmeasured), said)
+    measured = np.repeat(signs(form(2.0), 34.0), 2, axis=0)
+    np.testing.assert_array_equal(classifier.informed(said, measured), said)  # a bundle without weights
+    assert np.isnan(weighted(toy_bundle_path).informed(said, measured)[1]).all()  # no red cell
+
+
+def test_weights_of_another_size_are_refused(toy_bundle_path: Path) -> None:
+    opened = Bundle.open(toy_bundle_path)
+    odd = replace(opened, manifest=replace(opened.manifest, shape_weights=((1.0,),)))
+    with pytest.raises(BundleError, match="weights of shapes"):
+        Classifier(odd, threads=1)
