@@ -204,6 +204,9 @@ def corrected(
         for i, name in shape.items():  # a person needs no probability to be sure
             numbers[i], score[i], is_sure[i] = SHAPES.index(Shape(name)), nan, True
         form = replace(form, shape=numbers, shape_score=score, shape_sure=is_sure)
+    if not (is_red := is_cell & (class_id == CellClass.RBC)).all():  # what is no red cell has no form
+        n = len(form)
+        form = Morphology.joined([form, Morphology.unknown(1)]).take(np.where(is_red, np.arange(n), n))
     reviews = [each for each in said if each.kind is Kind.REVIEWED and each.was == cells_id(cells)]
     return Corrected(
         cells,

@@ -24,7 +24,7 @@ from rbc_edge.store.corrections import (
 from rbc_edge.store.ledger import RECOUNT, Ledger
 from rbc_edge.store.rows import CONTENT, Status, checksum, decision_values, scale_values
 from rbc_edge.text import name_text
-from rbc_edge.values import Scale
+from rbc_edge.values import SHAPES, CellClass, Scale
 
 AGAIN: Final = "it was counted again or corrected elsewhere meanwhile: load the page again"
 MIN_SIDE_PX: Final = 3.0
@@ -127,6 +127,11 @@ def correct(
         raise UsageError(f"{what!r} is no kind of cell", f"one of {', '.join(LABELS)}")
     else:
         i = boxes.index(box)
+        is_red = cells.is_cell[i] and cells.cells.detections.class_id[i] == CellClass.RBC
+        if kind is Kind.SHAPE and (what not in SHAPES or not is_red):
+            raise UsageError(
+                f"{fov}: {what!r} is no shape, or the cell is no red cell", "only red cells have one"
+            )
         was = cells.label(i) if kind is Kind.LABEL else cells.shape.get(i, "")
         place = cells.place.get(i, boxes[i])  # so that all corrections of a cell have one place
     with ledger.database.change() as db:

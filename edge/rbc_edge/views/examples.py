@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
+from math import inf, isnan
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -34,11 +35,21 @@ class Example(NamedTuple):
     """A cell that is shown as an example of its shape."""
 
     shape: Shape
-    score: float
+    score: float  # NaN: a person said it
     is_sure: bool
     fov: str
     key: str
     box: tuple[float, float, float, float]
+
+    @property
+    def says(self) -> str:
+        """The probability, or that it is a person's word."""
+        return "corrected" if isnan(self.score) else f"{self.score:.2f}"
+
+    @property
+    def rank(self) -> float:
+        """Lowest first: the most certain, or the most doubtful. Nothing is surer than a person's word."""
+        return -inf if isnan(self.score) else -self.score if self.is_sure else self.score
 
 
 class Point(NamedTuple):
@@ -84,7 +95,7 @@ def of_slide(fields: Sequence[tuple[FieldRow, Cells]], known: Iterable[Shape]) -
             some = found.setdefault((each.shape, sure), [])
             some.append(each)
             # Most certain, or most doubtful, first. Only the best are kept.
-            some.sort(key=lambda e: (-e.score if e.is_sure else e.score, e.fov, e.box))
+            some.sort(key=lambda e: (e.rank, e.fov, e.box))
             del some[_SURE if sure else _DOUBTFUL :]
     examples = [e for s in SHAPES for sure in (True, False) for e in found.get((s, sure), ())]
     sizes, aspects, kinds = np.concatenate(area), np.concatenate(aspect), np.concatenate(shape)

@@ -363,7 +363,7 @@ class Overlays:
         for row in rows:
             path = paths[row.fov]
             # What of a picture does not come from the counts.
-            extra = (True,) if self.shapes else ()
+            extra = (row.analyzed_at,) if self.shapes else ()  # shapes are in no key
             said = threshold_texts(row.version.bundle_id, self.manifest)
             style = digest(_STYLE, self.longest_px, said, *extra)[:8]
             mark = f"{_MARK} {row_key(row, self.edges)} {style}"

@@ -222,7 +222,11 @@ class Reports:
         thresholds = {t for row in rows for t in threshold_texts(row.version.bundle_id, self.manifest)}
         return digest(
             *(_PAGE, __version__, self.edges, self.images, side_px, sorted(thresholds)),
-            *((row_key(r, self.edges), r.status, r.message, r.captured_at, path_text(r.path)) for r in rows),
+            *(
+                # The time of the count, because forms are in no key, and the page says it.
+                (row_key(r, self.edges), r.status, r.message, r.captured_at, r.analyzed_at, path_text(r.path))
+                for r in rows
+            ),
             *((field.number, field.overlay, field.row.path.exists()) for field in shown),
         )
 

@@ -365,7 +365,7 @@ CELL_TABLE: Final = Table[_Cell](
     (
         "shape",
         lambda c: "" if c.shape < 0 else SHAPES[c.shape],
-        "most probable shape of a red cell. Empty where the bundle names no shapes",
+        "most probable shape of a red cell. Empty where the bundle names no shapes or did not see a red cell",
     ),
     ("shape_score", lambda c: _number(c.shape_score, 4), "probability of this shape, 0 to 1"),
     (

@@ -29,6 +29,7 @@ from rbc_edge.values import (
     FovResult,
     InboxFile,
     Label,
+    Morphology,
     Scale,
     ScaleSource,
 )
@@ -152,6 +153,24 @@ def test_tables_show_corrected_counts_and_the_models_own_labels(desk: Desk) -> N
     assert len(next(desk.ledger.reader.cells("s"))[1]) == 4  # pictures show what is counted
 
 
+def test_what_is_no_red_cell_has_no_form(desk: Desk) -> None:
+    columns = (np.full(len(BOXES), x, np.float32) for x in (0.9, 1200.0, 1.1, 0.98, 0.1))
+    form = Morphology(np.zeros(len(BOXES), np.int64), next(columns), np.ones(len(BOXES), np.bool_), *columns)
+    inside = np.zeros((len(BOXES), 4), np.bool_)
+    desk.count(replace(some_cells(BOXES), morphology=form, touches_edge=inside), bundle="b2")
+    desk.say(0, NOT_A_CELL)
+    desk.say(1, Label.WBC)
+    desk.say(2, "target", Kind.SHAPE)
+    white = desk.say(2, Label.PLATELET)
+    names = ("shape", "shape_judged", "area_px", "pallor")
+    nothing = [""] * len(names)
+    shown = [[row[name] for name in names] for row in desk.table("cells/s.csv")]
+    assert shown == [nothing, nothing, nothing, ["normal", "yes", "1200.0", "0.100"]]
+    assert {row["n_judged"] for row in desk.table("shapes/s.csv")} == {"1"}  # as `cells/` says
+    undo(desk.ledger, white.key, who="", at=LATER)
+    assert [row["shape"] for row in desk.table("cells/s.csv")] == ["", "", "target", "normal"]
+
+
 def test_corrections_survive_another_bundle_by_their_place(desk: Desk) -> None:
     desk.say(0, Label.RBC_OVERLAPPING)
     desk.say(3, NOT_A_CELL)
@@ -204,10 +223,14 @@ def test_everything_can_be_undone_and_nothing_is_deleted(desk: Desk) -> None:
 
 def test_what_cannot_be_is_refused_with_advice(desk: Desk) -> None:
     cell = tuple(BOXES[0])
+    desk.say(1, Label.PLATELET)
     for kind, what, box in (
         (Kind.LABEL, "rbc", cell),
         (Kind.LABEL, Label.WBC, (1.0, 10.0, 40.0, 50.0)),
         (Kind.LABEL, Label.WBC, None),
+        (Kind.SHAPE, "bogus", cell),
+        (Kind.SHAPE, "", cell),
+        (Kind.SHAPE, "target", tuple(BOXES[1])),
         (Kind.ADDED, NOT_A_CELL, (200.0, 200.0, 240.0, 240.0)),
         (Kind.ADDED, Label.WBC, (600.0, 200.0, 641.0, 240.0)),
         (Kind.ADDED, Label.WBC, (240.0, 200.0, 200.0, 240.0)),
@@ -225,7 +248,7 @@ def test_what_cannot_be_is_refused_with_advice(desk: Desk) -> None:
     decide(desk.ledger, "s", ["a"], Status.EXCLUDED)
     with pytest.raises(UsageError, match="not counted"):
         desk.correct(Kind.REVIEWED)
-    assert desk.ledger.reader.corrections(undone=True) == {}
+    assert sum(map(len, desk.ledger.reader.corrections(undone=True).values())) == 1  # the platelet
 
 
 def test_an_excluded_field_keeps_its_corrections(desk: Desk) -> None:

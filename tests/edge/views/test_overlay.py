@@ -191,13 +191,22 @@ class Desk:
         self.out.mkdir()
         self.ledger = Ledger(self.out)
 
-    def count(self, slide_id: str, fov: str, n: int, *, seed: int = 0, bundle_id: str = "b1") -> Path:
+    def count(
+        self,
+        slide_id: str,
+        fov: str,
+        n: int,
+        *,
+        seed: int = 0,
+        bundle_id: str = "b1",
+        at: str = "2026-01-01T00:00:00Z",
+    ) -> Path:
         path = self.camera / slide_id / f"{fov}.png"
         write_disks(path, n, seed=seed)
         field = load_field(path, slide_id, fov)
         result = StandIn().analyze(field, Scale(40.0, ScaleSource.SLIDE))
         look = Look(InboxFile(path, slide_id, fov, 1, 1), field.sha256, result=result)
-        self.ledger.record(look, Version(bundle_id, "x"), "2026-01-01T00:00:00Z")
+        self.ledger.record(look, Version(bundle_id, "x"), at, force=True)
         return path
 
     def move(self, path: Path, slide_id: str) -> None:
@@ -277,6 +286,21 @@ def test_a_picture_is_drawn_again_when_its_counts_change_and_only_then(desk: Des
     assert after["s/b_overlay.jpg"] != before["s/b_overlay.jpg"]
     desk.draw(edges=EdgeRule.INSIDE)
     assert desk.files()["s/a_overlay.jpg"] != after["s/a_overlay.jpg"]
+
+
+def test_a_picture_with_letters_is_drawn_again_with_each_new_count(desk: Desk) -> None:
+    desk.count("s", "a", 5)
+    seen = []
+    for at, letters in (
+        ("2026-01-01", True),
+        ("2026-01-02", True),
+        ("2026-01-02", False),
+        ("2026-01-03", False),
+    ):
+        desk.count("s", "a", 5, at=f"{at}T00:00:00Z")  # the same cells: only their shapes may differ
+        desk.draw(shapes=letters)
+        seen.append(desk.files()["s/a_overlay.jpg"])
+    assert seen[0] != seen[1] != seen[2] == seen[3]
 
 
 def test_a_picture_that_was_cut_short_is_drawn_again(desk: Desk) -> None:

@@ -145,6 +145,8 @@ class Desk:
         flags: tuple[str, ...] = (),
         captured_at: str = "",
         morphology: Morphology | None = None,
+        *,
+        at: str = "2026-11-23T11:00:00Z",
     ) -> None:
         overlapping = np.arange(n) < n_overlapping
         start = (np.arange(n, dtype=np.float32) * 7)[:, None]
@@ -162,18 +164,21 @@ class Desk:
         )
         scale = Scale(40.0, ScaleSource.SLIDE) if n else Scale(nan, ScaleSource.NONE)
         result = FovResult(360, 240, scale, cells, flags)
-        self.record(slide_id, fov, path, sha256=sha256, captured_at=captured_at, result=result)
+        self.record(slide_id, fov, path, at=at, sha256=sha256, captured_at=captured_at, result=result)
 
     def failed(self, slide_id: str, fov: str, path: Path = Path("/camera/x.png")) -> None:
         message = f"{path}: the image is cut short (copy it again)"
         self.record(slide_id, fov, path, sha256=f"sha of {fov}", failure="truncated", message=message)
 
-    def record(self, slide_id: str, fov: str, path: Path, **look: object) -> None:
+    def record(
+        self, slide_id: str, fov: str, path: Path, *, at: str = "2026-11-23T11:00:00Z", **look: object
+    ) -> None:
         file = InboxFile(path, slide_id, fov, 1, 1)
         self.ledger.record(
             Look(file, elapsed_ms=12.0, **look),  # type: ignore[arg-type]
             Version("b1", "x"),
-            "2026-11-23T11:00:00Z",
+            at,
+            force=True,
         )
 
     def reports(self, **options: object) -> Reports:
@@ -556,6 +561,25 @@ def test_sizes_and_shapes_with_examples(desk: Desk) -> None:
     desk.ok("s", "b", 4, 2)
     again = desk.page()
     assert [p["src"] for p in again.pictures() if "in a" in p["alt"]] == before
+
+
+def test_a_shape_that_a_person_said_is_the_most_certain_and_has_no_probability(desk: Desk) -> None:
+    form = shaped(*[Shape.TARGET] * 6)
+    form.shape_score[:] = 0.9, 0.8, 0.7, 0.6, 0.95, nan
+    form.shape_sure[:] = True
+    desk.ok("s", "a", 6, 0, morphology=form)
+    examples = [p["alt"] for p in desk.page().pictures() if "target" in p["alt"]]
+    assert examples == [f"target cell, {score}, in a" for score in ("corrected", "0.95", "0.90", "0.80")]
+
+
+def test_a_page_follows_where_the_same_bundle_counts_again_and_only_forms_differ(desk: Desk) -> None:
+    path = desk.ok("s", "a", 4, 0, morphology=shaped(*[Shape.TARGET] * 4))
+    assert "target cell Ta" in desk.page().text
+    field = load_field(path, "s", "a")
+    later = "2026-11-23T11:30:00Z"
+    desk.count("s", "a", path, field.sha256, 4, 0, morphology=shaped(*[Shape.BURR] * 4), at=later)
+    page = desk.page()
+    assert "echinocyte Bu" in page.text and later in page.text
 
 
 def test_an_unfamiliar_slide_has_its_shares_in_grey_with_the_reason(desk: Desk) -> None:
