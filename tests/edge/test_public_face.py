@@ -42,7 +42,10 @@ def test_no_module_changes_the_host_program() -> None:
         "names = [m.name for m in pkgutil.walk_packages(rbc_edge.__path__, 'rbc_edge.')]\n"
         "for name in names:\n"
         "    if not name.endswith('__main__'):\n"
-        "        importlib.import_module(name)\n"
+        "        try:\n"
+        "            importlib.import_module(name)\n"
+        "        except ModuleNotFoundError as error:\n"
+        "            assert error.name.partition('.')[0] in ('starlette', 'uvicorn')\n"  # an extra
         "assert state() == before, (state(), before)\n"
         "print(len(names))\n"
     )
