@@ -14,6 +14,7 @@ import numpy as np
 from rbc_edge.values import SHAPES, Bool, CellClass, Float32, Int64, Scale, ScaleSource, Shape
 from rbc_edge.vision import morphology, preprocess
 from rbc_edge.vision.analyzer import Analyzer
+from rbc_edge.vision.classifier import shape_columns
 from rbc_train import metrics
 from rbc_train.data import Photograph
 from rbc_train.metrics import Float64
@@ -145,7 +146,6 @@ def slope(seen: Seen) -> float:
 
 
 _DECAY: Final = 1e-4
-_LEAST_SCORE: Final = 1e-6
 
 
 def at_some_scales(analyzer: Analyzer, photographs: Sequence[Photograph]) -> Seen:
@@ -179,10 +179,10 @@ def weights(seen: Seen) -> tuple[tuple[float, ...], ...]:
     is_known = seen.judged & np.isfinite(seen.signs).all(axis=1)
     if is_known.sum() < _FEW:
         return ()
-    said = np.log(np.maximum(seen.probability[is_known].astype(np.float64), _LEAST_SCORE))
-    columns = np.concatenate([said, seen.signs[is_known].astype(np.float64)], axis=1)
+    x = shape_columns(seen.probability[is_known], seen.signs[is_known]).astype(np.float64)
+    columns = x[:, :-1]  # the last is the constant
     mean, spread = columns.mean(axis=0), np.maximum(columns.std(axis=0), 1e-6)
-    x = np.concatenate([(columns - mean) / spread, np.ones((len(columns), 1))], axis=1)
+    x[:, :-1] = (columns - mean) / spread
     own = _fitted(x, seen.truth[is_known], start=spread[: len(SHAPES)])
     plain = own[:-1] / spread[:, None]
     constant = own[-1] - mean @ plain

@@ -32,6 +32,16 @@ class CropScores(NamedTuple):
         return cls(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
+def shape_columns(shape_score: Float32, signs: Float32) -> Float32:
+    """Returns what a manifest's `shape_weights` are for, at the station as in training.
+
+    Of scores float32 (N, S) and signs float32 (N, `morphology.N_SIGNS`): float32 (N, S + signs + 1), log
+    probabilities, signs, and 1.
+    """
+    said = np.log(np.maximum(shape_score, _LEAST_SHAPE_SCORE))
+    return np.concatenate([said, signs, np.ones((len(said), 1), np.float32)], axis=1)
+
+
 class Classifier:
     """The CNN of a bundle (`file`: int8 or fp32) that judges the detector's red cells, on the CPU.
 
@@ -99,9 +109,7 @@ class Classifier:
         is_known = ~np.isnan(shape_score).any(axis=1) & np.isfinite(signs).all(axis=1)
         if not self._shape_weights.size or not is_known.any():
             return shape_score
-        said = np.log(np.maximum(shape_score[is_known], _LEAST_SHAPE_SCORE))
-        columns = np.concatenate([said, signs[is_known], np.ones((len(said), 1), np.float32)], axis=1)
-        logits = columns @ self._shape_weights
+        logits = shape_columns(shape_score[is_known], signs[is_known]) @ self._shape_weights
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         known = shape_score.copy()
         known[is_known] = odds / odds.sum(axis=1, keepdims=True)
